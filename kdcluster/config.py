@@ -1,0 +1,254 @@
+"""The experiment file's fields: what each means, its unit, its default, and whether it decides the numbers.
+
+Frozen pydantic models; `kdcluster schema` prints this file. A field that is `hashed` enters the run's id
+(see plan.py), one that is not says only where and how a run is done.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+DATASETS = {"cifar100": (100, 3), "cifar10": (10, 3), "mnist5k": (10, 1)}
+"""Built-in data sets: number of classes, colour channels. An `image_folder` has what its folders say, in RGB."""
+
+
+def field(meaning: str, default: Any = ..., *, unit: str = "", hashed: bool = True, **limits: Any) -> Any:
+    """A documented field; `limits` are pydantic's (ge, gt, le, lt, min_length …)."""
+    return Field(default, description=meaning, json_schema_extra={"unit": unit, "hashed": hashed}, **limits)
+
+
+class Block(BaseModel):
+    """A mapping in the experiment file: unknown keys refused, no silent conversions, nothing infinite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Augment(Block):
+    """Random views of the training images, made in batches on the device."""
+
+    pad: int = field("Random crop after padding every side with zeros; 0 is off.", 4, unit="pixels", ge=0, le=512)
+    flip: bool = field("Mirror left and right with probability one half.", True)
+
+
+class Data(Block):
+    """The images: where they come from, how they are viewed."""
+
+    name: Literal["cifar100", "cifar10", "mnist5k", "image_folder"] = field(
+        "The data set. cifar100 and cifar10 are downloaded once; mnist5k is 5,000 real MNIST digits from the "
+        "`demo` extra; image_folder reads `path`."
+    )
+    path: str | None = field(
+        "image_folder only: a folder with train/<class>/ and test/<class>/; relative to this file.",
+        None,
+        hashed=False,
+    )
+    image_size: int | None = field(
+        "image_folder only: side of the square at which images are stored. null: the size that all images "
+        "share, or 224 where they differ. An image of another size is resized by its shorter side, then "
+        "cropped at the centre.",
+        None,
+        unit="pixels",
+        ge=1,
+    )
+    val_fraction: float = field(
+        "Share of the training images held out for validation; 0 selects the best epoch on test.",
+        0.0,
+        ge=0.0,
+        lt=1.0,
+    )
+    augment: Augment = field("Random views of the training images.", Augment())
+    view_seed: int = field("Seed of the views; all runs of an experiment see the same views.", 0, ge=0, lt=2**31)
+
+
+class Model(Block):
+    """A timm model and its start weights."""
+
+    model: str = field("timm name; with its tag where `pretrained: true` (resnet18.a1_in1k).", min_length=1)
+    pretrained: bool | str = field(
+        "Start weights: true (timm's, by tag), false (random), or a file relative to this one (safetensors, or "
+        "a torch file of weights). A head of another size is replaced; anything else must fit.",
+        False,
+    )
+    image_size: int | None = field(
+        "Side at which this model sees the images; null: the size of its pretrained_cfg.", None, unit="pixels", ge=1
+    )
+    model_args: dict[str, Any] = field("Keyword arguments passed to timm.create_model.", {})
+
+
+class Train(Block):
+    """How a model is trained."""
+
+    epochs: int = field("Passes over the training images.", 10, ge=1)
+    batch_size: int = field(
+        "Images per optimizer step, over all processes and micro-batches; an epoch's incomplete last batch is "
+        "left out.",
+        128,
+        unit="images",
+        ge=1,
+    )
+    optimizer: Literal["adamw", "sgd"] = field("Optimizer (torch's, fused); sgd has Nesterov momentum 0.9.", "adamw")
+    lr: float = field("Peak learning rate.", 3e-4, gt=0.0)
+    schedule: Literal["constant", "cosine"] = field("Learning rate after the warm-up.", "constant")
+    warmup_epochs: float = field("Linear warm-up of the learning rate from 0.", 0.0, unit="epochs", ge=0.0)
+    weight_decay: float = field("Decoupled weight decay; biases and norms are left out.", 0.01, ge=0.0)
+    label_smoothing: float = field("Label smoothing of the cross-entropy.", 0.0, ge=0.0, lt=1.0)
+    grad_clip: float | None = field("Largest gradient norm; null: no clipping.", None, gt=0.0)
+    ema_decay: float | None = field(
+        "Exponential moving average of the weights, which is then evaluated and kept; null: none.",
+        None,
+        gt=0.0,
+        lt=1.0,
+    )
+    amp: Literal["bf16", "none"] = field("Autocast of the forward passes; the loss is always float32.", "bf16")
+    channels_last: bool = field("NHWC memory layout, faster for CNNs.", True, hashed=False)
+    compile: bool = field("torch.compile for student and teacher.", False, hashed=False)
+    micro_batch: int | None = field(
+        "Most images that one process takes through the model at once; null: its whole share. Less memory, "
+        "same gradient (but for BatchNorm).",
+        None,
+        unit="images",
+        hashed=False,
+        ge=1,
+    )
+
+
+def _none_word(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+class Teacher(Model):
+    """The model that is distilled; trained once, shared by everything that needs it."""
+
+    seed: int = field("The teacher's own seed; `seeds` multiply the students only.", 0, ge=0, lt=2**31)
+    min_top1: float | None = field(
+        "Gate: students are not distilled from a teacher below this test accuracy.",
+        None,
+        unit="percent",
+        hashed=False,
+        ge=0.0,
+        le=100.0,
+    )
+    train: Annotated[Train | None, BeforeValidator(_none_word)] = Field(
+        Train(),
+        description="What differs from the experiment's `train`; `none` takes the weights as they are and only "
+        "evaluates them.",
+        json_schema_extra={"anyOf": [{"$ref": "#/$defs/Train"}, {"const": "none"}], "unit": "", "hashed": True},
+    )
+
+
+class Student(Model):
+    """The small model; baseline and distilled runs differ in the loss alone."""
+
+
+class Distill(Block):
+    """loss = (1 - alpha) · CE + alpha · T² · KL(teacher ‖ student)."""
+
+    alpha: float = field("Weight of the teacher's term; 0 is the baseline.", 0.5, ge=0.0, le=1.0)
+    temperature: float = field("T: softens both distributions.", 4.0, gt=0.0)
+
+
+class Resources(Block):
+    """Where each training run runs; decides no number."""
+
+    device: Literal["auto", "cpu", "cuda"] = field(
+        "auto: GPUs where this machine has some, else the CPU. cuda without a GPU is an error.", "auto", hashed=False
+    )
+    gpus: int | None = field("GPUs of each training run, one process each; null: 1.", None, hashed=False, ge=1)
+    procs: int | None = field("Processes of each training run on the CPU; null: 1.", None, hashed=False, ge=1)
+    threads: int | None = field(
+        "CPU threads of each CPU process; null: the cores shared out over the processes. Runs that leave cores "
+        "free run side by side.",
+        None,
+        hashed=False,
+        ge=1,
+    )
+
+
+class Reference(Block):
+    """Published figures, shown in a column of their own."""
+
+    teacher: float | None = field("Published test accuracy.", None, unit="percent", hashed=False, ge=0.0, le=100.0)
+    baseline: float | None = field("Published test accuracy.", None, unit="percent", hashed=False, ge=0.0, le=100.0)
+    distilled: float | None = field("Published test accuracy.", None, unit="percent", hashed=False, ge=0.0, le=100.0)
+
+
+class Experiment(Block):
+    """One experiment file: a teacher, a student, and how they are trained and compared."""
+
+    data: Data = field("The images.")
+    teacher: Teacher = field("The big model.")
+    student: Student = field("The small model.")
+    distill: Distill = field("The distillation loss.", Distill())
+    train: Train = field("How teacher and students are trained.", Train())
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field(
+        "One baseline and one distilled run for each.", (0,), min_length=1, strict=False
+    )
+    variant: str = field("Free text; another text makes other student runs of the same settings.", "")
+    resources: Resources = field("Where each run runs.", Resources(), hashed=False)
+    imports: tuple[str, ...] = field(
+        "Python files that register timm models; relative to this file. Their content enters the id.",
+        (),
+        strict=False,
+    )
+    reference: Reference = field("Published figures.", Reference(), hashed=False)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("each seed may stand only once")
+        return seeds
+
+    def teacher_train(self) -> Train | None:
+        """The teacher's training settings: the experiment's, with the teacher's own on top; None: evaluate only."""
+        own = self.teacher.train
+        if own is None:
+            return None
+        return self.train.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
+
+    def contradictions(self) -> list[tuple[tuple[str, ...], str]]:
+        """What no single field can know: (dotted key, what is wrong)."""
+        found: list[tuple[tuple[str, ...], str]] = []
+        folder = self.data.name == "image_folder"
+        if folder and self.data.path is None:
+            found.append((("data", "path"), "an image_folder needs a path"))
+        if not folder:
+            found += [
+                (("data", key), f"is for image_folder only; {self.data.name} has its own")
+                for key in ("path", "image_size")
+                if getattr(self.data, key) is not None
+            ]
+        for role in ("teacher", "student"):
+            found += [((role, *key), what) for key, what in self._model_contradictions(getattr(self, role))]
+        if self.teacher.train is None and self.teacher.pretrained is False:
+            found.append((("teacher", "train"), "none needs weights: set teacher.pretrained to true or a file"))
+        for key, train in (("train",), self.train), (("teacher", "train"), self.teacher_train()):
+            if train is not None and train.warmup_epochs >= train.epochs and train.warmup_epochs > 0:
+                where = (*key, "warmup_epochs")
+                found.append((where, f"{train.warmup_epochs:g} epochs of warm-up leave none of {train.epochs}"))
+        resources = self.resources
+        if resources.gpus is not None and (resources.procs is not None or resources.device == "cpu"):
+            found.append((("resources", "gpus"), "gpus and CPU processes exclude each other; set one of them"))
+        if resources.device == "cuda" and resources.procs is not None:
+            found.append((("resources", "procs"), "procs are CPU processes; with device cuda set gpus"))
+        return found
+
+    def _model_contradictions(self, model: Model) -> list[tuple[tuple[str, ...], str]]:
+        found: list[tuple[tuple[str, ...], str]] = []
+        if model.pretrained is True and "." not in model.model:
+            what = "pretrained: true needs the tag of the weights in the name, as in resnet18.a1_in1k"
+            found.append((("model",), what))
+        for key, reason in _OURS.items():
+            if key in model.model_args:
+                found.append((("model_args", key), reason))
+        return found
+
+
+_OURS = {
+    "pretrained": "set `pretrained` beside model_args instead",
+    "img_size": "set `image_size` beside model_args instead",
+    "in_chans": "the colour channels follow from the data set: leave it out",
+    "num_classes": "the class count follows from the data set: leave it out",
+}

@@ -1,0 +1,99 @@
+"""Small things about files that both halves need: safe writes, digests, and where the shipped files lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
+
+
+def shipped(relative: str) -> Path:
+    """Where `jobs/…`, `configs/…` or `slurm/…` lie: inside the package (wheel) or beside it (checkout)."""
+    package = Path(__file__).resolve().parent
+    inside = package / relative
+    return inside if inside.exists() else package.parent / relative
+
+
+def write_aside(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part: aside, synced, renamed."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".aside")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_aside` for one JSON document."""
+    write_aside(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The document in `path`, or None where there is none (yet)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content; remembered by path, size and mtime, since weights are large.
+
+    The memory lies in the user's cache folder and is only ever a shortcut: where it cannot be written, the
+    file is read again next time.
+    """
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    cache = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.digest"
+    if cache.is_file() and len(known := cache.read_text()) == 64:
+        return known
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(cache, digest)
+    except OSError:
+        pass  # a read-only home is no reason to refuse a plan
+    return digest
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "kdcluster" / "digests"
+
+
+def folder_classes(folder: Path) -> list[str]:
+    """The class names of one split of an image folder: its sub-folders, sorted."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def folder_images(folder: Path) -> list[tuple[str, int]]:
+    """Every image below `folder` as (relative path, size in bytes), sorted by path."""
+    found: list[tuple[str, int]] = []
+    for base, folders, names in os.walk(folder):
+        folders.sort()
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                path = Path(base) / name
+                found.append((path.relative_to(folder).as_posix(), path.stat().st_size))
+    return sorted(found)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and sizes of all images of an image folder (train/ and test/)."""
+    digest = hashlib.sha256()
+    for name, size in folder_images(folder):
+        digest.update(f"{name}\0{size}\n".encode())
+    return digest.hexdigest()

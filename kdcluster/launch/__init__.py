@@ -1,0 +1,1 @@
+"""Runs to commands, and commands to processes; never imports torch."""

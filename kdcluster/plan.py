@@ -1,0 +1,216 @@
+"""Experiments to the DAG of training runs, and each run's content-addressed id. Pure.
+
+A run id is `<role>-<model>-s<seed>-<hash8>`. The hash covers what decides the numbers, and of that only what
+differs from its default, so that a default written out, a new field or another order of keys moves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdcluster import configfile
+from kdcluster.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
+from kdcluster.configfile import LoadedExperiment
+from kdcluster.errors import ConfigError
+
+RECIPE = 1
+"""Raised by hand when the trainer's numerics or a default change: runs made before are then other runs."""
+
+Role = Literal["teacher", "baseline", "distilled"]
+ROLES: tuple[Role, ...] = ("teacher", "baseline", "distilled")
+
+
+class TeacherRef(BaseModel):
+    """The run whose best weights a student is distilled from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    id: str
+    model: Model
+    min_top1: float | None
+
+
+class Run(BaseModel):
+    """One training run, fully resolved: all that a trainer needs to know, written to the run's config.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    id: str
+    hash: str
+    recipe: int
+    role: Role
+    seed: int
+    model: Model
+    data: Data
+    num_classes: int
+    channels: int
+    train: Train | None
+    distill: Distill | None
+    teacher: TeacherRef | None
+    variant: str
+    imports: tuple[str, ...]
+    digests: dict[str, str]
+    resources: Resources
+
+    @property
+    def needs(self) -> list[str]:
+        """Ids of the runs that must be done before this one starts."""
+        return [self.teacher.id] if self.teacher else []
+
+    @property
+    def amp(self) -> str:
+        """Autocast type; a model that is only evaluated runs in float32."""
+        return self.train.amp if self.train else "none"
+
+    def to_yaml(self) -> str:
+        """The run's config.yaml."""
+        return configfile.dump(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Run:
+        """Read a run's config.yaml.
+
+        Raises:
+            ConfigError: it is not one, or was written by another version.
+        """
+        try:
+            return cls.model_validate(configfile.parse(path.read_text(encoding="utf-8")), strict=False)
+        except ValidationError as error:
+            raise ConfigError(f"{path}: not a run's configuration of this version: {error}") from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs in an order in which each comes after what it needs, and which experiment wants which."""
+
+    runs: tuple[Run, ...]
+    wanted: Mapping[str, Mapping[Role, tuple[str, ...]]]
+    experiments: Mapping[str, Experiment] = field(repr=False)
+
+    def __getitem__(self, run_id: str) -> Run:
+        return next(run for run in self.runs if run.id == run_id)
+
+    def experiments_of(self, run_id: str) -> list[str]:
+        """Names of the experiments that want a run."""
+        return [name for name, roles in self.wanted.items() if any(run_id in ids for ids in roles.values())]
+
+    def only(self, roles: Sequence[str]) -> Plan:
+        """The plan cut down to some roles and what they need."""
+        kept = {run.id for run in self.runs if run.role in roles}
+        kept |= {need for run in self.runs if run.id in kept for need in run.needs}
+        return Plan(tuple(run for run in self.runs if run.id in kept), self.wanted, self.experiments)
+
+
+def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
+    """The DAG of runs of one or more experiments; equal runs are one run.
+
+    Raises:
+        ConfigError: two different runs have the same id (eight equal digits of different hashes).
+    """
+    runs: dict[str, Run] = {}
+    wanted: dict[str, Mapping[Role, tuple[str, ...]]] = {}
+    experiments: dict[str, Experiment] = {}
+    for experiment in loaded:
+        ours = _runs_of(experiment)
+        for run in (run for role in ROLES for run in ours[role]):
+            if runs.setdefault(run.id, run).hash != run.hash:
+                raise ConfigError(f"two different runs have the id {run.id}; set `variant` in one of them")
+        wanted[experiment.name] = {role: tuple(run.id for run in ours[role]) for role in ROLES}
+        experiments[experiment.name] = experiment.config
+    ordered = sorted(runs.values(), key=lambda run: run.role != "teacher")
+    return Plan(tuple(ordered), wanted, experiments)
+
+
+def _runs_of(loaded: LoadedExperiment) -> dict[Role, list[Run]]:
+    config = loaded.config
+    teacher = _run(loaded, "teacher", config.teacher.seed, config.teacher, config.teacher_train())
+    ref = TeacherRef(id=teacher.id, model=teacher.model, min_top1=config.teacher.min_top1)
+    baseline = [_run(loaded, "baseline", seed, config.student, config.train) for seed in config.seeds]
+    if config.distill.alpha == 0:
+        distilled = baseline  # the teacher's term has no weight: the same numbers, hence the same runs
+    else:
+        distilled = [
+            _run(loaded, "distilled", seed, config.student, config.train, config.distill, ref, teacher.hash)
+            for seed in config.seeds
+        ]
+    return {"teacher": [teacher], "baseline": baseline, "distilled": distilled}
+
+
+def _run(
+    loaded: LoadedExperiment,
+    role: Role,
+    seed: int,
+    model: Model,
+    train: Train | None,
+    distill: Distill | None = None,
+    teacher: TeacherRef | None = None,
+    teacher_hash: str | None = None,
+) -> Run:
+    config = loaded.config
+    variant = "" if role == "teacher" else config.variant
+    model = Model(**{name: getattr(model, name) for name in Model.model_fields})
+    identity = {
+        "recipe": RECIPE,
+        "seed": seed,
+        "model": _model_identity(model, loaded.digests),
+        "data": changed(config.data),
+        "folder": loaded.digests.get(config.data.path or ""),
+        "train": "none" if train is None else changed(train),
+        "distill": None if distill is None else {**changed(distill), "teacher": teacher_hash},
+        "variant": variant or None,
+        "imports": [loaded.digests[path] for path in config.imports] or None,
+    }
+    digest = _hash({key: value for key, value in identity.items() if value is not None})
+    name = re.sub(r"[^a-z0-9_]+", "_", model.model.split(".")[0].lower())
+    return Run(
+        id=f"{role}-{name}-s{seed}-{digest[:8]}",
+        hash=digest,
+        recipe=RECIPE,
+        role=role,
+        seed=seed,
+        model=model,
+        data=config.data,
+        num_classes=loaded.num_classes,
+        channels=DATASETS.get(config.data.name, (0, 3))[1],
+        train=train,
+        distill=distill,
+        teacher=teacher,
+        variant=variant,
+        imports=config.imports,
+        digests=dict(loaded.digests),
+        resources=config.resources,
+    )
+
+
+def _model_identity(model: Model, digests: Mapping[str, str]) -> dict[str, Any]:
+    identity = changed(model)
+    if isinstance(model.pretrained, str):
+        identity["pretrained"] = digests[model.pretrained]
+    return identity
+
+
+def changed(block: BaseModel) -> dict[str, Any]:
+    """The hashed fields of a block whose value is not the default."""
+    found: dict[str, Any] = {}
+    for name, info in type(block).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and not extra.get("hashed", True):
+            continue
+        value = getattr(block, name)
+        if isinstance(value, BaseModel):
+            if inner := changed(value):
+                found[name] = inner
+        elif value != info.default:
+            found[name] = value
+    return found
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""TensorBoard event files to the results table; never imports torch."""

@@ -1,0 +1,180 @@
+"""A run directory: the one place where launching, training and results meet.
+
+    runs/<id>/config.yaml            the resolved run (plan.Run)
+              attempts/<n>/          one for each start: start.json agent.json outcome.json trainer.json heartbeat.json
+                                     torchrun.log rank<r>.log failure-rank<r>.json code.diff
+              events/                TensorBoard files of all attempts, written by rank 0
+              last.safetensors  best.safetensors
+              result.json            written once, at the end
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kdcluster.errors import ConfigError, NotFound
+from kdcluster.files import read_json, write_aside, write_json
+from kdcluster.plan import Run
+
+ATTEMPT_VARIABLE = "KDCLUSTER_ATTEMPT"
+"""Environment variable that tells a trainer which attempt it is; unset in a debug run."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """`attempts/<n>/<name>.json`, empty where it has not been written."""
+        return read_json(self.path / f"{name}.json") or {}
+
+    def write(self, name: str, values: dict[str, Any]) -> None:
+        """Write `attempts/<n>/<name>.json` atomically."""
+        write_json(self.path / f"{name}.json", values)
+
+    def log(self, rank: int | None = None) -> Path:
+        """A rank's log; None: torchrun's own."""
+        return self.path / ("torchrun.log" if rank is None else f"rank{rank}.log")
+
+    def logs(self) -> list[tuple[str, Path]]:
+        """Every log of this attempt as (label, path): torchrun's first, then the ranks in order."""
+        ranks = sorted((int(p.stem[4:]), p) for p in self.path.glob("rank*.log"))
+        return [("torchrun", self.log()), *((f"rank {rank}", path) for rank, path in ranks)]
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The failure files that ranks left, by rank."""
+        found = [read_json(path) for path in self.path.glob("failure-rank*.json")]
+        return sorted((f for f in found if f), key=lambda failure: failure["rank"])
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and records of one run; reading never creates anything."""
+
+    root: Path
+    id: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.id
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events"
+
+    @property
+    def lock(self) -> FileLock:
+        """Held by rank 0 for the whole training."""
+        return FileLock(self.path / "trainer.lock", fallback_to_soft=False)
+
+    def weights(self, which: str) -> Path:
+        """`last` or `best` weights."""
+        return self.path / f"{which}.safetensors"
+
+    def load(self) -> Run:
+        """The run as its directory has it."""
+        return Run.from_yaml(self.config)
+
+    def prepare(self, run: Run) -> None:
+        """Write the resolved configuration; what is not in the hash (micro-batch, resources) may change.
+
+        Raises:
+            ConfigError: another run with the same id lies here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config.exists() and self.load().hash != run.hash:
+            raise ConfigError(f"{self.path} holds another run with the same id; set `variant` in the experiment")
+        write_aside(self.config, run.to_yaml())
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts, oldest first."""
+        folder = self.path / "attempts"
+        if not folder.is_dir():
+            return []
+        return sorted((Attempt(p) for p in folder.iterdir() if p.name.isdigit()), key=lambda a: a.number)
+
+    def newest(self) -> Attempt | None:
+        """The newest attempt; the others have been overtaken."""
+        attempts = self.attempts()
+        return attempts[-1] if attempts else None
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self.path / "attempts" / str(number))
+
+    def start_attempt(self, values: dict[str, Any]) -> Attempt:
+        """A new numbered attempt, never the same for two callers; `values` go to its start.json."""
+        while True:
+            newest = self.newest()
+            attempt = self.attempt(newest.number + 1 if newest else 1)
+            attempt.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                attempt.path.mkdir()
+            except FileExistsError:
+                continue
+            attempt.write("start", {"started": time.time(), "host": socket.gethostname(), **values})
+            return attempt
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json, or None."""
+        result: dict[str, Any] | None = read_json(self.path / "result.json")
+        return result
+
+
+def find_run(root: Path, beginning: str) -> RunDir:
+    """The run that a unique beginning of its id names.
+
+    Raises:
+        NotFound: none does.
+        ConfigError: several do.
+    """
+    known = sorted(p.parent.name for p in root.glob("*/config.yaml")) if root.is_dir() else []
+    matches = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
+    if not matches:
+        raise NotFound(f"no run {beginning!r} in {root}")
+    if len(matches) > 1:
+        raise ConfigError(f"{beginning!r} is the beginning of {len(matches)} runs: {', '.join(matches[:6])}")
+    return RunDir(root, matches[0])
+
+
+def process_record(pid: int) -> dict[str, Any]:
+    """A process so that it can be found again: host, pid and start time (a pid alone may be used again)."""
+    return {"host": socket.gethostname(), "pid": pid, "start_time": process_start_time(pid)}
+
+
+def process_start_time(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot, or None where it is gone (proc(5), field 22)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def is_alive(record: dict[str, Any] | None) -> bool:
+    """Whether a recorded process still runs on this machine."""
+    if not record or record["host"] != socket.gethostname():
+        return False
+    return record["start_time"] is not None and process_start_time(record["pid"]) == record["start_time"]
+
+
+def threads_available() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
