@@ -72,7 +72,10 @@ class Model(Block):
         False,
     )
     image_size: int | None = field(
-        "Side at which this model sees the images; null: the size of its pretrained_cfg.", None, unit="pixels", ge=1
+        "Side at which this model sees the images; null: the size of its pretrained_cfg.",
+        None,
+        unit="pixels",
+        ge=1,
     )
     model_args: dict[str, Any] = field("Keyword arguments passed to timm.create_model.", {})
 
@@ -134,7 +137,11 @@ class Teacher(Model):
         Train(),
         description="What differs from the experiment's `train`; `none` takes the weights as they are and only "
         "evaluates them.",
-        json_schema_extra={"anyOf": [{"$ref": "#/$defs/Train"}, {"const": "none"}], "unit": "", "hashed": True},
+        json_schema_extra={
+            "anyOf": [{"$ref": "#/$defs/Train"}, {"const": "none"}],
+            "unit": "",
+            "hashed": True,
+        },
     )
 
 
@@ -153,7 +160,9 @@ class Resources(Block):
     """Where each training run runs; decides no number."""
 
     device: Literal["auto", "cpu", "cuda"] = field(
-        "auto: GPUs where this machine has some, else the CPU. cuda without a GPU is an error.", "auto", hashed=False
+        "auto: GPUs where this machine has some, else the CPU. cuda without a GPU is an error.",
+        "auto",
+        hashed=False,
     )
     gpus: int | None = field("GPUs of each training run, one process each; null: 1.", None, hashed=False, ge=1)
     procs: int | None = field("Processes of each training run on the CPU; null: 1.", None, hashed=False, ge=1)

@@ -256,7 +256,12 @@ def _wording(problem: Any, block: type[BaseModel] | None) -> str:
     return f"{words} (got {got!r})"
 
 
-_PATHS: tuple[Key, ...] = (("data", "path"), ("teacher", "pretrained"), ("student", "pretrained"), ("imports",))
+_PATHS: tuple[Key, ...] = (
+    ("data", "path"),
+    ("teacher", "pretrained"),
+    ("student", "pretrained"),
+    ("imports",),
+)
 
 
 def _resolve_paths(values: dict[str, Any], base: Path, only: Key | None = None) -> None:

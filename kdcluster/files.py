@@ -19,15 +19,19 @@ def shipped(relative: str) -> Path:
     return inside if inside.exists() else package.parent / relative
 
 
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part: aside, synced, renamed."""
+def write_aside(path: Path, content: str | bytes, *, sync: bool = True) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part: aside, synced, renamed.
+
+    `sync=False` leaves out the fsync, for a heartbeat that the next second writes again.
+    """
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".aside")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
@@ -35,9 +39,9 @@ def write_aside(path: Path, content: str | bytes) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """`write_aside` for one JSON document."""
-    write_aside(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_aside(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", sync=sync)
 
 
 def read_json(path: Path) -> Any:
@@ -96,4 +100,12 @@ def folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for name, size in folder_images(folder):
         digest.update(f"{name}\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def trainer_code() -> str:
+    """SHA-256 over the trainer's source: says whether a finished run was made by other code than today's."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).resolve().parent / "train").glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -1,17 +1,19 @@
 """A run directory: the one place where launching, training and results meet.
 
-    runs/<id>/config.yaml            the resolved run (plan.Run)
-              attempts/<n>/          one for each start: start.json agent.json outcome.json trainer.json heartbeat.json
-                                     torchrun.log rank<r>.log failure-rank<r>.json code.diff
-              events/                TensorBoard files of all attempts, written by rank 0
-              last.safetensors  best.safetensors
-              result.json            written once, at the end
+runs/<id>/config.yaml            the resolved run (plan.Run)
+          attempts/<n>/          one for each start: start.json agent.json outcome.json trainer.json heartbeat.json
+                                 torchrun.log rank<r>.log failure-rank<r>.json code.diff
+          events/                TensorBoard files of all attempts, written by rank 0
+          last.safetensors  best.safetensors
+          result.json            written once, at the end
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +43,9 @@ class Attempt:
         """`attempts/<n>/<name>.json`, empty where it has not been written."""
         return read_json(self.path / f"{name}.json") or {}
 
-    def write(self, name: str, values: dict[str, Any]) -> None:
+    def write(self, name: str, values: dict[str, Any], *, sync: bool = True) -> None:
         """Write `attempts/<n>/<name>.json` atomically."""
-        write_json(self.path / f"{name}.json", values)
+        write_json(self.path / f"{name}.json", values, sync=sync)
 
     def log(self, rank: int | None = None) -> Path:
         """A rank's log; None: torchrun's own."""
@@ -120,16 +122,36 @@ class RunDir:
 
     def start_attempt(self, values: dict[str, Any]) -> Attempt:
         """A new numbered attempt, never the same for two callers; `values` go to its start.json."""
+        folder = self.path / "attempts"
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Attempt(Path(tempfile.mkdtemp(dir=folder, prefix=".start-")))
+        aside.path.chmod(0o755)
+        aside.write("start", {"started": time.time(), "host": socket.gethostname(), **values})
         while True:
             newest = self.newest()
             attempt = self.attempt(newest.number + 1 if newest else 1)
-            attempt.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                attempt.path.mkdir()
-            except FileExistsError:
+                aside.path.rename(attempt.path)  # fails where another start was first: its folder is not empty
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
                 continue
-            attempt.write("start", {"started": time.time(), "host": socket.gethostname(), **values})
             return attempt
+
+    def ticket(self) -> dict[str, Any] | None:
+        """Which supervisor has this run in its queue, and after which attempt: {"supervisor", "after_attempt"}."""
+        ticket: dict[str, Any] | None = read_json(self.path / "ticket.json")
+        return ticket
+
+    def write_ticket(self, supervisor: dict[str, Any]) -> None:
+        """Queue the run: it counts until a newer attempt starts or the supervisor is gone."""
+        newest = self.newest()
+        values = {"supervisor": supervisor, "after_attempt": newest.number if newest else 0}
+        write_json(self.path / "ticket.json", values)
+
+    def drop_ticket(self) -> None:
+        """Take the run out of the queue."""
+        (self.path / "ticket.json").unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any] | None:
         """result.json, or None."""

@@ -1,0 +1,519 @@
+"""The command line: parse, call, print, exit. What each command does stands in the module that it calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from kdcluster import __version__
+from kdcluster.errors import ConfigError, KdclusterError
+
+if TYPE_CHECKING:
+    from kdcluster.launch.status import Status
+    from kdcluster.launch.torchrun import Layout
+    from kdcluster.plan import Plan, Run
+
+
+class _Group(click.Group):
+    """Turns our errors into a message and an exit code, and a misspelt command into a suggestion."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KdclusterError as error:
+            _leave(str(error), error.exit_code)
+        except BrokenPipeError:  # `kdcluster logs | head`
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+            sys.exit(0)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    return click.option(*names, **settings)
+
+
+def _stacked(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_runs_dir = _option(
+    "--runs-dir",
+    envvar="KDCLUSTER_RUNS_DIR",
+    default="runs",
+    show_default="./runs",
+    type=click.Path(path_type=Path),
+    help="Where runs lie.",
+)
+_data_dir = _option(
+    "--data-dir",
+    envvar="KDCLUSTER_DATA_DIR",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Data sets and decoded arrays.  [default: data, beside the runs directory]",
+)
+_json = _option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+_experiments = click.argument("experiments", nargs=-1, required=True, metavar="EXP...")
+_settings = _stacked(
+    _option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key of the file; repeatable.",
+    ),
+    _option("--seeds", default=None, metavar="0,1,2", help="The students' seeds."),
+)
+_resources = _stacked(
+    _option("--gpus", type=click.IntRange(1), default=None, help="GPUs of each run, one process each."),
+    _option("--procs", type=click.IntRange(1), default=None, help="CPU processes of each run instead."),
+)
+_role = _option("--role", "roles", default=None, metavar="ROLE,...", help="These roles, and what they need.")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kdcluster")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
+@click.pass_context
+def main(ctx: click.Context, verbose: bool, quiet: bool) -> None:
+    """Distil vision models on a cluster: from one experiment file to the results table."""
+    ctx.obj = {"verbose": verbose, "quiet": quiet}
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # an ASCII-only stdout gets "?", never a traceback
+
+
+def _say(message: str) -> None:
+    """Talk, on stderr."""
+    if not click.get_current_context().find_root().obj["quiet"]:
+        click.echo(message, err=True)
+
+
+def _plan(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...] = (),
+    seeds: str | None = None,
+    gpus: int | None = None,
+    procs: int | None = None,
+    roles: str | None = None,
+) -> Plan:
+    """The plan of the named experiments with the command line on top of their files."""
+    from kdcluster import configfile
+    from kdcluster.plan import ROLES, plan
+
+    sets = list(overrides)
+    if seeds is not None:
+        sets.append(f"seeds=[{seeds}]")
+    if gpus is not None and procs is not None:
+        raise ConfigError("--gpus and --procs exclude each other")
+    if gpus is not None:
+        sets.append(f"resources={{device: cuda, gpus: {gpus}}}")
+    if procs is not None:
+        sets += ["resources.device=cpu", "resources.gpus=null", f"resources.procs={procs}"]
+    loaded = []
+    problems: list[str] = []
+    for name in experiments:
+        try:
+            loaded.append(configfile.load(name, sets))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    made = plan(loaded)
+    if roles is None:
+        return made
+    wanted = roles.split(",")
+    if unknown := [role for role in wanted if role not in ROLES]:
+        raise ConfigError(f"--role {unknown[0]}: must be one of {', '.join(ROLES)}")
+    return made.only(wanted)
+
+
+def _places(runs_dir: Path, data_dir: Path | None) -> tuple[Path, Path]:
+    root = runs_dir.absolute()
+    return root, (data_dir or root.parent / "data").absolute()
+
+
+@main.command("list")
+@_json
+def list_(as_json: bool) -> None:
+    """The experiments that can be named here, one line each."""
+    from kdcluster import configfile
+
+    found = []
+    for name, path in configfile.experiments().items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        about = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
+        found.append({"name": name, "path": str(path), "about": about})
+    if as_json:
+        return _print_json({"schema": "kdcluster.list/1", "experiments": found})
+    width = max((len(item["name"]) for item in found), default=0)
+    for item in found:
+        click.echo(f"{item['name']:<{width}}  {item['about']}  ({item['path']})")
+
+
+@main.command()
+@_experiments
+@_settings
+@_resources
+@_role
+@_runs_dir
+@_data_dir
+@_option("--check", is_flag=True, help="Also build the models and look for data and weights.")
+@_json
+def plan(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    gpus: int | None,
+    procs: int | None,
+    roles: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """The DAG of runs, each with its state, what it needs and its torchrun command. Touches nothing."""
+    from kdcluster.launch.local import layouts
+    from kdcluster.launch.status import statuses
+
+    made = _plan(experiments, overrides, seeds, gpus, procs, roles)
+    root, data = _places(runs_dir, data_dir)
+    found, where = statuses(made, root), layouts(made)
+    checked = _check(made, data, where) if check else None
+    rows = [_planned(made, run, root, data, found[run.id], where[run.id]) for run in made.runs]
+    for row in rows if checked else ():
+        row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
+    if as_json:
+        notes = {"notes": checked["notes"]} if checked else {}
+        return _print_json({"schema": "kdcluster.plan/1", "runs": rows, **notes})
+    _print_plan(made, rows, where)
+    for note in checked["notes"] if checked else ():
+        click.echo(f"note: {note}")
+
+
+def _check(made: Plan, data: Path, where: dict[str, Layout]) -> dict[str, Any]:
+    from kdcluster.launch.local import check_room
+    from kdcluster.launch.preflight import preflight
+
+    found = preflight(made.runs, data, fetch=False)
+    try:
+        check_room(where)
+    except KdclusterError as error:
+        found["notes"].append(f"this machine cannot run it: {error}")
+    return found
+
+
+def _planned(made: Plan, run: Run, root: Path, data: Path, status: Status, where: Layout) -> dict[str, Any]:
+    from kdcluster.launch.torchrun import command
+
+    return {
+        "id": run.id,
+        "role": run.role,
+        "seed": run.seed,
+        "experiments": made.experiments_of(run.id),
+        "state": status.state,
+        "reason": status.reason,
+        "needs": run.needs,
+        "command": command(root / run.id, data, where),
+        "sbatch": None,
+        "dir": str(root / run.id),
+        "hash": run.hash,
+    }
+
+
+def _print_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]) -> None:
+    teacher_params = {row["id"]: row.get("params") for row in rows if row["role"] == "teacher"}
+    for row in rows:
+        run = made[row["id"]]
+        click.echo(f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
+        click.echo(f"  for      {', '.join(row['experiments'])}; on {where[run.id]}")
+        if row.get("params"):
+            of = [teacher_params[need] for need in row["needs"] if teacher_params.get(need)]
+            smaller = f", {of[0] / row['params']:.1f}× smaller than its teacher" if of else ""
+            click.echo(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
+        if row["needs"]:
+            click.echo(f"  needs    {', '.join(row['needs'])}")
+        click.echo(f"  command  {shlex.join(row['command'])}")
+
+
+@main.command()
+@_experiments
+@_settings
+@_resources
+@_role
+@_runs_dir
+@_data_dir
+@_option(
+    "--backend",
+    type=click.Choice(["auto", "local"]),
+    default="auto",
+    show_default=True,
+    help="Where the runs run; auto is this machine.",
+)
+@_option("--retry", is_flag=True, help="Start failed and cancelled runs again, too.")
+@_option("--dry-run", is_flag=True, help="Print what would be written and started; write nothing.")
+@_option("--wait", is_flag=True, help="Stay until every run has ended, and show progress.")
+@_option("--timeout", type=click.FloatRange(0), default=None, metavar="MIN", help="With --wait: give up after MIN.")
+def submit(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    gpus: int | None,
+    procs: int | None,
+    roles: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    backend: str,
+    retry: bool,
+    dry_run: bool,
+    wait: bool,
+    timeout: float | None,
+) -> None:
+    """Start what is missing. A second call starts nothing twice."""
+    from kdcluster.launch import local
+    from kdcluster.launch.preflight import preflight
+    from kdcluster.launch.status import statuses
+
+    if timeout is not None and not wait:
+        raise ConfigError("--timeout needs --wait")
+    made = _plan(experiments, overrides, seeds, gpus, procs, roles)
+    root, data = _places(runs_dir, data_dir)
+    chosen = local.to_start(made, statuses(made, root), retry=retry)
+    if dry_run:
+        return _print_dry_run(made, chosen, root, data)
+    if chosen:
+        local.check_room({run_id: where for run_id, where in local.layouts(made).items() if run_id in chosen})
+        preflight([made[run_id] for run_id in chosen], data, fetch=True)
+    submission = local.submit(made, root, data, retry=retry)
+    _say_submission(made, submission, experiments, root)
+    if wait:
+        _wait(made, root, timeout)
+
+
+def _print_dry_run(made: Plan, chosen: list[str], root: Path, data: Path) -> None:
+    from kdcluster.launch.local import layouts
+    from kdcluster.launch.torchrun import command
+
+    where = layouts(made)
+    for run_id in chosen:
+        click.echo(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
+        click.echo(f"# started on {where[run_id]} as\n{shlex.join(command(root / run_id, data, where[run_id]))}\n")
+    click.echo(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
+
+
+def _say_submission(made: Plan, submission: Any, experiments: tuple[str, ...], root: Path) -> None:
+    for run_id, status in submission.left.items():
+        why = f" ({status.reason})" if status.reason else ""
+        again = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
+        _say(f"  {run_id}  {status.state}{why}{again}")
+    for run_id in submission.started:
+        _say(f"  {run_id}  started")
+    if not submission.started:
+        return _say(f"nothing to start: all {len(made.runs)} runs are as shown")
+    names = " ".join(experiments)
+    where = "" if root == Path("runs").absolute() else f" --runs-dir {shlex.quote(str(root))}"
+    _say(f"{len(submission.started)} of {len(made.runs)} runs on this machine; log: {submission.log}")
+    _say(f"next: kdcluster status {names} --watch{where}   then: kdcluster results {names}{where}")
+
+
+def _wait(made: Plan, root: Path, timeout: float | None) -> None:
+    from kdcluster.launch.progress import follow
+
+    try:
+        found = follow(made, root, sys.stderr, timeout_min=timeout)
+    except KeyboardInterrupt:
+        from kdcluster.launch.status import ENDED, statuses
+
+        going = [i for i, status in statuses(made, root).items() if status.state not in (*ENDED, "planned")]
+        _leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}", 130)
+    if any(status.state != "done" for status in found.values()):
+        _leave("not every run is done; see: kdcluster status", 1)
+
+
+@main.command()
+@click.argument("experiment", metavar="EXP")
+@_settings
+@_resources
+@_option("--role", default="distilled", show_default=True, help="teacher, baseline or distilled.")
+@_option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Optimizer steps.")
+@_runs_dir
+@_data_dir
+def debug(
+    experiment: str,
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    gpus: int | None,
+    procs: int | None,
+    role: str,
+    steps: int,
+    runs_dir: Path,
+    data_dir: Path | None,
+) -> None:
+    """One process, one device, a few steps, in the foreground, in runs/debug: breakpoint() works."""
+    from kdcluster.launch import local
+    from kdcluster.launch.preflight import preflight
+
+    made = _plan((experiment,), overrides, seeds, gpus, procs, role)
+    root, data = _places(runs_dir, data_dir)
+    run = made[next(iter(made.wanted.values()))[role][0]]  # type: ignore[index]
+    preflight([made[need] for need in run.needs] + [run], data, fetch=True)
+    sys.exit(local.debug(run, root, data, steps))
+
+
+@main.command()
+@click.argument("experiments", nargs=-1, metavar="[EXP...]")
+@_settings
+@_runs_dir
+@_option("--watch", is_flag=True, help="Stay until every run has ended.")
+@_json
+def status(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    runs_dir: Path,
+    watch: bool,
+    as_json: bool,
+) -> None:
+    """One row a run: state, progress, attempts, why it waits. Without names: every experiment that is known here."""
+    from kdcluster.launch.progress import follow
+    from kdcluster.launch.status import statuses
+
+    root = runs_dir.absolute()
+    made = _plan(experiments or _started_here(root), overrides, seeds)
+    if watch:
+        follow(made, root, sys.stderr)
+    found = statuses(made, root)
+    rows = [_status_row(made, run, found[run.id], root) for run in made.runs]
+    if as_json:
+        return _print_json({"schema": "kdcluster.status/1", "runs": rows})
+    for row in rows:
+        done = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-"
+        best = f"{row['best_top1']:.2f} %" if row["best_top1"] is not None else "-"
+        click.echo(f"{row['id']:<48} {row['state']:<9} {done:>7} {best:>8}  {row['reason']}".rstrip())
+    counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
+    click.echo(f"{len(rows)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _started_here(root: Path) -> tuple[str, ...]:
+    """Names of the experiments of which a run lies in this runs directory."""
+    from kdcluster import configfile
+    from kdcluster.plan import plan
+
+    names = []
+    for name in configfile.experiments():
+        try:
+            made = plan([configfile.load(name)])
+        except ConfigError:
+            continue  # a broken file says so when it is named
+        if any((root / run.id).is_dir() for run in made.runs):
+            names.append(name)
+    if not names:
+        raise KdclusterError(f"no experiment that is known here has a run in {root}; name one")
+    return tuple(names)
+
+
+def _status_row(made: Plan, run: Run, status: Status, root: Path) -> dict[str, Any]:
+    beat = status.heartbeat
+    return {
+        "id": run.id,
+        "experiments": made.experiments_of(run.id),
+        "role": run.role,
+        "seed": run.seed,
+        "state": status.state,
+        "epoch": beat.get("epoch"),
+        "epochs": beat.get("epochs"),
+        "step": beat.get("step"),
+        "steps": beat.get("steps"),
+        "images_per_s": beat.get("images_per_s"),
+        "best_top1": status.top1 if status.top1 is not None else beat.get("best_top1"),
+        "job_id": None,
+        "attempts": status.attempts,
+        "reason": status.reason,
+        "log": str(status.log) if status.log else None,
+        "dir": str(root / run.id),
+    }
+
+
+@main.command()
+@click.argument("run")
+@_runs_dir
+@_option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@_option("--rank", type=click.IntRange(0), default=None, help="This rank alone.")
+def logs(run: str, runs_dir: Path, follow: bool, rank: int | None) -> None:
+    """The run's log, all ranks labelled. RUN is any unique beginning of an id."""
+    from kdcluster.launch.logs import lines
+    from kdcluster.runs import find_run
+
+    try:
+        for line in lines(find_run(runs_dir.absolute(), run), follow=follow, rank=rank):
+            click.echo(line)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@main.command()
+@_experiments
+@_settings
+@_role
+@_runs_dir
+@_data_dir
+def prefetch(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    roles: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+) -> None:
+    """Fetch data and pretrained weights now, on the machine that has internet."""
+    from kdcluster.launch.preflight import preflight
+
+    made = _plan(experiments, overrides, seeds, roles=roles)
+    _, data = _places(runs_dir, data_dir)
+    preflight(made.runs, data, fetch=True)
+    _say(f"data and weights of {', '.join(experiments)} are here: {data}")
+
+
+@main.command()
+@_json
+def schema(as_json: bool) -> None:
+    """The experiment file's fields: type, unit, default, meaning."""
+    import textwrap
+
+    from kdcluster.config import Experiment
+    from kdcluster.schema import fields
+
+    if as_json:
+        return _print_json(
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+        )
+    for doc in fields():
+        kind = " ".join(filter(None, [doc.type, f"[{doc.unit}]" if doc.unit else ""]))
+        default = f", default {doc.default}" if doc.default not in ("", "required") else ""
+        where = "" if doc.hashed else "  (not in the id)"
+        click.echo(f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
+        click.echo(textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    "))
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

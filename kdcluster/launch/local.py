@@ -1,0 +1,125 @@
+"""Submit to this machine: decide what to start, and leave it to one detached supervisor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from kdcluster.errors import KdclusterError
+from kdcluster.files import read_json, write_json
+from kdcluster.launch.gpus import visible_gpus
+from kdcluster.launch.status import Status, blocked_by, statuses
+from kdcluster.launch.torchrun import Layout, environment, layout, trainer
+from kdcluster.plan import Plan, Run
+from kdcluster.runs import RunDir, threads_available
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a submit started, and what it left alone with the state it is in."""
+
+    started: list[str]
+    left: dict[str, Status]
+    log: Path | None = None
+
+
+def layouts(plan: Plan) -> dict[str, Layout]:
+    """On what each run would run here."""
+    gpus, cores = len(visible_gpus()), threads_available()
+    return {run.id: layout(run.resources, gpus_here=gpus, cores_here=cores) for run in plan.runs}
+
+
+def check_room(wanted: Mapping[str, Layout]) -> None:
+    """Refuse what this machine can never run.
+
+    Raises:
+        KdclusterError: more GPUs were asked for than there are.
+    """
+    most = max((item.procs for item in wanted.values() if item.device == "cuda"), default=0)
+    here = len(visible_gpus())
+    if most > here:
+        raise KdclusterError(
+            f"{most} GPU{'s' * (most > 1)} asked for, this machine shows {here or 'none'}; "
+            f"ask for fewer with --gpus, or run on the CPU with --procs"
+        )
+
+
+def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) -> list[str]:
+    """The runs that a submit starts, in order: planned and interrupted ones, with `retry` failed ones too."""
+    states = {"planned", "blocked", "preempted", "stopped", "lost"} | ({"failed", "cancelled"} if retry else set())
+    chosen: list[str] = []
+    for run in plan.runs:
+        going = {need: Status("queued") if need in chosen else found[need] for need in run.needs}
+        unmet = [n for n, s in going.items() if s.state not in ("done", "running", "queued")]
+        if found[run.id].state in states and not unmet and not blocked_by(run, going):
+            chosen.append(run.id)
+    return chosen
+
+
+def submit(plan: Plan, root: Path, data_dir: Path, *, retry: bool = False) -> Submission:
+    """Start what is missing under one detached supervisor; a second call starts nothing twice.
+
+    Raises:
+        KdclusterError: more GPUs than there are, or the supervisor did not come up (with its log).
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".submit.lock", fallback_to_soft=False):
+        found = statuses(plan, root)
+        chosen = to_start(plan, found, retry=retry)
+        left = {run_id: status for run_id, status in found.items() if run_id not in chosen}
+        if not chosen:
+            return Submission([], left)
+        wanted = {run_id: item for run_id, item in layouts(plan).items() if run_id in chosen}
+        check_room(wanted)
+        for run_id in chosen:
+            RunDir(root, run_id).prepare(plan[run_id])
+        folder = root / ".submissions" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        folder.mkdir(parents=True)
+        values = {"root": str(root), "data_dir": str(data_dir), "runs": chosen}
+        write_json(folder / "submission.json", {**values, "layouts": {i: asdict(w) for i, w in wanted.items()}})
+        _start_supervisor(folder)
+    return Submission(chosen, left, folder / "supervisor.log")
+
+
+def _start_supervisor(folder: Path) -> None:
+    """Start it in its own session, and return once it has taken the runs over."""
+    with (folder / "supervisor.log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kdcluster.launch.supervisor", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    while read_json(folder / "supervisor.json") is None:
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            continue
+        if read_json(folder / "supervisor.json") is None:
+            text = (folder / "supervisor.log").read_text(errors="replace").strip()
+            raise KdclusterError(f"the supervisor did not come up:\n{text}")
+
+
+def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
+    """A few steps of one run in one foreground process, in `<root>/debug`, where `breakpoint()` works.
+
+    Returns the process's exit code. A trained teacher is used where there is one, else its start weights.
+    """
+    run_dir = RunDir(root / "debug", run.id)
+    run_dir.prepare(run)
+    for need in run.needs:
+        link = root / "debug" / need
+        if RunDir(root, need).weights("best").is_file() and not link.exists():
+            link.symlink_to(root / need)
+    where = layout(run.resources, gpus_here=len(visible_gpus()), cores_here=threads_available())
+    where = Layout(where.device, 1, where.threads and threads_available())
+    argv = [sys.executable, *trainer(run_dir.path, data_dir, where), "--max-steps", str(steps)]
+    return subprocess.run(argv, env=environment(os.environ, where, attempt=None)).returncode

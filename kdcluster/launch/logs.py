@@ -1,0 +1,48 @@
+"""A run's logs, all ranks labelled, from the file's beginning or followed while they grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdcluster.launch.status import ENDED, run_status
+from kdcluster.runs import RunDir
+
+POLL_S = 0.2
+
+
+def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> Iterator[str]:
+    """`[attempt 1 rank 0] …` for every line of every attempt, oldest attempt first.
+
+    Args:
+        run_dir: the run.
+        follow: go on until the run has ended; a new attempt is picked up.
+        rank: this rank alone.
+    """
+    read: dict[Path, int] = {}
+    while True:
+        ended = run_status(run_dir).state in (
+            *ENDED,
+            "planned",
+        )  # asked before reading, so that nothing is missed
+        for attempt in run_dir.attempts():
+            for label, path in attempt.logs():
+                if rank is None or label == f"rank {rank}":
+                    whole = ended or not follow
+                    yield from (f"[attempt {attempt.number} {label}] {line}" for line in _new(path, read, whole))
+        if ended or not follow:
+            return
+        time.sleep(POLL_S)
+
+
+def _new(path: Path, read: dict[Path, int], whole: bool) -> list[str]:
+    """Lines that were added to a file since the last call; an unfinished last line only where `whole`."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(read.get(path, 0))
+        data = file.read()
+    end = len(data) if whole else data.rfind(b"\n") + 1
+    read[path] = read.get(path, 0) + end
+    return data[:end].decode(errors="replace").splitlines()

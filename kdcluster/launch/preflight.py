@@ -1,0 +1,30 @@
+"""Ask a child process that has torch to build the models and to fetch data and weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.plan import Run
+
+
+def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:
+    """What `kdcluster.train.preflight` found: {"models": {run id: {"params"}}, "notes": [text]}.
+
+    Raises:
+        ConfigError: a model, its weights or the data are not usable; every problem at once.
+    """
+    argv = [sys.executable, "-m", "kdcluster.train.preflight", "--data-dir", str(data_dir)]
+    given = json.dumps([run.model_dump(mode="json") for run in runs])
+    done = subprocess.run([*argv, *(["--fetch"] if fetch else [])], input=given, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise KdclusterError(f"checking models and data ended with {done.returncode}; its error stands above")
+    found: dict[str, Any] = json.loads(done.stdout)
+    if found["problems"]:
+        raise ConfigError(*found["problems"])
+    return found

@@ -1,0 +1,111 @@
+"""What a person sees while runs go on: a screen on a terminal, one line per change of state off it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kdcluster.errors import WaitTimeout
+from kdcluster.launch.status import ENDED, Status, statuses
+from kdcluster.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+POLL_S = 0.5
+COLUMNS = ("run", "state", "epoch", "images/s", "best top-1", "left")
+
+
+def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None = None) -> dict[str, Status]:
+    """Show progress until every run of the plan has ended; returns the states then.
+
+    Raises:
+        WaitTimeout: `timeout_min` minutes have passed.
+    """
+    deadline = time.monotonic() + 60 * timeout_min if timeout_min is not None else None
+    if stream.isatty():
+        return _follow_screen(plan, root, stream, deadline)
+    said: dict[str, str] = {}
+
+    def show(found: Mapping[str, Status]) -> None:
+        for run_id, status in found.items():
+            if said.get(run_id) != status.state:
+                said[run_id] = status.state
+                stream.write(line(run_id, status) + "\n")
+                stream.flush()
+
+    return _poll(plan, root, deadline, show)
+
+
+def _poll(
+    plan: Plan, root: Path, deadline: float | None, show: Callable[[Mapping[str, Status]], None]
+) -> dict[str, Status]:
+    while True:
+        found = statuses(plan, root)
+        show(found)
+        if all(status.state in (*ENDED, "planned") for status in found.values()):
+            return found
+        if deadline is not None and time.monotonic() > deadline:
+            going = [run_id for run_id, status in found.items() if status.state not in ENDED]
+            raise WaitTimeout(f"still going after the time-out: {', '.join(going)}")
+        time.sleep(POLL_S)
+
+
+def _follow_screen(plan: Plan, root: Path, stream: TextIO, deadline: float | None) -> dict[str, Status]:
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(file=stream), auto_refresh=False) as live:
+        return _poll(plan, root, deadline, lambda found: live.update(screen(found), refresh=True))
+
+
+def screen(found: Mapping[str, Status]) -> Table:
+    """The runs as a rich table."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
+    for run_id, status in found.items():
+        table.add_row(*cells(run_id, status))
+    return table
+
+
+def cells(run_id: str, status: Status) -> tuple[str, ...]:
+    """One run in the columns of the screen."""
+    beat = status.heartbeat
+    best = status.top1 if status.top1 is not None else beat.get("best_top1")
+    speed = beat.get("images_per_s") if status.state == "running" else None
+    return (
+        run_id,
+        status.state,
+        f"{beat['epoch']}/{beat['epochs']}" if beat else "",
+        f"{speed:.0f}" if speed else "",
+        f"{best:.2f} %" if best is not None else "",
+        time_left(status),
+    )
+
+
+def time_left(status: Status) -> str:
+    """Minutes and seconds to the end of training at the present speed, evaluations not counted."""
+    beat: dict[str, Any] = status.heartbeat
+    if status.state != "running" or not beat.get("steps_per_s"):
+        return ""
+    seconds = round((beat["steps"] - beat["step"]) / beat["steps_per_s"])
+    return (
+        f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        if seconds >= 3600
+        else f"{seconds // 60}:{seconds % 60:02}"
+    )
+
+
+def line(run_id: str, status: Status) -> str:
+    """One run as one line, for a file or a pipe."""
+    words = [run_id, status.state]
+    if status.top1 is not None:
+        words.append(f"best test top-1 {status.top1:.2f} %")
+    if status.reason:
+        words.append(f"({status.reason})")
+    return "  ".join(words)

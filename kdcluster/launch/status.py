@@ -1,0 +1,80 @@
+"""Which state is true: derived from what is on disk and from processes that are looked up, never remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcluster.plan import Plan, Run
+from kdcluster.runs import RunDir, is_alive
+
+ENDED = ("done", "failed", "blocked", "stopped", "cancelled", "lost", "preempted")
+"""States in which nothing happens any more until someone submits again."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run's state, why, and how far it is."""
+
+    state: str
+    reason: str = ""
+    attempts: int = 0
+    log: Path | None = None
+    heartbeat: dict[str, Any] = field(default_factory=dict)
+    top1: float | None = None
+    """Best test accuracy so far, in percent, once the run is done."""
+
+
+def statuses(plan: Plan, root: Path) -> dict[str, Status]:
+    """The status of every run of a plan, in its order."""
+    found: dict[str, Status] = {}
+    for run in plan.runs:
+        own = run_status(RunDir(root, run.id))
+        if own.state in ("planned", "queued") and (why := blocked_by(run, found)):
+            own = Status("blocked", why, own.attempts)
+        found[run.id] = own
+    return found
+
+
+def run_status(run_dir: RunDir) -> Status:
+    """A run's own state, whatever becomes of the runs that it needs."""
+    newest = run_dir.newest()
+    number = newest.number if newest else 0
+    ticket = run_dir.ticket()
+    if ticket and ticket["after_attempt"] == number and is_alive(ticket["supervisor"]):
+        return Status("queued", "waits for its turn", number)
+    if newest is None:
+        return Status("planned")
+    start, outcome = newest.read("start"), newest.read("outcome")
+    beat = newest.read("heartbeat")
+    logs = [path for _, path in newest.logs() if path.exists()]
+    log = logs[-1] if len(logs) == 2 else newest.path
+    result = run_dir.result()
+    if outcome.get("state") == "done" or (result and result["attempt"] == number):
+        best = result["best"]["test/top1"] if result else beat.get("best_top1")
+        return Status("done", "", number, log, beat, best)
+    if outcome:
+        failed_log = newest.log(outcome["rank"]) if outcome.get("rank") is not None else log
+        return Status(outcome["state"], outcome["reason"], number, failed_log, beat)
+    if is_alive(newest.read("agent")) or is_alive(start.get("supervisor")):
+        return Status("running", "", number, log, beat)
+    return Status(
+        "lost",
+        f"its processes on {start.get('host', '?')} are gone; submit starts it again",
+        number,
+        log,
+        beat,
+    )
+
+
+def blocked_by(run: Run, found: dict[str, Status]) -> str:
+    """Why a run cannot start for what it needs; empty where it can, or may later."""
+    for need in run.needs:
+        state = found[need]
+        if state.state in ("failed", "cancelled", "blocked"):
+            return f"{need} is {state.state}" + (f": {state.reason}" if state.reason else "")
+        gate = run.teacher.min_top1 if run.teacher else None
+        if state.state == "done" and gate is not None and state.top1 is not None and state.top1 < gate:
+            return f"{need} reached {state.top1:.2f} %, under teacher.min_top1 {gate:g}"
+    return ""

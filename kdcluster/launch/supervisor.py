@@ -1,0 +1,176 @@
+"""The detached process of one `submit`: starts torchrun for each run in DAG order and writes down how it ended.
+
+Everything it starts dies with it (PR_SET_PDEATHSIG), so that a run whose supervisor is gone is not training.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+from kdcluster.files import read_json, write_json
+from kdcluster.launch.code import code_state
+from kdcluster.launch.gpus import GpuPool, visible_gpus
+from kdcluster.launch.outcome import outcome
+from kdcluster.launch.status import Status, blocked_by, run_status
+from kdcluster.launch.torchrun import Layout, command, environment
+from kdcluster.plan import Run
+from kdcluster.runs import Attempt, RunDir, process_record, threads_available
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Child:
+    """One torchrun."""
+
+    run: Run
+    attempt: Attempt
+    process: subprocess.Popen[bytes]
+    layout: Layout
+    locks: list[FileLock]
+    output: IO[bytes]
+
+
+class Supervisor:
+    """Runs that were submitted together, each started once what it needs is done and there is room for it."""
+
+    def __init__(self, root: Path, data_dir: Path, runs: list[Run], layouts: dict[str, Layout]) -> None:
+        self.root, self.data_dir, self.layouts = root, data_dir, layouts
+        self.pending = {run.id: run for run in runs}
+        self.children: dict[str, Child] = {}
+        self.pool = GpuPool(visible_gpus() if any(item.device == "cuda" for item in layouts.values()) else [])
+        self.record = process_record(os.getpid())
+
+    def write_tickets(self) -> None:
+        """Say in every run that this process will start it."""
+        for run_id in self.pending:
+            RunDir(self.root, run_id).write_ticket(self.record)
+
+    def run(self) -> None:
+        """Until every run has ended or cannot start."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        while self.pending or self.children:
+            self.reap()
+            self.start_what_can()
+            if self.children or self.pending:  # a child's end wakes at once; a free GPU or a run elsewhere is polled
+                signal.sigtimedwait({signal.SIGCHLD}, 1.0)
+
+    def reap(self) -> None:
+        """Write the outcome of every torchrun that has ended."""
+        for run_id, child in list(self.children.items()):
+            code = child.process.poll()
+            if code is None:
+                continue
+            del self.children[run_id]
+            child.output.close()
+            ended = outcome(RunDir(self.root, run_id), child.attempt, code)
+            child.attempt.write("outcome", {**ended, "time": time.time()})
+            for lock in child.locks:
+                lock.release()
+            log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
+
+    def start_what_can(self) -> None:
+        """Start the pending runs whose needs are done, while there is room; drop those that are blocked."""
+        for run_id, run in list(self.pending.items()):
+            needs = {need: run_status(RunDir(self.root, need)) for need in run.needs}
+            if why := blocked_by(run, needs) or self._abandoned(needs):
+                log.info("%s: blocked: %s", run_id, why)
+                del self.pending[run_id]
+                RunDir(self.root, run_id).drop_ticket()
+            elif all(status.state == "done" for status in needs.values()):
+                self._start(run)
+
+    def _abandoned(self, needs: dict[str, Status]) -> str:
+        """Why a need will not be done by anybody: this process does not have it, and nobody else is at it."""
+        for need, status in needs.items():
+            if need not in self.pending and status.state not in ("done", "running", "queued"):
+                return f"{need} is {status.state}"
+        return ""
+
+    def _start(self, run: Run) -> None:
+        layout = self.layouts[run.id]
+        gpus: list[str] = []
+        locks: list[FileLock] = []
+        if layout.device == "cuda":
+            taken = self.pool.take(layout.procs)
+            if taken is None:
+                return
+            gpus, locks = [gpu for gpu, _ in taken], [lock for _, lock in taken]
+        elif self.children and self._busy_cores() + layout.cores > threads_available():
+            return
+        run_dir = RunDir(self.root, run.id)
+        argv = command(run_dir.path, self.data_dir, layout)
+        code, diff = code_state()
+        attempt = run_dir.start_attempt(
+            {
+                "supervisor": self.record,
+                "command": argv,
+                "device": layout.device,
+                "procs": layout.procs,
+                "threads": layout.threads,
+                "gpus": gpus,
+                "code": code,
+            }
+        )
+        if diff:
+            (attempt.path / "code.diff").write_text(diff)
+        output = attempt.log().open("ab")
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(os.environ, layout, attempt=attempt.number, gpus=gpus),
+            preexec_fn=dies_with(os.getpid()),
+        )
+        attempt.write("agent", process_record(process.pid))
+        del self.pending[run.id]
+        self.children[run.id] = Child(run, attempt, process, layout, locks, output)
+        log.info("%s attempt %d: started on %s", run.id, attempt.number, layout)
+
+    def _busy_cores(self) -> int:
+        return sum(child.layout.cores for child in self.children.values())
+
+
+def dies_with(parent: int) -> Callable[[], None]:
+    """For `preexec_fn`: the child gets SIGKILL when the thread that starts it ends, so start it from the main one."""
+    libc = ctypes.CDLL(None)
+
+    def set_death_signal() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return set_death_signal
+
+
+def main() -> None:
+    """`python -m kdcluster.launch.supervisor SUBMISSION`: a folder that local.submit wrote."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    folder = Path(sys.argv[1])
+    given = read_json(folder / "submission.json")
+    root = Path(given["root"])
+    runs = [RunDir(root, run_id).load() for run_id in given["runs"]]
+    layouts = {run_id: Layout(**values) for run_id, values in given["layouts"].items()}
+    supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts)
+    supervisor.write_tickets()
+    write_json(folder / "supervisor.json", supervisor.record)
+    supervisor.run()
+    log.info("all ended")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A run directory to the numbers that the table takes from it.
+
+The numbers come from the event files. result.json is held against them, and stands in, loudly, for what they
+have lost; without it nothing changes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdcluster.config import Data
+from kdcluster.plan import Run
+from kdcluster.results.events import Scalars, possible, read_scalars
+from kdcluster.runs import RunDir
+
+Protocol = Literal["best", "last"]
+PROTOCOLS: tuple[Protocol, ...] = ("best", "last")
+TOP1 = "test/top1"
+"""The metric of the table, in percent."""
+_RESULT_SCHEMA = "kdcluster.result/1"
+
+Evaluations = Mapping[int, Mapping[str, float]]
+"""Optimizer step -> tag -> value, one for each epoch; an evaluate-only run has one, at step 0."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run as its directory has it."""
+
+    run: Run
+    done: bool
+    top1: float | None
+    """Test accuracy in percent under the protocol; None where the run is not done or nothing can be read."""
+    trainer: Mapping[str, Any]
+    """The newest trainer.json: params, batchnorm_batch (images), procs, threads, device, trainer_code."""
+    problems: tuple[str, ...] = ()
+    """Evaluations that are lost, numbers that result.json had to give, where it contradicts the events."""
+    damage: tuple[str, ...] = ()
+    """What was found wrong in the event files."""
+    log: str | None = None
+    """The newest attempt's log, where there is one."""
+
+    @property
+    def params(self) -> int | None:
+        """Number of parameters, or None before the trainer has built the model."""
+        return self.trainer.get("params")
+
+
+def selected_by(data: Data) -> str:
+    """The tag that picks the best epoch: validation where a split is held out, else test."""
+    return "val/top1" if data.val_fraction > 0 else TOP1
+
+
+def measure(run: Run, directory: RunDir, protocol: Protocol) -> Measured:
+    """Read one run; it is done when its newest attempt says so or result.json is there.
+
+    Numbers of a run that is not done are not read: they enter no mean.
+    """
+    attempts = directory.attempts()
+    trainer = next((facts for a in reversed(attempts) if (facts := a.read("trainer"))), {})
+    finished = bool(attempts) and attempts[-1].read("outcome").get("state") == "done"
+    if not finished and not (directory.path / "result.json").exists():
+        return Measured(run, False, None, trainer)
+    result, problems = _result(run, directory)
+    if result and not trainer:
+        problems.append("there is no trainer.json; its facts are taken from result.json")
+        trainer = {key: result.get(key) for key in ("params", "batchnorm_batch", "trainer_code")}
+    if result and result["params"] != trainer["params"]:
+        what = f"{result['params']} parameters, trainer.json {trainer['params']}"
+        problems.append(f"result.json contradicts trainer.json: {what}")
+    scalars = read_scalars(directory.events)
+    evaluations = _evaluations(run, scalars)
+    steps = _steps(run, trainer, result)
+    lost = steps - evaluations.keys()
+    if lost:
+        first = f"the first at step {min(lost)}"
+        problems.append(f"{len(lost)} of {len(steps)} evaluations missing from the event files, {first}")
+    problems += _contradictions(run, evaluations, lost, result)
+    top1, how = _top1(run, evaluations, lost, result, protocol)
+    log = attempts[-1].log() if attempts else None
+    return Measured(
+        run=run,
+        done=True,
+        top1=top1,
+        trainer=trainer,
+        problems=(*problems, *how),
+        damage=scalars.problems + (scalars.incomplete if lost else ()),
+        log=str(log) if log and log.exists() else None,
+    )
+
+
+def _result(run: Run, directory: RunDir) -> tuple[Mapping[str, Any], list[str]]:
+    """result.json where it is this run's and readable, else nothing and why."""
+    try:
+        result = directory.result()
+        if result is None:
+            return {}, []
+        fits = _fits(result)
+    except (ValueError, KeyError, TypeError):
+        fits, result = False, {}
+    if not fits:
+        return {}, [f"result.json is not a {_RESULT_SCHEMA} document; it is left out"]
+    if result["hash"] != run.hash:
+        return {}, ["result.json is of another run (its hash differs); it is left out"]
+    return result, []
+
+
+def _fits(result: Mapping[str, Any]) -> bool:
+    """Whether result.json has what is used of it; raises KeyError or TypeError where a key is not there."""
+    evaluations = [result[protocol] for protocol in PROTOCOLS]
+    return (
+        result["schema"] == _RESULT_SCHEMA
+        and isinstance(result["params"], int)
+        and isinstance(result["hash"], str)
+        and all(isinstance(e["step"], int) and possible(TOP1, e[TOP1]) for e in evaluations)
+    )
+
+
+def _evaluations(run: Run, scalars: Scalars) -> Evaluations:
+    """The evaluations that have all that the table needs."""
+    found: defaultdict[int, dict[str, float]] = defaultdict(dict)
+    for tag, points in scalars.points.items():
+        for point in points:
+            found[point.step][tag] = point.value
+    needed = {TOP1, selected_by(run.data)}
+    return {step: values for step, values in found.items() if needed <= values.keys()}
+
+
+def _steps(run: Run, trainer: Mapping[str, Any], result: Mapping[str, Any]) -> set[int]:
+    """The steps after which this run was evaluated, as far as they are known."""
+    if run.train is None:
+        return {0}
+    if per_epoch := trainer.get("steps_per_epoch"):
+        return {epoch * per_epoch for epoch in range(1, run.train.epochs + 1)}
+    return {result[protocol]["step"] for protocol in PROTOCOLS if result}
+
+
+def _chosen(run: Run, evaluations: Evaluations, protocol: Protocol) -> int:
+    """The step whose evaluation the protocol takes: the last, or the first of the best."""
+    if protocol == "last":
+        return max(evaluations)
+    return max(sorted(evaluations), key=lambda step: evaluations[step][selected_by(run.data)])
+
+
+def _contradictions(run: Run, evaluations: Evaluations, lost: set[int], result: Mapping[str, Any]) -> list[str]:
+    """Where result.json says something else than the event files; what they have lost cannot be compared."""
+    found = []
+    for protocol in PROTOCOLS if result and evaluations else ():
+        theirs, step = result[protocol], _chosen(run, evaluations, protocol)
+        ours = evaluations[step][TOP1]
+        if theirs["step"] in lost or (theirs["step"], _float32(theirs[TOP1])) == (step, ours):
+            continue
+        said = f"{theirs[TOP1]:.7g} at step {theirs['step']}"
+        read = f"{ours:.7g} at step {step}"
+        found.append(f"result.json contradicts the event files: {protocol} {TOP1} {said}, event files {read}")
+    return found
+
+
+def _top1(
+    run: Run, evaluations: Evaluations, lost: set[int], result: Mapping[str, Any], protocol: Protocol
+) -> tuple[float | None, list[str]]:
+    """Test accuracy in percent, and what has to be said about where it comes from."""
+    if result and (not evaluations or result[protocol]["step"] in lost):
+        return _float32(result[protocol][TOP1]), [f"{protocol} {TOP1} is taken from result.json"]
+    if not evaluations or (protocol == "last" and max(lost, default=0) > max(evaluations)):
+        return None, [f"there is no {protocol} {TOP1}: its evaluation is lost"]
+    said = [f"best {TOP1} is that of the other evaluations"] if lost and not result else []
+    return evaluations[_chosen(run, evaluations, protocol)][TOP1], said if protocol == "best" else []
+
+
+def _float32(value: float) -> float:
+    """As an event file would have it, so that both sources give the same number."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])

@@ -1,0 +1,173 @@
+"""The results table as text: `table` for people, `md` for documents, `csv` and `json` (full precision) for scripts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from kdcluster.results.table import ExperimentTable, Problem, Row, Table
+
+Format = Literal["table", "md", "csv", "json"]
+SCHEMA = "kdcluster.results/1"
+_ASCII = {"±": "+/-", "–": "-", "─": "-", "α": "alpha", "×": "x", "…": "..."}
+MISSING = "–"
+
+
+def render(table: Table, format: Format = "table", *, ascii: bool = False) -> str:
+    """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else."""
+    if format == "json":
+        return json.dumps(document(table), indent=1, ensure_ascii=ascii, allow_nan=False) + "\n"
+    if format == "table":
+        return _plain(table, _in_ascii if ascii else str)
+    text = _markdown(table) if format == "md" else _csv(table)
+    return _in_ascii(text) if ascii else text
+
+
+def document(table: Table) -> dict[str, Any]:
+    """What `--format json` prints: percent, percentage points, None where a number cannot be had."""
+    experiments = [asdict(experiment) for experiment in table.experiments]
+    return {
+        "schema": SCHEMA,
+        "protocol": table.protocol,
+        "metric": table.metric,
+        "experiments": experiments,
+        "notes": list(table.notes),
+    }
+
+
+def _csv(table: Table) -> str:
+    out = io.StringIO()
+    names = ["experiment", "protocol", "metric", *(name for name in Row.__dataclass_fields__ if name != "note")]
+    at = names.index("gain_ci95")
+    names[at : at + 1] = ["gain_ci95_low", "gain_ci95_high"]
+    writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for experiment in table.experiments:
+        for row in experiment.rows:
+            low, high = row.gain_ci95 or (None, None)
+            values = {**asdict(row), "gain_ci95_low": low, "gain_ci95_high": high, "runs": " ".join(row.runs)}
+            writer.writerow(
+                {"experiment": experiment.name, "protocol": table.protocol, "metric": table.metric, **values}
+            )
+    return out.getvalue()
+
+
+def _plain(table: Table, spell: Callable[[str], str]) -> str:
+    blocks = []
+    for experiment in table.experiments:
+        cells = [[spell(cell) for cell in row] for row in _cells(experiment)]  # before their width is taken
+        lines = [_title(table, experiment), "", *_aligned(cells)]
+        for title, problems in _by_kind(experiment.problems):
+            lines += ["", f"{title}:"]
+            width = [max(len(p.run) for p in problems), max(len(p.state) for p in problems)]
+            lines += [f"  {p.run:{width[0]}}  {p.state:{width[1]}}  {_reason(p)}" for p in problems]
+        blocks.append("\n".join([*lines, "", *map(_line, experiment.notes)]))
+    return spell("\n\n".join([*blocks, "\n".join(table.notes)]) + "\n")
+
+
+def _markdown(table: Table) -> str:
+    blocks = []
+    for experiment in table.experiments:
+        head, *rows = [[_escape(cell) for cell in cells] for cells in _cells(experiment)]
+        rule = [":---", *["---:"] * (len(head) - 1)]
+        lines = [f"### {_escape(_title(table, experiment))}", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+        for title, problems in _by_kind(experiment.problems):
+            lines += ["", f"**{title}**", ""]
+            lines += [f"- {_escape(f'{p.run}: {p.state}: {_reason(p)}')}" for p in problems]
+        blocks.append("\n".join([*lines, "", *(f"- {_escape(_line(note))}" for note in experiment.notes)]))
+    return "\n\n".join([*blocks, "\n".join(f"- {_escape(note)}" for note in table.notes)]) + "\n"
+
+
+def _title(table: Table, experiment: ExperimentTable) -> str:
+    return f"{_line(experiment.name)}: {table.protocol} {table.metric} in percent"
+
+
+def _cells(experiment: ExperimentTable) -> list[list[str]]:
+    """Headings and rows; the reference column only where there is a published figure."""
+    columns = _COLUMNS if any(row.reference is not None for row in experiment.rows) else _COLUMNS[:-1]
+    heading = [heading for heading, _ in columns]
+    return [heading, *([show(row) for _, show in columns] for row in experiment.rows)]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Text left, numbers right, two spaces between, a rule under the headings, nothing ever cut."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return [lines[0], "─" * len(lines[0]), *lines[1:]]
+
+
+def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
+    unfinished = [p for p in problems if p.state != "done"]
+    odd = [p for p in problems if p.state == "done"]
+    kinds = [("not in the means", unfinished), ("finished runs with contradicting or lost records", odd)]
+    return [(title, found) for title, found in kinds if found]
+
+
+def _reason(problem: Problem) -> str:
+    return _line(f"{problem.reason} (log: {problem.log})" if problem.log else problem.reason)
+
+
+def _line(text: str) -> str:
+    """One line without control characters: a reason can be anything that an exception said."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _in_ascii(text: str) -> str:
+    for sign, word in _ASCII.items():
+        text = text.replace(sign, word)
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*|<])", r"\\\1", text)
+
+
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None else form.format(value)
+
+
+def _count(row: Row) -> str:
+    return str(row.n) if row.n == row.n_expected else f"{row.n}/{row.n_expected}"
+
+
+def _top1(row: Row) -> str:
+    spread = "" if row.top1_sd is None else f" ± {row.top1_sd:.2f}"
+    return MISSING if row.top1_mean is None else f"{row.top1_mean:.2f}{spread}"
+
+
+def _gain(row: Row) -> str:
+    if row.gain is None:
+        return MISSING
+    interval = "" if row.gain_ci95 is None else f" [{row.gain_ci95[0]:z.1f}, {row.gain_ci95[1]:z.1f}]"
+    return f"{row.gain:+z.2f}{interval}"
+
+
+def _params(row: Row) -> str:
+    if row.params is None:
+        return MISSING
+    return f"{row.params / 1e6:.1f} M" if row.params >= 1e6 else f"{row.params / 1e3:.1f} k"
+
+
+def _configuration(row: Row) -> str:
+    return row.configuration if row.note is None else f"{row.configuration} [{row.note}]"
+
+
+_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
+    ("configuration", _configuration),
+    ("n", _count),
+    ("top-1", _top1),
+    ("gain", _gain),
+    ("params", _params),
+    ("reduction", lambda row: _number(row.reduction, "{:.1f}×")),
+    ("retention", lambda row: _number(row.retention, "{:.1f} %")),
+    ("reference", lambda row: _number(row.reference, "{:.2f}")),
+]

@@ -1,0 +1,238 @@
+"""Run directories to the results table: means over seeds, gain over the baseline of the same seeds, and all
+that did not enter them.
+
+Accuracies are test/top1 in percent, gains in percentage points. A number that cannot be had is None, never 0.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdcluster.config import Experiment
+from kdcluster.plan import ROLES, Plan, Role
+from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
+from kdcluster.results.spread import interval95
+from kdcluster.runs import RunDir
+
+State = tuple[str, str, str | None]
+"""State of a run that is not done, why, and its log, where there is one."""
+NEVER_STARTED: State = ("planned", "not started", None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One role of an experiment. The field names are those of `results --format json`."""
+
+    configuration: str
+    role: Role
+    params: int | None
+    reduction: float | None
+    """The teacher's parameters / these; None for the teacher."""
+    n: int
+    """Runs that are done and have a number."""
+    n_expected: int
+    top1_mean: float | None
+    """Percent."""
+    top1_sd: float | None
+    """Sample standard deviation (n - 1) over the seeds, in percentage points; None below 2 runs."""
+    gain: float | None
+    """Distilled - baseline over the seeds that both have, in percentage points."""
+    gain_ci95: tuple[float, float] | None
+    """95 % t interval of the gain over its seeds; None below 2."""
+    retention: float | None
+    """Mean / the teacher's accuracy, in percent; None for the teacher."""
+    reference: float | None
+    """Published accuracy, in percent."""
+    runs: tuple[str, ...]
+    note: int | None = None
+    """Number of the note that belongs to this row."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A run that needs looking at: it is not done, or its files disagree."""
+
+    run: str
+    state: str
+    reason: str
+    log: str | None
+
+
+@dataclass(frozen=True)
+class ExperimentTable:
+    """One experiment: its rows by role, the runs that are missing or odd, and what else has to be said."""
+
+    name: str
+    rows: tuple[Row, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results of one or more experiments."""
+
+    protocol: Protocol
+    metric: str
+    experiments: tuple[ExperimentTable, ...]
+    notes: tuple[str, ...] = field(repr=False)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every expected run is in the means (`results --strict`)."""
+        return all(row.n == row.n_expected for experiment in self.experiments for row in experiment.rows)
+
+
+def build(
+    plan: Plan,
+    root: Path,
+    protocol: Protocol = "best",
+    *,
+    states: Mapping[str, State] | None = None,
+    trainer_code: str | None = None,
+) -> Table:
+    """Read the run directories of a plan and compute its table.
+
+    Args:
+        plan: the experiments; a role that it was cut down by has no row.
+        root: the runs directory.
+        protocol: `best` takes test/top1 of the best validation epoch where there is a split, else of the best
+            test epoch; `last` of the last epoch.
+        states: of the runs that are not done; one that is not named was never started.
+        trainer_code: digest of today's trainer; runs that were made by another are named.
+    """
+    measured = {run.id: measure(run, RunDir(root, run.id), protocol) for run in plan.runs}
+    experiments = []
+    for name, wanted in plan.wanted.items():
+        runs: dict[Role, list[Measured]] = {
+            role: [measured[run_id] for run_id in wanted[role] if run_id in measured] for role in ROLES
+        }
+        config = plan.experiments[name]
+        unique = list({m.run.id: m for role in ROLES for m in runs[role]}.values())
+        experiments.append(
+            ExperimentTable(
+                name,
+                tuple(_row(role, runs, config) for role in ROLES if runs[role]),
+                tuple(_problems(unique, states or {})),
+                tuple(_notes(runs, unique, config, protocol, trainer_code)),
+            )
+        )
+    return Table(protocol, TOP1, tuple(experiments), _FOOTER)
+
+
+_FOOTER = (
+    "± is the sample standard deviation (n - 1) over the students' seeds, which share teacher and views: "
+    "it does not include the teacher's; n = 1 has none",
+    "gain is distilled - baseline, paired by seed, in percentage points, with its 95 % t interval; "
+    "retention is student / teacher",
+)
+
+
+def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> Row:
+    ours = runs[role]
+    top1 = [m.top1 for m in ours if m.top1 is not None]
+    params, mean = _params(ours), _mean(top1)
+    teacher = runs["teacher"] if role != "teacher" else ()
+    teacher_params, teacher_mean = _params(teacher), _mean([m.top1 for m in teacher if m.top1 is not None])
+    gains = list(_gains(runs).values()) if role == "distilled" else []
+    return Row(
+        configuration=_configuration(role, config),
+        role=role,
+        params=params,
+        reduction=teacher_params / params if teacher_params and params else None,
+        n=len(top1),
+        n_expected=len(ours),
+        top1_mean=mean,
+        top1_sd=statistics.stdev(top1) if len(top1) > 1 else None,
+        gain=_mean(gains),
+        gain_ci95=interval95(gains),
+        retention=100 * mean / teacher_mean if mean is not None and teacher_mean else None,
+        reference=getattr(config.reference, role),
+        runs=tuple(m.run.id for m in ours),
+        note=1 if role == "distilled" and _batchnorm(runs) else None,
+    )
+
+
+def _configuration(role: Role, config: Experiment) -> str:
+    model = (config.teacher if role == "teacher" else config.student).model.split(".")[0]
+    distill = config.distill
+    how = f" (α {distill.alpha:g}, T {distill.temperature:g})" if role == "distilled" else ""
+    return f"{role}: {model}{how}"
+
+
+def _params(runs: Iterable[Measured]) -> int | None:
+    return next((m.params for m in runs if m.params is not None), None)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _gains(runs: Mapping[Role, Sequence[Measured]]) -> dict[int, float]:
+    """Seed -> distilled - baseline in percentage points, for the seeds that have both."""
+    baseline = {m.run.seed: m.top1 for m in runs["baseline"] if m.top1 is not None}
+    distilled = {m.run.seed: m.top1 for m in runs["distilled"] if m.top1 is not None}
+    return {seed: top1 - baseline[seed] for seed, top1 in distilled.items() if seed in baseline}
+
+
+def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]:
+    """The different (distilled, baseline) numbers of images that BatchNorm saw at once, by seed."""
+    baseline = {m.run.seed: m.trainer.get("batchnorm_batch") for m in runs["baseline"] if m.done}
+    both = [(m.trainer.get("batchnorm_batch"), baseline.get(m.run.seed)) for m in runs["distilled"] if m.done]
+    return sorted({(ours, theirs) for ours, theirs in both if ours and theirs and ours != theirs})
+
+
+def _problems(runs: Iterable[Measured], states: Mapping[str, State]) -> Iterable[Problem]:
+    for m in runs:
+        if not m.done:
+            state, reason, log = states.get(m.run.id, NEVER_STARTED)
+            yield Problem(m.run.id, state, reason, log)
+        yield from (Problem(m.run.id, "done", reason, m.log) for reason in m.problems)
+
+
+def _notes(
+    runs: Mapping[Role, Sequence[Measured]],
+    unique: Sequence[Measured],
+    config: Experiment,
+    protocol: Protocol,
+    trainer_code: str | None,
+) -> Iterable[str]:
+    """What a reader of the rows has to know, the numbered note first."""
+    if differing := _batchnorm(runs):
+        counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
+        yield f"[1] BatchNorm took its statistics over another number of images than the baseline's: {counts}"
+    if protocol == "last":
+        yield f"protocol last: {TOP1} of the last epoch"
+    elif (selector := selected_by(config.data)) == TOP1:
+        yield f"protocol best: {TOP1} of the best {selector} epoch, so the epoch is selected on test"
+    else:
+        yield f"protocol best: {TOP1} of the best {selector} epoch"
+    if config.distill.alpha == 0 and runs["distilled"]:
+        yield "α is 0: the distilled runs are the baseline runs, and the gain is 0 by construction"
+    elif runs["distilled"]:
+        seeds = list(_gains(runs))
+        if 0 < len(seeds) < max(len(runs["distilled"]), len(runs["baseline"])):
+            yield f"the gain is over the seeds that both have: {', '.join(map(str, seeds))}"
+        elif not seeds:
+            yield "no gain: no seed has both a baseline and a distilled run"
+    done = [m for m in unique if m.done]
+    if where := sorted({text for m in done if (text := _where(m))}):
+        yield f"trained on {'; '.join(where)}"
+    if trainer_code is not None:
+        others = [m.run.id for m in done if m.trainer.get("trainer_code") not in (None, trainer_code)]
+        if others:
+            yield f"made by other trainer code than today's: {', '.join(others)}"
+    for m in done:
+        yield from (f"event files of {m.run.id}: {what}" for what in m.damage)
+
+
+def _where(m: Measured) -> str:
+    """The surroundings of a run that can move its last bits."""
+    if not m.trainer.get("device"):
+        return ""
+    procs, threads = m.trainer.get("procs", 1), m.trainer.get("threads")
+    each = f" with {threads} thread{'s' if threads != 1 else ''} each" if threads else ""
+    return f"{m.trainer['device']}, {procs} process{'es' if procs != 1 else ''}{each}"

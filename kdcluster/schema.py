@@ -1,0 +1,71 @@
+"""The experiment file's fields, as `kdcluster schema` shows them."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from kdcluster.config import Experiment
+from kdcluster.configfile import block_of
+
+
+class FieldDoc(NamedTuple):
+    """One key of the experiment file."""
+
+    key: str
+    type: str
+    unit: str
+    default: str
+    hashed: bool
+    meaning: str
+
+
+def fields(block: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[FieldDoc]:
+    """Every key, depth first; a block's own keys follow it."""
+    for name, info in block.model_fields.items():
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        inner = block_of(info.annotation)
+        default = "required" if info.default is PydanticUndefined else _shown(info.default)
+        yield FieldDoc(
+            prefix + name,
+            "block" if inner else _type(info.annotation),
+            str(extra.get("unit", "")),
+            "" if inner and default != "required" else default,
+            bool(extra.get("hashed", True)),
+            info.description or "",
+        )
+        if inner and f"{prefix}{name}" != "teacher.train":  # its keys are those of `train`
+            yield from fields(inner, f"{prefix}{name}.")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    return repr(value) if value == "" else str(value)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is NoneType:
+        return "null"
+    if origin is typing.Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin in (UnionType, typing.Union):
+        return " | ".join(_type(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    names = {int: "int", float: "float", bool: "bool", str: "text"}
+    return names.get(annotation, str(annotation))

@@ -1,0 +1,203 @@
+"""Names to models: timm's, with their own normalisation and size, and their start weights.
+
+B batch, C channels or classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError
+from timm.models import get_pretrained_cfg
+from timm.models._helpers import load_state_dict
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor, nn
+
+from kdcluster.config import Model
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.files import file_digest
+
+log = logging.getLogger(__name__)
+
+
+class Classifier(nn.Module):
+    """A timm model that takes images as they are: resizes to its own size, normalises by its own pretrained_cfg.
+
+    Teacher and student may want different statistics and sizes, so batches stay in [0, 255] or [0, 1] until here.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, cfg: dict[str, Any], channels: int, image_size: int | None) -> None:
+        super().__init__()
+        self.net = net
+        self.size = image_size or cfg["input_size"][-1]
+        self.mode = "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic"
+        self.channels_last = False
+        for name in ("mean", "std"):
+            values = torch.tensor(cfg[name], dtype=torch.float32)
+            if len(values) != channels:  # three-channel statistics, grey images
+                values = values.mean().expand(channels)
+            self.register_buffer(name, values.reshape(1, -1, 1, 1).clone(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, C, H, W): uint8, or float in [0, 1]."""
+        with torch.autocast(images.device.type, enabled=False):  # resizing under autocast was slow (pytorch 51204)
+            x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+            if x.shape[-2:] != (self.size, self.size):
+                smaller = x.shape[-1] > self.size or x.shape[-2] > self.size
+                x = F.interpolate(x, (self.size, self.size), mode=self.mode, antialias=smaller, align_corners=False)
+            x = (x - self.mean) / self.std
+            if self.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+        return self.net(x)
+
+    def in_channels_last(self) -> Classifier:
+        """NHWC from here on."""
+        self.net.to(memory_format=torch.channels_last)
+        self.channels_last = True
+        return self
+
+
+def parameters(net: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def import_files(paths: Iterable[str]) -> None:
+    """Run the files of `imports`, which register models with timm; each content once in a process.
+
+    Raises:
+        ConfigError: a file cannot be run; says where it broke.
+    """
+    for path in paths:
+        name = f"kdcluster_import_{file_digest(Path(path))[:16]}"
+        if name in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"imports: {path} is not a Python file")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise ConfigError(f"imports: {path} failed: {type(error).__name__}: {error}") from error
+
+
+def build(model: Model, num_classes: int, channels: int, *, start: bool = True, exact: bool = False) -> Classifier:
+    """A model with its start weights.
+
+    Args:
+        model: name, weights, size, keyword arguments.
+        num_classes: C of the logits.
+        channels: colour channels of the images.
+        start: False leaves random weights, for weights that are loaded afterwards.
+        exact: the head must fit too (a teacher that is taken as it is).
+
+    Raises:
+        ConfigError: timm has no such model, it does not take the arguments, or the weights do not fit.
+        KdclusterError: timm's weights are not here and cannot be fetched.
+    """
+    cfg = pretrained_cfg(model.model)
+    kwargs = dict(model.model_args)
+    if model.image_size is not None and cfg.get("fixed_input_size"):
+        kwargs["img_size"] = model.image_size
+    from_timm = start and model.pretrained is True
+    try:
+        net = timm.create_model(model.model, pretrained=from_timm, num_classes=num_classes, in_chans=channels, **kwargs)
+    except (OSError, HfHubHTTPError) as error:
+        raise KdclusterError(
+            f"the weights of {model.model} are not here and cannot be fetched ({_last_line(error)}); run "
+            f"`kdcluster prefetch` where there is internet, or give a file: pretrained: weights.safetensors"
+        ) from error
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"{model.model} cannot be built with {kwargs}: {_last_line(error)}") from error
+    if from_timm and exact and cfg.get("num_classes") != num_classes:
+        had = cfg.get("num_classes")
+        raise ConfigError(f"{model.model}: its weights have {had} classes, the data {num_classes}; give a file")
+    if start and isinstance(model.pretrained, str):
+        load_weights(net, Path(model.pretrained), cfg, exact=exact)
+    return Classifier(net, cfg, channels, model.image_size)
+
+
+def load_weights(net: nn.Module, path: Path, cfg: dict[str, Any], *, exact: bool) -> None:
+    """Weights in timm's layout into a model: the head replaced where its size differs, position embeddings resized.
+
+    Args:
+        net: a timm model.
+        path: safetensors, or a torch file that holds tensors alone (read with weights_only).
+        cfg: the model's pretrained_cfg.
+        exact: the head must fit too.
+
+    Raises:
+        ConfigError: the file cannot be read, or anything but the head does not fit.
+    """
+    try:
+        state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # safetensors and pickle raise a dozen kinds for a bad file
+        raise ConfigError(f"{path}: not a file of weights: {_last_line(error)}") from error
+    resize = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if resize is not None:
+        state = resize(state, net)
+    own = net.state_dict()
+    for name in _names(cfg.get("first_conv")):
+        key = f"{name}.weight"
+        if key in state and key in own and state[key].shape[1] == 3 != own[key].shape[1]:
+            state[key] = adapt_input_conv(own[key].shape[1], state[key])
+    head = {f"{name}.{kind}" for name in _names(cfg.get("classifier")) for kind in ("weight", "bias")}
+    replaced = {key for key in head & state.keys() & own.keys() if state[key].shape != own[key].shape}
+    if replaced and exact:
+        had, wants = (next(iter(s[key].shape[0] for key in replaced)) for s in (state, own))
+        raise ConfigError(f"{path}: its head has {had} classes, the data {wants}; with train: none it must fit")
+    state = {key: value for key, value in state.items() if key not in replaced}
+    wrong = [f"no {key}" for key in own if key not in state and key not in replaced]
+    wrong += [f"unknown {key}" for key in state if key not in own]
+    wrong += [
+        f"{key} is {tuple(value.shape)}, not {tuple(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ConfigError(f"{path} does not fit {type(net).__name__}: {'; '.join(wrong[:5])}{more}")
+    net.load_state_dict(state, strict=False)
+    if replaced:
+        log.info("%s: the head has another size and starts anew (%s)", path.name, ", ".join(sorted(replaced)))
+
+
+def pretrained_cfg(name: str) -> dict[str, Any]:
+    """timm's pretrained_cfg of a model; a plain one for a model that registers none.
+
+    Raises:
+        ConfigError: timm has no such model or tag.
+    """
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(base, timm.list_models(), 1)
+        raise ConfigError(f"timm has no model {base!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    try:
+        cfg = get_pretrained_cfg(name, allow_unregistered=not tag)
+    except RuntimeError:
+        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+        raise ConfigError(f"{base} has no weights tagged {tag!r}; it has: {', '.join(tags) or 'none'}") from None
+    plain = {"input_size": (3, 224, 224), "mean": (0.5,), "std": (0.5,), "interpolation": "bicubic"}
+    return {**plain, **{k: v for k, v in (cfg.to_dict() if cfg else {}).items() if v is not None}}
+
+
+def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

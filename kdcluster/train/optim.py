@@ -1,0 +1,41 @@
+"""Optimizer, learning rate and weight averaging, from timm and torch."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from kdcluster.config import Train
+
+
+def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum 0.9; fused, because the plain CPU AdamW reads a number back in each step.
+
+    timm leaves biases, norms and what the model names (position embeddings) out of the weight decay.
+    """
+    return create_optimizer_v2(
+        net, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=0.9, fused=True
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, train: Train, steps_per_epoch: int) -> Scheduler:
+    """timm's schedule over optimizer steps: linear warm-up from 0, then constant or cosine to 0."""
+    warmup = round(train.warmup_epochs * steps_per_epoch)
+    if train.schedule == "cosine":
+        total = train.epochs * steps_per_epoch
+        return CosineLRScheduler(
+            optimizer, t_initial=total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False
+        )
+    return MultiStepLRScheduler(optimizer, decay_t=[], warmup_t=warmup, t_in_epochs=False)
+
+
+def set_learning_rate(schedule: Scheduler, step: int) -> float:
+    """Set and return the rate of optimizer step `step` (from 0): a pure function of the step.
+
+    Taken in the middle of the step, so that neither the first step of a warm-up nor the last of a cosine is 0.
+    """
+    schedule.step_update(step + 0.5)
+    return float(schedule.optimizer.param_groups[0]["lr"])

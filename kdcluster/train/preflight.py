@@ -1,0 +1,89 @@
+"""Before anything runs: build the models, fetch data and weights. A child process of the launcher, which has no torch.
+
+Reads run configurations on stdin, one YAML document a line of JSON; answers with one JSON document on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from kdcluster.config import Model
+from kdcluster.errors import KdclusterError
+from kdcluster.plan import Run
+from kdcluster.train import data, models
+
+
+def main() -> None:
+    """`python -m kdcluster.train.preflight --data-dir DIR [--fetch] < runs.json`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--fetch", action="store_true", help="fetch what is missing, instead of only saying so")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    runs = [Run.model_validate(values, strict=False) for values in json.load(sys.stdin)]
+    json.dump(preflight(runs, given.data_dir, fetch=given.fetch), sys.stdout)
+
+
+def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:
+    """{"models": {run id: {"params"}}, "notes": [text], "problems": [text]}: everything at once.
+
+    Models are built with their own weights where they are given as files, so that what does not fit is found
+    here and not after hours in a queue.
+    """
+    notes: list[str] = []
+    problems: list[str] = []
+    found: dict[str, Any] = {}
+    built: dict[str, int | None] = {}
+    for run in runs:
+        key = run.model.model_dump_json() + str(run.train is None)
+        if key not in built:
+            built[key] = _attempt(lambda run=run: _build(run, fetch, notes), f"{run.id}: ", problems)
+        found[run.id] = {"params": built[key]}
+    for run in {data.arrays_folder(run, data_dir): run for run in runs}.values():
+        _attempt(lambda run=run: _data(run, data_dir, fetch, notes), "", problems)
+    return {"models": found, "notes": notes, "problems": problems}
+
+
+def _attempt(action: Any, prefix: str, problems: list[str]) -> Any:
+    try:
+        return action()
+    except KdclusterError as error:
+        problems.append(f"{prefix}{error}")
+        return None
+
+
+def _build(run: Run, fetch: bool, notes: list[str]) -> int:
+    models.import_files(run.imports)
+    here = run.model.pretrained is not True or weights_are_here(run.model)
+    if not here and not fetch:
+        notes.append(f"the weights of {run.model.model} will be fetched")
+    net = models.build(run.model, run.num_classes, run.channels, start=here or fetch, exact=run.train is None)
+    return models.parameters(net)
+
+
+def weights_are_here(model: Model) -> bool:
+    """Whether timm's weights of a tagged model lie in the hub's cache."""
+    repository = models.pretrained_cfg(model.model).get("hf_hub_id")
+    names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+    return bool(repository) and any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+
+
+def _data(run: Run, data_dir: Path, fetch: bool, notes: list[str]) -> None:
+    if fetch:
+        data.prepare(run, data_dir)
+        return
+    if data.arrays_folder(run, data_dir).exists():
+        data.open_arrays(run, data_dir)
+    else:
+        notes.append(f"the data set {run.data.name} will be fetched and decoded into {data_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What a run leaves behind: events, weights, result.json. Rank 0 writes, and only while its attempt is the newest."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kdcluster.errors import KdclusterError
+from kdcluster.files import trainer_code, write_json
+from kdcluster.plan import Run
+from kdcluster.runs import Attempt, RunDir
+from kdcluster.train import models
+from kdcluster.train.data import share
+from kdcluster.train.distributed import World, has_batchnorm
+from kdcluster.train.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "torchvision", "timm", "tensorboard", "safetensors", "numpy")
+
+
+class Publisher:
+    """Collects the evaluations of a run; the best epoch is by validation where there is a split, else by test."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        run: Run,
+        attempt: Attempt | None,
+        world: World,
+        net: models.Classifier,
+        steps_per_epoch: int,
+    ) -> None:
+        self.run_dir, self.run, self.attempt = run_dir, run, attempt
+        self.active = world.rank == 0
+        self.tracker = Tracker(run_dir, attempt, run, active=self.active, first_step=0)
+        self.selected_on = "val" if run.data.val_fraction > 0 else "test"
+        self.epochs: list[dict[str, Any]] = []
+        self.steps_per_epoch = steps_per_epoch
+        norm_batch = batchnorm_batch(net, run, world)
+        self.facts = {
+            "params": models.parameters(net),
+            "batchnorm_batch": norm_batch,
+            "trainer_code": trainer_code(),
+        }
+        if self.active and attempt is not None:
+            attempt.write("trainer", {**self.facts, **_surroundings(world), "steps_per_epoch": steps_per_epoch})
+        _warn_of_local_batchnorm(world, norm_batch)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best epoch so far; the first of equals."""
+        return max(self.epochs, key=lambda epoch: epoch[f"{self.selected_on}/top1"])
+
+    def epoch(self, epoch: int, step: int, metrics: dict[str, float], net: models.Classifier) -> None:
+        """Publish an evaluation after `epoch` epochs and `step` steps: weights first, so that what the events
+        call best is on disk."""
+        self._check_newest()
+        stored = self.tracker.scalars(metrics, step)
+        self.epochs.append({"epoch": epoch, "step": step, **stored})
+        if self.active:
+            self._save("last", net)
+            if self.best is self.epochs[-1]:
+                self._save("best", net)
+        self.tracker.flush()
+        train = self.run.train
+        self.tracker.heartbeat(
+            force=True,
+            step=step,
+            steps=self.steps_per_epoch * (train.epochs if train else 0),
+            epoch=epoch,
+            epochs=train.epochs if train else 0,
+            top1=stored["test/top1"],
+            best_top1=self.best["test/top1"],
+        )
+        found = "  ".join(f"{tag} {value:.4g}" for tag, value in stored.items())
+        log.info("epoch %d step %d: %s", epoch, step, found)
+
+    def result(self) -> None:
+        """Write result.json: the run is done."""
+        self._check_newest()
+        if not self.active:
+            return
+        last = self.epochs[-1]
+        result = {
+            "schema": "kdcluster.result/1",
+            "id": self.run.id,
+            "hash": self.run.hash,
+            "attempt": self.attempt.number if self.attempt else 0,
+            "epochs": last["epoch"],
+            "steps": last["step"],
+            "selected_on": self.selected_on,
+            "best": self.best,
+            "last": last,
+            **self.facts,
+        }
+        write_json(self.run_dir.path / "result.json", result)
+
+    def _save(self, which: str, net: models.Classifier) -> None:
+        """Weights in timm's layout, written aside and renamed."""
+        path = self.run_dir.weights(which)
+        aside = path.with_name(f".{path.name}.aside")
+        state = {name: value.detach().contiguous().cpu() for name, value in net.net.state_dict().items()}
+        save_file(state, aside, metadata={"run": self.run.id, "hash": self.run.hash, "epoch": str(len(self.epochs))})
+        aside.replace(path)
+
+    def _check_newest(self) -> None:
+        newest = self.run_dir.newest()
+        if self.active and self.attempt is not None and newest is not None and newest.number != self.attempt.number:
+            raise KdclusterError(f"attempt {self.attempt.number} was overtaken by attempt {newest.number}: stopping")
+
+
+def batchnorm_batch(net: nn.Module, run: Run, world: World) -> int | None:
+    """Over how many images BatchNorm takes its statistics; None for a model without."""
+    if run.train is None or not has_batchnorm(net):
+        return None
+    mine = len(share(run.train.batch_size, 0, world.size))
+    piece = min(run.train.micro_batch or mine, mine)
+    return piece * world.size if world.device.type == "cuda" else piece
+
+
+def _warn_of_local_batchnorm(world: World, images: int | None) -> None:
+    if images is not None and world.size > 1 and world.device.type != "cuda" and world.rank == 0:
+        log.warning("BatchNorm does not sync over CPU processes: statistics are over %d images each", images)
+
+
+def _surroundings(world: World) -> dict[str, Any]:
+    """Where a run ran; what of it can still move the last bits."""
+    cuda = world.device.type == "cuda"
+    return {
+        "procs": world.size,
+        "device": world.device.type,
+        "device_name": torch.cuda.get_device_name(world.device) if cuda else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }

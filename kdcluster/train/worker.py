@@ -1,0 +1,132 @@
+"""One process of a run, as torchrun starts it: its log, its failure file, and its death with its parent."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import Timeout
+
+from kdcluster.errors import KdclusterError
+from kdcluster.plan import Run
+from kdcluster.runs import ATTEMPT_VARIABLE, Attempt, RunDir
+from kdcluster.train.distributed import join
+from kdcluster.train.trainer import Progress, train
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """`train.py RUN_DIR --data-dir DIR`: everything else stands in the run directory."""
+    parser = argparse.ArgumentParser(description="Train one run from its directory (started by torchrun).")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--max-steps", type=int, default=0)
+    given = parser.parse_args()
+    run_dir = RunDir(given.run_dir.parent, given.run_dir.name)
+    attempt = None
+    if number := os.environ.get(ATTEMPT_VARIABLE):
+        attempt = run_dir.attempt(int(number))
+        die_with_parent()
+        own_log(attempt)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    progress = Progress()
+    try:
+        with _lock(run_dir, attempt), join(given.device, given.threads) as world:
+            train(run_dir, attempt, world, given.data_dir, progress, given.max_steps)
+    except BaseException as error:
+        if attempt is None:
+            raise
+        attempt_failed(attempt, run_dir, error, progress)
+        sys.exit(1)
+
+
+def die_with_parent() -> None:
+    """End with torchrun's agent, however it ends: an orphan would keep its GPU (Linux, prctl(2) PR_SET_PDEATHSIG)."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "linux" and libc.prctl(1, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died between the two calls
+        os._exit(1)
+
+
+def own_log(attempt: Attempt) -> None:
+    """Send everything this process prints, from C++ too, to its rank's own log."""
+    path = attempt.log(int(os.environ["RANK"]))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _lock(run_dir: RunDir, attempt: Attempt | None) -> Any:
+    """Rank 0 holds the run's lock; where the file system has none, the attempt number alone protects."""
+    if attempt is None or os.environ["RANK"] != "0":
+        return nullcontext()
+    try:
+        return run_dir.lock.acquire(timeout=30)
+    except Timeout:
+        raise KdclusterError(f"another process still trains {run_dir.id} (it holds {run_dir.lock.lock_file})") from None
+    except (NotImplementedError, OSError) as error:
+        logging.warning("no file locks here (%s): going on with attempt numbers alone", error)
+        return nullcontext()
+
+
+def attempt_failed(attempt: Attempt, run_dir: RunDir, error: BaseException, progress: Progress) -> None:
+    """Leave this rank's failure file: torchrun keeps neither the exception nor which rank was first."""
+    rank = int(os.environ["RANK"])
+    text = "".join(traceback.format_exception(error))
+    log.error("failed at step %d\n%s", progress.step, text)
+    failure = {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "step": progress.step,
+        "error": type(error).__name__,
+        "message": explain(error, run_dir.load()),
+        "collective": in_collective(error),
+        "out_of_memory": out_of_memory(error),
+        "traceback": text,
+    }
+    attempt.write(f"failure-rank{rank}", failure)
+
+
+def explain(error: BaseException, run: Run) -> str:
+    """The last line of a failure, and for a full memory the micro-batch to try."""
+    if out_of_memory(error) and run.train is not None:
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        now = min(run.train.micro_batch or run.train.batch_size, -(-run.train.batch_size // size))
+        return f"out of memory with {now} images at once in a process; try --set train.micro_batch={max(1, now // 2)}"
+    if isinstance(error, KdclusterError):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or (torch's CPU allocator raises a plain RuntimeError) on the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def in_collective(error: BaseException) -> bool:
+    """Whether an error only says that another rank is gone."""
+    words = ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl")
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
