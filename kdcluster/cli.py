@@ -491,6 +491,70 @@ def prefetch(
 
 
 @main.command()
+@_experiments
+@_settings
+@_role
+@_runs_dir
+@_option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "md", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+@_option(
+    "--protocol",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Accuracy of the best epoch or of the last.",
+)
+@_option("--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead.")
+@_option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
+@_option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def results(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    roles: str | None,
+    runs_dir: Path,
+    style: str,
+    protocol: str,
+    output: Path | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """The results table: accuracy, gain over the baseline, parameters, reduction, retention; and what is missing."""
+    from kdcluster.files import trainer_code, write_aside
+    from kdcluster.launch.status import statuses
+    from kdcluster.results import render, table
+
+    root = runs_dir.absolute()
+    made = _plan(experiments, overrides, seeds, roles=roles)
+    states = {
+        run_id: (status.state, status.reason, str(status.log) if status.log else None)
+        for run_id, status in statuses(made, root).items()
+    }
+    built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
+    style = "json" if as_json else style
+    if output is not None:
+        write_aside(output, render.render(built, style))  # type: ignore[arg-type]
+    else:
+        click.echo(render.render(built, style, ascii=not _can_print("±×αΔ–")), nl=False)  # type: ignore[arg-type]
+    if strict and not built.complete:
+        sys.exit(1)
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@main.command()
 @_json
 def schema(as_json: bool) -> None:
     """The experiment file's fields: type, unit, default, meaning."""

@@ -60,7 +60,7 @@ def _csv(table: Table) -> str:
 def _plain(table: Table, spell: Callable[[str], str]) -> str:
     blocks = []
     for experiment in table.experiments:
-        cells = [[spell(cell) for cell in row] for row in _cells(experiment)]  # before their width is taken
+        cells = [[spell(cell) for cell in row] for row in _cells(table, experiment)]  # before their width is taken
         lines = [_title(table, experiment), "", *_aligned(cells)]
         for title, problems in _by_kind(experiment.problems):
             lines += ["", f"{title}:"]
@@ -73,7 +73,7 @@ def _plain(table: Table, spell: Callable[[str], str]) -> str:
 def _markdown(table: Table) -> str:
     blocks = []
     for experiment in table.experiments:
-        head, *rows = [[_escape(cell) for cell in cells] for cells in _cells(experiment)]
+        head, *rows = [[_escape(cell) for cell in cells] for cells in _cells(table, experiment)]
         rule = [":---", *["---:"] * (len(head) - 1)]
         lines = [f"### {_escape(_title(table, experiment))}", ""]
         lines += [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
@@ -88,10 +88,10 @@ def _title(table: Table, experiment: ExperimentTable) -> str:
     return f"{_line(experiment.name)}: {table.protocol} {table.metric} in percent"
 
 
-def _cells(experiment: ExperimentTable) -> list[list[str]]:
+def _cells(table: Table, experiment: ExperimentTable) -> list[list[str]]:
     """Headings and rows; the reference column only where there is a published figure."""
     columns = _COLUMNS if any(row.reference is not None for row in experiment.rows) else _COLUMNS[:-1]
-    heading = [heading for heading, _ in columns]
+    heading = [heading.format(protocol=table.protocol) for heading, _ in columns]
     return [heading, *([show(row) for _, show in columns] for row in experiment.rows)]
 
 
@@ -162,12 +162,12 @@ def _configuration(row: Row) -> str:
 
 
 _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
-    ("configuration", _configuration),
+    ("model configuration", _configuration),
     ("n", _count),
-    ("top-1", _top1),
+    ("{protocol} test accuracy", _top1),
     ("gain", _gain),
     ("params", _params),
     ("reduction", lambda row: _number(row.reduction, "{:.1f}×")),
     ("retention", lambda row: _number(row.retention, "{:.1f} %")),
-    ("reference", lambda row: _number(row.reference, "{:.2f}")),
+    ("published", lambda row: _number(row.reference, "{:.2f}")),
 ]

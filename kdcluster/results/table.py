@@ -221,12 +221,25 @@ def _notes(
     done = [m for m in unique if m.done]
     if where := sorted({text for m in done if (text := _where(m))}):
         yield f"trained on {'; '.join(where)}"
+    if partial := _local_batchnorm(done):
+        yield f"BatchNorm took its statistics over a part of each batch (images): {', '.join(partial)}"
     if trainer_code is not None:
         others = [m.run.id for m in done if m.trainer.get("trainer_code") not in (None, trainer_code)]
         if others:
-            yield f"made by other trainer code than today's: {', '.join(others)}"
+            which = ", ".join(others) if len(others) < 4 else f"{len(others)} of {len(done)} runs"
+            yield f"made by other trainer code than today's: {which}"
     for m in done:
         yield from (f"event files of {m.run.id}: {what}" for what in m.damage)
+
+
+def _local_batchnorm(done: Iterable[Measured]) -> list[str]:
+    """Runs whose BatchNorm saw only a part of each batch, because nothing syncs it over CPU processes."""
+    sizes = {}
+    for m in done:
+        images = m.trainer.get("batchnorm_batch")
+        if images and m.run.train and images < m.run.train.batch_size:
+            sizes[m.run.role] = f"{m.run.role} {images} of {m.run.train.batch_size}"
+    return list(sizes.values())
 
 
 def _where(m: Measured) -> str:

@@ -1,0 +1,150 @@
+"""The table as text: figures, alignment, ASCII, Markdown, CSV, JSON."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from kdcluster.results.render import document, render
+from kdcluster.results.table import ExperimentTable, Problem, Row, Table
+
+
+def row(role, **values):
+    empty = dict.fromkeys(
+        ("params", "reduction", "top1_mean", "top1_sd", "gain", "gain_ci95", "retention", "reference")
+    )
+    return Row(**{"configuration": role, "role": role, "n": 3, "n_expected": 3, "runs": (), **empty, **values})
+
+
+TEACHER = row("teacher", configuration="teacher: big|net", params=85_875_556, n=1, n_expected=1, top1_mean=91.12)
+BASELINE = row("baseline", n=0)
+DISTILLED = row(
+    "distilled",
+    configuration="distilled: small (α 0.5, T 4)",
+    params=5_543_716,
+    reduction=15.4906,
+    n=2,
+    top1_mean=83.375,
+    top1_sd=0.2071,
+    gain=6.4666,
+    gain_ci95=(5.9123, 7.0311),
+    retention=91.501,
+    runs=("a", "b", "c"),
+    note=1,
+)
+
+
+def table(*rows, problems=(), notes=("[1] a note on α",), name="exp1"):
+    return Table("best", "test/top1", (ExperimentTable(name, rows, problems, notes),), ("± is the spread",))
+
+
+def test_figures():
+    head, _, *body = render(table(TEACHER, BASELINE, DISTILLED)).splitlines()[2:7]
+    columns = ["model configuration", "n", "best test accuracy", "gain", "params", "reduction", "retention"]
+    assert re.split(r"\s{2,}", head) == columns
+    assert [[part.strip() for part in line.split("  ") if part] for line in body] == [
+        ["teacher: big|net", "1", "91.12", "–", "85.9 M", "–", "–"],
+        ["baseline", "0/3", "–", "–", "–", "–", "–"],
+        ["distilled: small (α 0.5, T 4) [1]", "2/3", "83.38 ± 0.21", "+6.47 [5.9, 7.0]", "5.5 M", "15.5×", "91.5 %"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"gain": -0.001}, "+0.00"),
+        ({"gain": -1.236, "gain_ci95": (-2.04, -0.01)}, "-1.24 [-2.0, 0.0]"),
+        ({"params": 230_120}, "230.1 k"),
+        ({"reference": 77.9}, "77.90"),
+    ],
+)
+def test_small_and_negative_figures(values, shown):
+    assert shown in render(table(row("distilled", **values)))
+
+
+def test_columns_are_aligned_and_nothing_is_cut():
+    long = row("teacher", configuration="teacher: " + "x" * 200, top1_mean=9.5)
+    lines = render(table(long, DISTILLED)).splitlines()
+    head, rule, *body = lines[2:6]
+    assert len(head) == len(rule) == len(body[0]) == len(body[1]) > 200
+    for name in ("n", "top-1", "gain", "retention"):  # numbers end where their heading ends
+        end = head.index(f"  {name}  ") + 2 + len(name) if f"  {name}  " in head else len(head)
+        assert all(line[end - 1] != " " and line[end : end + 2].strip() == "" for line in body)
+
+
+def test_the_reference_column_needs_a_reference():
+    assert "published" not in render(table(TEACHER))
+    assert "published" in render(table(TEACHER, row("baseline", reference=76.91)))
+
+
+def test_problems_and_notes_stand_below():
+    problems = (
+        Problem("run-a", "failed", "RuntimeError: two\n  lines \x1b[31m", "runs/a/torchrun.log"),
+        Problem("run-bb", "done", "result.json contradicts", None),
+    )
+    text = render(table(DISTILLED, problems=problems))
+    assert "\nnot in the means:\n  run-a  failed  RuntimeError: two lines [31m (log: runs/a/torchrun.log)\n" in text
+    assert "\nfinished runs with contradicting or lost records:\n  run-bb  done  result.json contradicts\n" in text
+    assert text.endswith("\n\n[1] a note on α\n\n± is the spread\n")
+    assert "not in the means" not in render(table(DISTILLED))
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
+def test_ascii_is_ascii_and_says_the_same(form):
+    problems = (Problem("run", "failed", "café ± 1", None),)
+    text = render(table(TEACHER, DISTILLED, problems=problems, name="größe"), form, ascii=True)
+    assert text.isascii()
+    if form in ("table", "md"):
+        assert "83.38 +/- 0.21" in text
+        assert "(alpha 0.5, T 4)" in text
+        assert "15.5x" in text
+
+
+def test_ascii_columns_are_aligned_too():
+    head, rule, *body = render(table(TEACHER, DISTILLED), ascii=True).splitlines()[2:6]
+    assert len({len(line) for line in (head, rule, *body)}) == 1
+
+
+def test_markdown_escapes_and_aligns():
+    problem = Problem("run", "failed", "a|b *c* <class 'x'>", None)
+    lines = render(table(TEACHER, DISTILLED, problems=(problem,)), "md").splitlines()
+    assert lines[0] == "### exp1: best test/top1 in percent"
+    assert lines[3] == "| :--- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[4].startswith("| teacher: big\\|net | 1 | 91.12 | – |")
+    assert "- run: failed: a\\|b \\*c\\* \\<class 'x'>" in lines
+    assert "- [1] a note on α" in lines
+
+
+def test_csv_has_full_precision_and_empty_cells():
+    first, second = csv.DictReader(io.StringIO(render(table(BASELINE, DISTILLED), "csv")))
+    assert (first["experiment"], first["protocol"], first["metric"]) == ("exp1", "best", "test/top1")
+    assert (first["top1_mean"], first["gain"], first["gain_ci95_low"], first["params"]) == ("", "", "", "")
+    assert float(second["gain"]) == 6.4666
+    assert (float(second["gain_ci95_low"]), float(second["gain_ci95_high"])) == (5.9123, 7.0311)
+    assert second["configuration"] == "distilled: small (α 0.5, T 4)"
+    assert second["runs"] == "a b c"
+
+
+def test_json_follows_its_schema():
+    problems = (Problem("run", "failed", "why", None),)
+    found = json.loads(render(table(BASELINE, DISTILLED, problems=problems), "json"))
+    assert set(found) == {"schema", "protocol", "metric", "experiments", "notes"}
+    assert (found["schema"], found["protocol"], found["metric"]) == ("kdcluster.results/1", "best", "test/top1")
+    (experiment,) = found["experiments"]
+    assert set(experiment) == {"name", "rows", "problems", "notes"}
+    assert experiment["problems"] == [{"run": "run", "state": "failed", "reason": "why", "log": None}]
+    baseline, distilled = experiment["rows"]
+    assert set(baseline) == {
+        "configuration", "role", "params", "reduction", "n", "n_expected", "top1_mean", "top1_sd", "gain",
+        "gain_ci95", "retention", "reference", "runs", "note",
+    }  # fmt: skip
+    assert baseline["top1_mean"] is None
+    assert (distilled["gain"], distilled["gain_ci95"], distilled["n"]) == (6.4666, [5.9123, 7.0311], 2)
+    assert document(table(DISTILLED))["experiments"][0]["rows"][0]["top1_sd"] == 0.2071
+
+
+def test_json_refuses_what_is_no_number():
+    with pytest.raises(ValueError, match="JSON compliant"):
+        render(table(row("teacher", top1_mean=float("nan"))), "json")

@@ -1,0 +1,463 @@
+"""The results table, from run directories made by hand: what is in the means, and all that is said when it is not."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from kdcluster import configfile
+from kdcluster import plan as planning
+from kdcluster.results.measured import TOP1
+from kdcluster.results.render import render
+from kdcluster.results.spread import interval95, t_quantile
+from kdcluster.results.table import build
+from kdcluster.runs import RunDir
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "results_table.txt"
+STEPS = 10
+"""Steps of an epoch."""
+PARAMS = {"teacher": 85_875_556, "baseline": 5_543_716, "distilled": 5_543_716}
+TEACHER = [80.0, 90.0, 91.125]
+BASELINE = [[70.0, 77.0, 76.5], [71.0, 76.0, 76.25], [69.0, 75.5, 77.5]]
+DISTILLED = [[75.0, 83.0, 83.5], [76.0, 83.25, 83.0], [74.0, 82.0, 83.0]]
+
+
+def planned(tmp_path, *overrides, seeds=(0, 1, 2)):
+    path = tmp_path / "exp1.yaml"
+    path.write_text(
+        "data: {name: cifar100}\n"
+        "teacher: {model: vit_base_patch16_224, pretrained: false}\n"
+        "student: {model: vit_tiny_patch16_224, pretrained: false}\n"
+        f"train: {{epochs: 3}}\nseeds: {list(seeds)}\n"
+    )
+    return planning.plan([configfile.load(str(path), overrides)])
+
+
+def evaluation(epoch, top1, val=None, step=None):
+    values = {"test/top1": top1, "test/top5": 99.0, "test/loss": 1.0}
+    if val is not None:
+        values |= {"val/top1": val, "val/top5": 99.0, "val/loss": 1.0}
+    return {"epoch": epoch, "step": epoch * STEPS if step is None else step, **values}
+
+
+def fabricate(root, run, tops, *, vals=None, outcome="done", result=True, **trainer):
+    """The directory of a run that was evaluated after each epoch, as the trainer leaves it."""
+    directory = RunDir(root, run.id)
+    attempt = directory.start_attempt({})
+    facts = {"params": PARAMS[run.role], "batchnorm_batch": None, "trainer_code": "today"} | trainer
+    attempt.write("trainer", {"steps_per_epoch": STEPS, "procs": 2, "device": "cpu", "threads": 1, **facts})
+    attempt.write("outcome", {"state": outcome})
+    attempt.log().write_text("step 1\n")
+    epochs = [evaluation(i, top1, vals[i - 1] if vals else None) for i, top1 in enumerate(tops, start=1)]
+    if run.train is None:
+        epochs = [evaluation(0, tops[0])]
+    writer = EventFileWriter(str(directory.events), filename_suffix=f".a{attempt.number}")
+    for epoch in epochs:
+        for tag in sorted(epoch.keys() - {"epoch", "step"}):
+            value = Summary.Value(tag=tag, simple_value=epoch[tag])
+            writer.add_event(event_pb2.Event(wall_time=1.0, step=epoch["step"], summary=Summary(value=[value])))
+    writer.close()
+    if result:
+        by = "val/top1" if vals else "test/top1"
+        document = {
+            "schema": "kdcluster.result/1", "id": run.id, "hash": run.hash, "attempt": attempt.number,
+            "epochs": len(epochs), "steps": epochs[-1]["step"], "selected_on": by[:-5],
+            "best": max(epochs, key=lambda epoch: epoch[by]), "last": epochs[-1], **facts,
+        }  # fmt: skip
+        (directory.path / "result.json").write_text(json.dumps(document))
+    return directory
+
+
+def of(plan, role, seed=0):
+    return next(run for run in plan.runs if run.role == role and (role == "teacher" or run.seed == seed))
+
+
+def full(root, plan, **trainer):
+    """Every run of a plan with three seeds done."""
+    fabricate(root, of(plan, "teacher"), TEACHER)
+    for seed in range(3):
+        fabricate(root, of(plan, "baseline", seed), BASELINE[seed])
+        fabricate(root, of(plan, "distilled", seed), DISTILLED[seed], **trainer)
+
+
+def rows(table):
+    (experiment,) = table.experiments
+    return {row.role: row for row in experiment.rows}
+
+
+def reasons(table):
+    return [problem.reason for problem in table.experiments[0].problems]
+
+
+def without_hashes(text):
+    return re.sub(r"(-s\d+-)[0-9a-f]{8}\b", r"\1<hash8>", text)
+
+
+def edit(path, **values):
+    document = json.loads(path.read_text())
+    for key, value in values.items():
+        *blocks, last = key.split("__")
+        inner = document
+        for block in blocks:
+            inner = inner[block]
+        inner[last] = value
+    path.write_text(json.dumps(document))
+
+
+# --- numbers
+
+
+def test_means_spread_gain_and_retention(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    table = build(plan, tmp_path, trainer_code="today")
+    found = rows(table)
+    assert found["teacher"].top1_mean == 91.125
+    assert (found["teacher"].top1_sd, found["teacher"].gain, found["teacher"].retention) == (None, None, None)
+    baseline, distilled = found["baseline"], found["distilled"]
+    assert baseline.top1_mean == pytest.approx((77.0 + 76.25 + 77.5) / 3)
+    assert distilled.top1_mean == pytest.approx((83.5 + 83.25 + 83.0) / 3)
+    assert distilled.top1_sd == pytest.approx(0.25)
+    assert baseline.gain is None
+    gains = [6.5, 7.0, 5.5]
+    assert distilled.gain == pytest.approx(sum(gains) / 3)
+    half = 4.302652729749 * math.sqrt(sum((g - sum(gains) / 3) ** 2 for g in gains) / 2) / math.sqrt(3)
+    assert distilled.gain_ci95 == pytest.approx((distilled.gain - half, distilled.gain + half))
+    assert distilled.retention == pytest.approx(100 * 83.25 / 91.125)
+    assert distilled.reduction == pytest.approx(85_875_556 / 5_543_716)
+    assert (distilled.n, distilled.n_expected) == (3, 3)
+    assert distilled.configuration == "distilled: vit_tiny_patch16_224 (α 0.5, T 4)"
+    assert distilled.runs == plan.wanted["exp1"]["distilled"]
+    assert table.complete
+    assert table.experiments[0].problems == ()
+
+
+def test_protocol_last_takes_the_last_epoch(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    table = build(plan, tmp_path, "last")
+    assert rows(table)["baseline"].top1_mean == pytest.approx((76.5 + 76.25 + 77.5) / 3)
+    assert "last epoch" in table.experiments[0].notes[0]
+    assert "selected on test" not in table.experiments[0].notes[0]
+    assert table.experiments[0].problems == ()
+
+
+def test_with_a_validation_split_the_best_epoch_is_chosen_there(tmp_path):
+    plan = planned(tmp_path, "data.val_fraction=0.1", seeds=[0])
+    fabricate(tmp_path, of(plan, "teacher"), TEACHER, vals=[1.0, 2.0, 3.0])
+    fabricate(tmp_path, of(plan, "baseline"), [70.0, 77.0, 76.5], vals=[60.0, 60.0, 50.0])
+    table = build(plan, tmp_path)
+    assert rows(table)["baseline"].top1_mean == 70.0  # the first of equals, not the best on test
+    assert table.experiments[0].notes[0] == "protocol best: test/top1 of the best val/top1 epoch"
+    assert not [p for p in table.experiments[0].problems if p.state == "done"]
+
+
+def test_without_a_split_the_table_says_selected_on_test(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    assert "selected on test" in build(plan, tmp_path).experiments[0].notes[0]
+
+
+def test_one_seed_has_a_gain_but_no_spread(tmp_path):
+    plan = planned(tmp_path, seeds=[0])
+    for role, tops in (("teacher", TEACHER), ("baseline", BASELINE[0]), ("distilled", DISTILLED[0])):
+        fabricate(tmp_path, of(plan, role), tops)
+    row = rows(build(plan, tmp_path))["distilled"]
+    assert (row.n, row.top1_mean, row.top1_sd, row.gain, row.gain_ci95) == (1, 83.5, None, 6.5, None)
+
+
+def test_the_gain_is_over_the_seeds_that_both_have(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    shutil.rmtree(tmp_path / of(plan, "baseline", 0).id)
+    shutil.rmtree(tmp_path / of(plan, "distilled", 1).id)
+    table = build(plan, tmp_path)
+    row = rows(table)["distilled"]
+    assert (row.n, row.n_expected, row.gain, row.gain_ci95) == (2, 3, 5.5, None)
+    assert "the gain is over the seeds that both have: 2" in table.experiments[0].notes
+
+
+def test_an_evaluate_only_teacher_has_one_evaluation_at_step_0(tmp_path):
+    plan = planned(tmp_path, "teacher.train=none", "teacher.pretrained=true",
+                   "teacher.model=vit_base_patch16_224.augreg_in21k", seeds=[0])  # fmt: skip
+    teacher = of(plan, "teacher")
+    fabricate(tmp_path, teacher, [88.5], steps_per_epoch=None)
+    for protocol in ("best", "last"):
+        table = build(plan, tmp_path, protocol)
+        assert rows(table)["teacher"].top1_mean == 88.5
+        assert teacher.id not in [problem.run for problem in table.experiments[0].problems]
+        assert rows(table)["teacher"].configuration == "teacher: vit_base_patch16_224"
+
+
+def test_alpha_0_is_the_baseline(tmp_path):
+    plan = planned(tmp_path, "distill.alpha=0")
+    fabricate(tmp_path, of(plan, "teacher"), TEACHER)
+    for seed in range(3):
+        fabricate(tmp_path, of(plan, "baseline", seed), BASELINE[seed])
+    table = build(plan, tmp_path)
+    row = rows(table)["distilled"]
+    assert (row.gain, row.gain_ci95, row.n) == (0.0, (0.0, 0.0), 3)
+    assert row.runs == rows(table)["baseline"].runs
+    assert any("by construction" in note for note in table.experiments[0].notes)
+
+
+def test_without_a_teacher_there_is_no_retention_and_no_reduction(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    shutil.rmtree(tmp_path / of(plan, "teacher").id)
+    table = build(plan, tmp_path)
+    row = rows(table)["baseline"]
+    assert (row.retention, row.reduction) == (None, None)
+    assert (rows(table)["teacher"].n, rows(table)["teacher"].top1_mean) == (0, None)
+    assert not table.complete
+    assert [problem.state for problem in table.experiments[0].problems] == ["planned"]
+
+
+def test_a_plan_cut_down_to_roles_has_rows_for_these(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    table = build(plan.only(["distilled"]), tmp_path)
+    assert list(rows(table)) == ["teacher", "distilled"]
+    assert rows(table)["distilled"].gain is None
+    assert "no gain: no seed has both a baseline and a distilled run" in table.experiments[0].notes
+    assert rows(build(planned(tmp_path, "distill.alpha=0").only(["distilled"]), tmp_path)) == {}
+
+
+# --- runs that are not done
+
+
+def test_runs_that_are_not_done_are_listed_with_reason_and_log(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    failed, running = of(plan, "distilled", 1), of(plan, "baseline", 2)
+    for run, outcome in ((failed, "failed"), (running, None)):
+        shutil.rmtree(tmp_path / run.id)
+        fabricate(tmp_path, run, [80.0, 81.0, 82.0], result=False, outcome=outcome)
+    states = {
+        failed.id: ("failed", "RuntimeError: out of memory", "runs/x/torchrun.log"),
+        running.id: ("running", "", None),
+        of(plan, "teacher").id: ("running", "the launching half has not looked again", None),
+    }
+    table = build(plan, tmp_path, states=states)
+    found = rows(table)
+    assert [(found[role].n, found[role].n_expected) for role in planning.ROLES] == [(1, 1), (2, 3), (2, 3)]
+    assert [(p.run, p.state, p.reason, p.log) for p in table.experiments[0].problems] == [
+        (running.id, "running", "", None),
+        (failed.id, "failed", "RuntimeError: out of memory", "runs/x/torchrun.log"),
+    ]
+
+
+def test_a_run_is_done_by_its_newest_attempt_or_by_its_result(tmp_path):
+    plan = planned(tmp_path, seeds=[0])
+    directory = fabricate(tmp_path, of(plan, "teacher"), TEACHER, result=False)
+    assert rows(build(plan, tmp_path))["teacher"].n == 1
+    directory.start_attempt({}).write("outcome", {"state": "failed"})
+    assert rows(build(plan, tmp_path))["teacher"].n == 0
+    shutil.rmtree(directory.path)
+    fabricate(tmp_path, of(plan, "teacher"), TEACHER, outcome="failed")
+    assert rows(build(plan, tmp_path))["teacher"].n == 1
+
+
+# --- result.json against the event files
+
+
+@pytest.mark.parametrize("protocol", ["best", "last"])
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
+def test_without_result_json_nothing_changes(tmp_path, protocol, form):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    before = render(build(plan, tmp_path, protocol, trainer_code="other"), form)
+    for path in tmp_path.glob("*/result.json"):
+        path.unlink()
+    assert render(build(plan, tmp_path, protocol, trainer_code="other"), form) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"best__test/top1": 78.0}, "best test/top1 78 at step 20, event files 77 at step 20"),
+        ({"best__step": 10}, "best test/top1 77 at step 10, event files 77 at step 20"),
+        ({"last__test/top1": 76.0}, "last test/top1 76 at step 30, event files 76.5 at step 30"),
+        ({"last__step": 40}, "last test/top1 76.5 at step 40, event files 76.5 at step 30"),
+        ({"params": 7}, "result.json contradicts trainer.json: 7 parameters, trainer.json 5543716"),
+        ({"hash": "0" * 64}, "another run"),
+        ({"schema": "kdcluster.result/9"}, "left out"),
+        ({"best": {}}, "left out"),
+        ({"last__test/top1": math.nan}, "left out"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["best", "last"])
+def test_a_contradiction_is_reported_and_the_event_files_win(tmp_path, wrong, said, protocol):
+    plan = planned(tmp_path, seeds=[0])
+    directory = fabricate(tmp_path, of(plan, "baseline"), BASELINE[0])
+    edit(directory.path / "result.json", **wrong)
+    table = build(plan, tmp_path, protocol)
+    assert rows(table)["baseline"].top1_mean == (77.0 if protocol == "best" else 76.5)
+    assert rows(table)["baseline"].params == 5_543_716
+    (problem,) = [p for p in table.experiments[0].problems if p.state == "done"]
+    assert problem.run == of(plan, "baseline").id
+    assert said in problem.reason
+    assert problem.log == str(directory.newest().log())
+
+
+def test_a_result_that_is_no_json_is_reported(tmp_path):
+    plan = planned(tmp_path, seeds=[0])
+    directory = fabricate(tmp_path, of(plan, "teacher"), TEACHER)
+    (directory.path / "result.json").write_text('{"schema": "kdclus')
+    assert rows(build(plan, tmp_path))["teacher"].top1_mean == 91.125
+    assert "left out" in reasons(build(plan, tmp_path))[0]
+
+
+@pytest.mark.parametrize(("protocol", "number"), [("best", 77.0), ("last", 76.5)])
+def test_without_event_files_result_json_stands_in_and_that_is_said(tmp_path, protocol, number):
+    plan = planned(tmp_path, seeds=[0])
+    directory = fabricate(tmp_path, of(plan, "baseline"), BASELINE[0])
+    shutil.rmtree(directory.events)
+    table = build(plan, tmp_path, protocol)
+    assert rows(table)["baseline"].top1_mean == number
+    assert f"{protocol} {TOP1} is taken from result.json" in reasons(table)
+    (directory.path / "result.json").unlink()
+    table = build(plan, tmp_path, protocol)
+    assert (rows(table)["baseline"].top1_mean, rows(table)["baseline"].n) == (None, 0)
+    assert f"there is no {protocol} {TOP1}: its evaluation is lost" in reasons(table)
+
+
+def damage(directory, step):
+    """Flip a bit in every record of one evaluation."""
+    (path,) = directory.events.iterdir()
+    data = bytearray(path.read_bytes())
+    for match in re.finditer(rb"\x10" + bytes([step]) + rb"\*.{5}(test|val)/", bytes(data), re.DOTALL):
+        data[match.start() + 3] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("step", "protocol", "with_result", "without"),
+    [
+        (10, "best", 77.0, 77.0),
+        (20, "best", 77.0, 76.5),
+        (30, "best", 77.0, 77.0),
+        (10, "last", 76.5, 76.5),
+        (30, "last", 76.5, None),
+    ],
+)
+def test_a_damaged_evaluation_is_reported_and_result_json_stands_in(tmp_path, step, protocol, with_result, without):
+    plan = planned(tmp_path, seeds=[0])
+    directory = fabricate(tmp_path, of(plan, "baseline"), BASELINE[0])
+    damage(directory, step)
+    lost = f"1 of 3 evaluations missing from the event files, the first at step {step}"
+    for number in (with_result, without):
+        table = build(plan, tmp_path, protocol)
+        assert rows(table)["baseline"].top1_mean == number
+        said = [p.reason for p in table.experiments[0].problems if p.state == "done"]
+        assert said[0] == lost
+        assert not any("contradicts" in reason for reason in said)
+        assert any("damaged place" in note for note in table.experiments[0].notes)
+        (directory.path / "result.json").unlink(missing_ok=True)
+
+
+def test_a_newest_file_that_is_cut_is_reported_once_it_costs_an_evaluation(tmp_path):
+    plan = planned(tmp_path, seeds=[0])
+    directory = fabricate(tmp_path, of(plan, "baseline"), BASELINE[0])
+    (path,) = directory.events.iterdir()
+    path.write_bytes(path.read_bytes()[:-5])  # of test/top5, the last that is written
+    assert not any("ends inside" in note for note in build(plan, tmp_path).experiments[0].notes)
+    path.write_bytes(path.read_bytes()[:-60])
+    assert any("ends inside" in note for note in build(plan, tmp_path).experiments[0].notes)
+
+
+def test_without_trainer_json_its_facts_come_from_result_json(tmp_path):
+    plan = planned(tmp_path, seeds=[0])
+    directory = fabricate(tmp_path, of(plan, "baseline"), BASELINE[0])
+    (directory.newest().path / "trainer.json").unlink()
+    table = build(plan, tmp_path)
+    assert (rows(table)["baseline"].top1_mean, rows(table)["baseline"].params) == (77.0, 5_543_716)
+    assert "there is no trainer.json; its facts are taken from result.json" in reasons(table)
+
+
+# --- notes
+
+
+def test_another_batchnorm_batch_than_the_baselines_marks_the_row(tmp_path):
+    plan = planned(tmp_path, seeds=[0, 1])
+    for seed in (0, 1):
+        fabricate(tmp_path, of(plan, "baseline", seed), BASELINE[seed], batchnorm_batch=128)
+        fabricate(tmp_path, of(plan, "distilled", seed), DISTILLED[seed], batchnorm_batch=64 + 64 * seed)
+    table = build(plan, tmp_path)
+    assert rows(table)["distilled"].note == 1
+    assert rows(table)["baseline"].note is None
+    assert "64 (baseline: 128)" in table.experiments[0].notes[0]
+    assert "(α 0.5, T 4) [1]" in render(table)
+
+
+def test_batchnorm_over_a_part_of_the_batch_is_said(tmp_path):
+    plan = planned(tmp_path)
+    fabricate(tmp_path, of(plan, "baseline", 0), BASELINE[0], batchnorm_batch=64)
+    fabricate(tmp_path, of(plan, "distilled", 0), DISTILLED[0], batchnorm_batch=64)
+    said = "BatchNorm took its statistics over a part of each batch (images): baseline 64 of 128, distilled 64 of 128"
+    assert said in render(build(plan, tmp_path))
+
+
+def test_equal_or_no_batchnorm_marks_nothing(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    assert rows(build(plan, tmp_path))["distilled"].note is None
+
+
+def test_runs_of_other_trainer_code_are_named(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan, trainer_code="yesterday")
+    (note,) = [n for n in build(plan, tmp_path, trainer_code="today").experiments[0].notes if "code" in n]
+    assert all(run_id in note for run_id in plan.wanted["exp1"]["distilled"])
+    assert of(plan, "teacher").id not in note
+    assert not any("code" in n for n in build(plan, tmp_path).experiments[0].notes)
+
+
+def test_experiments_that_share_runs_have_a_table_each(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    (tmp_path / "exp2.yaml").write_text((tmp_path / "exp1.yaml").read_text() + "distill: {alpha: 0.9}\n")
+    both = planning.plan([configfile.load(str(tmp_path / f"{name}.yaml")) for name in ("exp1", "exp2")])
+    table = build(both, tmp_path)
+    assert [experiment.name for experiment in table.experiments] == ["exp1", "exp2"]
+    assert table.experiments[1].rows[:2] == table.experiments[0].rows[:2]
+    assert table.experiments[1].rows[2].n == 0
+
+
+def test_the_text_is_the_golden_one(tmp_path):
+    plan = planned(tmp_path, "reference.teacher=91.12", "reference.distilled=83.38")
+    full(tmp_path, plan)
+    gone = of(plan, "distilled", 2)
+    shutil.rmtree(tmp_path / gone.id)
+    edit(tmp_path / of(plan, "baseline", 1).id / "result.json", **{"best__test/top1": 99.0})
+    (tmp_path / of(plan, "baseline", 1).id / "attempts" / "1" / "torchrun.log").unlink()
+    states = {gone.id: ("failed", "rank 1: RuntimeError: out of memory", "runs/x/attempts/2/torchrun.log")}
+    table = build(plan, tmp_path, states=states, trainer_code="today")
+    assert without_hashes(render(table)) == GOLDEN.read_text(encoding="utf-8")
+
+
+# --- statistics
+
+
+@pytest.mark.parametrize(
+    ("p", "df", "quantile"),
+    [
+        (0.975, 1, 12.7062047), (0.975, 2, 4.30265273), (0.975, 3, 3.18244631), (0.975, 4, 2.77644511),
+        (0.975, 9, 2.26215716), (0.975, 10, 2.22813885), (0.975, 30, 2.04227246), (0.975, 120, 1.97993041),
+        (0.95, 5, 2.01504837), (0.025, 7, -2.36462425), (0.995, 8, 3.35538733), (0.5, 6, 0.0),
+    ],
+)  # fmt: skip
+def test_t_quantiles(p, df, quantile):
+    assert t_quantile(p, df) == pytest.approx(quantile, abs=1e-7)
+
+
+def test_the_interval_needs_two_values():
+    assert interval95([]) is None
+    assert interval95([3.0]) is None
+    assert interval95([1.0, 3.0]) == pytest.approx((2 - 12.7062047, 2 + 12.7062047))
