@@ -87,7 +87,7 @@ def folder_images(folder: Path) -> list[tuple[str, int]]:
     """Every image below `folder` as (relative path, size in bytes), sorted by path."""
     found: list[tuple[str, int]] = []
     for base, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # .ipynb_checkpoints and the like
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES):
                 path = Path(base) / name

@@ -106,7 +106,7 @@ def cifar(kind: Any, downloads: Path, scratch: Path) -> Source:
     with tarfile.open(_archive(kind, downloads, scratch)) as archive:
         archive.extractall(scratch, filter="data")
     with warnings.catch_warnings():
-        # The pickles of 2009 give numpy's dtype an integer for a flag, of which numpy 2.4 warns.
+        # numpy 2.4.0 to 2.4.4 warn of how the pickles of 2009 name a dtype (pytorch/vision issue 9340).
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         splits = {"train": kind(scratch, train=True), "test": kind(scratch, train=False)}
     parts = {split: from_torchvision(dataset) for split, dataset in splits.items()}

@@ -1,0 +1,44 @@
+# The one door: `make demo` and `make test` do everything on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test test-unit test-integration test-gpu test-wheel lint format golden clean
+
+demo: $(READY)  ## train teacher, baselines and distilled students on real images, and print the table
+	@$(BIN)/kdcluster submit demo --wait; $(BIN)/kdcluster results demo --strict
+
+test: test-unit test-integration  ## everything that needs no GPU
+
+test-unit: $(READY)
+	$(BIN)/pytest -m "not gpu and not integration"
+
+test-integration: $(READY)  ## real torchrun processes
+	$(BIN)/pytest -m "integration and not gpu"
+
+test-gpu: $(READY)  ## what only a GPU can show
+	$(BIN)/pytest -m gpu
+
+test-wheel: $(READY)  ## the wheel, installed into an empty environment, from an empty directory
+	PYTHON=$(PYTHON) BUILD=$(abspath $(BIN)/python) bash tests/wheel.sh
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(READY)  ## renew the golden loss curve; look at the diff
+	$(BIN)/python -m tests.golden_loss
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[demo,test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) dist
