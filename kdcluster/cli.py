@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,14 +29,18 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except KdclusterError as error:
+            if ctx.find_root().obj["verbose"]:
+                click.echo(traceback.format_exc(), err=True)
             _leave(str(error), error.exit_code)
+        except KeyboardInterrupt:  # click would leave with 1
+            _leave("interrupted", 130)
         except BrokenPipeError:  # `kdcluster logs | head`
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
             sys.exit(0)
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
+    click.echo(message, file=sys.stderr)
     sys.exit(code)
 
 
@@ -88,7 +93,7 @@ _role = _option("--role", "roles", default=None, metavar="ROLE,...", help="These
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kdcluster")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Say where in the code an error arose.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 @click.pass_context
 def main(ctx: click.Context, verbose: bool, quiet: bool) -> None:
@@ -99,10 +104,15 @@ def main(ctx: click.Context, verbose: bool, quiet: bool) -> None:
             stream.reconfigure(errors="replace")  # an ASCII-only stdout gets "?", never a traceback
 
 
+def _print(text: str, *, nl: bool = True) -> None:
+    """Data, on stdout; named, because click sends UTF-8 to a stdout of its own choice where this one is ASCII."""
+    click.echo(text, file=sys.stdout, nl=nl)
+
+
 def _say(message: str) -> None:
     """Talk, on stderr."""
     if not click.get_current_context().find_root().obj["quiet"]:
-        click.echo(message, err=True)
+        click.echo(message, file=sys.stderr)
 
 
 def _plan(
@@ -117,30 +127,34 @@ def _plan(
     from kdcluster import configfile
     from kdcluster.plan import ROLES, plan
 
-    sets = list(overrides)
+    short: dict[str, str] = {}  # --set KEY=VALUE -> the shorter option that stands for it
     if seeds is not None:
-        sets.append(f"seeds=[{seeds}]")
+        short[f"seeds=[{seeds}]"] = f"--seeds {seeds}"
     if gpus is not None and procs is not None:
-        raise ConfigError("--gpus and --procs exclude each other")
+        raise ConfigError("--gpus and --procs exclude each other; give one of them")
     if gpus is not None:
-        sets.append(f"resources={{device: cuda, gpus: {gpus}}}")
+        resources = ("resources.device=cuda", "resources.procs=null", f"resources.gpus={gpus}")
+        short |= dict.fromkeys(resources, f"--gpus {gpus}")
     if procs is not None:
-        sets += ["resources.device=cpu", "resources.gpus=null", f"resources.procs={procs}"]
+        resources = ("resources.device=cpu", "resources.gpus=null", f"resources.procs={procs}")
+        short |= dict.fromkeys(resources, f"--procs {procs}")
     loaded = []
     problems: list[str] = []
     for name in experiments:
         try:
-            loaded.append(configfile.load(name, sets))
+            loaded.append(configfile.load(name, [*overrides, *short]))
         except ConfigError as error:
             problems += error.problems
+    for text, option in short.items():
+        problems = [problem.replace(f"--set {text}:", f"{option}:", 1) for problem in problems]
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*dict.fromkeys(problems))  # a wrong --set is wrong in every experiment
     made = plan(loaded)
     if roles is None:
         return made
-    wanted = roles.split(",")
+    wanted = [role.strip() for role in roles.split(",")]
     if unknown := [role for role in wanted if role not in ROLES]:
-        raise ConfigError(f"--role {unknown[0]}: must be one of {', '.join(ROLES)}")
+        raise ConfigError(f"--role {roles}: {unknown[0]!r} is no role; there are {', '.join(ROLES)}")
     return made.only(wanted)
 
 
@@ -157,14 +171,14 @@ def list_(as_json: bool) -> None:
 
     found = []
     for name, path in configfile.experiments().items():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         about = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
         found.append({"name": name, "path": str(path), "about": about})
     if as_json:
         return _print_json({"schema": "kdcluster.list/1", "experiments": found})
     width = max((len(item["name"]) for item in found), default=0)
     for item in found:
-        click.echo(f"{item['name']:<{width}}  {item['about']}  ({item['path']})")
+        _print(f"{item['name']:<{width}}  {item['about']}  ({item['path']})")
 
 
 @main.command()
@@ -188,7 +202,7 @@ def plan(
     check: bool,
     as_json: bool,
 ) -> None:
-    """The DAG of runs, each with its state, what it needs and its torchrun command. Touches nothing."""
+    """The DAG of runs: state, needs and torchrun command of each. Touches nothing."""
     from kdcluster.launch.local import layouts
     from kdcluster.launch.status import statuses
 
@@ -204,7 +218,7 @@ def plan(
         return _print_json({"schema": "kdcluster.plan/1", "runs": rows, **notes})
     _print_plan(made, rows, where)
     for note in checked["notes"] if checked else ():
-        click.echo(f"note: {note}")
+        _print(f"note: {note}")
 
 
 def _check(made: Plan, data: Path, where: dict[str, Layout]) -> dict[str, Any]:
@@ -241,15 +255,15 @@ def _print_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]
     teacher_params = {row["id"]: row.get("params") for row in rows if row["role"] == "teacher"}
     for row in rows:
         run = made[row["id"]]
-        click.echo(f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
-        click.echo(f"  for      {', '.join(row['experiments'])}; on {where[run.id]}")
+        _print(f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
+        _print(f"  for      {', '.join(row['experiments'])}; on {where[run.id]}")
         if row.get("params"):
             of = [teacher_params[need] for need in row["needs"] if teacher_params.get(need)]
             smaller = f", {of[0] / row['params']:.1f}× smaller than its teacher" if of else ""
-            click.echo(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
+            _print(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
         if row["needs"]:
-            click.echo(f"  needs    {', '.join(row['needs'])}")
-        click.echo(f"  command  {shlex.join(row['command'])}")
+            _print(f"  needs    {', '.join(row['needs'])}")
+        _print(f"  command  {shlex.join(row['command'])}")
 
 
 @main.command()
@@ -312,9 +326,9 @@ def _print_dry_run(made: Plan, chosen: list[str], root: Path, data: Path) -> Non
 
     where = layouts(made)
     for run_id in chosen:
-        click.echo(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
-        click.echo(f"# started on {where[run_id]} as\n{shlex.join(command(root / run_id, data, where[run_id]))}\n")
-    click.echo(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
+        _print(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
+        _print(f"# started on {where[run_id]} as\n{shlex.join(command(root / run_id, data, where[run_id]))}\n")
+    _print(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
 
 
 def _say_submission(made: Plan, submission: Any, experiments: tuple[str, ...], root: Path) -> None:
@@ -350,7 +364,13 @@ def _wait(made: Plan, root: Path, timeout: float | None) -> None:
 @click.argument("experiment", metavar="EXP")
 @_settings
 @_resources
-@_option("--role", default="distilled", show_default=True, help="teacher, baseline or distilled.")
+@_option(
+    "--role",
+    type=click.Choice(["teacher", "baseline", "distilled"]),
+    default="distilled",
+    show_default=True,
+    help="Which of its runs.",
+)
 @_option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Optimizer steps.")
 @_runs_dir
 @_data_dir
@@ -365,7 +385,10 @@ def debug(
     runs_dir: Path,
     data_dir: Path | None,
 ) -> None:
-    """One process, one device, a few steps, in the foreground, in runs/debug: breakpoint() works."""
+    """A few steps in one foreground process: breakpoint() works.
+
+    On one device, in runs/debug.
+    """
     from kdcluster.launch import local
     from kdcluster.launch.preflight import preflight
 
@@ -405,9 +428,9 @@ def status(
     for row in rows:
         done = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-"
         best = f"{row['best_top1']:.2f} %" if row["best_top1"] is not None else "-"
-        click.echo(f"{row['id']:<48} {row['state']:<9} {done:>7} {best:>8}  {row['reason']}".rstrip())
+        _print(f"{row['id']:<48} {row['state']:<9} {done:>7} {best:>8}  {row['reason']}".rstrip())
     counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
-    click.echo(f"{len(rows)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    _print(f"{len(rows)} runs{': ' if rows else ''}" + ", ".join(f"{n} {state}" for state, n in counts.items()))
 
 
 def _started_here(root: Path) -> tuple[str, ...]:
@@ -424,7 +447,7 @@ def _started_here(root: Path) -> tuple[str, ...]:
         if any((root / run.id).is_dir() for run in made.runs):
             names.append(name)
     if not names:
-        raise KdclusterError(f"no experiment that is known here has a run in {root}; name one")
+        _say(f"no experiment that is known here has a run in {root}; name one")
     return tuple(names)
 
 
@@ -455,14 +478,19 @@ def _status_row(made: Plan, run: Run, status: Status, root: Path) -> dict[str, A
 @_runs_dir
 @_option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @_option("--rank", type=click.IntRange(0), default=None, help="This rank alone.")
-def logs(run: str, runs_dir: Path, follow: bool, rank: int | None) -> None:
+@_json
+def logs(run: str, runs_dir: Path, follow: bool, rank: int | None, as_json: bool) -> None:
     """The run's log, all ranks labelled. RUN is any unique beginning of an id."""
     from kdcluster.launch.logs import lines
     from kdcluster.runs import find_run
 
+    run_dir = find_run(runs_dir.absolute(), run)
     try:
-        for line in lines(find_run(runs_dir.absolute(), run), follow=follow, rank=rank):
-            click.echo(line)
+        found = lines(run_dir, follow=follow, rank=rank)
+        if as_json:
+            return _print_json({"schema": "kdcluster.logs/1", "run": run_dir.id, "lines": list(found)})
+        for line in found:
+            _print(line)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -481,7 +509,7 @@ def prefetch(
     runs_dir: Path,
     data_dir: Path | None,
 ) -> None:
-    """Fetch data and pretrained weights now, on the machine that has internet."""
+    """Fetch data and weights now, on the machine that has internet."""
     from kdcluster.launch.preflight import preflight
 
     made = _plan(experiments, overrides, seeds, roles=roles)
@@ -525,7 +553,10 @@ def results(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """The results table: accuracy, gain over the baseline, parameters, reduction, retention; and what is missing."""
+    """The results table, and what is missing from it.
+
+    Accuracy, gain over the baseline, parameters, reduction and retention of each configuration.
+    """
     from kdcluster.files import trainer_code, write_aside
     from kdcluster.launch.status import statuses
     from kdcluster.results import render, table
@@ -539,9 +570,12 @@ def results(
     built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
     style = "json" if as_json else style
     if output is not None:
-        write_aside(output, render.render(built, style))  # type: ignore[arg-type]
+        try:
+            write_aside(output, render.render(built, style))  # type: ignore[arg-type]
+        except OSError as error:
+            raise KdclusterError(f"cannot write {output}: {error.strerror}") from None
     else:
-        click.echo(render.render(built, style, ascii=not _can_print("±×αΔ–")), nl=False)  # type: ignore[arg-type]
+        _print(render.render(built, style, ascii=not _can_print("±×αΔ–")), nl=False)  # type: ignore[arg-type]
     if strict and not built.complete:
         sys.exit(1)
 
@@ -560,23 +594,20 @@ def schema(as_json: bool) -> None:
     """The experiment file's fields: type, unit, default, meaning."""
     import textwrap
 
-    from kdcluster.config import Experiment
-    from kdcluster.schema import fields
+    from kdcluster.schema import fields, json_schema
 
     if as_json:
-        return _print_json(
-            {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
-        )
+        return _print_json(json_schema())
     for doc in fields():
         kind = " ".join(filter(None, [doc.type, f"[{doc.unit}]" if doc.unit else ""]))
         default = f", default {doc.default}" if doc.default not in ("", "required") else ""
         where = "" if doc.hashed else "  (not in the id)"
-        click.echo(f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
-        click.echo(textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    "))
+        _print(f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
+        _print(textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    "))
 
 
 def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+    _print(json.dumps(document, indent=1, allow_nan=False))  # ASCII, so that no stdout can damage it
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Frozen pydantic models; `kdcluster schema` prints this file. A field that is `ha
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -118,6 +120,8 @@ class Train(Block):
 
 
 def _none_word(value: Any) -> Any:
+    if value is None:  # `train:` with nothing behind it is no decision to leave the teacher untrained
+        raise ValueError("must be a block of keys, or none to take its weights as they are")
     return None if value == "none" else value
 
 
@@ -133,15 +137,9 @@ class Teacher(Model):
         ge=0.0,
         le=100.0,
     )
-    train: Annotated[Train | None, BeforeValidator(_none_word)] = Field(
+    train: Annotated[Train | None, BeforeValidator(_none_word)] = field(
+        "What differs from the experiment's `train`; `none` takes the weights as they are and only evaluates them.",
         Train(),
-        description="What differs from the experiment's `train`; `none` takes the weights as they are and only "
-        "evaluates them.",
-        json_schema_extra={
-            "anyOf": [{"$ref": "#/$defs/Train"}, {"const": "none"}],
-            "unit": "",
-            "hashed": True,
-        },
     )
 
 
@@ -217,42 +215,36 @@ class Experiment(Block):
             return None
         return self.train.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
-    def contradictions(self) -> list[tuple[tuple[str, ...], str]]:
+    def contradictions(self) -> Contradictions:
         """What no single field can know: (dotted key, what is wrong)."""
-        found: list[tuple[tuple[str, ...], str]] = []
-        folder = self.data.name == "image_folder"
-        if folder and self.data.path is None:
-            found.append((("data", "path"), "an image_folder needs a path"))
-        if not folder:
-            found += [
-                (("data", key), f"is for image_folder only; {self.data.name} has its own")
-                for key in ("path", "image_size")
-                if getattr(self.data, key) is not None
-            ]
-        for role in ("teacher", "student"):
-            found += [((role, *key), what) for key, what in self._model_contradictions(getattr(self, role))]
-        if self.teacher.train is None and self.teacher.pretrained is False:
-            found.append((("teacher", "train"), "none needs weights: set teacher.pretrained to true or a file"))
-        for key, train in (("train",), self.train), (("teacher", "train"), self.teacher_train()):
-            if train is not None and train.warmup_epochs >= train.epochs and train.warmup_epochs > 0:
-                where = (*key, "warmup_epochs")
-                found.append((where, f"{train.warmup_epochs:g} epochs of warm-up leave none of {train.epochs}"))
-        resources = self.resources
-        if resources.gpus is not None and (resources.procs is not None or resources.device == "cpu"):
-            found.append((("resources", "gpus"), "gpus and CPU processes exclude each other; set one of them"))
-        if resources.device == "cuda" and resources.procs is not None:
-            found.append((("resources", "procs"), "procs are CPU processes; with device cuda set gpus"))
+        found = [((role, *key), what) for role in ("teacher", "student") for key, what in _model(getattr(self, role))]
+        found += [(("data", key), what) for key, what in _data(self.data)]
+        found += [(("resources", key), what) for key, what in _resources(self.resources)]
+        if self.train.warmup_epochs >= self.train.epochs:
+            what = f"must be less than train.epochs, {self.train.epochs} (got {self.train.warmup_epochs:g})"
+            found.append((("train", "warmup_epochs"), what))
+        own, merged = self.teacher.train, self.teacher_train()
+        if own is None or merged is None:
+            if self.teacher.pretrained is False:
+                found.append((("teacher", "train"), "none needs weights: set teacher.pretrained to true or a file"))
+        elif merged.warmup_epochs >= merged.epochs and own.model_fields_set & {"epochs", "warmup_epochs"}:
+            key = "epochs" if "epochs" in own.model_fields_set else "warmup_epochs"
+            what = f"{merged.epochs} epochs leave none after {merged.warmup_epochs:g} of warm-up"
+            found.append((("teacher", "train", key), what))
         return found
 
-    def _model_contradictions(self, model: Model) -> list[tuple[tuple[str, ...], str]]:
-        found: list[tuple[tuple[str, ...], str]] = []
-        if model.pretrained is True and "." not in model.model:
-            what = "pretrained: true needs the tag of the weights in the name, as in resnet18.a1_in1k"
-            found.append((("model",), what))
-        for key, reason in _OURS.items():
-            if key in model.model_args:
-                found.append((("model_args", key), reason))
-        return found
+
+Contradictions = list[tuple[tuple[str, ...], str]]
+
+
+def _model(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:
+    if model.pretrained is True and "." not in model.model:
+        yield ("model",), "pretrained: true needs the tag of the weights in the name, as in resnet18.a1_in1k"
+    for key, value in model.model_args.items():
+        if key in _OURS:
+            yield ("model_args", key), _OURS[key]
+        elif not _is_plain(value):
+            yield ("model_args", key), "must be made of text, finite numbers, true, false, null, lists and blocks"
 
 
 _OURS = {
@@ -261,3 +253,30 @@ _OURS = {
     "in_chans": "the colour channels follow from the data set: leave it out",
     "num_classes": "the class count follows from the data set: leave it out",
 }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can enter the run's hash: what JSON can hold, so no date, no bytes, no infinity."""
+    if isinstance(value, list | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _data(data: Data) -> Iterator[tuple[str, str]]:
+    if data.name == "image_folder":
+        if data.path is None:
+            yield "path", "an image_folder needs it: a folder with train/<class>/ and test/<class>/"
+        return
+    if data.path is not None:
+        yield "path", f"only an image_folder has one; leave it out for {data.name}"
+    if data.image_size is not None:
+        yield "image_size", f"only an image_folder has one; for {data.name} set image_size in teacher and student"
+
+
+def _resources(resources: Resources) -> Iterator[tuple[str, str]]:
+    if resources.gpus is not None and resources.procs is not None:
+        yield "gpus", "GPUs and CPU processes (procs) exclude each other; set one of them"
+    elif resources.gpus is not None and resources.device == "cpu":
+        yield "gpus", "needs device cuda or auto (device is cpu)"
+    elif resources.procs is not None and resources.device == "cuda":
+        yield "procs", "means CPU processes; with device cuda set gpus"

@@ -1,7 +1,7 @@
 """YAML and `--set` to a validated Experiment, with every problem at its place in the file.
 
 The only file that knows YAML. ruamel.yaml reads YAML 1.2: `1e-3` is a number, `8:00:00` is text, a duplicate
-key is refused, and each key knows its line.
+key is refused, and each node knows its line.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
+from kdcluster import wording
 from kdcluster.config import DATASETS, Experiment
 from kdcluster.errors import ConfigError, NotFound
-from kdcluster.files import file_digest, folder_classes, folder_digest, folder_images, shipped
-
-Key = tuple[str | int, ...]
+from kdcluster.files import file_digest, folder_classes, folder_digest, image_folder_problem, shipped
+from kdcluster.wording import Key, Problem
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ def find(name: str) -> Path:
         return known[name]
     if Path(name).is_file():
         return Path(name)
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        raise NotFound(f"no experiment file {name}")
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     raise NotFound(f"no experiment {name!r}, neither ./configs/{name}.yaml nor a shipped one nor a file; {hint}")
@@ -71,56 +73,43 @@ def load(name: str, overrides: Iterable[str] = ()) -> LoadedExperiment:
 
     Raises:
         NotFound: no such experiment.
-        ConfigError: everything that is wrong with it, one line each.
+        ConfigError: everything that is wrong with it, one line each, in the order of the file.
     """
     path = find(name)
     source = _Source(path)
-    problems = source.override(overrides)
-    if problems:
-        raise ConfigError(*problems)
-    try:
-        config = Experiment.model_validate(source.values)
-    except ValidationError as error:
-        raise ConfigError(*source.explain(error)) from None
-    problems = [source.at(key, f"{what}") for key, what in config.contradictions()]
-    digests, missing = _digests(config)
-    problems += [source.at(key, what) for key, what in missing]
-    if problems:
-        raise ConfigError(*problems)
+    malformed = source.override(overrides)
+    config, problems = _validated(source.values)
+    digests, missing = _digests(source.values)
+    if malformed or problems or missing:
+        raise ConfigError(*source.report([*problems, *missing]), *malformed)
     return LoadedExperiment(path.stem, path, config, digests, _num_classes(config))
 
 
 def parse(text: str) -> Any:
-    """One YAML 1.2 document as plain Python values."""
-    return _plain(_yaml().load(text))
+    """One YAML 1.2 document as plain Python values.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
 def dump(values: Any) -> str:
     """Plain values as a YAML document."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.allow_unicode = False  # escaped: the emitter writes some line breaks, as U+0085, so that they read as spaces
     out = io.StringIO()
-    _yaml().dump(values, out)
+    yaml.dump(values, out)
     return out.getvalue()
 
 
 def _yaml() -> YAML:
-    yaml = YAML(typ="rt")
-    yaml.default_flow_style = False
-    yaml.width = 4096
-    return yaml
-
-
-def _plain(node: Any) -> Any:
-    """Round-trip nodes to plain values: dict, list, str, int, float, bool, None."""
-    if isinstance(node, CommentedMap):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return [_plain(value) for value in node]
-    if isinstance(node, bool) or node is None:
-        return node
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+    return YAML(typ="safe", pure=True)  # pure: libyaml knows YAML 1.1 alone
 
 
 class _Source:
@@ -128,193 +117,178 @@ class _Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.places: dict[Key, tuple[int, int]] = {}
         self.set_by: dict[Key, str] = {}
         try:
-            self.tree = _yaml().load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+            root: Node | None = _yaml().compose(text)
+            if wrong := list(self._note_places(root, ())) if root else []:
+                raise ConfigError(*wrong)
+            values = _yaml().load(text)
         except MarkedYAMLError as error:
             raise ConfigError(self._syntax(error)) from None
         except (YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}:1:1: not a YAML file: {' '.join(str(error).split())}") from None
-        if not isinstance(self.tree, CommentedMap):
-            got = "an empty file" if self.tree is None else f"a {type(_plain(self.tree)).__name__}"
-            raise ConfigError(f"{path}:1:1: expected keys like data:, teacher:, student:; got {got}")
-        self.values = _plain(self.tree)
-        _resolve_paths(self.values, path.parent)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        if not isinstance(values, dict):
+            got = "an empty file" if values is None else wording.shown(values)
+            raise ConfigError(f"{path}:1:1: expected keys like data:, teacher:, student: (got {got})")
+        self.values = _text_keys(values)
+        _make_absolute(self.values, path.parent)
+
+    def _note_places(self, node: Node, key: Key, inside: tuple[Node, ...] = ()) -> Iterator[str]:
+        """Fill `places`; yields a line for each key that stands twice in its block."""
+        if any(node is outer for outer in inside):
+            yield self._line(node.start_mark, key, "an alias inside the block that it stands for")
+        elif isinstance(node, SequenceNode):
+            for index, item in enumerate(node.value):
+                self.places.setdefault((*key, index), _line_column(item.start_mark))
+                yield from self._note_places(item, (*key, index), (*inside, node))
+        elif isinstance(node, MappingNode):
+            own: set[Key] = set()
+            for name, value in node.value:
+                if name.tag == "tag:yaml.org,2002:merge":  # <<: *block, or a list of them
+                    for block in value.value if isinstance(value, SequenceNode) else [value]:
+                        yield from self._note_places(block, key, (*inside, node))
+                    continue
+                inner = (*key, str(name.value))
+                if inner in own:
+                    yield self._line(name.start_mark, inner, "stands twice in the same block; keep one")
+                own.add(inner)
+                self.places.setdefault(inner, _line_column(name.start_mark))
+                yield from self._note_places(value, inner, (*inside, node))
+
+    def _line(self, mark: StringMark, key: Key, what: str) -> str:
+        line, column = _line_column(mark)
+        return f"{self.path}:{line}:{column}: {_dotted(key)}: {what}"
 
     def _syntax(self, error: MarkedYAMLError) -> str:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        what = (error.problem or str(error)).split("\n")[0]
-        if duplicate := re.match(r'found duplicate key "(.+?)"', what):
-            what = f"{duplicate[1]}: stands twice in the same block; keep one"
-        elif mark and mark.buffer and "\t" in mark.buffer.split("\0")[0].split("\n")[mark.line]:
-            what = f"a tab where YAML wants spaces ({what})"
-        return f"{self.path}:{line}:{column}: {what}"
+        begin, end = error.context_mark, error.problem_mark
+        unclosed = begin and re.search("end of stream|, but .*stream end", error.problem)
+        line, column = _line_column(begin if unclosed else end)
+        return f"{self.path}:{line}:{column}: {wording.syntax(error.problem, begin.line + 1 if begin else line)}"
 
     def override(self, overrides: Iterable[str]) -> list[str]:
         """Apply `KEY=VALUE`s; returns what is wrong with their form."""
         problems = []
         for text in overrides:
-            dotted, equals, value = text.partition("=")
+            dotted, _, value = text.partition("=")
             key: Key = tuple(dotted.split("."))
-            if not equals or not all(key) or value == "":
+            if not all(key) or value == "":
                 problems.append(f"--set {text}: expected KEY=VALUE with a dotted key, as in train.epochs=3")
                 continue
             try:
-                parsed = parse(value)
-            except YAMLError:
-                problems.append(f"--set {text}: {dotted}: not a YAML value")
+                parsed = _text_keys(parse(value))
+            except ValueError:
+                problems.append(f"--set {text}: {dotted}: not a YAML value; put text in quotes")
                 continue
-            block = self.values
-            for part in key[:-1]:
-                if not isinstance(block.get(part), dict):
-                    block[part] = {}
-                block = block[part]
-            block[key[-1]] = parsed
+            made = _put(self.values, key, parsed)
             self.set_by = {old: by for old, by in self.set_by.items() if old[: len(key)] != key}
-            self.set_by[key] = text
-            _resolve_paths(self.values, Path.cwd(), only=key)
+            self.set_by |= {made: text, key: text}
+            _make_absolute(self.values, Path.cwd())
         return problems
 
-    def at(self, key: Key, what: str) -> str:
-        """`file:line:column: dotted.key: what`, or `--set …: dotted.key: what` where that set it."""
-        dotted = ".".join(map(str, key))
-        for length in range(len(key), 0, -1):
-            if text := self.set_by.get(key[:length]):
-                return f"--set {text}: {dotted}: {what}"
-        line, column = self._place(key)
-        return f"{self.path}:{line}:{column}: {dotted}: {what}"
-
-    def _place(self, key: Key) -> tuple[int, int]:
-        node: Any = self.tree
-        line, column = 0, 0
-        for part in key:
-            if isinstance(node, CommentedMap) and part in node:
-                line, column = node.lc.key(part)
-            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-                line, column = node.lc.item(part)
-            else:
-                break
-            node = node[part]
-        return line + 1, column + 1
-
-    def explain(self, error: ValidationError) -> list[str]:
-        """All problems that pydantic found, in the order in which they stand in the file."""
+    def report(self, problems: Iterable[Problem]) -> list[str]:
+        """`file:line:column: dotted.key: what` in the file's order, then `--set ...: dotted.key: what`."""
+        sets = list(self.set_by.values())
         lines = []
-        for problem in error.errors(include_url=False):
-            key: Key = tuple(problem["loc"])
-            if key[:1] and len(key) > 2 and key[-1] in ("bool", "str"):  # a branch of `bool | str`
-                if key[-1] == "str":
-                    continue
-                key, what = key[:-1], f"must be true, false or a file name (got {problem['input']!r})"
+        for key, what in problems:
+            around = [key[:length] for length in range(len(key), 0, -1)]
+            text = next((self.set_by[k] for k in around if k in self.set_by), None)
+            line, column = next((self.places[k] for k in around if k in self.places), (1, 1))
+            if text is None:
+                lines.append((0, line, column, f"{self.path}:{line}:{column}: {_dotted(key)}: {what}"))
             else:
-                what = _wording(problem, _block_at(key[:-1]))
-            lines.append((self._place(key), self.at(key, what)))
-        return [line for _, line in sorted(lines, key=lambda item: item[0])]
+                lines.append((1, sets.index(text), 0, f"--set {text}: {_dotted(key)}: {what}"))
+        return [line for *_, line in sorted(lines, key=lambda item: item[:3])]
 
 
-def _block_at(key: Key) -> type[BaseModel] | None:
-    """The pydantic block that a key leads to."""
-    block: type[BaseModel] | None = Experiment
-    for part in key:
-        if block is None or part not in block.model_fields:
-            return None
-        block = block_of(block.model_fields[str(part)].annotation)
-    return block
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key))
 
 
-def block_of(annotation: Any) -> type[BaseModel] | None:
-    """The block inside a field's annotation (`Train`, `Train | None`), or None for a plain value."""
-    for kind in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+def _line_column(mark: StringMark) -> tuple[int, int]:
+    return mark.line + 1, mark.column + 1
 
 
-def _wording(problem: Any, block: type[BaseModel] | None) -> str:
-    """One pydantic error in the words of the person who wrote the file."""
-    kind, got = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        known = list(block.model_fields) if block else []
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, cutoff=0.5)
-        return f"unknown key; did you mean '{close[0]}'?" if close else f"unknown key; known: {', '.join(known)}"
-    if kind == "missing":
-        return "required key is missing"
-    if kind in ("model_type", "dict_type"):
-        return f"must be a block of keys (got {got!r})"
-    if kind == "tuple_type":
-        return f"must be a list, as in [0, 1] (got {got!r})"
-    if kind == "too_short":
-        return "must not be empty"
-    if kind == "literal_error":
-        text = f"must be one of {problem['ctx']['expected'].replace(' or ', ', ')} (got {got!r})"
-        options = re.findall(r"'(.*?)'", problem["ctx"]["expected"])
-        close = difflib.get_close_matches(str(got), options, 1, cutoff=0.5)
-        return f"{text}; did you mean '{close[0]}'?" if close else text
-    words = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    words = words.replace("a valid ", "a ").replace("a integer", "a whole number").replace("a string", "text")
-    return f"{words} (got {got!r})"
+def _text_keys(value: Any) -> Any:
+    """A copy with every key as text; what an alias shares is copied too, so that --set changes one place."""
+    if isinstance(value, dict):
+        return {str(key): _text_keys(inner) for key, inner in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
-_PATHS: tuple[Key, ...] = (
-    ("data", "path"),
-    ("teacher", "pretrained"),
-    ("student", "pretrained"),
-    ("imports",),
-)
+def _put(values: dict[str, Any], key: Key, value: Any) -> Key:
+    """Set a value, and return the outermost key that had to be made for it."""
+    block: Any = values
+    made = key
+    for depth, part in enumerate(key[:-1], start=1):
+        if not isinstance(block.get(part), dict):
+            block[part] = {}
+            made = min(made, key[:depth], key=len)
+        block = block[part]
+    block[key[-1]] = value
+    return made
 
 
-def _resolve_paths(values: dict[str, Any], base: Path, only: Key | None = None) -> None:
-    """Make relative paths absolute: a file's against its folder, a --set's against the working directory."""
-    for key in _PATHS:
-        if only is not None and key[: len(only)] != only:
-            continue
-        block: Any = values
+_STAND_INS = {"data": {"name": "cifar10"}, "teacher": {"model": "-"}, "student": {"model": "-"}}
+
+
+def _validated(values: Mapping[str, Any]) -> tuple[Experiment, list[Problem]]:
+    """The experiment, and what is wrong with it: in each block, and between the fields of the sound ones."""
+    problems: list[Problem] = []
+    try:
+        config = Experiment.model_validate(values)
+    except ValidationError as error:
+        problems = wording.problems(error)
+        wrong = {key[0] for key, _ in problems}
+        sound = {name: block for name, block in values.items() if name not in wrong}
+        config = Experiment.model_validate({**_STAND_INS, **sound})
+        if "train" in wrong:  # then nothing is said about the teacher's warm-up, which counts on train.epochs
+            config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 10**9})})
+    return config, problems + config.contradictions()
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Every file and folder that the values name, and under which key."""
+    imports = values.get("imports")
+    for index, path in enumerate(imports if isinstance(imports, list) else ()):
+        if isinstance(path, str):
+            yield ("imports", index), path
+    for block, name in (("data", "path"), ("teacher", "pretrained"), ("student", "pretrained")):
+        inside = values.get(block)
+        if isinstance(inside, dict) and isinstance(inside.get(name), str):
+            yield (block, name), inside[name]
+
+
+def _make_absolute(values: dict[str, Any], base: Path) -> None:
+    """Relative paths: a file's count from its folder, a --set's from the working directory."""
+    for key, text in list(_named(values)):
+        holder: Any = values
         for part in key[:-1]:
-            block = block.get(part) if isinstance(block, dict) else None
-        if not isinstance(block, dict):
-            continue
-        value = block.get(key[-1])
-        if isinstance(value, str):
-            block[key[-1]] = str((base / Path(value).expanduser()).resolve())
-        elif isinstance(value, list):
-            block[key[-1]] = [str((base / v).resolve()) if isinstance(v, str) else v for v in value]
+            holder = holder[part]
+        path = Path.home() / text[2:] if text.startswith("~/") else base / text
+        holder[key[-1]] = str(path.resolve())
 
 
-def _digests(config: Experiment) -> tuple[dict[str, str], list[tuple[Key, str]]]:
-    """Digest of every file that the experiment names, and what is wrong with them."""
+def _digests(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
+    """Digest of every file and folder that the values name, and what is wrong with them."""
     digests: dict[str, str] = {}
-    problems: list[tuple[Key, str]] = []
-    named: list[tuple[Key, str]] = [(("imports", i), path) for i, path in enumerate(config.imports)]
-    for role in ("teacher", "student"):
-        weights = getattr(config, role).pretrained
-        if isinstance(weights, str):
-            named.append(((role, "pretrained"), weights))
-    for key, path in named:
-        if Path(path).is_file():
-            digests[path] = file_digest(Path(path))
-        else:
-            problems.append((key, f"no such file: {path}"))
-    if config.data.path is not None:
-        wrong = _folder_problem(Path(config.data.path))
-        if wrong:
-            problems.append((("data", "path"), wrong))
-        else:
-            digests[config.data.path] = folder_digest(Path(config.data.path))
+    problems: list[Problem] = []
+    for key, text in _named(values):
+        path, folder = Path(text), key == ("data", "path")
+        if folder and values["data"].get("name") != "image_folder":
+            continue  # a contradiction
+        try:
+            wrong = image_folder_problem(path) if folder else None if path.is_file() else f"no such file: {path}"
+            if wrong is None:
+                digests[text] = folder_digest(path) if folder else file_digest(path)
+        except OSError as error:
+            wrong = f"cannot read {error.filename}: {error.strerror}"
+        if wrong is not None:
+            problems.append((key, wrong))
     return digests, problems
-
-
-def _folder_problem(folder: Path) -> str | None:
-    for split in ("train", "test"):
-        if not (folder / split).is_dir():
-            return f"no such folder: {folder / split} (an image_folder has train/<class>/ and test/<class>/)"
-        if not folder_images(folder / split):
-            return f"no images below {folder / split}"
-    train, test = folder_classes(folder / "train"), folder_classes(folder / "test")
-    if train != test:
-        odd = sorted(set(train) ^ set(test))
-        return f"train/ has {len(train)} classes and test/ has {len(test)}; only in one of them: {', '.join(odd[:5])}"
-    return None
 
 
 def _num_classes(config: Experiment) -> int:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
@@ -19,16 +21,20 @@ def shipped(relative: str) -> Path:
     return inside if inside.exists() else package.parent / relative
 
 
-def write_aside(path: Path, content: str | bytes, *, sync: bool = True) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part: aside, synced, renamed.
+@contextmanager
+def aside(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` at the end: aside, synced, renamed.
 
-    `sync=False` leaves out the fsync, for a heartbeat that the next second writes again.
+    A reader sees the old content or the new one, never a part; after a crash or a full disk the old one is still
+    there. `sync=False` leaves out the fsync, for a heartbeat that the next second writes again.
+
+    Raises:
+        OSError: it cannot be written; `path` is as it was.
     """
-    data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".aside")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
@@ -37,6 +43,23 @@ def write_aside(path: Path, content: str | bytes, *, sync: bool = True) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    if sync:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last: it is an entry of the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_aside(path: Path, content: str | bytes, *, sync: bool = True) -> None:
+    """`aside` for content that is at hand."""
+    with aside(path, sync=sync) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
@@ -85,22 +108,35 @@ def folder_classes(folder: Path) -> list[str]:
 
 def folder_images(folder: Path) -> list[tuple[str, int]]:
     """Every image below `folder` as (relative path, size in bytes), sorted by path."""
-    found: list[tuple[str, int]] = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # .ipynb_checkpoints and the like
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                path = Path(base) / name
-                found.append((path.relative_to(folder).as_posix(), path.stat().st_size))
-    return sorted(found)
+    return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in _images(folder))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for base, folders, names in os.walk(folder, followlinks=True):  # class folders are often links
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .ipynb_checkpoints and the like
+        yield from (Path(base) / name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and sizes of all images of an image folder (train/ and test/)."""
     digest = hashlib.sha256()
     for name, size in folder_images(folder):
-        digest.update(f"{name}\0{size}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{size}\n"))
     return digest.hexdigest()
+
+
+def image_folder_problem(folder: Path) -> str | None:
+    """What keeps a folder from being an image folder; None: nothing."""
+    for split in ("train", "test"):
+        if not (folder / split).is_dir():
+            return f"no such folder: {folder / split} (an image_folder has train/<class>/ and test/<class>/)"
+        if next(_images(folder / split), None) is None:
+            return f"no images below {folder / split}"
+    train, test = folder_classes(folder / "train"), folder_classes(folder / "test")
+    if train != test:
+        odd = sorted(set(train) ^ set(test))
+        return f"train/ has {len(train)} classes and test/ has {len(test)}; only in one of them: {', '.join(odd[:5])}"
+    return None
 
 
 def trainer_code() -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kdcluster import configfile
 from kdcluster.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
@@ -81,7 +81,7 @@ class Run(BaseModel):
         """
         try:
             return cls.model_validate(configfile.parse(path.read_text(encoding="utf-8")), strict=False)
-        except ValidationError as error:
+        except ValueError as error:  # not YAML, or not such a one
             raise ConfigError(f"{path}: not a run's configuration of this version: {error}") from None
 
 
@@ -111,12 +111,15 @@ def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
     """The DAG of runs of one or more experiments; equal runs are one run.
 
     Raises:
-        ConfigError: two different runs have the same id (eight equal digits of different hashes).
+        ConfigError: two different runs have the same id (eight equal digits of different hashes), or two
+            experiments the same name.
     """
     runs: dict[str, Run] = {}
     wanted: dict[str, Mapping[Role, tuple[str, ...]]] = {}
     experiments: dict[str, Experiment] = {}
     for experiment in loaded:
+        if experiments.get(experiment.name, experiment.config) != experiment.config:
+            raise ConfigError(f"two different experiments are named {experiment.name}; rename one of the files")
         ours = _runs_of(experiment)
         for run in (run for role in ROLES for run in ours[role]):
             if runs.setdefault(run.id, run).hash != run.hash:
@@ -159,7 +162,7 @@ def _run(
         "recipe": RECIPE,
         "seed": seed,
         "model": _model_identity(model, loaded.digests),
-        "data": changed(config.data),
+        "data": _data_identity(config.data, train),
         "folder": loaded.digests.get(config.data.path or ""),
         "train": "none" if train is None else changed(train),
         "distill": None if distill is None else {**changed(distill), "teacher": teacher_hash},
@@ -186,6 +189,12 @@ def _run(
         digests=dict(loaded.digests),
         resources=config.resources,
     )
+
+
+def _data_identity(data: Data, train: Train | None) -> dict[str, Any]:
+    """A model that is only evaluated sees no augmented view."""
+    identity = changed(data)
+    return identity if train else {k: v for k, v in identity.items() if k not in ("augment", "view_seed")}
 
 
 def _model_identity(model: Model, digests: Mapping[str, str]) -> dict[str, Any]:

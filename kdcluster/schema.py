@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from kdcluster.config import Experiment
-from kdcluster.configfile import block_of
+from kdcluster.wording import block_of
 
 
 class FieldDoc(NamedTuple):
@@ -41,6 +41,14 @@ def fields(block: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[Fi
         )
         if inner and f"{prefix}{name}" != "teacher.train":  # its keys are those of `train`
             yield from fields(inner, f"{prefix}{name}.")
+
+
+def json_schema() -> dict[str, Any]:
+    """The same as a JSON Schema, which editors take."""
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+    options = document["$defs"]["Teacher"]["properties"]["train"]["anyOf"]
+    options[options.index({"type": "null"})] = {"const": "none"}  # the file says none, not null
+    return document
 
 
 def _shown(value: Any) -> str:

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import logging as hub_logging
 
 from kdcluster.config import Model
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.plan import Run
 from kdcluster.train import data, models
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--fetch", action="store_true", help="fetch what is missing, instead of only saying so")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    hub_logging.set_verbosity_error()  # it prints every one of its retries, twice
     runs = [Run.model_validate(values, strict=False) for values in json.load(sys.stdin)]
     json.dump(preflight(runs, given.data_dir, fetch=given.fetch), sys.stdout)
 
@@ -64,13 +66,19 @@ def _build(run: Run, fetch: bool, notes: list[str]) -> int:
     here = run.model.pretrained is not True or weights_are_here(run.model)
     if not here and not fetch:
         notes.append(f"the weights of {run.model.model} will be fetched")
-    net = models.build(run.model, run.num_classes, run.channels, start=here or fetch, exact=run.train is None)
+    try:
+        net = models.build(run.model, run.num_classes, run.channels, start=here or fetch, exact=run.train is None)
+    except ConfigError:
+        raise
+    except KdclusterError:
+        constants.HF_HUB_OFFLINE = True  # one minute of retries is enough: do not try the next model's
+        raise
     return models.parameters(net)
 
 
 def weights_are_here(model: Model) -> bool:
     """Whether timm's weights of a tagged model lie in the hub's cache."""
-    repository = models.pretrained_cfg(model.model).get("hf_hub_id")
+    repository: str = models.pretrained_cfg(model.model).get("hf_hub_id") or ""
     names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
     return bool(repository) and any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
 

@@ -1,0 +1,157 @@
+"""What YAML and pydantic find wrong with an experiment, in the words of the person who wrote the file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from kdcluster.config import Experiment
+
+Key = tuple[str | int, ...]
+Problem = tuple[Key, str]
+"""Where (("train", "lr")), and what is wrong there."""
+
+
+def problems(error: ValidationError) -> list[Problem]:
+    """Every problem once, in pydantic's order; a key that is missing because it is misspelt is one problem."""
+    found: dict[Key, str] = {}
+    misspelt: set[Key] = set()
+    for problem in error.errors(include_url=False):
+        key: Key = tuple(problem["loc"])
+        if key[-1] in ("bool", "str") and _block_at(key[:-1]) is None:  # a branch of `bool | str`
+            found[key[:-1]] = f"must be true, false or a file name (got {shown(problem['input'])})"
+        elif problem["type"] == "extra_forbidden":
+            found[key], meant = _unknown(key)
+            misspelt.add(meant)
+        elif problem["type"] != "too_short" or not problem["input"]:  # [x] is called too short once x is refused
+            found[key] = _words(problem, key)
+    return [(key, what) for key, what in found.items() if not (key in misspelt and what == _MISSING)]
+
+
+def syntax(problem: str, opened: int) -> str:
+    """A YAML error; `opened` is the line in which the innermost bracket begins."""
+    for pattern, words in _SYNTAX:
+        if match := re.fullmatch(pattern, problem):
+            return match.expand(words).replace("LINE", str(opened)).replace("'<stream end>'", "the end of the file")
+    return problem
+
+
+def shown(value: Any) -> str:
+    """A value as the file would have it, cut short."""
+    text = _flow(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def block_of(annotation: Any) -> type[BaseModel] | None:
+    """The block inside a field's annotation (`Train`, `Train | None`), or None for a plain value."""
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+_SYNTAX = (
+    (r"found character '\\t'.*", "a tab where YAML wants spaces"),
+    (r"found character '(.)'.*", r"text that begins with \1 needs quotes"),
+    (r"found undefined alias '(.*)'", r"no anchor &\1 stands before this; text that begins with * needs quotes"),
+    (r"could not determine a constructor for the tag '(.*)'", r"unknown tag \1; text that begins with ! needs quotes"),
+    (r"found unexpected end of stream", "this quote is not closed"),
+    (r"expected ',' or '.', but .*stream end.*", "this bracket is not closed"),
+    (r"expected (',' or '.'), but .*", r"expected \1; the bracket opened in line LINE is not closed yet"),
+    (r"expected the node content, but (.*)", r"expected a value, \1"),
+    (r"expected <block end>, but .*", "does not fit the lines above; check the indentation"),
+    (
+        r"mapping values are not allowed here",
+        "a key cannot stand here; check the indentation, and put text with a colon in quotes",
+    ),
+    (r"but found another document", "a second document begins here; a file holds one experiment"),
+)
+"""ruamel's words -> ours."""
+_MISSING = "required key is missing"
+_WORDS = {
+    "missing": _MISSING,
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "model_type": "must be a block of keys",
+    "dict_type": "must be a block of keys",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:.10g}",
+    "less_than_equal": "must be at most {le:g}",
+}
+
+
+def _words(problem: Any, key: Key) -> str:
+    kind, got, limits = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "missing":
+        return _MISSING
+    if kind == "literal_error":
+        options = re.findall(r"'(.*?)'", limits["expected"])
+        close = difflib.get_close_matches(str(got), options, 1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"must be one of {', '.join(options)} (got {shown(got)}){hint}"
+    if kind == "tuple_type":
+        example = "[my_models.py]" if key == ("imports",) else "[0, 1, 2]"
+        return f"must be a list, as in {example} (got {shown(got)})"
+    words = _WORDS[kind].format(**limits) if kind in _WORDS else problem["msg"].removeprefix("Value error, ")
+    if key == ("teacher", "train") and kind == "model_type":
+        words += ", or none to take its weights as they are"
+    if kind == "string_type" and got is not None and not isinstance(got, list | dict):
+        words += "; put it in quotes"
+    return f"{words} (got {shown(got)})"
+
+
+def _unknown(key: Key) -> tuple[str, Key]:
+    """What to say of an unknown key, and the key that it may stand for."""
+    name, block = str(key[-1]), _block_at(key[:-1])
+    known = list(block.model_fields) if block else []
+    if close := difflib.get_close_matches(name, known, 1, cutoff=0.75):
+        return f"unknown key; did you mean {close[0]}?", (*key[:-1], close[0])
+    if elsewhere := [other for other in _leaves(Experiment) if other[-1] == name]:
+        top = " at the top of the file" if len(elsewhere[0]) == 1 else ""
+        return f"unknown key; did you mean {'.'.join(elsewhere[0])}{top}?", ()
+    if close := difflib.get_close_matches(name, known, 1, cutoff=0.5):
+        return f"unknown key; did you mean {close[0]}?", (*key[:-1], close[0])
+    return f"unknown key; known: {', '.join(known)}", ()
+
+
+def _leaves(block: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of the experiment file, those of outer blocks first."""
+    yield from ((*above, name) for name in block.model_fields)
+    for name, info in block.model_fields.items():
+        if (inner := block_of(info.annotation)) and (above, name) != (("teacher",), "train"):
+            yield from _leaves(inner, (*above, name))
+
+
+def _block_at(key: Key) -> type[BaseModel] | None:
+    """The pydantic block that a key leads to."""
+    block: type[BaseModel] | None = Experiment
+    for part in key:
+        if block is None or part not in block.model_fields:
+            return None
+        block = block_of(block.model_fields[str(part)].annotation)
+    return block
+
+
+def _flow(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
+    return repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,33 @@
+"""What every test stands on: nothing of the caller's environment, and a cache folder of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+INHERITED = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"),
+    *("CUDA_VISIBLE_DEVICES", "COLUMNS", "NO_COLOR", "FORCE_COLOR"),
+)
+"""What an enclosing torchrun, scheduler or shell may leave behind; PREFIXES name whole families."""
+PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "KDCLUSTER_")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A test sees neither the caller's variables nor the caller's caches, and leaves nothing in them."""
+    for name in list(os.environ):
+        if name in INHERITED or name.startswith(PREFIXES):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

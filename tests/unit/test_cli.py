@@ -1,0 +1,460 @@
+"""The command line as CLI.md promises it: commands, options, streams, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import kdcluster
+from kdcluster.cli import main
+from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
+from kdcluster.launch.local import Submission
+from kdcluster.launch.status import Status
+from kdcluster.runs import RunDir
+
+EXP = ("--set", "--seeds")
+RUNS = ("--runs-dir",)
+WHERE = (*RUNS, "--data-dir")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "list": ("--json",),
+    "plan": (*EXP, "--gpus", "--procs", "--role", *WHERE, "--check", "--json"),
+    "submit": (
+        *(*EXP, "--gpus", "--procs", "--role", *WHERE, "--backend"),
+        *("--retry", "--dry-run", "--wait", "--timeout"),
+    ),
+    "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", *WHERE),
+    "status": (*EXP, *RUNS, "--watch", "--json"),
+    "logs": (*RUNS, "--follow", "--rank"),
+    "results": (*EXP, "--role", *RUNS, "--format", "--protocol", "--output", "--strict", "--json"),
+    "prefetch": (*EXP, "--role", *WHERE),
+    "schema": ("--json",),
+}
+"""CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
+ARGUMENTS = {
+    "plan": "EXP...",
+    "submit": "EXP...",
+    "debug": "EXP",
+    "status": "[EXP...]",
+    "logs": "RUN",
+    "results": "EXP...",
+}
+
+
+def run(*arguments: str, **settings: Any) -> Result:
+    result = CliRunner(**settings).invoke(main, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def fails(code: int, *arguments: str) -> str:
+    """What a command that must fail says, on stderr alone."""
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def planned(*arguments: str) -> list[dict[str, Any]]:
+    result = run("plan", *arguments, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    runs = json.loads(result.stdout)["runs"]
+    assert isinstance(runs, list)
+    return runs
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+# What there is
+
+
+def test_every_command_stands_in_the_table() -> None:
+    assert set(main.commands) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_options_that_were_promised(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    shown = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", result.stdout, re.MULTILINE))
+    assert shown == {*COMMANDS[command], "--help"}
+    assert f"kdcluster {command}" in result.stdout.replace("main", "kdcluster")
+    assert f"[OPTIONS] {ARGUMENTS[command]}" in result.stdout if command in ARGUMENTS else True
+
+
+def test_help_cuts_no_sentence_off() -> None:
+    for option in ("--help", "-h"):
+        page = run(option).stdout
+        assert not [line for line in page.splitlines() if line.startswith("  ") and line.endswith("...")]
+        assert all(command in page for command in COMMANDS)
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"kdcluster, version {kdcluster.__version__}\n"
+
+
+# Exit codes
+
+
+def test_wrong_usage_is_2_and_says_what_was_meant(empty_folder: Path) -> None:
+    assert "No such option '--gpu'. Did you mean '--gpus'?" in fails(2, "plan", "exp1", "--gpu", "3")
+    assert "No such command 'plam'. Did you mean 'plan'?" in fails(2, "plam", "exp1")
+    assert "Missing argument 'EXP...'" in fails(2, "plan")
+    assert "Invalid value for '--gpus': 0 is not in the range x>=1" in fails(2, "plan", "exp1", "--gpus", "0")
+    assert "--gpus and --procs exclude each other" in fails(2, "plan", "exp1", "--gpus", "1", "--procs", "1")
+    assert "--timeout needs --wait" in fails(2, "submit", "exp1", "--timeout", "3")
+    assert everything(empty_folder) == []
+
+
+def test_a_wrong_role(empty_folder: Path) -> None:
+    said = "--role studnet: 'studnet' is no role; there are teacher, baseline, distilled\n"
+    assert fails(2, "plan", "exp1", "--role", "studnet") == said
+    for role in ("studnet", "teacher,baseline"):
+        assert f"'{role}' is not one of 'teacher', 'baseline', 'distilled'" in fails(2, "debug", "exp1", "--role", role)
+
+
+def test_no_such_experiment_is_5(empty_folder: Path) -> None:
+    said = "no experiment 'ex1', neither ./configs/ex1.yaml nor a shipped one nor a file; did you mean 'exp1'?\n"
+    for command in ("plan", "submit", "debug", "status", "results", "prefetch"):
+        assert fails(5, command, "ex1") == said
+    assert fails(5, "plan", "exp1", "there/exp.yaml") == "no experiment file there/exp.yaml\n"
+
+
+def test_no_such_run_is_5(empty_folder: Path) -> None:
+    assert fails(5, "logs", "teacher") == f"no run 'teacher' in {empty_folder}/runs\n"
+    for name in ("teacher-a-s0-00000000", "teacher-a-s0-11111111"):
+        (empty_folder / "runs" / name).mkdir(parents=True)
+        (empty_folder / "runs" / name / "config.yaml").touch()
+    assert "'teacher' is the beginning of 2 runs: teacher-a-s0-00000000, " in fails(2, "logs", "teacher")
+    assert run("logs", "teacher-a-s0-0").exit_code == 0
+
+
+@pytest.mark.parametrize(("error", "code"), [(KdclusterError, 1), (WaitTimeout, 3), (SchedulerError, 4)])
+def test_an_error_of_ours_leaves_with_its_code(
+    error: type[KdclusterError], code: int, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdcluster.launch.status.statuses", _raiser(error("what to do")))
+    assert fails(code, "plan", "exp1") == "what to do\n"
+
+
+def test_interrupted_is_130(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdcluster.launch.status.statuses", _raiser(KeyboardInterrupt()))
+    assert fails(130, "plan", "exp1") == "interrupted\n"
+
+
+def _raiser(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raise_it
+
+
+def test_a_broken_file_shows_no_traceback_in_a_process_of_its_own(empty_folder: Path) -> None:
+    (empty_folder / "exp.yaml").write_text("data: {name: cifar10}\nteacher: {model: t}\nstudent: {modell: s}\n")
+    done = kdcluster_process("plan", "exp.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "exp.yaml:3:11: student.modell: unknown key; did you mean model?\n"
+
+
+def kdcluster_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "kdcluster.cli", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+# plan
+
+
+def test_two_experiments_on_eight_gpus_are_five_runs(empty_folder: Path) -> None:
+    result = run("plan", "exp1", "exp2", "--gpus", "8", "--json")
+    document = json.loads(result.stdout)
+    runs = {(row["role"], *row["experiments"]): row for row in document["runs"]}
+    assert document["schema"] == "kdcluster.plan/1"
+    assert len(document["runs"]) == 5
+    teacher = runs["teacher", "exp1", "exp2"]
+    assert teacher["needs"] == runs["baseline", "exp1"]["needs"] == runs["baseline", "exp2"]["needs"] == []
+    assert runs["distilled", "exp1"]["needs"] == runs["distilled", "exp2"]["needs"] == [teacher["id"]]
+    for row in document["runs"]:
+        assert row["command"][:3] == [sys.executable, "-m", "torch.distributed.run"]
+        assert "--nproc-per-node=8" in row["command"]
+        assert row["command"][-2:] == ["--device", "cuda"]
+        assert (row["state"], row["seed"], row["sbatch"]) == ("planned", 0, None)
+        assert row["dir"] == str(empty_folder / "runs" / row["id"])
+    assert everything(empty_folder) == []
+
+
+def test_a_plan_to_read(empty_folder: Path) -> None:
+    result = run("plan", "demo", "--procs", "2", "--seeds", "0")
+    rows = planned("demo", "--procs", "2", "--seeds", "0")
+    assert result.stderr == ""
+    assert [line.split()[0] for line in result.stdout.splitlines() if line[0] != " "] == [row["id"] for row in rows]
+    assert result.stdout.count("for      demo; on 2 CPU processes of 1 thread") == 3
+    assert f"needs    {rows[0]['id']}" in result.stdout
+    assert everything(empty_folder) == []
+
+
+def test_plan_needs_no_torch(empty_folder: Path) -> None:
+    code = (
+        "import sys; from kdcluster.cli import main; main(['plan', 'exp1', 'exp2'], standalone_mode=False); "
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'timm', 'ray', 'submitit'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert everything(empty_folder) == []
+
+
+def test_set_seeds_and_role(empty_folder: Path) -> None:
+    rows = planned("exp1", "--seeds", "3,4", "--role", "distilled")
+    assert [(row["role"], row["seed"]) for row in rows] == [("teacher", 0), ("distilled", 3), ("distilled", 4)]
+    assert {row["role"] for row in planned("exp1", "--role", "baseline, teacher")} == {"teacher", "baseline"}
+    changed = planned("exp1", "--set", "train.epochs=3", "--set", "distill.alpha=0")
+    assert [row["role"] for row in changed] == ["teacher", "baseline"]
+    assert not {row["id"] for row in changed} & {row["id"] for row in planned("exp1")}
+
+
+def test_options_speak_in_their_own_name(empty_folder: Path) -> None:
+    assert fails(2, "plan", "exp1", "--seeds", "x") == "--seeds x: seeds.0: must be a whole number (got 'x')\n"
+    assert fails(2, "plan", "exp1", "--seeds", "1,1").startswith("--seeds 1,1: seeds: each seed may stand only once")
+    assert fails(2, "plan", "exp1", "--seeds", "").startswith("--seeds : seeds: must not be empty")
+
+
+def test_a_wrong_set_is_said_once_and_every_broken_file_in_turn(empty_folder: Path) -> None:
+    said = fails(2, "plan", "exp1", "exp2", "--set", "train.epochs=0")
+    assert said == "--set train.epochs=0: train.epochs: must be at least 1 (got 0)\n"
+    for name in "ab":
+        (empty_folder / f"{name}.yaml").write_text(f"{name}: 1\n")
+    lines = fails(2, "plan", "a.yaml", "b.yaml").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["a.yaml"] * 4 + ["b.yaml"] * 4
+
+
+def test_gpus_and_procs_override_the_file(empty_folder: Path) -> None:
+    text = "data: {name: cifar10}\nteacher: {model: t}\nstudent: {model: s}\nresources: {procs: 3, threads: 2}\n"
+    (empty_folder / "exp.yaml").write_text(text)
+    assert "--nproc-per-node=3" in planned("exp.yaml")[0]["command"]
+    assert "--nproc-per-node=4" in planned("exp.yaml", "--procs", "4")[0]["command"]
+    on_gpus = planned("exp.yaml", "--gpus", "2")[0]["command"]
+    assert "--nproc-per-node=2" in on_gpus
+    assert on_gpus[-2:] == ["--device", "cuda"]
+    (empty_folder / "exp.yaml").write_text(text.replace("procs: 3, threads: 2", "gpus: 2"))
+    assert planned("exp.yaml", "--procs", "1", "--set", "resources.threads=1")[0]["command"][-4:] == [
+        *("--device", "cpu"),
+        *("--threads", "1"),
+    ]
+
+
+def test_where_runs_and_data_lie(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def places(*arguments: str) -> tuple[str, str]:
+        row = planned("demo", *arguments)[0]
+        return str(Path(row["dir"]).parent), row["command"][row["command"].index("--data-dir") + 1]
+
+    here = str(empty_folder)
+    assert places() == (f"{here}/runs", f"{here}/data")
+    monkeypatch.setenv("KDCLUSTER_RUNS_DIR", "/scratch/me/runs")
+    assert places() == ("/scratch/me/runs", "/scratch/me/data")
+    monkeypatch.setenv("KDCLUSTER_DATA_DIR", "/data")
+    assert places() == ("/scratch/me/runs", "/data")
+    assert places("--runs-dir", "r", "--data-dir", "d") == (f"{here}/r", f"{here}/d")
+    assert everything(empty_folder) == []
+
+
+# list, status, logs, results
+
+
+def test_list_has_the_working_directory_first(empty_folder: Path) -> None:
+    (empty_folder / "configs").mkdir()
+    (empty_folder / "configs" / "exp1.yaml").write_text("# Mine: α\ndata: {name: cifar10}\n")
+    (empty_folder / "configs" / "zoo.yaml").write_bytes(b"x: \xff\n")
+    document = json.loads(run("list", "--json").stdout)
+    found = {item["name"]: item for item in document["experiments"]}
+    assert document["schema"] == "kdcluster.list/1"
+    assert list(found) == ["exp1", "zoo", "demo", "exp2"]
+    assert found["exp1"] == {"name": "exp1", "path": "configs/exp1.yaml", "about": "Mine: α"}
+    result = run("list")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(found)
+    assert "exp1  Mine: α  (configs/exp1.yaml)" in result.stdout
+    assert "student: required key is missing" in fails(2, "plan", "exp1")
+
+
+def test_status_of_what_was_never_started(empty_folder: Path) -> None:
+    document = json.loads(run("status", "demo", "--json").stdout)
+    assert document["schema"] == "kdcluster.status/1"
+    assert {row["state"] for row in document["runs"]} == {"planned"}
+    promised = {*("id", "experiments", "role", "seed", "state", "epoch", "epochs", "step", "job_id")}
+    assert promised | {"attempts", "reason", "dir"} <= set(document["runs"][0])
+    assert run("status", "demo").stdout.splitlines()[-1] == "7 runs: 7 planned"
+    assert everything(empty_folder) == []
+
+
+def test_status_where_nothing_runs(empty_folder: Path) -> None:
+    result = run("status", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["runs"]) == (0, [])
+    assert f"no experiment that is known here has a run in {empty_folder}/runs; name one" in result.stderr
+    assert run("status").stdout == "0 runs\n"
+
+
+def test_status_without_names_shows_what_has_runs_here(empty_folder: Path) -> None:
+    (empty_folder / "configs").mkdir()
+    (empty_folder / "configs" / "broken.yaml").write_text("x: 1\n")
+    run_id = planned("exp2", "--role", "baseline")[0]["id"]
+    RunDir(empty_folder / "runs", run_id).path.mkdir(parents=True)
+    document = json.loads(run("status", "--json").stdout)
+    assert [row["role"] for row in document["runs"]] == ["teacher", "baseline", "distilled"]
+    assert document["runs"][1]["id"] == run_id
+
+
+def test_logs_of_a_run(empty_folder: Path) -> None:
+    run_dir = RunDir(empty_folder / "runs", "teacher-a-s0-00000000")
+    run_dir.path.mkdir(parents=True)
+    run_dir.config.touch()
+    attempt = run_dir.start_attempt({})
+    attempt.log().write_text("root cause\n")
+    attempt.log(0).write_text("one α\ntwo\n")
+    attempt.log(1).write_text("three\n")
+    attempt.write("outcome", {"state": "failed", "reason": "why"})
+    lines = ["[attempt 1 torchrun] root cause", "[attempt 1 rank 0] one α", "[attempt 1 rank 0] two"]
+    assert run("logs", "teacher").stdout.splitlines() == [*lines, "[attempt 1 rank 1] three"]
+    assert run("logs", "teacher", "--rank", "1", "-f").stdout == "[attempt 1 rank 1] three\n"
+
+
+def test_results_of_what_was_never_started(empty_folder: Path) -> None:
+    result = run("results", "demo")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "planned" in result.stdout
+    assert run("results", "demo", "--strict").exit_code == 1
+    assert json.loads(run("results", "demo", "--json").stdout)["schema"] == "kdcluster.results/1"
+    assert everything(empty_folder) == []
+    assert run("results", "demo", "--output", "table.txt").stdout == ""
+    assert (empty_folder / "table.txt").read_text(encoding="utf-8") == result.stdout
+    said = fails(1, "results", "demo", "--output", "no/table.txt")
+    assert said == "cannot write no/table.txt: No such file or directory\n"
+
+
+# submit, debug, prefetch
+
+
+def test_a_dry_run_writes_nothing(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdcluster.launch.preflight.preflight", _raiser(AssertionError("it fetches")))
+    result = run("submit", "demo", "--dry-run", "--seeds", "0")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for row in planned("demo", "--seeds", "0"):
+        assert f"# {row['dir']}/config.yaml\nid: {row['id']}\n" in result.stdout
+    assert result.stdout.count("torch.distributed.run") == 3
+    assert result.stdout.endswith("# 3 of 3 runs would be started; nothing was written\n")
+    assert everything(empty_folder) == []
+
+
+@pytest.fixture
+def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """submit and debug without processes; what was submitted."""
+    calls: list[Any] = []
+
+    def submit(plan: Any, root: Path, data: Path, *, retry: bool) -> Submission:
+        calls.append((plan, root, data, retry))
+        left = {plan.runs[0].id: Status("failed", "why")}
+        return Submission([r.id for r in plan.runs[1:]], left, root / "supervisor.log")
+
+    def debug(run: Any, root: Path, data: Path, steps: int) -> int:
+        calls.append((run.role, run.seed, steps))
+        return 7
+
+    monkeypatch.setattr("kdcluster.launch.local.submit", submit)
+    monkeypatch.setattr("kdcluster.launch.local.debug", debug)
+    monkeypatch.setattr("kdcluster.launch.preflight.preflight", lambda runs, data, fetch: calls.append(len(list(runs))))
+    return calls
+
+
+def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None:
+    result = run("submit", "demo", "--seeds", "0")
+    teacher, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines() == [
+        f"  {teacher}  failed (why); --retry starts it again",
+        f"  {baseline}  started",
+        f"  {distilled}  started",
+        f"2 of 3 runs on this machine; log: {empty_folder}/runs/supervisor.log",
+        "next: kdcluster status demo --watch   then: kdcluster results demo",
+    ]
+    assert no_start[0] == 3
+    assert no_start[1][1:] == (empty_folder / "runs", empty_folder / "data", False)
+    quiet = run("-q", "submit", "demo", "--seeds", "0", "--retry")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+    assert no_start[3][3] is True
+
+
+def test_gpus_that_are_not_there_are_an_error(
+    empty_folder: Path, no_start: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdcluster.launch.local.visible_gpus", list)
+    assert "8 GPUs asked for, this machine shows none" in fails(1, "submit", "exp1", "--gpus", "8")
+    assert no_start == []
+    assert everything(empty_folder) == []
+
+
+def test_debug_leaves_with_the_trainers_code(empty_folder: Path, no_start: list[Any]) -> None:
+    assert run("debug", "demo").exit_code == 7
+    assert run("debug", "demo", "--role", "teacher", "--steps", "2").exit_code == 7
+    assert run("debug", "demo", "--role", "baseline", "--seeds", "4").exit_code == 7
+    assert no_start == [2, ("distilled", 0, 5), 1, ("teacher", 0, 2), 1, ("baseline", 4, 5)]
+
+
+def test_prefetch_fetches_for_the_chosen_roles(empty_folder: Path, no_start: list[Any]) -> None:
+    result = run("prefetch", "demo", "--role", "teacher")
+    assert (result.exit_code, result.stdout, no_start) == (0, "", [1])
+    assert result.stderr == f"data and weights of demo are here: {empty_folder}/data\n"
+
+
+# A stdout that can only take ASCII
+
+READ = [
+    ("list",),
+    ("list", "--json"),
+    ("plan", "grün"),
+    ("plan", "grün", "--json"),
+    ("submit", "grün", "--dry-run"),
+    ("status", "grün"),
+    ("status", "grün", "--json"),
+    ("logs", "teacher"),
+    ("results", "grün"),
+    ("results", "grün", "--format", "md"),
+    ("results", "grün", "--format", "csv"),
+    ("results", "grün", "--json"),
+    ("schema",),
+    ("schema", "--json"),
+]
+
+
+@pytest.fixture
+def beyond_ascii(empty_folder: Path) -> Path:
+    (empty_folder / "configs").mkdir()
+    text = "# α → β\ndata: {name: cifar10}\nteacher: {model: t}\nstudent: {model: s}\nvariant: α\n"
+    (empty_folder / "configs" / "grün.yaml").write_text(text, encoding="utf-8")
+    run_dir = RunDir(empty_folder / "runs", "teacher-a-s0-00000000")
+    run_dir.path.mkdir(parents=True)
+    run_dir.config.touch()
+    run_dir.start_attempt({}).log(0).write_text("top-1 ±\n", encoding="utf-8")
+    return empty_folder
+
+
+@pytest.mark.parametrize("arguments", READ, ids=" ".join)
+def test_ascii_is_enough(arguments: tuple[str, ...], beyond_ascii: Path) -> None:
+    result = run(*arguments, charset="ascii")
+    assert result.exit_code == 0
+    assert result.stdout_bytes.isascii()
+    if "--json" in arguments:
+        assert json.loads(result.stdout) == json.loads(run(*arguments).stdout)
+
+
+def test_ascii_is_enough_in_a_process_of_its_own(beyond_ascii: Path) -> None:
+    done = kdcluster_process("list", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gr?n  ? ? ?  (configs/gr?n.yaml)" in done.stdout

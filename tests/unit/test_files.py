@@ -1,0 +1,178 @@
+"""Files: written whole or not at all, digests of what they hold, and where the shipped ones lie."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from kdcluster import files
+
+
+def cache() -> list[Path]:
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "kdcluster" / "digests"
+    return sorted(folder.glob("*.digest")) if folder.is_dir() else []
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# Writing
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, sync: bool) -> None:
+    path = tmp_path / "state.json"
+    files.write_aside(path, "α", sync=sync)
+    files.write_aside(path, b"\x00new", sync=sync)
+    assert path.read_bytes() == b"\x00new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.json"
+    files.write_aside(path, "old")
+    with pytest.raises(TypeError):
+        files.write_json(path, object())
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_aside(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_json_there_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert files.read_json(path) is None
+    files.write_json(path, {"b": [1, None], "a": "α"})
+    assert files.read_json(path) == {"a": "α", "b": [1, None]}
+    assert path.read_text(encoding="utf-8").endswith("}\n")
+
+
+# Digests
+
+
+def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:
+    for name, content in {"a": "one", "b": "one", "c": "two"}.items():
+        (tmp_path / name).write_text(content)
+    a, b, c = (files.file_digest(tmp_path / name) for name in "abc")
+    assert a == b == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"  # sha256sum
+    assert c != a
+
+
+def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("one")
+    first = files.file_digest(path)
+    (remembered,) = cache()
+    remembered.write_text("f" * 64)
+    assert files.file_digest(path) == "f" * 64
+    path.write_text("two!")
+    assert files.file_digest(path) not in (first, "f" * 64)
+    os.utime(path, ns=(1, 1))
+    remembered.unlink()
+    assert len(files.file_digest(path)) == 64
+
+
+def test_a_damaged_memory_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("one")
+    first = files.file_digest(path)
+    cache()[0].write_text("")
+    assert files.file_digest(path) == first
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "weights").write_text("one")
+    assert files.file_digest(tmp_path / "weights").startswith("7692c3ad")
+
+
+def test_the_trainers_code_has_a_digest() -> None:
+    assert len(files.trainer_code()) == 64
+    assert files.trainer_code() == files.trainer_code()
+
+
+# Image folders
+
+
+def images(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345")
+    return root
+
+
+def test_classes_and_images_are_sorted(tmp_path: Path) -> None:
+    root = images(tmp_path / "train", "dog/b.JPG", "dog/a.png", "cat/deep/c.webp", "cat/notes.txt", ".hidden/x.png")
+    assert files.folder_classes(root) == ["cat", "dog"]
+    assert files.folder_images(root / "dog") == [("a.png", 5), ("b.JPG", 5)]
+    assert files.folder_images(root / "cat") == [("deep/c.webp", 5)]
+
+
+def test_a_class_may_be_a_link(tmp_path: Path) -> None:
+    images(tmp_path / "store" / "cats", "a.png")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "cat").symlink_to(tmp_path / "store" / "cats")
+    assert files.folder_classes(tmp_path / "train") == ["cat"]
+    assert files.folder_images(tmp_path / "train") == [("cat/a.png", 5)]
+
+
+def test_a_folders_digest_does_not_depend_on_the_order_of_the_disk(tmp_path: Path) -> None:
+    one = images(tmp_path / "one", "train/cat/a.png", "train/dog/b.png", "test/cat/c.png")
+    two = images(tmp_path / "two", "test/cat/c.png", "train/dog/b.png", "train/cat/a.png")
+    assert files.folder_digest(one) == files.folder_digest(two)
+    images(two, "test/dog/c.png")
+    assert files.folder_digest(one) != files.folder_digest(two)
+
+
+def test_a_name_that_is_not_utf_8_has_a_digest_too(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    try:
+        (folder / os.fsdecode(b"\xff.png")).write_bytes(b"1")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    assert len(files.folder_digest(folder)) == 64
+
+
+def test_what_is_no_image_folder(tmp_path: Path) -> None:
+    assert files.image_folder_problem(tmp_path) == (
+        f"no such folder: {tmp_path}/train (an image_folder has train/<class>/ and test/<class>/)"
+    )
+    images(tmp_path, "train/cat/a.png", "train/dog/a.png", "test/cat/notes.txt")
+    assert files.image_folder_problem(tmp_path) == f"no images below {tmp_path}/test"
+    images(tmp_path, "test/cat/a.png", *(f"test/{name}/a.png" for name in "bcdefg"))
+    assert files.image_folder_problem(tmp_path) == (
+        "train/ has 2 classes and test/ has 7; only in one of them: b, c, d, dog, e"
+    )
+    images(tmp_path, "test/dog/a.png", *(f"train/{name}/a.png" for name in "bcdefg"))
+    assert files.image_folder_problem(tmp_path) is None
+
+
+# What ships
+
+
+def test_the_shipped_files_are_found() -> None:
+    assert (files.shipped("configs") / "exp1.yaml").is_file()
+    assert files.shipped("jobs/train.py").is_file()
+
+
+def test_a_wheel_has_them_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kdcluster" / "configs").mkdir(parents=True)
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "kdcluster" / "files.py"))
+    assert files.shipped("configs") == tmp_path / "kdcluster" / "configs"
+    assert files.shipped("jobs/train.py") == tmp_path / "jobs" / "train.py"

@@ -1,0 +1,379 @@
+"""Run ids: what moves them and what does not; the DAG; a run's config.yaml there and back."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcluster import configfile, plan
+from kdcluster.config import Model
+from kdcluster.errors import ConfigError
+from kdcluster.plan import Plan, Run
+from tests.fields import BASE, FILES, another, experiment, get, hashed, leaves, put
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "ids.txt"
+FIELDS = dict(leaves())
+STUDENTS = ("baseline", "distilled")
+MOVES = {
+    "data": plan.ROLES,
+    "teacher": ("teacher", "distilled"),
+    "student": STUDENTS,
+    "distill": ("distilled",),
+    "train": plan.ROLES,
+    "seeds": STUDENTS,
+    "variant": STUDENTS,
+    "imports": plan.ROLES,
+}
+"""Top-level key -> the roles whose ids it moves, where it moves any."""
+
+
+def ids(made: Plan) -> dict[str, list[str]]:
+    return {role: [run.id for run in made.runs if run.role == role] for role in plan.ROLES}
+
+
+def of(values: dict[str, Any], **files: str) -> dict[str, list[str]]:
+    """Role -> ids of one experiment."""
+    return ids(plan.plan([experiment(values, files={**FILES, **files})]))
+
+
+def moved(values: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The roles whose ids differ."""
+    return [role for role in plan.ROLES if of(values)[role] != of(other)[role]]
+
+
+def on_disk(folder: Path, text: str, name: str = "exp.yaml") -> dict[str, list[str]]:
+    (folder / name).write_text(text, encoding="utf-8")
+    return ids(plan.plan([configfile.load(str(folder / name))]))
+
+
+# Golden ids
+
+
+@pytest.mark.parametrize("name", ["exp1", "exp2", "demo"])
+def test_golden_ids(empty_folder: Path, name: str) -> None:
+    """Moving one of these makes every run of that experiment another run: see plan.RECIPE. Written by hand only."""
+    assert GOLDEN.is_file(), f"{GOLDEN} is missing; get it back from git, it must never be made from today's ids"
+    golden = [line.split() for line in GOLDEN.read_text().splitlines()]
+    made = plan.plan([configfile.load(name)])
+    assert [run.id for run in made.runs] == [run_id for experiment, run_id in golden if experiment == name]
+
+
+def test_an_id_says_role_model_seed_and_hash() -> None:
+    (run, *_) = plan.plan([experiment(put(BASE, "teacher.model", "ViT-Base.tag_in1k"))]).runs
+    assert run.id == f"teacher-vit_base-s0-{run.hash[:8]}"
+    assert len(run.hash) == 64
+
+
+# What moves an id
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_a_field_moves_the_ids_that_it_says(key: str) -> None:
+    info = FIELDS[key]
+    before = experiment(BASE).config
+    value = get(before, key)
+    changed = put(BASE, key, another(info, value))
+    assert get(experiment(changed).config, key) != value
+    expected = MOVES[key.partition(".")[0]] if hashed(info) else ()
+    assert moved(BASE, changed) == [role for role in plan.ROLES if role in expected]
+
+
+def test_every_id_of_a_changed_field_is_another() -> None:
+    """No two fields enter the hash under the same name."""
+    found = {}
+    for key, info in FIELDS.items():
+        if hashed(info):
+            changed = put(BASE, key, another(info, get(experiment(BASE).config, key)))
+            found[key] = json.dumps(of(changed))
+    assert len(set(found.values())) == len(found)
+
+
+def test_the_name_and_the_folder_of_an_experiment_move_nothing() -> None:
+    assert ids(plan.plan([experiment(BASE, "one")])) == ids(plan.plan([experiment(BASE, "folder/two")]))
+
+
+def test_the_recipe_moves_every_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of(BASE)
+    monkeypatch.setattr(plan, "RECIPE", plan.RECIPE + 1)
+    assert all(before[role] != of(BASE)[role] for role in plan.ROLES)
+
+
+def test_a_new_field_moves_nothing_while_it_has_its_default() -> None:
+    class Wider(Model):
+        droppath: float = 0.0
+
+    assert plan.changed(Wider(model="a", image_size=32)) == plan.changed(Model(model="a", image_size=32))
+    assert plan.changed(Wider(model="a", droppath=0.1)) != plan.changed(Model(model="a"))
+
+
+def test_the_teacher_is_hashed_as_it_is_trained() -> None:
+    taken_over = put(BASE, "train.lr", 1e-3)
+    written_out = put(taken_over, "teacher.train", {"lr": 1e-3})
+    assert of(taken_over) == of(written_out)
+    assert moved(taken_over, put(taken_over, "teacher.train", {"lr": 2e-3})) == ["teacher", "distilled"]
+
+
+def test_a_teacher_that_is_taken_as_it_is_hangs_on_no_training() -> None:
+    taken = put(BASE, "teacher.train", "none")
+    assert moved(BASE, taken) == ["teacher", "distilled"]
+    assert moved(taken, put(taken, "train.lr", 0.1)) == ["baseline", "distilled"]
+
+
+def test_the_teachers_seed_is_its_own() -> None:
+    found = of(put(put(BASE, "teacher.seed", 5), "seeds", [0, 1, 2]))
+    assert [run.split("-")[2] for run in found["teacher"]] == ["s5"]
+    assert [run.split("-")[2] for run in found["baseline"]] == ["s0", "s1", "s2"]
+    assert [run.split("-")[2] for run in found["distilled"]] == ["s0", "s1", "s2"]
+    assert found["baseline"] == of(put(BASE, "seeds", [0, 1, 2]))["baseline"]
+
+
+def test_without_weight_of_the_teacher_the_distilled_runs_are_the_baseline_runs() -> None:
+    made = plan.plan([experiment(put(BASE, "distill", {"alpha": 0.0, "temperature": 9.0}))])
+    wanted = made.wanted["exp"]
+    assert wanted["distilled"] == wanted["baseline"] == tuple(ids(made)["baseline"])
+    assert wanted["baseline"] == tuple(of(BASE)["baseline"])
+    assert ids(made)["distilled"] == []
+
+
+# Files
+
+
+def test_weights_and_imports_count_by_content(tmp_path: Path) -> None:
+    for name, content in {"a.pt": "one", "b.pt": "one", "c.pt": "two", "m.py": "x", "n.py": "x", "o.py": "y"}.items():
+        (tmp_path / name).write_text(content)
+    text = "data: {{name: cifar10}}\nteacher: {{model: t}}\nstudent: {{model: s, pretrained: {0}}}\nimports: [{1}]\n"
+    first = on_disk(tmp_path, text.format("a.pt", "m.py"))
+    assert on_disk(tmp_path, text.format("b.pt", "n.py")) == first
+    other_weights = on_disk(tmp_path, text.format("c.pt", "m.py"))
+    assert [role for role in plan.ROLES if other_weights[role] != first[role]] == list(STUDENTS)
+    other_import = on_disk(tmp_path, text.format("a.pt", "o.py"))
+    assert all(other_import[role] != first[role] for role in plan.ROLES)
+    (tmp_path / "a.pt").write_text("six")
+    assert on_disk(tmp_path, text.format("a.pt", "m.py"))["baseline"] not in (
+        first["baseline"],
+        other_weights["baseline"],
+    )
+
+
+def test_an_image_folder_counts_by_names_and_sizes(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            (root / split / name / "0.png").write_bytes(b"12345")
+    text = "data: {{name: image_folder, path: {}}}\nteacher: {{model: t}}\nstudent: {{model: s}}\n"
+    first = on_disk(tmp_path, text.format("pets"))
+    (root / "train" / "cat" / "0.png").write_bytes(b"54321")
+    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    assert on_disk(tmp_path, text.format("pets")) == first
+    shutil.copytree(root, tmp_path / "copy")
+    assert on_disk(tmp_path, text.format("copy")) == first
+    (root / "train" / "cat" / "0.png").write_bytes(b"123456")
+    longer = on_disk(tmp_path, text.format("pets"))
+    assert all(longer[role] != first[role] for role in plan.ROLES)
+    (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / "1.png")
+    assert on_disk(tmp_path, text.format("pets")) not in (first, longer)
+
+
+# What a file looks like
+
+WRITTEN = {
+    "blocks": "data:\n  name: cifar10\nteacher:\n  model: r\nstudent:\n  model: r\ntrain:\n  lr: 0.001\n  epochs: 5\n",
+    "other order": "train: {epochs: 5, lr: 1e-3}\nstudent: {model: r}\nteacher: {model: r}\ndata: {name: cifar10}\n",
+    "comments": "# about\ndata: {name: cifar10} # c\nteacher: {model: r}\n\nstudent: {model: r}\n"
+    "train: # t\n  lr: 1.0e-3\n  epochs: 5\n",
+    "an alias": "data: {name: &d cifar10}\nteacher: &net {model: r}\nstudent: *net\ntrain: {lr: &lr 1e-3, epochs: 5}\n",
+    "a merge": "data: {name: cifar10}\nteacher:\n  model: r\n  train: &t {lr: 1e-3}\nstudent: {model: r}\n"
+    "train:\n  <<: *t\n  epochs: 5\n",
+    "JSON": '{"data": {"name": "cifar10"}, "teacher": {"model": "r"}, "student": {"model": "r"}, '
+    '"train": {"lr": 0.001, "epochs": 5}}',
+    "what is not hashed": "data: {name: cifar10}\nteacher: {model: r, min_top1: 90}\nstudent: {model: r}\n"
+    "train: {lr: 1e-3, epochs: 5, compile: true, micro_batch: 8, channels_last: false}\n"
+    "resources: {procs: 2, threads: 1}\nreference: {teacher: 91.1}\n",
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_the_way_a_file_is_written_moves_nothing(tmp_path: Path, how: str) -> None:
+    assert on_disk(tmp_path, WRITTEN[how]) == on_disk(tmp_path, WRITTEN["blocks"])
+
+
+DEFAULTS = {
+    key: info.default
+    for key, info in FIELDS.items()
+    if not info.is_required()
+    and key not in ("data.path", "data.image_size", "teacher.pretrained", "student.pretrained")
+}
+CIFAR = {"data": {"name": "cifar10"}, "teacher": {"model": "resnet18"}, "student": {"model": "resnet10t"}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("written_out")
+
+
+@given(keys=st.sets(st.sampled_from(sorted(DEFAULTS))), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_defaults_written_out_in_any_order_move_nothing(folder: Path, keys: set[str], seed: int) -> None:
+    values: dict[str, Any] = CIFAR
+    for key in keys:
+        values = put(values, key, list(DEFAULTS[key]) if isinstance(DEFAULTS[key], tuple) else DEFAULTS[key])
+    assert on_disk(folder, configfile.dump(_shuffled(values, random.Random(seed)))) == of(CIFAR)
+
+
+def _shuffled(values: Any, order: random.Random) -> Any:
+    if not isinstance(values, dict):
+        return values
+    keys = list(values)
+    order.shuffle(keys)
+    return {key: _shuffled(values[key], order) for key in keys}
+
+
+# The DAG
+
+
+def test_two_experiments_share_their_teacher(empty_folder: Path) -> None:
+    made = plan.plan([configfile.load("exp1"), configfile.load("exp2")])
+    assert [run.role for run in made.runs] == ["teacher", "baseline", "distilled", "baseline", "distilled"]
+    teacher = made.runs[0]
+    assert made.experiments_of(teacher.id) == ["exp1", "exp2"]
+    assert [run.needs for run in made.runs if run.role == "distilled"] == [[teacher.id], [teacher.id]]
+    assert [run.needs for run in made.runs if run.role == "baseline"] == [[], []]
+    assert made.wanted["exp1"]["teacher"] == made.wanted["exp2"]["teacher"] == (teacher.id,)
+
+
+def test_what_a_run_needs_comes_before_it(empty_folder: Path) -> None:
+    made = plan.plan([configfile.load(name) for name in ("demo", "exp2", "exp1")])
+    order = [run.id for run in made.runs]
+    assert len(set(order)) == len(order)
+    assert all(order.index(need) < order.index(run.id) for run in made.runs for need in run.needs)
+
+
+def test_the_same_experiment_twice_is_one() -> None:
+    once, twice = plan.plan([experiment(BASE)]), plan.plan([experiment(BASE), experiment(BASE)])
+    assert (twice.runs, twice.wanted) == (once.runs, once.wanted)
+
+
+def test_two_experiments_of_one_name() -> None:
+    with pytest.raises(ConfigError, match="two different experiments are named exp; rename one of the files"):
+        plan.plan([experiment(BASE), experiment(put(BASE, "train.lr", 0.1))])
+
+
+def test_a_plan_cut_down_to_a_role_keeps_what_the_role_needs() -> None:
+    made = plan.plan([experiment(put(BASE, "seeds", [0, 1]))])
+    assert [run.role for run in made.only(["distilled"]).runs] == ["teacher", "distilled", "distilled"]
+    assert [run.role for run in made.only(["baseline"]).runs] == ["baseline", "baseline"]
+    assert [run.role for run in made.only(["teacher"]).runs] == ["teacher"]
+    assert made.only(plan.ROLES).runs == made.runs
+
+
+def test_eight_equal_digits_of_different_hashes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plan._hash
+    monkeypatch.setattr(plan, "_hash", lambda identity: "00000000" + whole(identity)[8:])
+    with pytest.raises(ConfigError, match="two different runs have the id teacher-resnet18-s0-00000000; set `variant`"):
+        plan.plan([experiment(BASE, "one"), experiment(put(BASE, "train.lr", 0.1), "two")])
+    plan.plan([experiment(BASE, "one"), experiment(BASE, "two")])
+
+
+def test_the_plan_touches_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = [configfile.load("exp1"), experiment(BASE)]
+
+    def touched(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the plan touches files")
+
+    with monkeypatch.context() as patch:
+        for module, names in ((builtins, ["open"]), (io, ["open"]), (os, ["open", "stat", "listdir", "scandir"])):
+            for name in names:
+                patch.setattr(module, name, touched)
+        with pytest.raises(AssertionError):
+            Path("exp.yaml").stat()
+        made = plan.plan(loaded)
+    assert len(made.runs) == 6
+
+
+# A run's config.yaml
+
+
+def test_a_run_is_fully_resolved() -> None:
+    made = plan.plan([experiment({**BASE, "teacher": {**BASE["teacher"], "min_top1": 50.0, "train": {"epochs": 3}}})])
+    teacher, baseline, distilled = made.runs
+    assert teacher.train is not None
+    assert (teacher.train.epochs, teacher.teacher, teacher.distill) == (3, None, None)
+    assert (baseline.teacher, baseline.distill, baseline.needs) == (None, None, [])
+    assert distilled.teacher is not None
+    assert distilled.teacher.model == teacher.model
+    assert distilled.teacher.min_top1 == 50.0
+    assert (distilled.channels, distilled.num_classes, distilled.amp) == (3, 10, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "classes"), [("cifar100", 3, 100), ("cifar10", 3, 10), ("mnist5k", 1, 10)]
+)
+def test_channels_and_classes_come_from_the_data(tmp_path: Path, name: str, channels: int, classes: int) -> None:
+    text = f"data: {{name: {name}}}\nteacher: {{model: t}}\nstudent: {{model: s}}\n"
+    (tmp_path / "exp.yaml").write_text(text)
+    run = plan.plan([configfile.load(str(tmp_path / "exp.yaml"))]).runs[0]
+    assert (run.channels, run.num_classes) == (channels, classes)
+
+
+def test_a_model_that_is_only_evaluated_runs_in_float32() -> None:
+    teacher = plan.plan([experiment(put(BASE, "teacher.train", "none"))]).runs[0]
+    assert (teacher.train, teacher.amp) == (None, "none")
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(
+    variant=st.text(),
+    arguments=st.dictionaries(st.text(), plain, max_size=3),
+    lr=st.floats(min_value=1e-300, max_value=1e300),
+    path=st.text(min_size=1),
+)
+@settings(max_examples=40, deadline=None)
+def test_config_yaml_there_and_back(
+    folder: Path, variant: str, arguments: dict[str, Any], lr: float, path: str
+) -> None:
+    values = {**BASE, "variant": variant, "train": {"lr": lr}, "imports": [path]}
+    values = put(put(values, "student.model_args", arguments), "student.pretrained", "/student.pt")
+    distilled = plan.plan([experiment(values, files={**FILES, path: "ee"})]).runs[-1]
+    (folder / "config.yaml").write_text(distilled.to_yaml(), encoding="utf-8")
+    assert Run.from_yaml(folder / "config.yaml") == distilled
+
+
+@pytest.mark.parametrize("role", plan.ROLES)
+def test_every_role_there_and_back(tmp_path: Path, role: str) -> None:
+    values = put(BASE, "teacher.train", "none")
+    run = next(run for run in plan.plan([experiment(values)]).runs if run.role == role)
+    (tmp_path / "config.yaml").write_text(run.to_yaml(), encoding="utf-8")
+    assert Run.from_yaml(tmp_path / "config.yaml") == run
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "a: 1\n", "\x00"])
+def test_a_config_yaml_that_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml: not a run's configuration of this version"):
+        Run.from_yaml(path)
+
+
+def test_a_config_yaml_of_another_version(tmp_path: Path) -> None:
+    run = plan.plan([experiment(BASE)]).runs[0]
+    path = tmp_path / "config.yaml"
+    path.write_text(run.to_yaml() + "new_field: 3\n")
+    with pytest.raises(ConfigError, match="new_field"):
+        Run.from_yaml(path)
