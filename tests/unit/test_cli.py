@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", *WHERE),
     "status": (*EXP, *RUNS, "--watch", "--json"),
-    "logs": (*RUNS, "--follow", "--rank"),
+    "logs": (*RUNS, "--follow", "--rank", "--json"),
     "results": (*EXP, "--role", *RUNS, "--format", "--protocol", "--output", "--strict", "--json"),
     "prefetch": (*EXP, "--role", *WHERE),
     "schema": ("--json",),
