@@ -15,6 +15,7 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,36 @@ class RunDir:
         """Take the run out of the queue."""
         (self.path / "ticket.json").unlink(missing_ok=True)
 
+    def mark_cancelled(self) -> None:
+        """Have the newest attempt stopped, or a queued run not started; a later attempt is not concerned."""
+        newest = self.newest()
+        write_json(self.path / "cancel.json", {"attempt": newest.number if newest else 0})
+
+    def is_cancelled(self) -> bool:
+        """Whether the newest attempt (or, before the first, the queued run) was marked."""
+        marker = read_json(self.path / "cancel.json")
+        newest = self.newest()
+        return bool(marker) and marker["attempt"] == (newest.number if newest else 0)
+
+    def experiments(self) -> list[str]:
+        """Names of the experiments that were submitted with this run in their plan."""
+        return list(read_json(self.path / "experiments.json") or [])
+
+    def add_experiments(self, names: Iterable[str]) -> None:
+        """Remember who wants this run."""
+        known = self.experiments()
+        if more := [name for name in names if name not in known]:
+            write_json(self.path / "experiments.json", sorted([*known, *more]))
+
     def result(self) -> dict[str, Any] | None:
         """result.json, or None."""
         result: dict[str, Any] | None = read_json(self.path / "result.json")
         return result
+
+
+def run_dirs(root: Path) -> list[RunDir]:
+    """Every run directory below a runs directory."""
+    return [RunDir(root, path.parent.name) for path in sorted(root.glob("*/config.yaml"))]
 
 
 def find_run(root: Path, beginning: str) -> RunDir:
@@ -166,7 +193,7 @@ def find_run(root: Path, beginning: str) -> RunDir:
         NotFound: none does.
         ConfigError: several do.
     """
-    known = sorted(p.parent.name for p in root.glob("*/config.yaml")) if root.is_dir() else []
+    known = [run_dir.id for run_dir in run_dirs(root)]
     matches = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
     if not matches:
         raise NotFound(f"no run {beginning!r} in {root}")

@@ -19,12 +19,15 @@ def visible_gpus() -> list[str]:
     CUDA_VISIBLE_DEVICES limits the choice: indices in nvidia-smi's order, UUIDs or their beginnings.
 
     Raises:
-        KdclusterError: nvidia-smi is there but fails, as with a broken driver.
+        KdclusterError: nvidia-smi is there but fails or hangs, as with a broken driver.
     """
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise KdclusterError("nvidia-smi did not answer within 60 s; is the driver well?") from None
     if found.returncode != 0:
         raise KdclusterError(f"nvidia-smi failed: {(found.stdout + found.stderr).strip()}")
     gpus = found.stdout.split()
@@ -41,7 +44,7 @@ def visible_gpus() -> list[str]:
             visible.append(matches[0])
         else:
             break  # CUDA ignores everything behind the first entry that it does not know
-    return visible
+    return list(dict.fromkeys(visible))
 
 
 class GpuPool:
@@ -58,7 +61,7 @@ class GpuPool:
         for gpu in self.gpus:
             if len(taken) == count:
                 break
-            lock = FileLock(self._folder / f"{gpu}.lock", is_singleton=False)
+            lock = FileLock(self._folder / f"{gpu}.lock", is_singleton=False, fallback_to_soft=False)
             try:
                 lock.acquire(blocking=False)
             except Timeout:

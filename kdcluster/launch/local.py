@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock
@@ -80,7 +80,7 @@ def submit(plan: Plan, root: Path, data_dir: Path, *, retry: bool = False) -> Su
         check_room(wanted)
         for run_id in chosen:
             RunDir(root, run_id).prepare(plan[run_id])
-        folder = root / ".submissions" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        folder = root / ".submissions" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         folder.mkdir(parents=True)
         values = {"root": str(root), "data_dir": str(data_dir), "runs": chosen}
         write_json(folder / "submission.json", {**values, "layouts": {i: asdict(w) for i, w in wanted.items()}})

@@ -13,7 +13,11 @@ from typing import Any
 
 from kdcluster.runs import Attempt, RunDir
 
-_FAILURE = re.compile(r"rank\s*: (?P<rank>\d+) .*?\n\s*exitcode\s*: (?P<code>-?\d+)", re.S)
+_FAILURE = re.compile(r"rank +: (?P<rank>\d+) .*\n *exitcode +: (?P<code>-?\d+) \(pid: (?P<pid>\d+)\)")
+_FORCED = re.compile(r"Unable to shutdown process (\d+) via")
+_AGENT = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
+_OWN = re.compile(r"[WEI]\d{4} .*torch/distributed/|\*{5,}|Setting OMP_NUM_THREADS|\s*$")
+"""What torchrun itself prints before it reports a failure."""
 
 
 def outcome(run_dir: RunDir, attempt: Attempt, returncode: int) -> dict[str, Any]:
@@ -26,15 +30,21 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int) -> dict[str, Any
         "out_of_memory": False,
     }
     result = run_dir.result()
-    if returncode == 0 and result and result["attempt"] == attempt.number:
+    if result and result["attempt"] == attempt.number:  # the last thing that is written: whatever came then is noise
         return {**base, "state": "done", "reason": ""}
     base["state"] = "failed"
     text = attempt.log().read_text(errors="replace") if attempt.log().exists() else ""
     if killed := _killed(text):
         rank, number = killed
-        name = signal.Signals(number).name
         hint = " (the kernel does that when memory runs out)" if number == signal.SIGKILL else ""
+        name = _name(number)
         return {**base, "rank": rank, "signal": name, "reason": f"rank {rank} was killed by {name}{hint}"}
+    if stopped := _AGENT.search(text):
+        name = _name(int(stopped[1]))
+        return {**base, "signal": name, "reason": f"torchrun was stopped by {name}"}
+    if returncode < 0:
+        name = _name(-returncode)
+        return {**base, "signal": name, "reason": f"torchrun was killed by {name}"}
     failures = sorted(attempt.failures(), key=lambda failure: (failure["collective"], failure["time"]))
     if failures:
         first = failures[0]
@@ -45,26 +55,35 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int) -> dict[str, Any
             "out_of_memory": first["out_of_memory"],
             "reason": f"rank {first['rank']}, step {first['step']}: {first['message']}",
         }
-    if returncode < 0:
-        name = signal.Signals(-returncode).name
-        return {**base, "signal": name, "reason": f"torchrun was killed by {name}"}
-    return {**base, "reason": f"torchrun ended with {returncode}: {_last_error(text)}"}
+    if root := _FAILURE.search(text.rpartition("Root Cause")[2]):
+        rank = int(root["rank"])
+        return {**base, "rank": rank, "reason": f"rank {rank} ended with {root['code']}: {_last_words(text)}"}
+    return {**base, "reason": f"torchrun ended with {returncode}: {_last_words(text)}"}
 
 
 def _killed(text: str) -> tuple[int, int] | None:
-    """(rank, signal) of a rank that died of a signal torchrun did not send: torchrun stops siblings with SIGTERM."""
-    root = text.rpartition("Root Cause (first observed failure):")[2] if "Root Cause" in text else ""
-    others = text.rpartition("Failures:")[2] if "Failures:" in text else ""
+    """(rank, signal) of a rank that died of a signal torchrun did not send.
+
+    torchrun stops the siblings of a failed rank with SIGTERM, and after 30 s with SIGKILL. Which failure it calls
+    the root cause is a matter of whole seconds, so a killed rank may also stand among the others.
+    """
+    forced = _FORCED.findall(text)
+    others, _, root = text.rpartition("Failures:")[2].partition("Root Cause")
     for place, ours in ((root, ()), (others, (signal.SIGTERM,))):
         for found in _FAILURE.finditer(place):
             code = int(found["code"])
-            if code < 0 and -code not in ours:
+            if code < 0 and -code not in ours and found["pid"] not in forced:
                 return int(found["rank"]), -code
     return None
 
 
-def _last_error(text: str) -> str:
-    """The last line of the last traceback, or the last line that says anything."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (errors or lines or ["it printed nothing"])[-1][:300]
+def _name(number: int) -> str:
+    """SIGKILL for 9; Python has no names for real-time signals."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+def _last_words(text: str) -> str:
+    """The last error that a rank printed, else its last line; torchrun's own report of it says nothing."""
+    said = [line.strip() for line in text.partition("failed (exitcode:")[0].splitlines() if not _OWN.match(line)]
+    errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or said or ["it printed nothing"])[-1][:300]

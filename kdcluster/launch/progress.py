@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 POLL_S = 0.5
-COLUMNS = ("run", "state", "epoch", "images/s", "best top-1", "left")
+COLUMNS = ("run", "state", "epoch", "images/s", "best", "left")
 
 
 def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None = None) -> dict[str, Status]:
@@ -65,7 +65,7 @@ def screen(found: Mapping[str, Status]) -> Table:
     """The runs as a rich table."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # so that a run's id fits into 80 columns
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
     for run_id, status in found.items():

@@ -46,7 +46,9 @@ def run_status(run_dir: RunDir) -> Status:
         return Status("queued", "waits for its turn", number)
     if newest is None:
         return Status("planned")
-    start, outcome = newest.read("start"), newest.read("outcome")
+    start = newest.read("start")
+    alive = is_alive(newest.read("agent")) or is_alive(start.get("supervisor"))
+    outcome = newest.read("outcome")  # after the look at the processes: they write it and go
     beat = newest.read("heartbeat")
     logs = [path for _, path in newest.logs() if path.exists()]
     log = logs[-1] if len(logs) == 2 else newest.path
@@ -57,7 +59,7 @@ def run_status(run_dir: RunDir) -> Status:
     if outcome:
         failed_log = newest.log(outcome["rank"]) if outcome.get("rank") is not None else log
         return Status(outcome["state"], outcome["reason"], number, failed_log, beat)
-    if is_alive(newest.read("agent")) or is_alive(start.get("supervisor")):
+    if alive:
         return Status("running", "", number, log, beat)
     return Status(
         "lost",

@@ -12,7 +12,8 @@ from kdcluster.files import shipped
 from kdcluster.runs import ATTEMPT_VARIABLE
 
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
-"""What an enclosing torchrun leaves behind; every TORCHELASTIC_* and MASTER_* goes with them."""
+"""What an enclosing torchrun leaves behind; every TORCHELASTIC_*, MASTER_* and PET_* (torchrun's options as
+variables, as Kubernetes' PyTorchJob sets them) goes with them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def environment(
     env = {
         name: value
         for name, value in base.items()
-        if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "MASTER_"))
+        if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "MASTER_", "PET_"))
     }
     env |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     env.pop(ATTEMPT_VARIABLE, None)

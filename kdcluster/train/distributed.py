@@ -66,7 +66,7 @@ def has_batchnorm(net: nn.Module) -> bool:
 
 @contextmanager
 def join(device: str, threads: int | None) -> Iterator[World]:
-    """Join the process group that torchrun's environment describes, and leave it at the end.
+    """Join the process group that torchrun's environment describes, and leave it where all went well.
 
     Args:
         device: "cuda" or "cpu".
@@ -95,8 +95,8 @@ def join(device: str, threads: int | None) -> Iterator[World]:
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)
         else:
             dist.init_process_group("gloo")
-    try:
-        yield World(rank, size, place)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    yield World(rank, size, place)
+    # Not after an error: the others would notice, and torchrun could end this process before it has said what went
+    # wrong; NCCL would even wait for them.
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -56,11 +56,16 @@ def main() -> None:
 
 def die_with_parent() -> None:
     """End with torchrun's agent, however it ends: an orphan would keep its GPU (Linux, prctl(2) PR_SET_PDEATHSIG)."""
-    parent = os.getppid()
+    if sys.platform != "linux":
+        return
     libc = ctypes.CDLL(None, use_errno=True)
-    if sys.platform == "linux" and libc.prctl(1, signal.SIGKILL) != 0:
+    if libc.prctl(1, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died between the two calls
+    try:
+        agent = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:  # gone, or not ours to read
+        agent = b""
+    if f"{ATTEMPT_VARIABLE}=".encode() not in agent:  # it died while we imported torch, and somebody adopted us
         os._exit(1)
 
 

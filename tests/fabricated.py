@@ -1,0 +1,106 @@
+"""Run directories as they lie on disk in every state, made by hand: no torch, no torchrun, no waiting."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdcluster.files import write_json
+from kdcluster.launch.status import run_status
+from kdcluster.plan import Run
+from kdcluster.runs import Attempt, RunDir, process_record
+
+LIVE = process_record(os.getpid())
+"""A process that runs: this one."""
+
+DEAD = {"host": socket.gethostname(), "pid": os.getpid(), "start_time": "1"}
+"""A process that is gone, and whose pid another one has by now."""
+
+BEAT = {
+    "time": 1.0,
+    "step": 30,
+    "steps": 100,
+    "epoch": 3,
+    "epochs": 10,
+    "loss": 1.5,
+    "steps_per_s": 10.0,
+    "images_per_s": 160.0,
+    "top1": 40.0,
+    "best_top1": 41.25,
+}
+"""A heartbeat in the middle of training."""
+
+
+def started(run_dir: RunDir, *, supervisor: dict[str, Any] = DEAD, agent: dict[str, Any] | None = None) -> Attempt:
+    """A new attempt, as the supervisor leaves it once torchrun runs (`agent`), or just before (None)."""
+    attempt = run_dir.start_attempt({"supervisor": supervisor})
+    if agent is not None:
+        attempt.write("agent", agent)
+    return attempt
+
+
+def ended(attempt: Attempt, state: str, reason: str = "", rank: int | None = None) -> None:
+    """The supervisor's word on how an attempt ended."""
+    attempt.write("outcome", {"state": state, "reason": reason, "rank": rank, "time": time.time()})
+
+
+def publish(run_dir: RunDir, top1: float, attempt: int = 1) -> None:
+    """result.json, as the trainer leaves it at the end."""
+    write_json(run_dir.path / "result.json", {"attempt": attempt, "best": {"test/top1": top1}})
+
+
+def planned(run_dir: RunDir) -> None:
+    pass
+
+
+def queued(run_dir: RunDir) -> None:
+    run_dir.write_ticket(LIVE)
+
+
+def running(run_dir: RunDir) -> None:
+    started(run_dir, agent=LIVE)
+
+
+def done(run_dir: RunDir, top1: float = 50.0) -> None:
+    attempt = started(run_dir, agent=DEAD)
+    publish(run_dir, top1, attempt.number)
+    ended(attempt, "done")
+
+
+def failed(run_dir: RunDir) -> None:
+    ended(started(run_dir, agent=DEAD), "failed", "rank 1, step 7: ValueError: no", rank=1)
+
+
+def cancelled(run_dir: RunDir) -> None:
+    ended(started(run_dir, agent=DEAD), "cancelled", "as asked")
+
+
+def preempted(run_dir: RunDir) -> None:
+    ended(started(run_dir, agent=DEAD), "preempted", "SIGUSR2")
+
+
+def stopped(run_dir: RunDir) -> None:
+    ended(started(run_dir, agent=DEAD), "stopped", "by the sweep")
+
+
+def lost(run_dir: RunDir) -> None:
+    started(run_dir, agent=DEAD)
+
+
+STATES: dict[str, Callable[[RunDir], None]] = {
+    make.__name__: make for make in (planned, queued, running, done, failed, cancelled, preempted, stopped, lost)
+}
+"""Every state that a run has by itself; `blocked` comes from what it needs."""
+
+
+def put(root: Path, run: Run, state: str) -> RunDir:
+    """The directory of a run in one of STATES."""
+    run_dir = RunDir(root, run.id)
+    run_dir.prepare(run)
+    STATES[state](run_dir)
+    assert run_status(run_dir).state == state
+    return run_dir

@@ -1,0 +1,481 @@
+"""Submit on this machine: what it starts, that it starts nothing twice, and what its supervisor does.
+
+The supervisor runs here in this process, on short Python scripts instead of torchrun.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcluster.errors import KdclusterError
+from kdcluster.files import read_json
+from kdcluster.launch import local, supervisor
+from kdcluster.launch.code import code_state
+from kdcluster.launch.gpus import GpuPool
+from kdcluster.launch.local import check_room, layouts, submit, to_start
+from kdcluster.launch.status import run_status, statuses
+from kdcluster.launch.supervisor import Supervisor
+from kdcluster.launch.torchrun import Layout
+from kdcluster.plan import Plan, Run
+from kdcluster.runs import RunDir, is_alive, process_record
+from tests import fabricated
+from tests.fabricated import LIVE, STATES, put
+from tests.tiny import make_plan
+
+FORK = multiprocessing.get_context("fork")
+forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on
+
+CPU = Layout("cpu", 1, 1)
+GPU = Layout("cuda", 1, None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A teacher, a baseline, a distilled run."""
+    return make_plan(tmp_path_factory.mktemp("experiment"))
+
+
+def roles(made: Plan) -> dict[str, Run]:
+    return {run.role: run for run in made.runs}
+
+
+# --- what a submit starts ---------------------------------------------------------------------------------------
+
+ALWAYS = ("planned", "preempted", "stopped", "lost")
+WITH_RETRY = ("failed", "cancelled")
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("state", STATES)
+def test_to_start_in_every_state(made: Plan, root: Path, state: str, retry: bool) -> None:
+    teacher, baseline, distilled = made.runs
+    put(root, teacher, "done")
+    put(root, baseline, state)
+    put(root, distilled, state)
+    again = state in ALWAYS or (retry and state in WITH_RETRY)
+    expected = [baseline.id, distilled.id] if again else []
+    assert to_start(made, statuses(made, root), retry=retry) == expected
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("state", STATES)
+def test_a_student_starts_when_its_teacher_is_done_or_on_its_way(
+    made: Plan, root: Path, state: str, retry: bool
+) -> None:
+    put(root, made.runs[0], state)
+    chosen = to_start(made, statuses(made, root), retry=retry)
+    assert (roles(made)["distilled"].id in chosen) == (retry or state not in WITH_RETRY)
+    assert roles(made)["baseline"].id in chosen
+
+
+def test_blocked_starts_once_the_reason_is_gone(tmp_path: Path, root: Path) -> None:
+    made = make_plan(tmp_path, {"teacher.min_top1": 60.0})
+    teacher, _, distilled = made.runs
+    run_dir = put(root, teacher, "failed")
+    assert statuses(made, root)[distilled.id].state == "blocked"
+    assert distilled.id not in to_start(made, statuses(made, root))
+    fabricated.done(run_dir, top1=59.0)
+    assert statuses(made, root)[distilled.id].state == "blocked"
+    assert distilled.id not in to_start(made, statuses(made, root), retry=True)
+    lower = make_plan(tmp_path, {"teacher.min_top1": 58.0})
+    assert [run.id for run in lower.runs] == [run.id for run in made.runs]
+    assert distilled.id in to_start(lower, statuses(lower, root))
+
+
+def test_a_student_of_a_teacher_that_is_not_planned_to_run_again_waits(tmp_path: Path, root: Path) -> None:
+    """`--role` leaves the teacher in the plan, so what it needs is always known."""
+    made = make_plan(tmp_path).only(["distilled"])
+    assert [run.role for run in made.runs] == ["teacher", "distilled"]
+    put(root, made.runs[0], "running")
+    assert to_start(made, statuses(made, root)) == [made.runs[1].id]
+
+
+def test_layouts_are_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["GPU-a"])
+    monkeypatch.setattr(local, "threads_available", lambda: 6)
+    given = make_plan(tmp_path, {"resources": {}})
+    assert set(layouts(given).values()) == {Layout("cuda", 1, None)}
+    on_cpu = make_plan(tmp_path, {"resources": {"device": "cpu", "procs": 2}})
+    assert set(layouts(on_cpu).values()) == {Layout("cpu", 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "here", "message"),
+    [
+        (1, 0, "1 GPU asked for, this machine shows none; ask for fewer with --gpus, or run on the CPU with --procs"),
+        (8, 2, "8 GPUs asked for, this machine shows 2; "),
+        (2, 2, None),
+    ],
+)
+def test_more_gpus_than_there_are_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, asked: int, here: int, message: str | None
+) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["GPU"] * here)
+    wanted = {"a": Layout("cpu", 64, 1), "b": Layout("cuda", asked, None), "c": GPU}
+    if message is None:
+        return check_room(wanted)
+    with pytest.raises(KdclusterError, match=f"^{message}"):
+        check_room(wanted)
+
+
+# --- submit -----------------------------------------------------------------------------------------------------
+
+
+def take_over(folder: Path) -> None:
+    """Instead of a supervisor: this process has the runs in its queue."""
+    given = read_json(folder / "submission.json")
+    for run_id in given["runs"]:
+        RunDir(Path(given["root"]), run_id).write_ticket(LIVE)
+
+
+@pytest.fixture
+def queue_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_start_supervisor", take_over)
+
+
+@pytest.mark.usefixtures("queue_only")
+def test_submit_prepares_what_it_starts_and_a_second_one_starts_nothing(made: Plan, tmp_path: Path, root: Path) -> None:
+    teacher, baseline, distilled = made.runs
+    put(root, baseline, "done")
+    first = submit(made, root, tmp_path / "data")
+    assert first.started == [teacher.id, distilled.id]
+    assert {run_id: status.state for run_id, status in first.left.items()} == {baseline.id: "done"}
+    assert first.log is not None
+    given = read_json(first.log.with_name("submission.json"))
+    assert given == {
+        "root": str(root),
+        "data_dir": str(tmp_path / "data"),
+        "runs": first.started,
+        "layouts": {run_id: {"device": "cpu", "procs": 1, "threads": 1} for run_id in first.started},
+    }
+    assert [RunDir(root, run_id).load() for run_id in first.started] == [teacher, distilled]
+    second = submit(made, root, tmp_path / "data")
+    assert (second.started, second.log) == ([], None)
+    assert {status.state for status in second.left.values()} == {"queued", "done"}
+    assert len(list((root / ".submissions").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("queue_only")
+def test_a_shared_teacher_that_runs_for_another_experiment_is_not_started_again(tmp_path: Path, root: Path) -> None:
+    first = make_plan(tmp_path)
+    second = make_plan(tmp_path, {"distill": {"alpha": 0.9}})
+    put(root, first.runs[0], "running")
+    submission = submit(second, root, tmp_path)
+    assert submission.started == [second.runs[1].id, second.runs[2].id]
+    assert submission.left[first.runs[0].id].state == "running"
+    third = submit(first, root, tmp_path)
+    assert third.started == [roles(first)["distilled"].id]  # the baseline is shared as well, and queued by now
+
+
+def _submit_one(made: Plan, root: Path, barrier: Any, started: Any) -> None:
+    barrier.wait(30)
+    started.put(submit(made, root, root).started)
+
+
+@forks
+@pytest.mark.usefixtures("queue_only")
+def test_submits_at_the_same_moment_start_each_run_once(made: Plan, root: Path) -> None:
+    barrier, started = FORK.Barrier(6), FORK.SimpleQueue()
+    submitters = [FORK.Process(target=_submit_one, args=(made, root, barrier, started)) for _ in range(6)]
+    for process in submitters:
+        process.start()
+    got = sorted(started.get() for _ in submitters)
+    for process in submitters:
+        process.join(30)
+    assert got == [[]] * 5 + [[run.id for run in made.runs]]
+
+
+@pytest.mark.usefixtures("queue_only")
+def test_a_submit_that_cannot_run_here_prepares_nothing(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "visible_gpus", list)
+    made = make_plan(tmp_path, {"resources": {"gpus": 1}})
+    with pytest.raises(KdclusterError, match="1 GPU asked for, this machine shows none"):
+        submit(made, root, tmp_path)
+    assert [path.name for path in root.iterdir()] == [".submit.lock"]
+
+
+def test_a_supervisor_that_does_not_come_up_is_an_error_with_its_log(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such module: kdcluster\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(KdclusterError, match=r"the supervisor did not come up:\nno such module: kdcluster$"):
+        submit(make_plan(tmp_path), root, tmp_path)
+
+
+def test_debug_is_one_process_in_a_folder_of_its_own(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fake_run(argv: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        calls.append((argv, env))
+        return subprocess.CompletedProcess(argv, 7)
+
+    monkeypatch.setattr(local.subprocess, "run", fake_run)
+    monkeypatch.setattr(local, "threads_available", lambda: 5)
+    monkeypatch.setenv("KDCLUSTER_ATTEMPT", "3")
+    monkeypatch.setenv("RANK", "1")
+    made = make_plan(tmp_path, {"resources": {"device": "cpu", "procs": 4}})
+    teacher, student = made.runs[0], roles(made)["distilled"]
+    assert local.debug(student, root, tmp_path / "data", 3) == 7
+    [(argv, env)] = calls
+    assert argv[:1] == [sys.executable]
+    assert "torch.distributed.run" not in argv
+    assert argv[2] == str(root / "debug" / student.id)
+    assert argv[-6:] == ["--device", "cpu", "--threads", "5", "--max-steps", "3"]
+    assert not {"KDCLUSTER_ATTEMPT", "RANK"} & env.keys()
+    assert run_status(RunDir(root, student.id)).state == "planned"  # the real run knows nothing of it
+    assert not (root / "debug" / teacher.id).exists()
+    run_dir = put(root, teacher, "done")
+    run_dir.weights("best").touch()
+    for _ in range(2):
+        local.debug(student, root, tmp_path / "data", 3)
+        assert RunDir(root / "debug", teacher.id).weights("best").samefile(run_dir.weights("best"))
+
+
+# --- the supervisor ---------------------------------------------------------------------------------------------
+
+TRAINER = textwrap.dedent(
+    """
+    import json, os, pathlib, sys, time
+    run_dir, how = pathlib.Path(sys.argv[1]), sys.argv[2]
+    root = run_dir.parent
+    number = int(os.environ["KDCLUSTER_ATTEMPT"])
+    with open(root / "starts", "a") as file:
+        file.write(f"{run_dir.name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+    if how == "fails":
+        sys.exit("ValueError: as asked")
+    if how == "alone":
+        (root / "busy").mkdir()  # fails where another one is at it
+        time.sleep(0.1)
+        (root / "busy").rmdir()
+    if how == "together":
+        (root / f"here-{run_dir.name}").touch()
+        deadline = time.monotonic() + 20
+        while len(list(root.glob("here-*"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    result = {"attempt": number, "best": {"test/top1": 50.0}}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    """
+)
+Scripted = Callable[..., Supervisor]
+
+
+@pytest.fixture
+def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+    """A supervisor on two cores, whose runs do what their role is told: ok, fails, alone, together."""
+    told: dict[str, str] = {}
+
+    def command(run_dir: Path, data_dir: Path, layout: Layout) -> list[str]:
+        how = next((how for name, how in told.items() if run_dir.name.startswith(name)), "ok")
+        return [sys.executable, "-S", "-c", TRAINER, str(run_dir), how]
+
+    def make(made: Plan, layout: Layout = CPU, only: list[Run] | None = None, **how: str) -> Supervisor:
+        told.update(how)
+        runs = list(made.runs) if only is None else only
+        for run in runs:
+            RunDir(root, run.id).prepare(run)
+        there = Supervisor(root, root.parent, runs, {run.id: layout for run in runs})
+        there.write_tickets()
+        return there
+
+    monkeypatch.setattr(supervisor, "command", command)
+    monkeypatch.setattr(supervisor, "code_state", lambda: ({"git": {}}, ""))
+    monkeypatch.setattr(supervisor, "threads_available", lambda: 2)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield make
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def starts(root: Path) -> list[str]:
+    """Ids in the order in which they were started."""
+    return [line.split()[0] for line in (root / "starts").read_text().splitlines()]
+
+
+@forks
+def test_everything_runs_in_the_order_of_its_needs(tmp_path: Path, root: Path, scripted: Scripted) -> None:
+    made = make_plan(tmp_path, {"seeds": [0, 1]})
+    scripted(made).run()
+    assert {status.state for status in statuses(made, root).values()} == {"done"}
+    order = starts(root)
+    assert sorted(order) == sorted(run.id for run in made.runs)
+    for run in made.runs:
+        assert all(order.index(need) < order.index(run.id) for need in run.needs)
+        attempt = RunDir(root, run.id).newest()
+        assert attempt is not None
+        assert attempt.number == 1
+        start, outcome = attempt.read("start"), attempt.read("outcome")
+        assert (start["device"], start["procs"], start["threads"], start["gpus"]) == ("cpu", 1, 1, [])
+        assert start["command"][0] == sys.executable
+        assert start["supervisor"] == LIVE
+        assert start["code"] == {"git": {}}
+        assert attempt.read("agent")["pid"] > 0
+        assert (outcome["state"], outcome["returncode"]) == ("done", 0)
+
+
+@forks
+def test_runs_share_the_cores_and_more_wait(made: Plan, root: Path, scripted: Scripted) -> None:
+    pair = [roles(made)["teacher"], roles(made)["baseline"]]
+    scripted(made, Layout("cpu", 1, 1), pair, teacher="together", baseline="together").run()
+    assert {run_status(RunDir(root, run.id)).state for run in pair} == {"done"}
+
+
+@forks
+@pytest.mark.parametrize("cores", [Layout("cpu", 2, 1), Layout("cpu", 1, 2), Layout("cpu", 8, 1)])
+def test_a_run_that_fills_the_machine_runs_alone(made: Plan, root: Path, scripted: Scripted, cores: Layout) -> None:
+    scripted(made, cores, teacher="alone", baseline="alone", distilled="alone").run()
+    assert {status.state for status in statuses(made, root).values()} == {"done"}
+
+
+@forks
+def test_what_needs_a_failed_run_is_blocked_and_the_others_are_done(made: Plan, root: Path, scripted: Scripted) -> None:
+    scripted(made, teacher="fails").run()
+    found = {made[run_id].role: status for run_id, status in statuses(made, root).items()}
+    assert {role: status.state for role, status in found.items()} == {
+        "teacher": "failed",
+        "baseline": "done",
+        "distilled": "blocked",
+    }
+    reason = "torchrun ended with 1: ValueError: as asked"
+    assert found["teacher"].reason == reason
+    assert found["distilled"].reason == f"{roles(made)['teacher'].id} is failed: {reason}"
+    student = RunDir(root, roles(made)["distilled"].id)
+    assert (student.ticket(), student.attempts()) == (None, [])
+    scripted(made, only=[roles(made)["teacher"], roles(made)["distilled"]], teacher="ok").run()  # --retry
+    found = {made[run_id].role: status for run_id, status in statuses(made, root).items()}
+    assert {role: (status.state, status.attempts) for role, status in found.items()} == {
+        "teacher": ("done", 2),
+        "baseline": ("done", 1),
+        "distilled": ("done", 1),
+    }
+
+
+@forks
+def test_a_teacher_under_the_gate_blocks_its_students(tmp_path: Path, root: Path, scripted: Scripted) -> None:
+    made = make_plan(tmp_path, {"teacher.min_top1": 100.0})
+    scripted(made).run()
+    student = statuses(made, root)[roles(made)["distilled"].id]
+    assert student.state == "blocked"
+    assert student.reason == f"{made.runs[0].id} reached 50.00 %, under teacher.min_top1 100"
+
+
+@forks
+@pytest.mark.parametrize("ending", ["done", "lost"])
+def test_a_run_waits_for_what_another_supervisor_trains(
+    made: Plan, root: Path, scripted: Scripted, ending: str
+) -> None:
+    """Done there, it starts here; lost there, nobody here would wait for ever."""
+    teacher, student = roles(made)["teacher"], roles(made)["distilled"]
+    run_dir = put(root, teacher, "planned")
+    elsewhere = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    assert elsewhere.stdin is not None
+    attempt = fabricated.started(run_dir, agent=process_record(elsewhere.pid))
+    here = scripted(made, only=[student])
+    here.start_what_can()
+    assert list(here.pending) == [student.id]
+    assert run_status(RunDir(root, student.id)).state == "queued"
+    if ending == "done":
+        fabricated.publish(run_dir, 50.0)
+        fabricated.ended(attempt, "done")
+    elsewhere.stdin.close()
+    elsewhere.wait()
+    here.run()
+    found = statuses(made, root)[student.id]
+    assert found.state == ("done" if ending == "done" else "planned")
+    assert RunDir(root, student.id).ticket() is None or found.state == "done"
+
+
+@forks
+def test_each_gpu_has_one_run_at_a_time(
+    made: Plan, root: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = f"GPU-test-{uuid.uuid4()}"
+    monkeypatch.setattr(supervisor, "visible_gpus", lambda: [card])
+    elsewhere = GpuPool([card]).take(1)
+    assert elsewhere is not None
+    there = scripted(made, GPU, teacher="alone", baseline="alone", distilled="alone")
+    there.start_what_can()
+    assert there.children == {}  # another runs directory of this user has the card
+    elsewhere[0][1].release()
+    there.run()
+    assert {status.state for status in statuses(made, root).values()} == {"done"}
+    assert {line.split()[1] for line in (root / "starts").read_text().splitlines()} == {card}
+    attempt = RunDir(root, made.runs[0].id).attempt(1)
+    assert attempt.read("start")["gpus"] == [card]
+    free = GpuPool([card]).take(1)
+    assert free is not None
+    free[0][1].release()
+    Path(free[0][1].lock_file).unlink(missing_ok=True)
+
+
+def test_uncommitted_changes_are_kept_beside_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    (work / "mine.py").write_text("a = 1\n")
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", *arguments], check=True)
+    (work / "mine.py").write_text("a = 2\n")
+    code, diff = code_state()
+    here = code["git"][str(work.resolve())]
+    assert here["dirty"] is True
+    assert len(here["commit"]) == 40
+    assert "+a = 2" in diff
+    assert len(code["trainer_code"]) == 64
+    monkeypatch.chdir(tmp_path)  # no repository
+    assert str(work.resolve()) not in code_state()[0]["git"]
+
+
+@forks
+def test_a_child_dies_with_its_supervisor() -> None:
+    """kill -9 of the process whose main thread started it."""
+    script = textwrap.dedent(
+        """
+        import os, subprocess, sys
+        from kdcluster.launch.supervisor import dies_with
+        waits = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
+        child = subprocess.Popen(waits, preexec_fn=dies_with(os.getpid()))
+        print(child.pid, flush=True)
+        input()
+        """
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as parent:  # type: ignore[call-overload]
+        pid = int(parent.stdout.readline())
+        record = process_record(pid)
+        assert is_alive(record)
+        parent.kill()
+        try:
+            deadline = time.monotonic() + 10
+            while is_alive(record):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        finally:
+            if is_alive(record):
+                os.kill(pid, signal.SIGKILL)

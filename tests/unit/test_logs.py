@@ -1,0 +1,144 @@
+"""A run's log: every line labelled with attempt and rank, followed while it grows. Each poll does the next thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdcluster.launch import logs
+from kdcluster.launch.logs import lines
+from kdcluster.runs import RunDir
+from tests.fabricated import DEAD, LIVE, ended, put, started
+from tests.tiny import make_run
+
+Script = Callable[..., None]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return put(tmp_path / "runs", make_run(tmp_path, "teacher"), "planned")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """What happens between two looks, one step each; a look more than there are steps fails."""
+
+    def set_up(*steps: Callable[[], object]) -> None:
+        left = list(steps)
+        monkeypatch.setattr(logs.time, "sleep", lambda _: left.pop(0)())
+
+    return set_up
+
+
+def say(path: Path, text: str) -> Callable[[], object]:
+    def append() -> None:
+        with path.open("a") as file:
+            file.write(text)
+
+    return append
+
+
+def test_labels_and_order(run_dir: RunDir) -> None:
+    for _ in range(2):
+        attempt = started(run_dir, agent=DEAD)
+        attempt.log().write_text(f"banner {attempt.number}\n")
+        for rank in (1, 0, 10, 2):
+            attempt.log(rank).write_text(f"a\nb {rank}\n")
+    found = list(lines(run_dir))
+    assert found[:5] == [
+        "[attempt 1 torchrun] banner 1",
+        "[attempt 1 rank 0] a",
+        "[attempt 1 rank 0] b 0",
+        "[attempt 1 rank 1] a",
+        "[attempt 1 rank 1] b 1",
+    ]
+    assert [line for line in found if " b " in line][3:5] == ["[attempt 1 rank 10] b 10", "[attempt 2 rank 0] b 0"]
+    assert len(found) == 2 * (1 + 4 * 2)
+
+
+def test_one_rank_alone(run_dir: RunDir) -> None:
+    attempt = started(run_dir, agent=DEAD)
+    attempt.log().write_text("banner\n")
+    for rank in (1, 11):
+        attempt.log(rank).write_text(f"from {rank}\n")
+    assert list(lines(run_dir, rank=1)) == ["[attempt 1 rank 1] from 1"]
+    assert list(lines(run_dir, rank=7)) == []
+
+
+def test_without_follow_the_unfinished_last_line_is_shown(run_dir: RunDir) -> None:
+    attempt = started(run_dir, agent=LIVE)
+    attempt.log(0).write_text("whole\nhalf")
+    assert list(lines(run_dir)) == ["[attempt 1 rank 0] whole", "[attempt 1 rank 0] half"]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_run_without_attempts_has_no_log(run_dir: RunDir, follow: bool) -> None:
+    assert list(lines(run_dir, follow=follow)) == []
+
+
+def test_follow_waits_for_the_end_of_a_line(run_dir: RunDir, script: Script) -> None:
+    attempt = started(run_dir, agent=LIVE)
+    log = attempt.log(0)
+    log.write_text("one\ntw")
+    script(
+        say(log, "o\nthr"),
+        say(log, ""),
+        say(log, "ee, and no more"),  # a killed rank does not finish its line
+        lambda: ended(attempt, "failed", "killed"),
+    )
+    label = "[attempt 1 rank 0] "
+    assert list(lines(run_dir, follow=True)) == [label + "one", label + "two", label + "three, and no more"]
+
+
+def test_follow_shows_lines_as_they_come(run_dir: RunDir, script: Script) -> None:
+    attempt = started(run_dir, agent=LIVE)
+    log = attempt.log(0)
+    script(say(log, "one\n"), say(attempt.log(1), "other\n"), lambda: ended(attempt, "done"))
+    following = lines(run_dir, follow=True)
+    assert next(following) == "[attempt 1 rank 0] one"
+    assert next(following) == "[attempt 1 rank 1] other"
+    assert list(following) == []
+
+
+def test_follow_goes_on_into_the_next_attempt(run_dir: RunDir, script: Script) -> None:
+    """A preempted run that was queued again before anyone looked has not ended."""
+    first = started(run_dir, agent=LIVE)
+    first.log(0).write_text("first\n")
+
+    def again() -> None:
+        ended(first, "preempted", "SIGUSR2")
+        run_dir.write_ticket(LIVE)
+
+    def second() -> None:
+        started(run_dir, agent=LIVE).log(0).write_text("second\n")
+
+    script(again, second, lambda: ended(run_dir.attempt(2), "done"))
+    assert list(lines(run_dir, follow=True)) == ["[attempt 1 rank 0] first", "[attempt 2 rank 0] second"]
+
+
+def test_follow_waits_for_a_run_that_is_queued(run_dir: RunDir, script: Script) -> None:
+    run_dir.write_ticket(LIVE)
+
+    def start() -> None:
+        started(run_dir, agent=LIVE).log(0).write_text("at last\n")
+
+    script(lambda: None, start, lambda: ended(run_dir.attempt(1), "done"))
+    assert list(lines(run_dir, follow=True)) == ["[attempt 1 rank 0] at last"]
+
+
+def test_what_was_written_just_before_the_end_is_not_missed(run_dir: RunDir, script: Script) -> None:
+    attempt = started(run_dir, agent=LIVE)
+
+    def end() -> None:
+        attempt.log(0).write_text("ValueError: the last word\n")
+        ended(attempt, "failed", "no")
+
+    script(end)
+    assert list(lines(run_dir, follow=True)) == ["[attempt 1 rank 0] ValueError: the last word"]
+
+
+def test_bytes_that_are_no_text_do_not_matter(run_dir: RunDir) -> None:
+    started(run_dir, agent=DEAD).log(0).write_bytes("größer\n".encode() + b"\xff\n")
+    assert list(lines(run_dir)) == ["[attempt 1 rank 0] größer", "[attempt 1 rank 0] \ufffd"]

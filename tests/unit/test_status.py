@@ -1,0 +1,199 @@
+"""Every state is derived from what lies on disk and from processes that are looked up; none is remembered."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcluster.launch import status
+from kdcluster.launch.status import ENDED, blocked_by, run_status, statuses
+from kdcluster.plan import Plan, Run
+from kdcluster.runs import Attempt, RunDir
+from tests import fabricated
+from tests.fabricated import BEAT, DEAD, LIVE, STATES, ended, publish, put, started
+from tests.tiny import make_plan
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Plan:
+    return make_plan(tmp_path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def run_dir(made: Plan, root: Path) -> RunDir:
+    return put(root, made.runs[0], "planned")
+
+
+def role(made: Plan, name: str) -> Run:
+    return next(run for run in made.runs if run.role == name)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_of_a_run_by_itself(run_dir: RunDir, state: str) -> None:
+    STATES[state](run_dir)
+    found = run_status(run_dir)
+    assert found.state == state
+    assert found.attempts == (0 if state in ("planned", "queued") else 1)
+    assert (found.state in ENDED) == (state not in ("planned", "queued", "running"))
+    assert bool(found.log) == (found.attempts > 0)
+
+
+def test_a_folder_that_is_not_there_is_planned(root: Path) -> None:
+    assert run_status(RunDir(root, "teacher-x-s0-00000000")).state == "planned"
+    assert not root.exists()
+
+
+def test_queued_needs_a_live_supervisor(run_dir: RunDir) -> None:
+    run_dir.write_ticket(DEAD)
+    assert run_status(run_dir).state == "planned"
+    run_dir.write_ticket(LIVE)
+    assert run_status(run_dir).state == "queued"
+    run_dir.drop_ticket()
+    assert run_status(run_dir).state == "planned"
+
+
+@pytest.mark.parametrize("before", ["failed", "lost", "cancelled"])
+def test_a_run_that_is_queued_again_is_queued(run_dir: RunDir, before: str) -> None:
+    STATES[before](run_dir)
+    run_dir.write_ticket(LIVE)
+    assert run_status(run_dir).state == "queued"
+    started(run_dir, supervisor=LIVE)
+    assert run_status(run_dir).state == "running"  # the ticket is used up
+    assert run_status(run_dir).attempts == 2
+
+
+def test_running_by_agent_or_supervisor(run_dir: RunDir) -> None:
+    attempt = started(run_dir, supervisor=LIVE)  # between the attempt's start and torchrun's
+    assert run_status(run_dir).state == "running"
+    attempt.write("agent", DEAD)  # torchrun has ended, its outcome is being written
+    assert run_status(run_dir).state == "running"
+
+
+def test_the_same_pid_with_another_start_time_is_not_alive(run_dir: RunDir) -> None:
+    attempt = started(run_dir, agent={**LIVE, "start_time": str(int(LIVE["start_time"]) + 1)})
+    assert run_status(run_dir).state == "lost"
+    attempt.write("agent", LIVE)
+    assert run_status(run_dir).state == "running"
+
+
+def test_lost_says_where_it_ran_and_what_to_do(run_dir: RunDir) -> None:
+    fabricated.lost(run_dir)
+    assert run_status(run_dir).reason == f"its processes on {socket.gethostname()} are gone; submit starts it again"
+
+
+def test_an_outcome_that_comes_while_we_look_is_not_missed(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor writes the last outcome and is gone a moment later; that must never look like `lost`."""
+    fabricated.running(run_dir)
+    attempt = run_dir.attempt(1)
+
+    def last_moment(_: object) -> bool:
+        ended(attempt, "failed", "rank 0: no")
+        return False
+
+    monkeypatch.setattr(status, "is_alive", last_moment)
+    assert run_status(run_dir).state == "failed"
+
+
+def test_done_by_result_by_outcome_or_by_both(run_dir: RunDir) -> None:
+    attempt = started(run_dir, agent=DEAD)
+    publish(run_dir, 61.5)  # the supervisor was killed before it wrote the outcome
+    assert (run_status(run_dir).state, run_status(run_dir).top1) == ("done", 61.5)
+    ended(attempt, "done")
+    attempt.write("heartbeat", BEAT)
+    assert (run_status(run_dir).state, run_status(run_dir).top1) == ("done", 61.5)
+    (run_dir.path / "result.json").unlink()
+    assert (run_status(run_dir).state, run_status(run_dir).top1) == ("done", BEAT["best_top1"])
+    (attempt.path / "heartbeat.json").unlink()
+    assert (run_status(run_dir).state, run_status(run_dir).top1) == ("done", None)
+
+
+def test_an_older_attempts_result_does_not_finish_the_newest(run_dir: RunDir) -> None:
+    fabricated.done(run_dir)
+    (run_dir.attempt(1).path / "outcome.json").unlink()
+    started(run_dir, agent=LIVE)
+    assert run_status(run_dir).state == "running"
+
+
+def test_failed_says_why_and_where_to_read(run_dir: RunDir) -> None:
+    fabricated.failed(run_dir)
+    found = run_status(run_dir)
+    assert found.reason == "rank 1, step 7: ValueError: no"
+    assert found.log == run_dir.attempt(1).log(1)
+
+
+def test_the_log_of_one_rank_is_named_of_several_their_folder(run_dir: RunDir) -> None:
+    attempt = started(run_dir, agent=LIVE)
+    attempt.log().touch()
+    attempt.log(0).touch()
+    assert run_status(run_dir).log == attempt.log(0)
+    attempt.log(1).touch()
+    assert run_status(run_dir).log == attempt.path
+
+
+def test_a_half_written_attempt_changes_nothing(run_dir: RunDir) -> None:
+    aside = run_dir.path / "attempts" / ".start-abc"
+    aside.mkdir(parents=True)
+    (aside / "start.json").write_text('{"supervisor": null')
+    assert run_status(run_dir).state == "planned"
+    run_dir.write_ticket(LIVE)
+    assert run_status(run_dir).state == "queued"
+
+
+@pytest.mark.parametrize("state", ["running", "done", "failed", "lost"])
+def test_a_heartbeat_is_not_needed(run_dir: RunDir, state: str) -> None:
+    STATES[state](run_dir)
+    assert run_status(run_dir).heartbeat == {}
+    attempt = run_dir.newest()
+    assert isinstance(attempt, Attempt)
+    attempt.write("heartbeat", BEAT)
+    assert run_status(run_dir).heartbeat == BEAT
+
+
+REASONS = {
+    "failed": " is failed: rank 1, step 7: ValueError: no",
+    "cancelled": " is cancelled: as asked",
+    "done": " reached 50.00 %, under teacher.min_top1 60",
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_a_need_means_for_a_student(tmp_path: Path, root: Path, state: str) -> None:
+    made = make_plan(tmp_path, {"teacher.min_top1": 60.0})
+    teacher, student = role(made, "teacher"), role(made, "distilled")
+    put(root, teacher, state)
+    found = statuses(made, root)
+    expected = teacher.id + REASONS[state] if state in REASONS else ""
+    assert found[student.id].reason == expected
+    assert found[student.id].state == ("blocked" if expected else "planned")
+    assert found[role(made, "baseline").id].state == "planned"  # needs nothing
+    assert list(found) == [run.id for run in made.runs]
+    put(root, student, "queued")  # its supervisor is about to find out
+    assert statuses(made, root)[student.id].state == ("blocked" if expected else "queued")
+
+
+@pytest.mark.parametrize(("gate", "top1", "blocks"), [(None, 0.0, False), (50.0, 50.0, False), (50.01, 50.0, True)])
+def test_the_gate(tmp_path: Path, root: Path, gate: float | None, top1: float, blocks: bool) -> None:
+    made = make_plan(tmp_path, {"teacher.min_top1": gate})
+    fabricated.done(RunDir(root, put(root, role(made, "teacher"), "planned").id), top1)
+    assert (statuses(made, root)[role(made, "distilled").id].state == "blocked") == blocks
+
+
+@pytest.mark.parametrize("own", ["done", "running", "failed", "lost", "cancelled"])
+def test_a_run_that_has_started_keeps_its_own_state(made: Plan, root: Path, own: str) -> None:
+    put(root, role(made, "teacher"), "failed")
+    put(root, role(made, "distilled"), own)
+    assert statuses(made, root)[role(made, "distilled").id].state == own
+
+
+def test_blocked_is_passed_on(made: Plan) -> None:
+    student = role(made, "distilled")
+    found: dict[str, Any] = {student.needs[0]: status.Status("blocked", "x is failed")}
+    assert blocked_by(student, found) == f"{student.needs[0]} is blocked: x is failed"
