@@ -114,6 +114,9 @@ def build(model: Model, num_classes: int, channels: int, *, start: bool = True, 
     if model.image_size is not None and cfg.get("fixed_input_size"):
         kwargs["img_size"] = model.image_size
     from_timm = start and model.pretrained is True
+    if from_timm and exact and cfg.get("num_classes") != num_classes:
+        had = cfg.get("num_classes")
+        raise ConfigError(f"{model.model}: its weights have {had} classes, the data {num_classes}; give a file")
     try:
         net = timm.create_model(model.model, pretrained=from_timm, num_classes=num_classes, in_chans=channels, **kwargs)
     except (OSError, HfHubHTTPError) as error:
@@ -121,11 +124,8 @@ def build(model: Model, num_classes: int, channels: int, *, start: bool = True, 
             f"the weights of {model.model} are not here and cannot be fetched ({_last_line(error)}); run "
             f"`kdcluster prefetch` where there is internet, or give a file: pretrained: weights.safetensors"
         ) from error
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # a wrong argument surfaces as whatever the model first does with it
         raise ConfigError(f"{model.model} cannot be built with {kwargs}: {_last_line(error)}") from error
-    if from_timm and exact and cfg.get("num_classes") != num_classes:
-        had = cfg.get("num_classes")
-        raise ConfigError(f"{model.model}: its weights have {had} classes, the data {num_classes}; give a file")
     if start and isinstance(model.pretrained, str):
         load_weights(net, Path(model.pretrained), cfg, exact=exact)
     return Classifier(net, cfg, channels, model.image_size)
@@ -149,7 +149,10 @@ def load_weights(net: nn.Module, path: Path, cfg: dict[str, Any], *, exact: bool
         raise ConfigError(f"{path}: not a file of weights: {_last_line(error)}") from error
     resize = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if resize is not None:
-        state = resize(state, net)
+        try:
+            state = resize(state, net)
+        except Exception as error:  # timm's filters trust the file
+            raise ConfigError(f"{path} does not fit {type(net).__name__}: {_last_line(error)}") from error
     own = net.state_dict()
     for name in _names(cfg.get("first_conv")):
         key = f"{name}.weight"
@@ -200,4 +203,4 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:300]}"

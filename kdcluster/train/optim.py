@@ -23,9 +23,9 @@ def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: Train, steps_per_epoch: int) -> Scheduler:
     """timm's schedule over optimizer steps: linear warm-up from 0, then constant or cosine to 0."""
-    warmup = round(train.warmup_epochs * steps_per_epoch)
+    total = train.epochs * steps_per_epoch
+    warmup = min(round(train.warmup_epochs * steps_per_epoch), total - 1)  # rounding up must not take the last step
     if train.schedule == "cosine":
-        total = train.epochs * steps_per_epoch
         return CosineLRScheduler(
             optimizer, t_initial=total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False
         )

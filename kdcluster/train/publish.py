@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -106,7 +107,10 @@ class Publisher:
         """Weights in timm's layout, written aside and renamed."""
         path = self.run_dir.weights(which)
         aside = path.with_name(f".{path.name}.aside")
-        state = {name: value.detach().contiguous().cpu() for name, value in net.net.state_dict().items()}
+        state = {  # copies: safetensors refuses tensors that share memory, as tied weights do
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in net.net.state_dict().items()
+        }
         save_file(state, aside, metadata={"run": self.run.id, "hash": self.run.hash, "epoch": str(len(self.epochs))})
         aside.replace(path)
 
@@ -117,12 +121,13 @@ class Publisher:
 
 
 def batchnorm_batch(net: nn.Module, run: Run, world: World) -> int | None:
-    """Over how many images BatchNorm takes its statistics; None for a model without."""
+    """Over how many images BatchNorm takes its statistics (at most, where shares differ); None for a model without."""
     if run.train is None or not has_batchnorm(net):
         return None
     mine = len(share(run.train.batch_size, 0, world.size))
-    piece = min(run.train.micro_batch or mine, mine)
-    return piece * world.size if world.device.type == "cuda" else piece
+    pieces = math.ceil(mine / (run.train.micro_batch or mine))
+    piece = math.ceil(mine / pieces)
+    return min(piece * world.size, run.train.batch_size) if world.device.type == "cuda" else piece
 
 
 def _warn_of_local_batchnorm(world: World, images: int | None) -> None:

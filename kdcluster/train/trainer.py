@@ -219,7 +219,7 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
                 logits = training.model(shard.images)
                 with torch.inference_mode():
-                    soft = training.teacher(shard.images) if training.teacher else None
+                    soft = None if training.teacher is None else training.teacher(shard.images)
             terms = distillation_loss(
                 logits,
                 shard.labels,
@@ -258,10 +258,11 @@ def train_epoch(
     wait_s = 0.0
     for shards in batches:
         wait_s += time.perf_counter() - waited
-        training.lr = optim.set_learning_rate(training.schedule, progress.step)
+        lr = optim.set_learning_rate(training.schedule, progress.step)
         sums = training.world.sum(train_step(training, shards))
         progress.step += 1
         meter.read(lagged.push(progress.step, sums))
+        training.lr = lr  # only now: what was read is of the step before, and so is the rate that goes with it
         if max_steps and progress.step >= max_steps:
             break
         waited = time.perf_counter()

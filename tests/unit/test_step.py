@@ -1,0 +1,561 @@
+"""One optimizer step: exact remainders, no wait for the device, the teacher untouched; and what the loop says of it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kdcluster.errors import KdclusterError
+from kdcluster.results import events
+from kdcluster.runs import RunDir
+from kdcluster.train import data, distributed, models, trainer, worker
+from kdcluster.train.distributed import World
+from kdcluster.train.losses import distillation_loss, round_logits
+from kdcluster.train.trainer import Progress, Shard, Training
+from tests import golden_loss, tiny
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+CNN_TEACHER = {"teacher": tiny.CNN}
+CNN_STUDENT = {"student": tiny.CNN}
+BATCH = 10
+
+
+class NoHostSync(TorchDispatchMode):
+    """Raises where the host would read something back from a GPU: .item(), `if x`, nonzero, equal, boolean masks."""
+
+    WAITING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masks = [x for x in tree_leaves(args[1:]) if isinstance(x, Tensor) and x.dtype == torch.bool]
+        if func.overloadpacket in self.WAITING or (func.overloadpacket is torch.ops.aten.index and masks):
+            raise AssertionError(f"a host sync: {func}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread only costs time, the more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    tiny.put_images(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def set_up(
+    tmp_path: Path, role: str = "distilled", changes: dict[str, Any] | None = None, device: Any = CPU
+) -> Training:
+    """A training as trainer.train makes it, its teacher with random weights from a file."""
+    changes = {"train.batch_size": BATCH, **(changes or {})}
+    run = tiny.make_run(tmp_path, role, changes)
+    run_dir = tiny.prepare(tmp_path / "runs", run)
+    if run.teacher is not None:
+        torch.manual_seed(5)
+        teacher = models.build(run.teacher.model, run.num_classes, run.channels)
+        folder = RunDir(tmp_path / "runs", run.teacher.id)
+        folder.path.mkdir(exist_ok=True)
+        save_file(teacher.net.state_dict(), folder.weights("best"))
+    return trainer.set_up(run_dir, run, World(0, 1, device), steps_per_epoch=5)
+
+
+def shards_of(training: Training, images: Tensor, labels: Tensor) -> list[Shard]:
+    """A batch cut into the micro-batches that the run asks for, as `epoch_batches` cuts it."""
+    pieces = trainer.micro_batches(len(labels), 1, training.run.train.micro_batch)
+    parts = [data.share(len(labels), piece, pieces) for piece in range(pieces)]
+    return [Shard(images[p.start : p.stop], labels[p.start : p.stop], 1.0) for p in parts]
+
+
+def batch(count: int = BATCH, device: Any = CPU) -> tuple[Tensor, Tensor]:
+    images, labels = tiny.images(count, seed=3)
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+
+def gradient(training: Training, shards: list[Shard]) -> tuple[Tensor, Tensor]:
+    """What the optimizer is given in one step, as one vector, and the step's sums."""
+    caught: list[Tensor] = []
+
+    def catch(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        caught.append(torch.cat([p.grad.flatten() for p in training.student.parameters()]))
+
+    with_hook = training.optimizer.register_step_pre_hook(catch)
+    training.model.train()
+    sums = trainer.train_step(training, shards)
+    with_hook.remove()
+    return caught[0].clone(), sums
+
+
+def flat(net: nn.Module) -> Tensor:
+    """All parameters as one vector."""
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return ((one - other).norm() / other.norm()).item()
+
+
+# --- no host sync ---
+
+
+def test_the_guard_sees_a_host_sync():
+    x = torch.arange(3.0)
+    for wait in (lambda: x[0].item(), lambda: bool(x[1]), x.nonzero, lambda: x[x > 1], lambda: torch.equal(x, x)):
+        with pytest.raises(AssertionError, match="a host sync"), NoHostSync():
+            wait()
+
+
+@pytest.mark.parametrize(
+    ("role", "changes"),
+    [
+        ("baseline", {}),
+        ("distilled", {"train.optimizer": "sgd", "train.weight_decay": 0.1}),
+        ("distilled", {"train.grad_clip": 0.1, "train.ema_decay": 0.9, "train.label_smoothing": 0.1}),
+        ("distilled", {**CNN_STUDENT, **CNN_TEACHER, "train.ema_decay": 0.9, "train.micro_batch": 4}),
+        ("distilled", {"train.amp": "bf16", "train.optimizer": "sgd", "train.grad_clip": 0.1}),
+    ],
+    ids=["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16"],
+)
+def test_a_step_never_waits_for_the_device(tmp_path, role, changes):
+    training = set_up(tmp_path, role, changes)
+    shards = shards_of(training, *batch())
+    training.model.train()
+    with NoHostSync():
+        for _ in range(2):  # the first one makes the optimizer's state
+            trainer.train_step(training, shards)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: CUDA itself reports syncs")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_never_waits_for_the_gpu(tmp_path, data_dir, optimizer):
+    device = torch.device("cuda")
+    changes = {**CNN_STUDENT, "train.grad_clip": 0.1, "train.ema_decay": 0.9, "train.optimizer": optimizer}
+    training = set_up(tmp_path, "distilled", {**changes, "train.amp": "bf16", "train.micro_batch": 4}, device)
+    images = data.to_device(data.open_arrays(training.run, data_dir), "train", device)
+    assert images.images.is_cuda  # resident: no copy in the loop
+    training.model.train()
+    batches = trainer.epoch_batches(training.run, images, torch.arange(64), 0, training.world)
+    trainer.train_step(training, next(batches))  # cuDNN looks for its algorithms, the optimizer makes its state
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for shards in batches:
+            sums = trainer.train_step(training, shards)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sums.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: a split too big for it")
+def test_batches_from_the_host_are_those_from_the_device(tmp_path, data_dir):
+    run = tiny.make_run(tmp_path, "baseline", {"train.batch_size": BATCH})
+    arrays = data.open_arrays(run, data_dir)
+    world = World(0, 1, torch.device("cuda"))
+    found = []
+    for budget in (None, 0):
+        images = data.to_device(arrays, "train", world.device, budget_bytes=budget)
+        assert images.images.is_cuda == (budget is None)
+        found.append(list(trainer.epoch_batches(run, images, torch.arange(64), 0, world)))
+    for resident, streamed in zip(*found, strict=True):
+        assert streamed[0].images.is_cuda
+        assert torch.equal(resident[0].images, streamed[0].images)
+        assert torch.equal(resident[0].labels, streamed[0].labels)
+
+
+# --- the gradient ---
+
+
+def expected_gradient(training: Training, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the mean loss, and the summed terms, in float64 and without any of the trainer's code."""
+    run = training.run
+    student, teacher = training.student.double(), training.teacher.double()
+
+    def logits(net: nn.Module) -> Tensor:
+        x = (images.double() / 255 - net.mean) / net.std  # images already have the models' size
+        return net.net(x)
+
+    soft = round_logits(logits(teacher).detach()).double()
+    out = logits(student)
+    temperature, alpha = run.distill.temperature, run.distill.alpha
+    ce = nn.functional.cross_entropy(out, labels, reduction="none", label_smoothing=run.train.label_smoothing)
+    p, q = soft.div(temperature).log_softmax(-1), out.div(temperature).log_softmax(-1)
+    kd = temperature**2 * (p.exp() * (p - q)).sum(-1)
+    total = (1 - alpha) * ce + alpha * kd
+    grads = torch.autograd.grad(total.mean(), list(student.parameters()))
+    return torch.cat([g.flatten() for g in grads]), torch.stack([total.sum(), ce.sum(), kd.sum()]).detach()
+
+
+@pytest.mark.parametrize("micro_batch", [None, 10, 4, 3, 1])
+def test_micro_batches_leave_the_gradient_as_it_is(tmp_path, micro_batch):
+    changes = {"train.micro_batch": micro_batch, "train.label_smoothing": 0.1, "distill.alpha": 0.7}
+    training = set_up(tmp_path, "distilled", changes)
+    images, labels = batch()
+    shards = shards_of(training, images, labels)
+    assert max(len(s.labels) for s in shards) <= (micro_batch or BATCH)
+    found, sums = gradient(training, shards)
+    expected, expected_sums = expected_gradient(set_up(tmp_path, "distilled", changes), images, labels)
+    assert difference(found.double(), expected) < 1e-5
+    torch.testing.assert_close(sums.double(), expected_sums, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shard_that_only_fills_a_gap_adds_nothing(tmp_path):
+    images, labels = batch()
+    plain, plain_sums = gradient(set_up(tmp_path), [Shard(images, labels, 1.0)])
+    filled, filled_sums = gradient(set_up(tmp_path), [Shard(images, labels, 1.0), Shard(images[:1], labels[:1], 0.0)])
+    assert torch.equal(plain, filled)
+    assert torch.equal(plain_sums, filled_sums)
+
+
+def test_the_layout_in_memory_does_not_move_the_gradient(tmp_path):
+    grads = {}
+    for channels_last in (False, True):
+        training = set_up(tmp_path, "distilled", {**CNN_STUDENT, **CNN_TEACHER, "train.channels_last": channels_last})
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        for net in (training.student, training.teacher):
+            assert net.net.conv1[0].weight.is_contiguous(memory_format=layout)
+        grads[channels_last], _ = gradient(training, [Shard(*batch(), 1.0)])
+    assert difference(grads[True], grads[False]) < 1e-4
+
+
+def test_gradient_clipping(tmp_path):
+    free, _ = gradient(set_up(tmp_path), [Shard(*batch(), 1.0)])
+    assert free.norm() > 0.1
+    clipped, _ = gradient(set_up(tmp_path, changes={"train.grad_clip": 0.1}), [Shard(*batch(), 1.0)])
+    torch.testing.assert_close(clipped, free * 0.1 / free.norm(), rtol=1e-4, atol=1e-7)
+    loose, _ = gradient(set_up(tmp_path, changes={"train.grad_clip": 1e6}), [Shard(*batch(), 1.0)])
+    assert torch.equal(loose, free)
+
+
+@pytest.mark.parametrize("role", ["baseline", "distilled"])
+def test_bf16_is_for_the_forward_passes_alone(tmp_path, monkeypatch, role):
+    seen = []
+
+    def spy(logits: Tensor, labels: Tensor, soft: Tensor | None, **options: Any) -> Any:
+        seen.append((logits.dtype, None if soft is None else soft.dtype))
+        return distillation_loss(logits, labels, soft, **options)
+
+    monkeypatch.setattr(trainer, "distillation_loss", spy)
+    for amp, dtype in (("none", torch.float32), ("bf16", torch.bfloat16)):
+        training = set_up(tmp_path, role, {"train.amp": amp})
+        _, sums = gradient(training, [Shard(*batch(), 1.0)])
+        assert seen.pop() == (dtype, torch.float16 if role == "distilled" else None)
+        assert sums.dtype == torch.float32
+        assert sums.isfinite().all()
+        assert {p.dtype for p in training.student.parameters()} == {torch.float32}
+
+
+# --- teacher, optimizer, average ---
+
+
+def test_the_teacher_is_in_eval_mode_and_stays_as_it_is(tmp_path):
+    """With BatchNorm: in train mode its running statistics would move."""
+    training = set_up(tmp_path, "distilled", CNN_TEACHER)
+    before = {key: value.clone() for key, value in training.teacher.state_dict().items()}
+    for _ in range(3):
+        training.model.train()
+        trainer.train_step(training, [Shard(*batch(), 1.0)])
+    assert training.student.training
+    assert not any(module.training for module in training.teacher.modules())
+    assert all(not p.requires_grad and p.grad is None for p in training.teacher.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in training.teacher.state_dict().items())
+
+
+def test_the_optimizer_holds_the_students_parameters_alone(tmp_path):
+    training = set_up(tmp_path, "distilled", {**CNN_TEACHER, "train.ema_decay": 0.9})
+    held = [id(p) for group in training.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in training.student.parameters())
+
+
+def test_baseline_and_distilled_start_alike_and_seeds_do_not(tmp_path):
+    runs = (("baseline", 0), ("distilled", 0), ("baseline", 1))
+    baseline, distilled, other = (flat(set_up(tmp_path, role, {"seeds": [seed]}).student) for role, seed in runs)
+    assert torch.equal(baseline, distilled)
+    assert not torch.equal(baseline, other)
+
+
+def test_the_moving_average_is_what_counts(tmp_path):
+    training = set_up(tmp_path, "distilled", {**CNN_STUDENT, "train.ema_decay": 0.75})
+    average = flat(training.student)
+    for _ in range(3):
+        trainer.train_step(training, [Shard(*batch(), 1.0)])
+        average = 0.75 * average + 0.25 * flat(training.student)
+    assert training.evaluated is not training.student
+    torch.testing.assert_close(flat(training.evaluated), average)
+    plain = set_up(tmp_path, "distilled")
+    assert plain.evaluated is plain.student
+
+
+# --- the epoch's batches ---
+
+
+class Counting(data.Split):
+    """Images whose first pixel is their index."""
+
+    @classmethod
+    def of(cls, count: int) -> data.Split:
+        images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+        return cls(images, torch.arange(count) % 10, CPU)
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory) -> Callable[..., Any]:
+    base = tiny.make_run(tmp_path_factory.mktemp("run"), "baseline", {"data.augment": {"pad": 0, "flip": False}})
+
+    def with_train(**train: Any) -> Any:
+        return base.model_copy(update={"train": base.train.model_copy(update=train)})
+
+    return with_train
+
+
+@given(
+    batch_size=st.integers(1, 13),
+    ranks=st.integers(1, 5),
+    micro_batch=st.none() | st.integers(1, 6),
+    images=st.integers(13, 40),
+    epoch=st.integers(0, 3),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_image_of_a_batch_is_in_one_shard(plain_run, batch_size, ranks, micro_batch, images, epoch):
+    run = plain_run(batch_size=batch_size, micro_batch=micro_batch)
+    index = torch.arange(images)[1::2] if images > 26 else torch.arange(images)  # some are held out
+    split = Counting.of(images)
+    by_rank = [list(trainer.epoch_batches(run, split, index, epoch, World(r, ranks, CPU))) for r in range(ranks)]
+    (alone,) = [list(trainer.epoch_batches(plain_run(batch_size=batch_size), split, index, epoch, ALONE))]
+    assert {len(steps) for steps in by_rank} == {len(index) // batch_size}
+    for step, (whole,) in enumerate(alone):
+        assert {len(steps[step]) for steps in by_rank} == {len(by_rank[0][0])}  # DDP and SyncBatchNorm count on it
+        shards = [shard for steps in by_rank for shard in steps[step]]
+        assert all(1 <= len(shard.labels) <= (micro_batch or batch_size) for shard in shards)
+        counted = [shard for shard in shards if shard.weight]
+        assert {shard.weight for shard in counted} == {1.0}
+        taken = torch.cat([shard.images[:, 0, 0, 0] for shard in counted])
+        assert torch.equal(taken, whole.images[:, 0, 0, 0])
+        assert torch.equal(torch.cat([shard.labels for shard in counted]), taken % 10)
+
+
+def test_an_epoch_takes_each_image_once_in_an_order_of_its_own(plain_run):
+    run = plain_run(batch_size=8)
+    orders = []
+    for epoch in range(2):
+        batches = trainer.epoch_batches(run, Counting.of(40), torch.arange(40), epoch, ALONE)
+        orders.append(torch.cat([shard.images[:, 0, 0, 0] for (shard,) in batches]).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
+    assert orders[0] != orders[1]
+
+
+# --- the loop: what it reports, and when ---
+
+
+def points(run_dir: RunDir, tag: str) -> dict[int, float]:
+    return {p.step: p.value for p in events.read_scalars(run_dir.events, ("",)).points.get(tag, [])}
+
+
+def test_loss_and_checks_come_one_step_late(tmp_path, data_dir, monkeypatch):
+    reported: list[tuple[int, int]] = []
+    progress = Progress()
+
+    def scalars(self: Any, values: dict[str, float], step: int) -> dict[str, float]:
+        if "train/loss" in values:
+            reported.append((step, progress.step))
+        return values
+
+    monkeypatch.setattr(trainer.Tracker, "scalars", scalars)
+    run = tiny.make_run(tmp_path, "baseline", {"train.epochs": 1})
+    trainer.train(tiny.prepare(tmp_path, run), None, ALONE, data_dir, progress, max_steps=4)
+    assert reported == [(1, 2), (2, 3), (3, 4), (4, 4)]  # (step of the loss, steps taken): the last is flushed
+
+
+def test_the_rate_in_the_events_is_that_of_the_step(tmp_path, data_dir):
+    changes = {"train.schedule": "cosine", "train.lr": 0.01, "train.epochs": 2}
+    run_dir = tiny.train_here(tmp_path, tiny.make_run(tmp_path, "baseline", changes), data_dir)
+    expected = {step: 0.005 * (1 + math.cos(math.pi * (step - 0.5) / 8)) for step in range(1, 9)}
+    assert points(run_dir, "train/lr") == pytest.approx(expected)
+
+
+def test_the_terms_in_the_events_are_means_over_the_batch(tmp_path, data_dir):
+    changes = {"distill.alpha": 0.3, "train.epochs": 1, "train.micro_batch": 5}
+    runs = {run.role: run for run in tiny.make_plan(tmp_path, changes).runs}
+    tiny.train_here(tmp_path, runs["teacher"], data_dir)
+    run_dir = tiny.train_here(tmp_path, runs["distilled"], data_dir)
+    loss, ce, kd = (points(run_dir, f"train/{name}") for name in ("loss", "ce", "kd"))
+    assert list(loss) == [1, 2, 3, 4]
+    assert 1.5 < ce[1] < 4  # ln 10 is 2.3: a mean, no sum
+    for step, value in loss.items():
+        assert value == pytest.approx(0.7 * ce[step] + 0.3 * kd[step], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_dir):
+    changes = {"train.lr": 1e30, "train.schedule": "cosine", "train.optimizer": "sgd", "train.epochs": 3}
+    run = tiny.make_run(tmp_path, "baseline", changes)
+    run_dir, progress = tiny.prepare(tmp_path, run), Progress()
+    attempt = run_dir.start_attempt({})
+    with pytest.raises(KdclusterError) as caught:
+        trainer.train(run_dir, attempt, ALONE, data_dir, progress)
+    rate = 5e29 * (1 + math.cos(math.pi * 1.5 / 12))
+    message = str(caught.value)
+    assert message.startswith("the loss is not finite at step 2 (loss ")
+    assert f"lr {rate:g}; run {run.id})" in message  # the step's own rate, though step 3 was taken meanwhile
+    assert "try a smaller train.lr, train.grad_clip, or amp: none" in message
+    assert progress.step == 3
+    assert run_dir.result() is None
+    assert list(points(run_dir, "train/loss")) == [1]
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path, data_dir):
+    run = tiny.make_run(tmp_path, "baseline", {"train.batch_size": 65})
+    with pytest.raises(KdclusterError, match="batch_size 65 is more than the 64 images"):
+        tiny.train_here(tmp_path, run, data_dir)
+
+
+def test_a_student_needs_its_teachers_weights(tmp_path, data_dir, caplog):
+    run = tiny.make_run(tmp_path, "distilled")
+    with pytest.raises(KdclusterError, match=f"the teacher {run.teacher.id} has no best weights yet"):
+        tiny.train_here(tmp_path, run, data_dir)
+    with caplog.at_level(logging.WARNING):
+        run_dir = tiny.train_here(tmp_path, run, data_dir, max_steps=2)
+    assert f"the teacher {run.teacher.id} is not trained yet: debugging with its start weights" in caplog.text
+    assert run_dir.result() is None
+    assert not run_dir.weights("last").exists()
+
+
+@pytest.fixture
+def eager_compile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile without its C++ compiler: the wrapping is what is tested here (integration has the real one)."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    yield
+    torch._dynamo.reset()
+
+
+def test_compiled_models_train_the_same(tmp_path, data_dir, eager_compile):
+    changes = {
+        "imports": [tiny.TINY_MODELS],
+        "student": {"model": "tiny_net", "image_size": 16},
+        "teacher": {"model": "tiny_net", "image_size": 16, "model_args": {"width": 12}},
+        "train.epochs": 1,
+    }
+    found = {}
+    for compiled in (False, True):
+        root = tmp_path / str(compiled)
+        for run in tiny.make_plan(tmp_path, {**changes, "train.compile": compiled}).runs:
+            if run.role != "baseline":
+                run_dir = tiny.train_here(root, run, data_dir)
+                found[run.role, compiled] = points(run_dir, "train/loss")
+                assert set(load_file(run_dir.weights("best"))) == {
+                    "stem.weight",
+                    "stem.bias",
+                    "head.weight",
+                    "head.bias",
+                }
+    for role in ("teacher", "distilled"):
+        assert found[role, True] == pytest.approx(found[role, False], rel=1e-5)
+
+
+# --- evaluation ---
+
+
+def test_evaluation_takes_the_held_out_images_as_they_are(tmp_path, data_dir):
+    changes = {"data.val_fraction": 0.25, "train.epochs": 2, "train.batch_size": 16, **CNN_STUDENT}
+    run_dir = tiny.train_here(tmp_path, tiny.make_run(tmp_path, "baseline", changes), data_dir)
+    result = run_dir.result()
+    assert result["selected_on"] == "val"
+    assert result["steps"] == 2 * (48 // 16)
+    arrays = data.open_arrays(run_dir.load(), data_dir)
+    net = models.build(run_dir.load().model, 10, 3).eval()
+    net.net.load_state_dict(load_file(run_dir.weights("last")))
+    held_out = trainer.views.held_out(64, 0.25)[1]
+    for tag, (split, index) in {"test": ("test", torch.arange(32)), "val": ("train", held_out)}.items():
+        images, labels = (torch.from_numpy(getattr(arrays, what)[split][index]) for what in ("images", "labels"))
+        with torch.inference_mode():
+            right = (net(images).argmax(1) == labels).double().mean().item()
+        assert result["last"][f"{tag}/top1"] == pytest.approx(100 * right)
+
+
+# --- devices and failures ---
+
+
+@pytest.mark.parametrize(("found", "local_rank"), [(0, 0), (2, 2)])
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch, found, local_rank):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    message = f"rank 0 was to run on GPU {local_rank} of this machine, but torch sees {found}; .* --gpus, .* --procs"
+    with pytest.raises(KdclusterError, match=message), distributed.join("cuda", None):
+        pytest.fail("it went on without")
+
+
+def test_one_process_on_the_cpu_needs_no_torchrun(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    try:
+        with distributed.join("cpu", 1) as world:
+            assert world == ALONE
+            assert torch.get_num_threads() == 1
+            assert not torch.distributed.is_initialized()
+            assert world.sum(torch.ones(2)).tolist() == [1, 1]
+            world.barrier()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_full_host_is_out_of_memory_too():
+    """The words are torch's own and may change; test_worker.py has the rest of what a failure says."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert worker.out_of_memory(caught.value)
+    assert not worker.out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: BatchNorm stays local on the CPU")
+def test_batchnorm_syncs_over_gpu_ranks():
+    net = timm.create_model("test_resnet")
+    assert distributed.World(0, 1, torch.device("cuda")).sync_batchnorm(net) is net
+    synced = distributed.World(0, 2, torch.device("cuda")).sync_batchnorm(net)
+    norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+
+
+def test_batchnorm_stays_local_on_the_cpu():
+    net = timm.create_model("test_resnet")
+    assert World(0, 2, CPU).sync_batchnorm(net) is net
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in net.modules())
+    assert distributed.has_batchnorm(net)
+    assert not distributed.has_batchnorm(timm.create_model("test_vit"))
+
+
+# --- the golden curve ---
+
+
+def test_golden_loss_curve():
+    """A refactoring keeps it. Renew it only with `make golden` (or `python -m tests.golden_loss`), and say why."""
+    expected = golden_loss.read()
+    assert golden_loss.curve() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_missing_golden_file_fails(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        golden_loss.read(tmp_path / "loss.txt")
