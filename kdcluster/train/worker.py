@@ -66,6 +66,8 @@ def die_with_parent() -> None:
     except OSError:  # gone, or not ours to read
         agent = b""
     if f"{ATTEMPT_VARIABLE}=".encode() not in agent:  # it died while we imported torch, and somebody adopted us
+        sys.stderr.write("ending: the torchrun that started this process is gone\n")
+        sys.stderr.flush()
         os._exit(1)
 
 

@@ -285,6 +285,8 @@ def test_the_optimizer_holds_the_students_parameters_alone(tmp_path):
     training = set_up(tmp_path, "distilled", {**CNN_TEACHER, "train.ema_decay": 0.9})
     held = [id(p) for group in training.optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in training.student.parameters())
+    trainer.train_step(training, [Shard(*batch(), 1.0)])
+    assert all(p.grad is None for p in training.student.parameters())  # nothing is carried over to the next step
 
 
 def test_baseline_and_distilled_start_alike_and_seeds_do_not(tmp_path):
