@@ -308,13 +308,11 @@ def submit(
         raise ConfigError("--timeout needs --wait")
     made = _plan(experiments, overrides, seeds, gpus, procs, roles)
     root, data = _places(runs_dir, data_dir)
-    chosen = local.to_start(made, statuses(made, root), retry=retry)
     if dry_run:
-        return _print_dry_run(made, chosen, root, data)
-    if chosen:
-        local.check_room({run_id: where for run_id, where in local.layouts(made).items() if run_id in chosen})
-        preflight([made[run_id] for run_id in chosen], data, fetch=True)
-    submission = local.submit(made, root, data, retry=retry)
+        return _print_dry_run(made, local.to_start(made, statuses(made, root), retry=retry), root, data)
+    chosen = local.to_start(made, statuses(made, root), retry=retry)
+    local.check_room({run_id: where for run_id, where in local.layouts(made).items() if run_id in chosen})
+    submission = local.submit(made, root, data, lambda runs: preflight(runs, data, fetch=True), retry=retry)
     _say_submission(made, submission, experiments, root)
     if wait:
         _wait(made, root, timeout)
@@ -340,7 +338,7 @@ def _say_submission(made: Plan, submission: Any, experiments: tuple[str, ...], r
         _say(f"  {run_id}  started")
     if not submission.started:
         return _say(f"nothing to start: all {len(made.runs)} runs are as shown")
-    names = " ".join(experiments)
+    names = shlex.join(experiments)
     where = "" if root == Path("runs").absolute() else f" --runs-dir {shlex.quote(str(root))}"
     _say(f"{len(submission.started)} of {len(made.runs)} runs on this machine; log: {submission.log}")
     _say(f"next: kdcluster status {names} --watch{where}   then: kdcluster results {names}{where}")
@@ -468,6 +466,7 @@ def _status_row(made: Plan, run: Run, status: Status, root: Path) -> dict[str, A
         "job_id": None,
         "attempts": status.attempts,
         "reason": status.reason,
+        "failure": status.failure,
         "log": str(status.log) if status.log else None,
         "dir": str(root / run.id),
     }
@@ -586,6 +585,94 @@ def _can_print(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...")
+@_settings
+@_runs_dir
+@_option("--shared", is_flag=True, help="Also runs that other live experiments need.")
+def cancel(names: tuple[str, ...], overrides: tuple[str, ...], seeds: str | None, runs_dir: Path, shared: bool) -> None:
+    """Stop runs, keep what they have."""
+    from kdcluster.launch import cancel as cancelling
+    from kdcluster.runs import find_run
+
+    root = runs_dir.absolute()
+    experiments = tuple(name for name in names if _is_experiment(name))
+    chosen = [find_run(root, name).id for name in names if name not in experiments]
+    if experiments:
+        made = _plan(experiments, overrides, seeds)
+        others = {} if shared else cancelling.shared(made, root)
+        for run_id, wanted in others.items():
+            _say(f"  {run_id}  goes on: {', '.join(wanted)} needs it too; --shared stops it")
+        chosen += [run.id for run in made.runs if run.id not in others]
+    stopped = cancelling.cancel(dict.fromkeys(chosen), root)
+    for run_id, state in stopped.items():
+        _say(f"  {run_id}  {state}")
+    _say(f"{len(stopped)} runs were stopped" if stopped else "nothing to stop: none of these runs is queued or running")
+
+
+def _is_experiment(name: str) -> bool:
+    from kdcluster import configfile
+    from kdcluster.errors import NotFound
+
+    try:
+        configfile.find(name)
+    except NotFound:
+        return False
+    return True
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@_runs_dir
+@_option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
+def rm(names: tuple[str, ...], runs_dir: Path, yes: bool) -> None:
+    """Delete runs. Shows what it would delete unless --yes; refuses what another run needs."""
+    from kdcluster.launch import remove
+    from kdcluster.runs import find_run
+
+    root = runs_dir.absolute()
+    chosen = list({run.id: run for run in (find_run(root, name) for name in names)}.values())
+    remove.check(chosen, root)
+    for run_dir in chosen:
+        _print(f"{run_dir.path}  {remove.size(run_dir) / 2**20:.1f} MiB")
+    if not yes:
+        return _say("nothing was deleted; --yes deletes this")
+    remove.remove(chosen)
+    _say(f"{len(chosen)} runs deleted")
+
+
+@main.command()
+@click.argument("experiments", nargs=-1, metavar="[EXP...]")
+@_settings
+@_runs_dir
+@_data_dir
+@_json
+def doctor(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    runs_dir: Path,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Check what a submission needs, line by line."""
+    from dataclasses import asdict
+
+    from kdcluster.launch.doctor import examine
+
+    root, data = _places(runs_dir, data_dir)
+    findings = []
+    for finding in examine(_plan(experiments, overrides, seeds) if experiments else None, root, data):
+        findings.append(finding)
+        if not as_json:
+            todo = "" if finding.ok else f"\n      do: {finding.todo}"
+            _print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}{todo}")
+    if as_json:
+        _print_json({"schema": "kdcluster.doctor/1", "findings": [asdict(finding) for finding in findings]})
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
 
 
 @main.command()

@@ -7,10 +7,11 @@ Frozen pydantic models; `kdcluster schema` prints this file. A field that is `ha
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 DATASETS = {"cifar100": (100, 3), "cifar10": (10, 3), "mnist5k": (10, 1)}
 """Built-in data sets: number of classes, colour channels. An `image_folder` has what its folders say, in RGB."""
@@ -82,6 +83,15 @@ class Model(Block):
     model_args: dict[str, Any] = field("Keyword arguments passed to timm.create_model.", {})
 
 
+def _cadence(value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*steps|\d*\.?\d+min", value):
+        raise ValueError("must be a number of steps or of minutes, as in 500steps or 5min")
+    return value
+
+
+Cadence = Annotated[str, AfterValidator(_cadence)]
+
+
 class Train(Block):
     """How a model is trained."""
 
@@ -97,7 +107,9 @@ class Train(Block):
     lr: float = field("Peak learning rate.", 3e-4, gt=0.0)
     schedule: Literal["constant", "cosine"] = field("Learning rate after the warm-up.", "constant")
     warmup_epochs: float = field("Linear warm-up of the learning rate from 0.", 0.0, unit="epochs", ge=0.0)
-    weight_decay: float = field("Decoupled weight decay; biases and norms are left out.", 0.01, ge=0.0)
+    weight_decay: float = field(
+        "Weight decay: decoupled in adamw, L2 in sgd; biases and norms are left out.", 0.01, ge=0.0
+    )
     label_smoothing: float = field("Label smoothing of the cross-entropy.", 0.0, ge=0.0, lt=1.0)
     grad_clip: float | None = field("Largest gradient norm; null: no clipping.", None, gt=0.0)
     ema_decay: float | None = field(
@@ -109,6 +121,12 @@ class Train(Block):
     amp: Literal["bf16", "none"] = field("Autocast of the forward passes; the loss is always float32.", "bf16")
     channels_last: bool = field("NHWC memory layout, faster for CNNs.", True, hashed=False)
     compile: bool = field("torch.compile for student and teacher.", False, hashed=False)
+    checkpoint_every: Cadence = field(
+        "How often to save, besides the end of each epoch: as in 500steps or 5min.",
+        "5min",
+        unit="steps or minutes",
+        hashed=False,
+    )
     micro_batch: int | None = field(
         "Most images that one process takes through the model at once; null: its whole share. Less memory, "
         "same gradient (but for BatchNorm).",
@@ -170,6 +188,14 @@ class Resources(Block):
         None,
         hashed=False,
         ge=1,
+    )
+
+    collective_timeout_min: float = field(
+        "A process that waits so long for the others (one of them hangs) gives up, and the run fails.",
+        10.0,
+        unit="minutes",
+        hashed=False,
+        gt=0.0,
     )
 
 

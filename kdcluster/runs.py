@@ -22,12 +22,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdcluster.errors import ConfigError, NotFound
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import read_json, write_aside, write_json
 from kdcluster.plan import Run
 
 ATTEMPT_VARIABLE = "KDCLUSTER_ATTEMPT"
 """Environment variable that tells a trainer which attempt it is; unset in a debug run."""
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+RESERVE = 1 << 16
+"""Bytes kept in each attempt, to say why it ended when the disk is full."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,32 @@ class Attempt:
         return int(self.path.name)
 
     def read(self, name: str) -> dict[str, Any]:
-        """`attempts/<n>/<name>.json`, empty where it has not been written."""
-        return read_json(self.path / f"{name}.json") or {}
+        """`attempts/<n>/<name>.json`, empty where it has not been written.
+
+        Raises:
+            KdclusterError: it is damaged. An unreadable heartbeat, which is not synced to the disk, counts as none.
+        """
+        path = self.path / f"{name}.json"
+        try:
+            return read_json(path) or {}
+        except ValueError as error:
+            if name == "heartbeat":
+                return {}
+            raise KdclusterError(f"{path} is damaged ({error}); move it away, then submit again") from None
 
     def write(self, name: str, values: dict[str, Any], *, sync: bool = True) -> None:
         """Write `attempts/<n>/<name>.json` atomically."""
         write_json(self.path / f"{name}.json", values, sync=sync)
+
+    def write_last(self, name: str, values: dict[str, Any]) -> None:
+        """`write` for why the attempt ended: where the disk is full, into the room that was kept for it."""
+        try:
+            self.write(name, values)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            (self.path / "reserve").unlink(missing_ok=True)
+            self.write(name, values)
 
     def log(self, rank: int | None = None) -> Path:
         """A rank's log; None: torchrun's own."""
@@ -96,7 +121,9 @@ class RunDir:
         return Run.from_yaml(self.config)
 
     def prepare(self, run: Run) -> None:
-        """Write the resolved configuration; what is not in the hash (micro-batch, resources) may change.
+        """Write the resolved configuration of a run that is about to be started.
+
+        What is not in the hash (micro-batch, resources) may have changed; a cancel marker is lifted.
 
         Raises:
             ConfigError: another run with the same id lies here.
@@ -105,6 +132,7 @@ class RunDir:
         if self.config.exists() and self.load().hash != run.hash:
             raise ConfigError(f"{self.path} holds another run with the same id; set `variant` in the experiment")
         write_aside(self.config, run.to_yaml())
+        (self.path / "cancel.json").unlink(missing_ok=True)
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first."""
@@ -127,6 +155,7 @@ class RunDir:
         folder.mkdir(parents=True, exist_ok=True)
         aside = Attempt(Path(tempfile.mkdtemp(dir=folder, prefix=".start-")))
         aside.path.chmod(0o755)
+        (aside.path / "reserve").write_bytes(bytes(RESERVE))
         aside.write("start", {"started": time.time(), "host": socket.gethostname(), **values})
         while True:
             newest = self.newest()

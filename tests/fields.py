@@ -61,6 +61,8 @@ def put(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def another(info: FieldInfo, value: Any) -> Any:
     """A valid value other than `value`."""
+    if value == "5min":
+        return "500steps"
     kinds = set(_kinds(info.annotation))
     literals = [kind for kind in kinds if not isinstance(kind, type)]
     if literals:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
-from kdcluster.train import data, models, trainer
+from kdcluster.train import data, models, step, trainer
 from kdcluster.train.distributed import World, join
 from tests import tiny
 
@@ -49,7 +49,7 @@ def measure(run_dir: RunDir, world: World, data_dir: Path, out: Path) -> tuple[d
         assert run.train is not None
         changed = {"batch_size": batch_size, "micro_batch": micro_batch}
         case = run.model_copy(update={"train": run.train.model_copy(update=changed)})
-        training = trainer.set_up(run_dir, case, world, 4)
+        training = step.set_up(run_dir, case, world, 4)
         key = f"{batch_size}/{micro_batch}"
         found[f"gradient/{key}"], found[f"sums/{key}"] = one_step(training, case, images)
     found |= {
@@ -60,7 +60,7 @@ def measure(run_dir: RunDir, world: World, data_dir: Path, out: Path) -> tuple[d
     return found, numbers
 
 
-def one_step(training: trainer.Training, run: Run, images: data.Split) -> tuple[Tensor, Tensor]:
+def one_step(training: step.Training, run: Run, images: data.Split) -> tuple[Tensor, Tensor]:
     """What the optimizer is given in the first step, as one vector, and the sums over all ranks."""
     caught: list[Tensor] = []
 
@@ -69,8 +69,8 @@ def one_step(training: trainer.Training, run: Run, images: data.Split) -> tuple[
 
     training.optimizer.register_step_pre_hook(catch)
     training.model.train()
-    (shards, *_) = trainer.epoch_batches(run, images, torch.arange(len(images.labels)), 0, training.world)
-    sums = training.world.sum(trainer.train_step(training, shards))
+    (shards, *_) = step.epoch_batches(run, images, torch.arange(len(images.labels)), 0, training.world)
+    sums = training.world.sum(step.train_step(training, shards))
     return caught[0].cpu(), sums.cpu()
 
 

@@ -43,9 +43,9 @@ RANKS: dict[str, float] = {
 HEAVY = {"torch", "torchvision", "timm", "ray", "submitit", "matplotlib", "rich", "tensorboard", "numpy"}
 
 LONG = {
+    "config.py": "every field of an experiment file stands in one place",
     "cli.py": "one function for each command, and each does nothing but parse, call, print",
     "train/data.py": "decoded arrays, from their lock to the batch",
-    "train/trainer.py": "the file that people read first has the whole training",
 }
 """Modules of more than 300 lines, and why; each is to become shorter, or to keep its reason."""
 
@@ -228,7 +228,7 @@ def read_in(place: str) -> frozenset[str]:
 
 
 HASH, COMMAND, TABLE, GATE = hashes, commands, reference_column, gate
-TRAINER, SOURCES = "train/trainer.py", "train/sources.py"
+STEP, SOURCES, CHECKPOINT = READ = ("train/step.py", "train/sources.py", "train/checkpoint.py")
 Effect = Callable[[dict[str, Any]], Any] | str
 """What a changed field changes, or the module that reads it."""
 
@@ -244,9 +244,10 @@ TRAIN: dict[str, Effect] = {
     "grad_clip": HASH,
     "ema_decay": HASH,
     "amp": HASH,
-    "channels_last": TRAINER,
-    "compile": TRAINER,
-    "micro_batch": TRAINER,
+    "channels_last": STEP,
+    "compile": STEP,
+    "checkpoint_every": CHECKPOINT,
+    "micro_batch": STEP,
 }
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
 EFFECTS: dict[str, Effect] = {
@@ -271,6 +272,7 @@ EFFECTS: dict[str, Effect] = {
     "resources.gpus": COMMAND,
     "resources.procs": COMMAND,
     "resources.threads": COMMAND,
+    "resources.collective_timeout_min": "train/worker.py",
     "imports": HASH,
     "reference.teacher": TABLE,
     "reference.baseline": TABLE,
@@ -321,7 +323,7 @@ def test_the_trainer_reads_what_is_hashed(key: str) -> None:
 
 
 def test_every_hashed_field_has_a_reader_in_the_trainer() -> None:
-    hashed = {key.removeprefix("teacher.") for key, effect in EFFECTS.items() if effect in (HASH, TRAINER, SOURCES)}
+    hashed = {key.removeprefix("teacher.") for key, effect in EFFECTS.items() if effect in (HASH, *READ)}
     hashed = {f"student.{key}" if key in MODEL else key for key in hashed}
     labels = {"variant", "seed"}  # a free label; the teacher's seed is a run's seed, as `seeds` are
     assert hashed - labels == set(READERS)

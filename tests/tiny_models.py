@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import torch
@@ -24,3 +26,20 @@ class TinyNet(nn.Module):
 @register_model
 def tiny_net(pretrained: bool = False, num_classes: int = 10, in_chans: int = 3, width: int = 8, **_: Any) -> TinyNet:
     return TinyNet(num_classes, in_chans, width)
+
+
+class HangingNet(TinyNet):
+    """Rank 1 never comes back from its third batch."""
+
+    batches = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches += self.training
+        if self.batches == 3 and os.environ.get("RANK") == "1":
+            threading.Event().wait()
+        return super().forward(x)
+
+
+@register_model
+def hanging_net(pretrained: bool = False, num_classes: int = 10, in_chans: int = 3, **_: Any) -> HangingNet:
+    return HangingNet(num_classes, in_chans, 8)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +23,8 @@ from kdcluster.launch.torchrun import Layout, environment, layout, trainer
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir, threads_available
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -32,8 +37,9 @@ class Submission:
 
 def layouts(plan: Plan) -> dict[str, Layout]:
     """On what each run would run here."""
-    gpus, cores = len(visible_gpus()), threads_available()
-    return {run.id: layout(run.resources, gpus_here=gpus, cores_here=cores) for run in plan.runs}
+    undecided = any(run.resources.device == "auto" and run.resources.procs is None for run in plan.runs)
+    gpus = len(visible_gpus()) if undecided else 0  # a broken driver does not stop what runs on the CPU
+    return {run.id: layout(run.resources, gpus_here=gpus, cores_here=threads_available()) for run in plan.runs}
 
 
 def check_room(wanted: Mapping[str, Layout]) -> None:
@@ -43,7 +49,7 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
         KdclusterError: more GPUs were asked for than there are.
     """
     most = max((item.procs for item in wanted.values() if item.device == "cuda"), default=0)
-    here = len(visible_gpus())
+    here = len(visible_gpus()) if most else 0
     if most > here:
         raise KdclusterError(
             f"{most} GPU{'s' * (most > 1)} asked for, this machine shows {here or 'none'}; "
@@ -63,14 +69,26 @@ def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) ->
     return chosen
 
 
-def submit(plan: Plan, root: Path, data_dir: Path, *, retry: bool = False) -> Submission:
+def submit(
+    plan: Plan, root: Path, data_dir: Path, prepare: Callable[[list[Run]], object], *, retry: bool = False
+) -> Submission:
     """Start what is missing under one detached supervisor; a second call starts nothing twice.
+
+    One submit at a time in a runs directory: those that come at the same moment wait, and then find everything
+    started.
+
+    Args:
+        plan: the runs.
+        root: the runs directory.
+        data_dir: decoded arrays.
+        prepare: called with the runs that are about to be started; fetches what they need, or raises.
+        retry: start failed and cancelled runs too.
 
     Raises:
         KdclusterError: more GPUs than there are, or the supervisor did not come up (with its log).
     """
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".submit.lock", fallback_to_soft=False):
+    with _one_at_a_time(root):
         found = statuses(plan, root)
         chosen = to_start(plan, found, retry=retry)
         left = {run_id: status for run_id, status in found.items() if run_id not in chosen}
@@ -78,14 +96,36 @@ def submit(plan: Plan, root: Path, data_dir: Path, *, retry: bool = False) -> Su
             return Submission([], left)
         wanted = {run_id: item for run_id, item in layouts(plan).items() if run_id in chosen}
         check_room(wanted)
-        for run_id in chosen:
-            RunDir(root, run_id).prepare(plan[run_id])
+        prepare([run for run in plan.runs if run.id in chosen])
+        for run in plan.runs:
+            if run.id in chosen:
+                RunDir(root, run.id).prepare(run)
+            if RunDir(root, run.id).path.is_dir():
+                RunDir(root, run.id).add_experiments(plan.experiments_of(run.id))
         folder = root / ".submissions" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         folder.mkdir(parents=True)
         values = {"root": str(root), "data_dir": str(data_dir), "runs": chosen}
         write_json(folder / "submission.json", {**values, "layouts": {i: asdict(w) for i, w in wanted.items()}})
         _start_supervisor(folder)
     return Submission(chosen, left, folder / "supervisor.log")
+
+
+@contextmanager
+def _one_at_a_time(root: Path) -> Iterator[None]:
+    """The submit lock; where the file system has no locks, attempts and tickets alone protect."""
+    lock = FileLock(root / ".submit.lock", fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        log.warning("no file locks in %s (%s): do not submit twice at the same moment", root, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _start_supervisor(folder: Path) -> None:

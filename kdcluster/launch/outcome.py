@@ -20,7 +20,7 @@ _OWN = re.compile(r"[WEI]\d{4} .*torch/distributed/|\*{5,}|Setting OMP_NUM_THREA
 """What torchrun itself prints before it reports a failure."""
 
 
-def outcome(run_dir: RunDir, attempt: Attempt, returncode: int) -> dict[str, Any]:
+def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop: bool = False) -> dict[str, Any]:
     """The attempt's outcome: {"state", "reason", "returncode", "rank", "host", "signal", "out_of_memory"}."""
     base: dict[str, Any] = {
         "returncode": returncode,
@@ -32,6 +32,12 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int) -> dict[str, Any
     result = run_dir.result()
     if result and result["attempt"] == attempt.number:  # the last thing that is written: whatever came then is noise
         return {**base, "state": "done", "reason": ""}
+    saved = attempt.read("preempted")
+    where = f"at step {saved['step']}" if saved else "before it could save; it goes on from its last checkpoint"
+    if run_dir.is_cancelled():
+        return {**base, "state": "cancelled", "reason": f"stopped {where}"}
+    if saved or told_to_stop:
+        return {**base, "state": "preempted" if saved else "lost", "reason": f"stopped {where}"}
     base["state"] = "failed"
     text = attempt.log().read_text(errors="replace") if attempt.log().exists() else ""
     if killed := _killed(text):

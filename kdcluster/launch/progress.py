@@ -12,10 +12,12 @@ from kdcluster.launch.status import ENDED, Status, statuses
 from kdcluster.plan import Plan
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 POLL_S = 0.5
 COLUMNS = ("run", "state", "epoch", "images/s", "best", "left")
+BAR_FROM = 110
+"""Terminal columns from which there is room for progress bars."""
 
 
 def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None = None) -> dict[str, Status]:
@@ -57,20 +59,36 @@ def _follow_screen(plan: Plan, root: Path, stream: TextIO, deadline: float | Non
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(file=stream), auto_refresh=False) as live:
-        return _poll(plan, root, deadline, lambda found: live.update(screen(found), refresh=True))
+    console = Console(file=stream)
+    with Live(console=console, auto_refresh=False) as live:
+        return _poll(
+            plan, root, deadline, lambda found: live.update(screen(found, bars=console.width >= BAR_FROM), refresh=True)
+        )
 
 
-def screen(found: Mapping[str, Status]) -> Table:
-    """The runs as a rich table."""
+def screen(found: Mapping[str, Status], *, bars: bool = False) -> Group:
+    """The runs as a rich table, and below it why some of them did not go well."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # so that a run's id fits into 80 columns
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
+    if bars:
+        table.add_column("progress", width=20)
     for run_id, status in found.items():
-        table.add_row(*cells(run_id, status))
-    return table
+        row = cells(run_id, status)
+        steps, step = status.heartbeat.get("steps"), status.heartbeat.get("step", 0)
+        bar = [ProgressBar(steps, step, width=20) if steps else ""] if bars else []
+        table.add_row(*row, *bar)
+    why = [
+        Text(f"{run_id}: {status.reason}")
+        for run_id, status in found.items()
+        if status.reason and status.state in ("failed", "blocked", "lost")
+    ]
+    return Group(table, *why)
 
 
 def cells(run_id: str, status: Status) -> tuple[str, ...]:

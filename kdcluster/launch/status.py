@@ -13,6 +13,9 @@ ENDED = ("done", "failed", "blocked", "stopped", "cancelled", "lost", "preempted
 """States in which nothing happens any more until someone submits again."""
 
 
+FAILURE = ("rank", "host", "returncode", "signal", "out_of_memory")
+
+
 @dataclass(frozen=True)
 class Status:
     """One run's state, why, and how far it is."""
@@ -22,6 +25,8 @@ class Status:
     attempts: int = 0
     log: Path | None = None
     heartbeat: dict[str, Any] = field(default_factory=dict)
+    failure: dict[str, Any] | None = None
+    """Of a failed run: rank, host, returncode, signal, out_of_memory."""
     top1: float | None = None
     """Best test accuracy so far, in percent, once the run is done."""
 
@@ -42,10 +47,11 @@ def run_status(run_dir: RunDir) -> Status:
     newest = run_dir.newest()
     number = newest.number if newest else 0
     ticket = run_dir.ticket()
-    if ticket and ticket["after_attempt"] == number and is_alive(ticket["supervisor"]):
+    cancelled = run_dir.is_cancelled()
+    if ticket and ticket["after_attempt"] == number and is_alive(ticket["supervisor"]) and not cancelled:
         return Status("queued", "waits for its turn", number)
     if newest is None:
-        return Status("planned")
+        return Status("cancelled", "before it started") if cancelled else Status("planned")
     start = newest.read("start")
     alive = is_alive(newest.read("agent")) or is_alive(start.get("supervisor"))
     outcome = newest.read("outcome")  # after the look at the processes: they write it and go
@@ -53,17 +59,22 @@ def run_status(run_dir: RunDir) -> Status:
     logs = [path for _, path in newest.logs() if path.exists()]
     log = logs[-1] if len(logs) == 2 else newest.path
     result = run_dir.result()
-    if outcome.get("state") == "done" or (result and result["attempt"] == number):
+    if outcome.get("state") == "done" or (result and result["attempt"] == number and not alive):
         best = result["best"]["test/top1"] if result else beat.get("best_top1")
-        return Status("done", "", number, log, beat, best)
+        return Status("done", "", number, log, beat, top1=best)
     if outcome:
         failed_log = newest.log(outcome["rank"]) if outcome.get("rank") is not None else log
-        return Status(outcome["state"], outcome["reason"], number, failed_log, beat)
+        failure = {key: outcome.get(key) for key in FAILURE} if outcome["state"] == "failed" else None
+        return Status(outcome["state"], outcome["reason"], number, failed_log, beat, failure)
     if alive:
-        return Status("running", "", number, log, beat)
+        return Status("running", "being stopped" if cancelled else "", number, log, beat)
+    if saved := newest.read("preempted"):
+        return Status("preempted", f"stopped at step {saved['step']}; submit goes on from there", number, log, beat)
+    if cancelled:
+        return Status("cancelled", "", number, log, beat)
     return Status(
         "lost",
-        f"its processes on {start.get('host', '?')} are gone; submit starts it again",
+        f"its processes on {start.get('host', '?')} are gone; submit goes on from its last checkpoint",
         number,
         log,
         beat,

@@ -41,6 +41,16 @@ class Child:
     layout: Layout
     locks: list[FileLock]
     output: IO[bytes]
+    told: bool = False
+
+    def tell_to_stop(self) -> None:
+        """Once: a second SIGTERM would have torchrun give up waiting."""
+        if not self.told:
+            self.told = True
+            self.process.terminate()
+
+
+_AWAITED = {signal.SIGCHLD, signal.SIGTERM}
 
 
 class Supervisor:
@@ -52,6 +62,7 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self.pool = GpuPool(visible_gpus() if any(item.device == "cuda" for item in layouts.values()) else [])
         self.record = process_record(os.getpid())
+        self.stopping = False
 
     def write_tickets(self) -> None:
         """Say in every run that this process will start it."""
@@ -59,13 +70,16 @@ class Supervisor:
             RunDir(self.root, run_id).write_ticket(self.record)
 
     def run(self) -> None:
-        """Until every run has ended or cannot start."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        """Until every run has ended or cannot start. SIGTERM has the runs save and leave, and ends this process."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
         while self.pending or self.children:
             self.reap()
+            self.stop_what_was_cancelled()
             self.start_what_can()
             if self.children or self.pending:  # a child's end wakes at once; a free GPU or a run elsewhere is polled
-                signal.sigtimedwait({signal.SIGCHLD}, 1.0)
+                woken = signal.sigtimedwait(_AWAITED, 1.0)
+                if woken and woken.si_signo == signal.SIGTERM:
+                    self.stop_everything()
 
     def reap(self) -> None:
         """Write the outcome of every torchrun that has ended."""
@@ -75,11 +89,32 @@ class Supervisor:
                 continue
             del self.children[run_id]
             child.output.close()
-            ended = outcome(RunDir(self.root, run_id), child.attempt, code)
-            child.attempt.write("outcome", {**ended, "time": time.time()})
+            ended = outcome(RunDir(self.root, run_id), child.attempt, code, told_to_stop=self.stopping)
+            try:
+                child.attempt.write_last("outcome", {**ended, "time": time.time()})
+            except OSError as error:  # the run is then lost, and submit heals it; the others go on
+                log.error("%s: its outcome cannot be written: %s", run_id, error)
             for lock in child.locks:
                 lock.release()
             log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
+
+    def stop_what_was_cancelled(self) -> None:
+        """Pass on what `kdcluster cancel` marked: torchrun gives its processes 30 s to save, then kills them."""
+        for run_id, child in self.children.items():
+            if not child.told and RunDir(self.root, run_id).is_cancelled():
+                child.tell_to_stop()
+        for run_id in [i for i in self.pending if RunDir(self.root, i).is_cancelled()]:
+            del self.pending[run_id]
+            RunDir(self.root, run_id).drop_ticket()
+
+    def stop_everything(self) -> None:
+        """The machine is going down, or somebody ended this process: save what runs, start nothing more."""
+        self.stopping = True
+        for run_id in list(self.pending):
+            del self.pending[run_id]
+            RunDir(self.root, run_id).drop_ticket()
+        for child in self.children.values():
+            child.tell_to_stop()
 
     def start_what_can(self) -> None:
         """Start the pending runs whose needs are done, while there is room; drop those that are blocked."""
@@ -90,7 +125,12 @@ class Supervisor:
                 del self.pending[run_id]
                 RunDir(self.root, run_id).drop_ticket()
             elif all(status.state == "done" for status in needs.values()):
-                self._start(run)
+                try:
+                    self._start(run)
+                except OSError as error:  # a full disk, say: the other runs go on, and submit heals this one
+                    log.error("%s cannot be started: %s", run_id, error)
+                    self.pending.pop(run_id, None)
+                    RunDir(self.root, run_id).drop_ticket()
 
     def _abandoned(self, needs: dict[str, Status]) -> str:
         """Why a need will not be done by anybody: this process does not have it, and nobody else is at it."""
@@ -149,7 +189,7 @@ def dies_with(parent: int) -> Callable[[], None]:
     libc = ctypes.CDLL(None)
 
     def set_death_signal() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,29 @@ from torch.nn.parallel import DistributedDataParallel
 from kdcluster.errors import KdclusterError
 
 
+class Agreement:
+    """What the ranks agree on at step boundaries: whether to stop, whether to save.
+
+    A few CPU numbers over a gloo group of their own, so that the step stays without host sync; each answer is that
+    of the step before, so that nobody waits for the slowest rank either.
+    """
+
+    def __init__(self) -> None:
+        self.group: Any = dist.new_group(backend="gloo")
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def ask(self, stop: bool, save: bool) -> tuple[bool, bool]:
+        """Whether any rank asked to stop and to save one step ago."""
+        before = self._asked
+        values = torch.tensor([int(stop), int(save)])
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self._asked = (work, values)
+        if before is None:
+            return False, False
+        before[0].wait()
+        return bool(before[1][0]), bool(before[1][1])
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the processes of the run."""
@@ -24,6 +49,19 @@ class World:
     rank: int
     size: int
     device: torch.device
+    agreement: Agreement | None = field(default=None, repr=False)
+
+    def agree(self, *, stop: bool, save: bool) -> tuple[bool, bool]:
+        """(stop, save) as all ranks agree; with several ranks the answer comes one step late."""
+        return (stop, save) if self.agreement is None else self.agreement.ask(stop, save)
+
+    def from_first(self, value: int) -> int:
+        """Rank 0's value, on every rank."""
+        if self.agreement is None:
+            return value
+        sent = torch.tensor(value)
+        dist.broadcast(sent, 0, group=self.agreement.group)
+        return int(sent)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over all ranks, in place."""
@@ -65,12 +103,13 @@ def has_batchnorm(net: nn.Module) -> bool:
 
 
 @contextmanager
-def join(device: str, threads: int | None) -> Iterator[World]:
+def join(device: str, threads: int | None, timeout_min: float = 30.0) -> Iterator[World]:
     """Join the process group that torchrun's environment describes, and leave it where all went well.
 
     Args:
         device: "cuda" or "cpu".
         threads: CPU threads of this process; None leaves torch's choice. Sums depend on it in the last bits.
+        timeout_min: minutes after which a rank that waits for the others in a collective gives up.
 
     Raises:
         KdclusterError: a GPU was asked for and is not there.
@@ -90,12 +129,15 @@ def join(device: str, threads: int | None) -> Iterator[World]:
         torch.backends.cudnn.benchmark = True  # shapes never change
     elif threads is not None:
         torch.set_num_threads(threads)
+    agreement = None
     if size > 1:
+        timeout = timedelta(minutes=timeout_min)
         if place.type == "cuda":  # gpu only
-            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place, timeout=timeout)
         else:
-            dist.init_process_group("gloo")
-    yield World(rank, size, place)
+            dist.init_process_group("gloo", timeout=timeout)
+        agreement = Agreement()
+    yield World(rank, size, place, agreement)
     # Not after an error: the others would notice, and torchrun could end this process before it has said what went
     # wrong; NCCL would even wait for them.
     if dist.is_initialized():

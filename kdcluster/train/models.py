@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from kdcluster.config import Model
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import file_digest
+from kdcluster.plan import Run
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,18 @@ class Classifier(nn.Module):
 def parameters(net: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in net.parameters())
+
+
+def check_files(run: Run) -> None:
+    """Refuse to train with other weights or imports than the run's id was made of.
+
+    Raises:
+        ConfigError: a file has changed since the run was planned.
+    """
+    weights = [run.model.pretrained] if isinstance(run.model.pretrained, str) else []
+    for path in (*run.imports, *weights):
+        if not Path(path).is_file() or file_digest(Path(path)) != run.digests[path]:
+            raise ConfigError(f"{path} was changed or deleted since this run was planned; put it back, or plan again")
 
 
 def import_files(paths: Iterable[str]) -> None:
@@ -126,6 +139,10 @@ def build(model: Model, num_classes: int, channels: int, *, start: bool = True, 
         ) from error
     except Exception as error:  # a wrong argument surfaces as whatever the model first does with it
         raise ConfigError(f"{model.model} cannot be built with {kwargs}: {_last_line(error)}") from error
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    size = model.image_size or cfg["input_size"][-1]
+    if isinstance(patch, tuple) and any(size % side for side in patch):
+        raise ConfigError(f"{model.model}: image_size {size} is not a multiple of its patch size {patch[0]}")
     if start and isinstance(model.pretrained, str):
         load_weights(net, Path(model.pretrained), cfg, exact=exact)
     return Classifier(net, cfg, channels, model.image_size)

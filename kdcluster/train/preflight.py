@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import logging as hub_logging
 
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:
-    """{"models": {run id: {"params"}}, "notes": [text], "problems": [text]}: everything at once.
+    """{"models": {run id: {"params"}}, "notes": [text], "problems": [text], "torch": …}: everything at once.
 
     Models are built with their own weights where they are given as files, so that what does not fit is found
     here and not after hours in a queue.
@@ -50,7 +51,9 @@ def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]
         found[run.id] = {"params": built[key]}
     for run in {data.arrays_folder(run, data_dir): run for run in runs}.values():
         _attempt(lambda run=run: _data(run, data_dir, fetch, notes), "", problems)
-    return {"models": found, "notes": notes, "problems": problems}
+    devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    about = {"version": torch.__version__, "devices": devices}
+    return {"models": found, "notes": notes, "problems": problems, "torch": about}
 
 
 def _attempt(action: Any, prefix: str, problems: list[str]) -> Any:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from kdcluster.errors import KdclusterError
@@ -17,6 +16,7 @@ from kdcluster.files import trainer_code, write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.train import models
+from kdcluster.train.checkpoint import write_weights
 from kdcluster.train.data import share
 from kdcluster.train.distributed import World, has_batchnorm
 from kdcluster.train.tracking import Tracker
@@ -37,12 +37,14 @@ class Publisher:
         world: World,
         net: models.Classifier,
         steps_per_epoch: int,
+        resumed: dict[str, Any] | None = None,
     ) -> None:
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
-        self.tracker = Tracker(run_dir, attempt, run, active=self.active, first_step=0)
+        step = resumed["step"] if resumed else -1
+        self.tracker = Tracker(run_dir, attempt, run, active=self.active, first_step=step + 1)
         self.selected_on = "val" if run.data.val_fraction > 0 else "test"
-        self.epochs: list[dict[str, Any]] = []
+        self.epochs: list[dict[str, Any]] = resumed["epochs"] if resumed else []
         self.steps_per_epoch = steps_per_epoch
         norm_batch = batchnorm_batch(net, run, world)
         self.facts = {
@@ -50,8 +52,9 @@ class Publisher:
             "batchnorm_batch": norm_batch,
             "trainer_code": trainer_code(),
         }
+        went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0)}
         if self.active and attempt is not None:
-            attempt.write("trainer", {**self.facts, **_surroundings(world), "steps_per_epoch": steps_per_epoch})
+            attempt.write("trainer", {**self.facts, **_surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)
 
     @property
@@ -59,10 +62,15 @@ class Publisher:
         """The best epoch so far; the first of equals."""
         return max(self.epochs, key=lambda epoch: epoch[f"{self.selected_on}/top1"])
 
+    def best_step(self, at: int) -> int:
+        """Step of the best evaluation among those up to step `at`; 0 before the first."""
+        seen = [epoch for epoch in self.epochs if epoch["step"] <= at]
+        return max(seen, key=lambda epoch: epoch[f"{self.selected_on}/top1"])["step"] if seen else 0
+
     def epoch(self, epoch: int, step: int, metrics: dict[str, float], net: models.Classifier) -> None:
         """Publish an evaluation after `epoch` epochs and `step` steps: weights first, so that what the events
         call best is on disk."""
-        self._check_newest()
+        self.check_newest()
         stored = self.tracker.scalars(metrics, step)
         self.epochs.append({"epoch": epoch, "step": step, **stored})
         if self.active:
@@ -85,7 +93,7 @@ class Publisher:
 
     def result(self) -> None:
         """Write result.json: the run is done."""
-        self._check_newest()
+        self.check_newest()
         if not self.active:
             return
         last = self.epochs[-1]
@@ -105,16 +113,25 @@ class Publisher:
 
     def _save(self, which: str, net: models.Classifier) -> None:
         """Weights in timm's layout, written aside and renamed."""
-        path = self.run_dir.weights(which)
-        aside = path.with_name(f".{path.name}.aside")
-        state = {  # copies: safetensors refuses tensors that share memory, as tied weights do
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in net.net.state_dict().items()
-        }
-        save_file(state, aside, metadata={"run": self.run.id, "hash": self.run.hash, "epoch": str(len(self.epochs))})
-        aside.replace(path)
+        write_weights(self.run_dir.weights(which), net.net.state_dict(), self.run, self.epochs[-1]["step"])
 
-    def _check_newest(self) -> None:
+    def preempted(self, step: int) -> None:
+        """Say that the run was stopped on request and can go on from `step`; the checkpoint is on disk."""
+        if self.active and self.attempt is not None:
+            self.attempt.write("preempted", {"step": step})
+            log.info("stopped on request at step %d; the next submit goes on from there", step)
+
+    def may_write(self) -> bool:
+        """Whether this process writes checkpoints: rank 0 of an attempt that is the newest.
+
+        Raises:
+            KdclusterError: it was overtaken.
+        """
+        self.check_newest()
+        return self.active and self.attempt is not None
+
+    def check_newest(self) -> None:
+        """Raise if another attempt has started since."""
         newest = self.run_dir.newest()
         if self.active and self.attempt is not None and newest is not None and newest.number != self.attempt.number:
             raise KdclusterError(f"attempt {self.attempt.number} was overtaken by attempt {newest.number}: stopping")

@@ -1,11 +1,4 @@
-"""One run from its directory to events and weights. The file to read first.
-
-B batch (global), b images of one micro-batch, C classes, W ranks.
-
-The global batch is what the experiment says. It is split over ranks and micro-batches with exact remainders:
-every example's loss is divided by B and multiplied by W (DDP averages over W), so the gradient is the mean over
-the B images on any number of processes; a rank without images sends one through with weight zero.
-"""
+"""One run from its directory to events and weights: the loop around `step.py`. The file to read first."""
 
 from __future__ import annotations
 
@@ -13,66 +6,37 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.train import data, models, optim, views
+from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
-from kdcluster.train.losses import distillation_loss, round_logits
 from kdcluster.train.metrics import Lagged, accuracies, evaluation_sums
 from kdcluster.train.publish import Publisher
-from kdcluster.train.tracking import Tracker
+from kdcluster.train.step import Shard, Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
 
 log = logging.getLogger(__name__)
 
 EVAL_BATCH = 256
 """Images of one process in an evaluation step; without gradients they need little memory."""
 
+Splits = dict[str, tuple[data.Split, Tensor]]
+"""Name -> (images, indices into them) of every split that is evaluated."""
+
 
 @dataclass
 class Progress:
-    """How far this process is; a failure file quotes it."""
+    """How far this process is, and whether somebody asked it to stop; signal handlers write, the loop reads."""
 
     step: int = 0
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One micro-batch of one rank: images (b, C, H, W), labels (b,), and 0.0 where it only fills a gap."""
-
-    images: Tensor
-    labels: Tensor
-    weight: float
-
-
-@dataclass
-class Training:
-    """Everything that one optimizer step touches."""
-
-    run: Run
-    world: World
-    student: models.Classifier
-    model: nn.Module  # the student as it is called: compiled, in DDP
-    teacher: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    schedule: Scheduler
-    ema: ModelEmaV3 | None
-    lr: float = 0.0
-
-    @property
-    def evaluated(self) -> models.Classifier:
-        """The weights that count: the moving average where there is one."""
-        return self.ema.module if self.ema is not None else self.student
+    stop: bool = False
 
 
 def train(
@@ -83,20 +47,21 @@ def train(
     progress: Progress,
     max_steps: int = 0,
 ) -> None:
-    """Train (or only evaluate) one run, publish its events, weights and result.
+    """Train (or only evaluate) one run from its last checkpoint on; publish its events, weights and result.
 
     Args:
         run_dir: holds config.yaml.
         attempt: which start this is; None for a debug run.
         world: this process among the others.
         data_dir: decoded arrays.
-        progress: kept up to date for whoever reports a failure.
+        progress: kept up to date for whoever reports a failure; `stop` ends the run at the next step.
         max_steps: stop after so many optimizer steps, without evaluation or result; 0: to the end.
 
     Raises:
         KdclusterError: the data, the weights or the loss are not usable; says what to do.
     """
     run = run_dir.load()
+    models.check_files(run)
     models.import_files(run.imports)
     arrays = data.open_arrays(run, data_dir)
     images, test = (data.to_device(arrays, split, world.device) for split in ("train", "test"))
@@ -110,182 +75,120 @@ def train(
     if steps_per_epoch == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
     training = set_up(run_dir, run, world, steps_per_epoch, debug=attempt is None)
-    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch)
+    saver = Saver(run_dir, run, world)
+    state = saver.newest() if attempt is not None else None
+    if state is not None:
+        training.restore(state)
+        progress.step = state["step"]
+    settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
+    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state)
     try:
-        for epoch in range(run.train.epochs):
-            batches = epoch_batches(run, images, train_index, epoch, world)
-            train_epoch(training, batches, epoch, steps_per_epoch, publish.tracker, progress, max_steps)
-            if max_steps and progress.step >= max_steps:
-                log.info("stopped after %d steps, as asked", progress.step)
-                break
-            metrics = evaluate_all(training.evaluated, run, splits, world)
-            publish.epoch(epoch + 1, progress.step, metrics, training.evaluated)
-        else:
+        loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
+        finished = loop.run()
+        if finished:
             publish.result()
     except BaseException:
         publish.tracker.close(success=False)
         raise
-    publish.tracker.close(success=True)
+    publish.tracker.close(success=finished)
 
 
-def set_up(run_dir: RunDir, run: Run, world: World, steps_per_epoch: int, *, debug: bool = False) -> Training:
-    """Student, teacher, optimizer and schedule of a run, on this rank's device."""
-    assert run.train is not None
-    torch.manual_seed(run.seed)  # the same start on every rank, and for baseline and distilled alike
-    student = models.build(run.model, run.num_classes, run.channels).to(world.device)
-    if run.train.channels_last:
-        student.in_channels_last()
-    student.net = world.sync_batchnorm(student.net)
-    optimizer = optim.build_optimizer(student.net, run.train)
-    model: nn.Module = torch.compile(student) if run.train.compile else student  # type: ignore[assignment]
-    torch.manual_seed(run.seed + 1_000_003 * (world.rank + 1))  # dropout differs between ranks
-    return Training(
-        run,
-        world,
-        student,
-        world.parallel(model),
-        _load_teacher(run_dir, run, world, debug) if run.teacher else None,
-        optimizer,
-        optim.build_schedule(optimizer, run.train, steps_per_epoch),
-        ModelEmaV3(student, decay=run.train.ema_decay) if run.train.ema_decay else None,
-    )
+@dataclass
+class Loop:
+    """Steps, evaluations and checkpoints of a run, from wherever `progress` stands."""
 
+    training: Training
+    images: data.Split
+    train_index: Tensor
+    splits: Splits
+    steps_per_epoch: int
+    publish: Publisher
+    saver: Saver
+    progress: Progress
+    max_steps: int = 0
 
-def _load_teacher(run_dir: RunDir, run: Run, world: World, debug: bool) -> nn.Module:
-    """The teacher with its best weights, in eval mode, without gradients."""
-    assert run.teacher is not None
-    assert run.train is not None
-    weights = RunDir(run_dir.root, run.teacher.id).weights("best")
-    trained = weights.is_file()
-    if not trained and not debug:
-        raise KdclusterError(f"the teacher {run.teacher.id} has no best weights yet ({weights})")
-    teacher = models.build(run.teacher.model, run.num_classes, run.channels, start=not trained)
-    if trained:
-        teacher.net.load_state_dict(load_file(weights))
-    else:
-        log.warning("the teacher %s is not trained yet: debugging with its start weights", run.teacher.id)
-    teacher.to(world.device).eval().requires_grad_(False)
-    if run.train.channels_last:
-        teacher.in_channels_last()
-    return torch.compile(teacher) if run.train.compile else teacher  # type: ignore[return-value]
+    def run(self) -> bool:
+        """To the end; False if the run was stopped before."""
+        run = self.training.run
+        assert run.train is not None
+        while True:
+            epoch, within = divmod(self.progress.step, self.steps_per_epoch)
+            if within == 0 and len(self.publish.epochs) < epoch:
+                metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world)
+                self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
+                self.save()
+            if epoch == run.train.epochs:
+                return True
+            if not self.train_epoch(epoch, first=within):
+                return False
 
+    def train_epoch(self, epoch: int, *, first: int) -> bool:
+        """The steps of an epoch from step `first` on; False if the run is to stop.
 
-def epoch_batches(run: Run, images: data.Split, train_index: Tensor, epoch: int, world: World) -> Iterator[list[Shard]]:
-    """This rank's shards of every batch of an epoch; all ranks yield equally many shards."""
-    assert run.train is not None
-    size = run.train.batch_size
-    order = train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)]
-    mine = data.share(size, world.rank, world.size)
-    pieces = micro_batches(run.train.batch_size, world.size, run.train.micro_batch)
-    for step in range(len(train_index) // size):
-        batch = order[step * size : (step + 1) * size]
-        index = batch[mine.start : mine.stop] if len(mine) else batch[:1]
-        pixels, labels = data.gather(images, index)
-        pixels = views.augment(
-            pixels,
-            index.to(pixels.device),
-            epoch=epoch,
-            augment=run.data.augment,
-            view_seed=run.data.view_seed,
-        )
-        parts = [data.share(len(mine), piece, pieces) for piece in range(pieces)]
-        yield [
-            Shard(pixels[p.start : p.stop], labels[p.start : p.stop], 1.0)
-            if len(p)
-            else Shard(pixels[:1], labels[:1], 0.0)
-            for p in parts
-        ]
+        Step N-1's loss is read, checked and logged while step N runs.
+        """
+        training, progress = self.training, self.progress
+        training.model.train()
+        meter = _Meter(training, self.publish, epoch, self.steps_per_epoch, first)
+        lagged = Lagged()
+        for shards in meter.waiting(
+            epoch_batches(training.run, self.images, self.train_index, epoch, training.world, first=first)
+        ):
+            seed_step(training.run.seed, progress.step, training.world.rank)
+            lr = optim.set_learning_rate(training.schedule, progress.step)
+            sums = training.world.sum(train_step(training, shards))
+            progress.step += 1
+            meter.read(lagged.push(progress.step, sums))
+            training.lr = lr  # only now: what was read is of the step before, and so is the rate that goes with it
+            stop, save = training.world.agree(stop=progress.stop, save=self.saver.due(progress.step))
+            last = progress.step % self.steps_per_epoch == 0
+            if stop or (save and not last):  # after an epoch's last step comes the evaluation, and saves
+                meter.read(lagged.flush())  # no checkpoint of weights whose loss was not looked at
+                self.save()
+            if stop:
+                self.publish.preempted(progress.step)
+                return False
+            if progress.step == self.max_steps:
+                meter.read(lagged.flush())
+                log.info("stopped after %d steps, as asked", progress.step)
+                return False
+        meter.read(lagged.flush())
+        meter.speed(progress.step, self.saver)
+        return True
 
-
-def micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
-    """Into how many pieces every rank's share of a batch is cut; the same for all, SyncBatchNorm counts on it."""
-    largest = len(data.share(batch_size, 0, world_size))
-    return math.ceil(largest / min(micro_batch or largest, largest))
-
-
-def train_step(training: Training, shards: list[Shard]) -> Tensor:
-    """One optimizer step on this rank's shards of a batch; no host sync.
-
-    Returns:
-        (3,) sums over this rank's images of total, cross-entropy and teacher term.
-    """
-    run, world = training.run, training.world
-    assert run.train is not None
-    scale = world.size / run.train.batch_size
-    sums = torch.zeros(3, device=world.device)
-    for number, shard in enumerate(shards):
-        last = number == len(shards) - 1
-        with nullcontext() if last or world.size == 1 else training.model.no_sync():  # type: ignore[operator]
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
-                logits = training.model(shard.images)
-                with torch.inference_mode():
-                    soft = None if training.teacher is None else training.teacher(shard.images)
-            terms = distillation_loss(
-                logits,
-                shard.labels,
-                None if soft is None else round_logits(soft),
-                alpha=run.distill.alpha if run.distill else 0.0,
-                temperature=run.distill.temperature if run.distill else 1.0,
-                label_smoothing=run.train.label_smoothing,
-            )
-            (terms.total.sum() * (scale * shard.weight)).backward()
-        sums += torch.stack([term.detach().sum() for term in terms]) * shard.weight
-    if run.train.grad_clip is not None:
-        nn.utils.clip_grad_norm_(training.student.parameters(), run.train.grad_clip)
-    training.optimizer.step()
-    training.optimizer.zero_grad(set_to_none=True)
-    if training.ema is not None:
-        training.ema.update(training.student)
-    return sums
-
-
-def train_epoch(
-    training: Training,
-    batches: Iterator[list[Shard]],
-    epoch: int,
-    steps_per_epoch: int,
-    tracker: Tracker,
-    progress: Progress,
-    max_steps: int,
-) -> None:
-    """All steps of an epoch. Step N-1's loss is read, checked and logged while step N runs."""
-    run = training.run
-    assert run.train is not None
-    training.model.train()
-    meter = _Meter(training, tracker, max(1, steps_per_epoch // 10), epoch, steps_per_epoch)
-    lagged = Lagged()
-    started = waited = time.perf_counter()
-    wait_s = 0.0
-    for shards in batches:
-        wait_s += time.perf_counter() - waited
-        lr = optim.set_learning_rate(training.schedule, progress.step)
-        sums = training.world.sum(train_step(training, shards))
-        progress.step += 1
-        meter.read(lagged.push(progress.step, sums))
-        training.lr = lr  # only now: what was read is of the step before, and so is the rate that goes with it
-        if max_steps and progress.step >= max_steps:
-            break
-        waited = time.perf_counter()
-    meter.read(lagged.flush())
-    elapsed = time.perf_counter() - started
-    images = (progress.step - epoch * steps_per_epoch) * run.train.batch_size
-    speed = {"perf/images_per_s": images / elapsed, "perf/data_wait_pct": 100 * wait_s / elapsed}
-    tracker.scalars(speed, progress.step)
+    def save(self) -> None:
+        """Checkpoint, unless this is a debug run or its attempt was overtaken."""
+        if self.publish.may_write():
+            state = {**self.training.state(), "epochs": self.publish.epochs, "step": self.progress.step}
+            state["best_step"] = self.publish.best_step(self.progress.step)
+            self.saver.save(self.progress.step, state, self.publish.best_step)
 
 
 @dataclass
 class _Meter:
-    """Checks each step's loss, and logs the mean over every `every` steps."""
+    """Checks each step's loss, logs the mean over a tenth of an epoch, and takes the time."""
 
     training: Training
-    tracker: Tracker
-    every: int
+    publish: Publisher
     epoch: int
     steps_per_epoch: int
+    first: int
     started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
     since: list[list[float]] = field(default_factory=list)
 
+    def waiting(self, batches: Iterator[list[Shard]]) -> Iterator[list[Shard]]:
+        """The same batches; the time until each comes is counted as waiting for data."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
     def read(self, numbers: tuple[int, list[float]] | None) -> None:
+        """Sums of one step over all ranks, as `Lagged` hands them out."""
         if numbers is None:
             return
         step, sums = numbers
@@ -298,16 +201,18 @@ class _Meter:
                 f"lr {self.training.lr:g}; run {run.id}); try a smaller train.lr, train.grad_clip, or amp: none"
             )
         self.since.append(means)
+        if self.publish.attempt is None:
+            log.info("step %d: loss %.4f, ce %.4f, kd %.4f", step, *means)
         done = step - self.epoch * self.steps_per_epoch
-        if done % self.every == 0 or done == self.steps_per_epoch:
+        if done % max(1, self.steps_per_epoch // 10) == 0 or done == self.steps_per_epoch:
             loss, ce, kd = (sum(column) / len(self.since) for column in zip(*self.since, strict=True))
             values = {"train/loss": loss, "train/ce": ce, "train/lr": self.training.lr}
             if run.distill:
                 values["train/kd"] = kd
-            self.tracker.scalars(values, step)
+            self.publish.tracker.scalars(values, step)
             self.since.clear()
-        steps_per_s = done / (time.perf_counter() - self.started)
-        self.tracker.heartbeat(
+        steps_per_s = (done - self.first) / (time.perf_counter() - self.started)
+        self.publish.tracker.heartbeat(
             step=step,
             steps=self.steps_per_epoch * run.train.epochs,
             epoch=self.epoch,
@@ -317,15 +222,30 @@ class _Meter:
             images_per_s=steps_per_s * run.train.batch_size,
         )
 
+    def speed(self, step: int, saver: Saver) -> None:
+        """Log how fast the epoch was, and what share of it went into waiting for data and into checkpoints."""
+        run = self.training.run
+        assert run.train is not None
+        elapsed = time.perf_counter() - self.started
+        images = (self.steps_per_epoch - self.first) * run.train.batch_size
+        values = {
+            "perf/images_per_s": images / elapsed,
+            "perf/data_wait_pct": 100 * self.waited / elapsed,
+            "perf/checkpoint_pct": 100 * saver.take_seconds() / elapsed,
+        }
+        self.publish.tracker.scalars(values, step)
+        log.info("  ".join(f"{name.removeprefix('perf/')} {value:.4g}" for name, value in values.items()))
+
 
 @torch.inference_mode()
 def evaluate(net: nn.Module, run: Run, split: data.Split, index: Tensor, world: World) -> dict[str, float]:
     """top1 and top5 in percent and the loss over images `index` of a split, each image once on any number of ranks."""
     net.eval()
     mine = data.share(len(index), world.rank, world.size)
-    index = index[mine.start : mine.stop]
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-    for batch in index.split(EVAL_BATCH):
+    for batch in index[mine.start : mine.stop].split(EVAL_BATCH):
+        if len(batch) == 0:  # more ranks than images
+            continue
         images, labels = data.gather(split, batch)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
             logits = net(images)
@@ -333,25 +253,21 @@ def evaluate(net: nn.Module, run: Run, split: data.Split, index: Tensor, world: 
     return accuracies(world.sum(sums).tolist())
 
 
-def evaluate_all(
-    net: nn.Module, run: Run, splits: dict[str, tuple[data.Split, Tensor]], world: World
-) -> dict[str, float]:
+def evaluate_all(net: nn.Module, run: Run, splits: Splits, world: World) -> dict[str, float]:
     """`evaluate` over every split, as `test/top1 …` and `val/top1 …`."""
     world.same_buffers(net)
     found = {name: evaluate(net, run, split, index, world) for name, (split, index) in splits.items()}
     return {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
 
 
-def _evaluate_only(
-    run_dir: RunDir,
-    run: Run,
-    attempt: Attempt | None,
-    world: World,
-    splits: dict[str, tuple[data.Split, Tensor]],
-) -> None:
+def _evaluate_only(run_dir: RunDir, run: Run, attempt: Attempt | None, world: World, splits: Splits) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
     publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0)
-    publish.epoch(0, 0, evaluate_all(net, run, splits, world), net)
-    publish.result()
+    try:
+        publish.epoch(0, 0, evaluate_all(net, run, splits, world), net)
+        publish.result()
+    except BaseException:
+        publish.tracker.close(success=False)
+        raise
     publish.tracker.close(success=True)

@@ -20,7 +20,7 @@ from filelock import Timeout
 
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
-from kdcluster.runs import ATTEMPT_VARIABLE, Attempt, RunDir
+from kdcluster.runs import ATTEMPT_VARIABLE, DISK_FULL, Attempt, RunDir
 from kdcluster.train.distributed import join
 from kdcluster.train.trainer import Progress, train
 
@@ -37,15 +37,18 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=0)
     given = parser.parse_args()
     run_dir = RunDir(given.run_dir.parent, given.run_dir.name)
+    progress = Progress()
     attempt = None
     if number := os.environ.get(ATTEMPT_VARIABLE):
         attempt = run_dir.attempt(int(number))
         die_with_parent()
         own_log(attempt)
+        for number_of_signal in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number_of_signal, lambda *_: setattr(progress, "stop", True))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    progress = Progress()
     try:
-        with _lock(run_dir, attempt), join(given.device, given.threads) as world:
+        timeout_min = run_dir.load().resources.collective_timeout_min
+        with _lock(run_dir, attempt), join(given.device, given.threads, timeout_min) as world:
             train(run_dir, attempt, world, given.data_dir, progress, given.max_steps)
     except BaseException as error:
         if attempt is None:
@@ -112,7 +115,7 @@ def attempt_failed(attempt: Attempt, run_dir: RunDir, error: BaseException, prog
         "out_of_memory": out_of_memory(error),
         "traceback": text,
     }
-    attempt.write(f"failure-rank{rank}", failure)
+    attempt.write_last(f"failure-rank{rank}", failure)
 
 
 def explain(error: BaseException, run: Run) -> str:
@@ -121,6 +124,11 @@ def explain(error: BaseException, run: Run) -> str:
         size = int(os.environ.get("WORLD_SIZE", 1))
         now = min(run.train.micro_batch or run.train.batch_size, -(-run.train.batch_size // size))
         return f"out of memory with {now} images at once in a process; try --set train.micro_batch={max(1, now // 2)}"
+    if in_collective(error) and "timed out" in str(error).lower():
+        minutes = run.resources.collective_timeout_min
+        return f"waited {minutes:g} minutes for another rank, which hangs (resources.collective_timeout_min)"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"the disk is full ({error}); what was saved is safe: free some space, then submit with --retry"
     if isinstance(error, KdclusterError):
         return str(error)
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -37,6 +37,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "results": (*EXP, "--role", *RUNS, "--format", "--protocol", "--output", "--strict", "--json"),
     "prefetch": (*EXP, "--role", *WHERE),
     "schema": ("--json",),
+    "cancel": (*EXP, *RUNS, "--shared"),
+    "rm": (*RUNS, "--yes"),
+    "doctor": (*EXP, *WHERE, "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
@@ -46,6 +49,9 @@ ARGUMENTS = {
     "status": "[EXP...]",
     "logs": "RUN",
     "results": "EXP...",
+    "cancel": "EXP|RUN...",
+    "rm": "RUN...",
+    "doctor": "[EXP...]",
 }
 
 
@@ -358,7 +364,8 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """submit and debug without processes; what was submitted."""
     calls: list[Any] = []
 
-    def submit(plan: Any, root: Path, data: Path, *, retry: bool) -> Submission:
+    def submit(plan: Any, root: Path, data: Path, prepare: Any, *, retry: bool) -> Submission:
+        prepare(plan.runs)
         calls.append((plan, root, data, retry))
         left = {plan.runs[0].id: Status("failed", "why")}
         return Submission([r.id for r in plan.runs[1:]], left, root / "supervisor.log")

@@ -135,6 +135,10 @@ def test_more_gpus_than_there_are_is_an_error(
         check_room(wanted)
 
 
+def ready(runs: list[Run]) -> None:
+    """Data and weights are here."""
+
+
 # --- submit -----------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +158,7 @@ def queue_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_submit_prepares_what_it_starts_and_a_second_one_starts_nothing(made: Plan, tmp_path: Path, root: Path) -> None:
     teacher, baseline, distilled = made.runs
     put(root, baseline, "done")
-    first = submit(made, root, tmp_path / "data")
+    first = submit(made, root, tmp_path / "data", ready)
     assert first.started == [teacher.id, distilled.id]
     assert {run_id: status.state for run_id, status in first.left.items()} == {baseline.id: "done"}
     assert first.log is not None
@@ -166,7 +170,7 @@ def test_submit_prepares_what_it_starts_and_a_second_one_starts_nothing(made: Pl
         "layouts": {run_id: {"device": "cpu", "procs": 1, "threads": 1} for run_id in first.started},
     }
     assert [RunDir(root, run_id).load() for run_id in first.started] == [teacher, distilled]
-    second = submit(made, root, tmp_path / "data")
+    second = submit(made, root, tmp_path / "data", ready)
     assert (second.started, second.log) == ([], None)
     assert {status.state for status in second.left.values()} == {"queued", "done"}
     assert len(list((root / ".submissions").iterdir())) == 1
@@ -177,16 +181,16 @@ def test_a_shared_teacher_that_runs_for_another_experiment_is_not_started_again(
     first = make_plan(tmp_path)
     second = make_plan(tmp_path, {"distill": {"alpha": 0.9}})
     put(root, first.runs[0], "running")
-    submission = submit(second, root, tmp_path)
+    submission = submit(second, root, tmp_path, ready)
     assert submission.started == [second.runs[1].id, second.runs[2].id]
     assert submission.left[first.runs[0].id].state == "running"
-    third = submit(first, root, tmp_path)
+    third = submit(first, root, tmp_path, ready)
     assert third.started == [roles(first)["distilled"].id]  # the baseline is shared as well, and queued by now
 
 
 def _submit_one(made: Plan, root: Path, barrier: Any, started: Any) -> None:
     barrier.wait(30)
-    started.put(submit(made, root, root).started)
+    started.put(submit(made, root, root, ready).started)
 
 
 @forks
@@ -209,7 +213,7 @@ def test_a_submit_that_cannot_run_here_prepares_nothing(
     monkeypatch.setattr(local, "visible_gpus", list)
     made = make_plan(tmp_path, {"resources": {"gpus": 1}})
     with pytest.raises(KdclusterError, match="1 GPU asked for, this machine shows none"):
-        submit(made, root, tmp_path)
+        submit(made, root, tmp_path, ready)
     assert [path.name for path in root.iterdir()] == [".submit.lock"]
 
 
@@ -221,7 +225,7 @@ def test_a_supervisor_that_does_not_come_up_is_an_error_with_its_log(
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(KdclusterError, match=r"the supervisor did not come up:\nno such module: kdcluster$"):
-        submit(make_plan(tmp_path), root, tmp_path)
+        submit(make_plan(tmp_path), root, tmp_path, ready)
 
 
 def test_debug_is_one_process_in_a_folder_of_its_own(

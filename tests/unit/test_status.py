@@ -86,7 +86,10 @@ def test_the_same_pid_with_another_start_time_is_not_alive(run_dir: RunDir) -> N
 
 def test_lost_says_where_it_ran_and_what_to_do(run_dir: RunDir) -> None:
     fabricated.lost(run_dir)
-    assert run_status(run_dir).reason == f"its processes on {socket.gethostname()} are gone; submit starts it again"
+    assert (
+        run_status(run_dir).reason
+        == f"its processes on {socket.gethostname()} are gone; submit goes on from its last checkpoint"
+    )
 
 
 def test_an_outcome_that_comes_while_we_look_is_not_missed(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,11 @@ from torch.utils._pytree import tree_leaves
 from kdcluster.errors import KdclusterError
 from kdcluster.results import events
 from kdcluster.runs import RunDir
-from kdcluster.train import data, distributed, models, trainer, worker
+from kdcluster.train import data, distributed, models, step, tracking, trainer, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss, round_logits
-from kdcluster.train.trainer import Progress, Shard, Training
+from kdcluster.train.step import Shard, Training
+from kdcluster.train.trainer import Progress
 from tests import golden_loss, tiny
 
 CPU = torch.device("cpu")
@@ -75,12 +76,12 @@ def set_up(
         folder = RunDir(tmp_path / "runs", run.teacher.id)
         folder.path.mkdir(exist_ok=True)
         save_file(teacher.net.state_dict(), folder.weights("best"))
-    return trainer.set_up(run_dir, run, World(0, 1, device), steps_per_epoch=5)
+    return step.set_up(run_dir, run, World(0, 1, device), steps_per_epoch=5)
 
 
 def shards_of(training: Training, images: Tensor, labels: Tensor) -> list[Shard]:
     """A batch cut into the micro-batches that the run asks for, as `epoch_batches` cuts it."""
-    pieces = trainer.micro_batches(len(labels), 1, training.run.train.micro_batch)
+    pieces = step.micro_batches(len(labels), 1, training.run.train.micro_batch)
     parts = [data.share(len(labels), piece, pieces) for piece in range(pieces)]
     return [Shard(images[p.start : p.stop], labels[p.start : p.stop], 1.0) for p in parts]
 
@@ -99,7 +100,7 @@ def gradient(training: Training, shards: list[Shard]) -> tuple[Tensor, Tensor]:
 
     with_hook = training.optimizer.register_step_pre_hook(catch)
     training.model.train()
-    sums = trainer.train_step(training, shards)
+    sums = step.train_step(training, shards)
     with_hook.remove()
     return caught[0].clone(), sums
 
@@ -140,7 +141,7 @@ def test_a_step_never_waits_for_the_device(tmp_path, role, changes):
     training.model.train()
     with NoHostSync():
         for _ in range(2):  # the first one makes the optimizer's state
-            trainer.train_step(training, shards)
+            step.train_step(training, shards)
 
 
 @pytest.mark.gpu
@@ -154,13 +155,13 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, data_dir, optimizer):
     images = data.to_device(data.open_arrays(training.run, data_dir), "train", device)
     assert images.images.is_cuda  # resident: no copy in the loop
     training.model.train()
-    batches = trainer.epoch_batches(training.run, images, torch.arange(64), 0, training.world)
-    trainer.train_step(training, next(batches))  # cuDNN looks for its algorithms, the optimizer makes its state
+    batches = step.epoch_batches(training.run, images, torch.arange(64), 0, training.world)
+    step.train_step(training, next(batches))  # cuDNN looks for its algorithms, the optimizer makes its state
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for shards in batches:
-            sums = trainer.train_step(training, shards)
+            sums = step.train_step(training, shards)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sums.isfinite().all()
@@ -176,7 +177,7 @@ def test_batches_from_the_host_are_those_from_the_device(tmp_path, data_dir):
     for budget in (None, 0):
         images = data.to_device(arrays, "train", world.device, budget_bytes=budget)
         assert images.images.is_cuda == (budget is None)
-        found.append(list(trainer.epoch_batches(run, images, torch.arange(64), 0, world)))
+        found.append(list(step.epoch_batches(run, images, torch.arange(64), 0, world)))
     for resident, streamed in zip(*found, strict=True):
         assert streamed[0].images.is_cuda
         assert torch.equal(resident[0].images, streamed[0].images)
@@ -255,7 +256,7 @@ def test_bf16_is_for_the_forward_passes_alone(tmp_path, monkeypatch, role):
         seen.append((logits.dtype, None if soft is None else soft.dtype))
         return distillation_loss(logits, labels, soft, **options)
 
-    monkeypatch.setattr(trainer, "distillation_loss", spy)
+    monkeypatch.setattr(step, "distillation_loss", spy)
     for amp, dtype in (("none", torch.float32), ("bf16", torch.bfloat16)):
         training = set_up(tmp_path, role, {"train.amp": amp})
         _, sums = gradient(training, [Shard(*batch(), 1.0)])
@@ -274,7 +275,7 @@ def test_the_teacher_is_in_eval_mode_and_stays_as_it_is(tmp_path):
     before = {key: value.clone() for key, value in training.teacher.state_dict().items()}
     for _ in range(3):
         training.model.train()
-        trainer.train_step(training, [Shard(*batch(), 1.0)])
+        step.train_step(training, [Shard(*batch(), 1.0)])
     assert training.student.training
     assert not any(module.training for module in training.teacher.modules())
     assert all(not p.requires_grad and p.grad is None for p in training.teacher.parameters())
@@ -300,7 +301,7 @@ def test_the_moving_average_is_what_counts(tmp_path):
     training = set_up(tmp_path, "distilled", {**CNN_STUDENT, "train.ema_decay": 0.75})
     average = flat(training.student)
     for _ in range(3):
-        trainer.train_step(training, [Shard(*batch(), 1.0)])
+        step.train_step(training, [Shard(*batch(), 1.0)])
         average = 0.75 * average + 0.25 * flat(training.student)
     assert training.evaluated is not training.student
     torch.testing.assert_close(flat(training.evaluated), average)
@@ -342,12 +343,12 @@ def test_every_image_of_a_batch_is_in_one_shard(plain_run, batch_size, ranks, mi
     run = plain_run(batch_size=batch_size, micro_batch=micro_batch)
     index = torch.arange(images)[1::2] if images > 26 else torch.arange(images)  # some are held out
     split = Counting.of(images)
-    by_rank = [list(trainer.epoch_batches(run, split, index, epoch, World(r, ranks, CPU))) for r in range(ranks)]
-    (alone,) = [list(trainer.epoch_batches(plain_run(batch_size=batch_size), split, index, epoch, ALONE))]
+    by_rank = [list(step.epoch_batches(run, split, index, epoch, World(r, ranks, CPU))) for r in range(ranks)]
+    (alone,) = [list(step.epoch_batches(plain_run(batch_size=batch_size), split, index, epoch, ALONE))]
     assert {len(steps) for steps in by_rank} == {len(index) // batch_size}
-    for step, (whole,) in enumerate(alone):
-        assert {len(steps[step]) for steps in by_rank} == {len(by_rank[0][0])}  # DDP and SyncBatchNorm count on it
-        shards = [shard for steps in by_rank for shard in steps[step]]
+    for number, (whole,) in enumerate(alone):
+        assert {len(steps[number]) for steps in by_rank} == {len(by_rank[0][0])}  # DDP and SyncBatchNorm count on it
+        shards = [shard for steps in by_rank for shard in steps[number]]
         assert all(1 <= len(shard.labels) <= (micro_batch or batch_size) for shard in shards)
         counted = [shard for shard in shards if shard.weight]
         assert {shard.weight for shard in counted} == {1.0}
@@ -360,7 +361,7 @@ def test_an_epoch_takes_each_image_once_in_an_order_of_its_own(plain_run):
     run = plain_run(batch_size=8)
     orders = []
     for epoch in range(2):
-        batches = trainer.epoch_batches(run, Counting.of(40), torch.arange(40), epoch, ALONE)
+        batches = step.epoch_batches(run, Counting.of(40), torch.arange(40), epoch, ALONE)
         orders.append(torch.cat([shard.images[:, 0, 0, 0] for (shard,) in batches]).tolist())
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
     assert orders[0] != orders[1]
@@ -382,7 +383,7 @@ def test_loss_and_checks_come_one_step_late(tmp_path, data_dir, monkeypatch):
             reported.append((step, progress.step))
         return values
 
-    monkeypatch.setattr(trainer.Tracker, "scalars", scalars)
+    monkeypatch.setattr(tracking.Tracker, "scalars", scalars)
     run = tiny.make_run(tmp_path, "baseline", {"train.epochs": 1})
     trainer.train(tiny.prepare(tmp_path, run), None, ALONE, data_dir, progress, max_steps=4)
     assert reported == [(1, 2), (2, 3), (3, 4), (4, 4)]  # (step of the loss, steps taken): the last is flushed
@@ -403,8 +404,8 @@ def test_the_terms_in_the_events_are_means_over_the_batch(tmp_path, data_dir):
     loss, ce, kd = (points(run_dir, f"train/{name}") for name in ("loss", "ce", "kd"))
     assert list(loss) == [1, 2, 3, 4]
     assert 1.5 < ce[1] < 4  # ln 10 is 2.3: a mean, no sum
-    for step, value in loss.items():
-        assert value == pytest.approx(0.7 * ce[step] + 0.3 * kd[step], rel=1e-5)
+    for number, value in loss.items():
+        assert value == pytest.approx(0.7 * ce[number] + 0.3 * kd[number], rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_dir):

@@ -1,0 +1,51 @@
+"""Stop runs and keep what they have: a marker in the run directory, which its supervisor obeys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from kdcluster.errors import WaitTimeout
+from kdcluster.launch.status import run_status
+from kdcluster.plan import Plan
+from kdcluster.runs import RunDir, run_dirs
+
+LIVE = ("queued", "running")
+GRACE_S = 90.0
+"""torchrun gives its processes 30 s to save before it kills them; a supervisor looks once a second."""
+
+
+def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
+    """The plan's runs that other live experiments want too: run id -> those experiments.
+
+    An experiment is live while one of its runs that is not in this plan is queued or running.
+    """
+    ours = set(plan.wanted)
+    ids = {run.id for run in plan.runs}
+    live: set[str] = set()
+    for run_dir in run_dirs(root):
+        others = set(run_dir.experiments()) - ours
+        if run_dir.id not in ids and others - live and run_status(run_dir).state in LIVE:
+            live |= others
+    wanted = {run_id: sorted(live & set(RunDir(root, run_id).experiments())) for run_id in ids}
+    return {run_id: names for run_id, names in wanted.items() if names}
+
+
+def cancel(run_ids: Iterable[str], root: Path) -> dict[str, str]:
+    """Mark runs that are queued or running, and wait until none of their processes is left.
+
+    Returns the state of each run that was live.
+
+    Raises:
+        WaitTimeout: one of them still runs after `GRACE_S`.
+    """
+    live = [run_dir for run_id in run_ids if run_status(run_dir := RunDir(root, run_id)).state in LIVE]
+    for run_dir in live:
+        run_dir.mark_cancelled()
+    deadline = time.monotonic() + GRACE_S
+    while still := [run_dir.id for run_dir in live if run_status(run_dir).state in LIVE]:
+        if time.monotonic() > deadline:
+            raise WaitTimeout(f"still going {GRACE_S:.0f} s after they were told to stop: {', '.join(still)}")
+        time.sleep(0.1)
+    return {run_dir.id: run_status(run_dir).state for run_dir in live}

@@ -1,0 +1,47 @@
+"""Delete runs: only what nothing needs, and only what is not going on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kdcluster.errors import ConfigError
+from kdcluster.launch.cancel import LIVE
+from kdcluster.launch.status import run_status
+from kdcluster.runs import RunDir, run_dirs
+
+
+def check(chosen: Sequence[RunDir], root: Path) -> None:
+    """Refuse to delete what is going on or what another run needs.
+
+    Raises:
+        ConfigError: each such run, with what to do.
+    """
+    ids = {run_dir.id for run_dir in chosen}
+    problems = [
+        f"{run_dir.id} is {state}; cancel it first"
+        for run_dir in chosen
+        if (state := run_status(run_dir).state) in LIVE
+    ]
+    for run_dir in run_dirs(root):
+        needed = ids.intersection(run_dir.load().needs)
+        if run_dir.id not in ids and needed and run_status(run_dir).state != "done":
+            problems.append(
+                f"{needed.pop()} is needed by {run_dir.id}, which is not done; delete that too, or not this"
+            )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def size(run_dir: RunDir) -> int:
+    """Bytes below a run directory."""
+    return sum(path.stat().st_size for path in run_dir.path.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def remove(chosen: Iterable[RunDir]) -> None:
+    """Delete the directories; renamed first, so that a half-deleted one is never taken for a run."""
+    for run_dir in chosen:
+        aside = run_dir.path.with_name(f".deleted-{run_dir.id}")
+        run_dir.path.rename(aside)
+        shutil.rmtree(aside)

@@ -1,0 +1,228 @@
+"""Checkpoints of one run: written aside, checked by a checksum, the last two and the best kept.
+
+    runs/<id>/checkpoints/step-00000120.ckpt
+        8 bytes "KDCKPT1\\n", 8 bytes length, 4 bytes CRC-32C of what follows (big-endian), then a torch file of
+        tensors and plain values, read with weights_only
+
+Only what cannot be computed again is in it. The learning rate, the position in the epoch, the views, the order of
+the images and the random numbers of a step are functions of (seed, step, rank), so a step is all they need.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, cast
+
+import google_crc32c
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from kdcluster.errors import KdclusterError
+from kdcluster.files import aside
+from kdcluster.plan import Run
+from kdcluster.runs import RunDir
+from kdcluster.train.distributed import World
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"KDCKPT1\n"
+HEADER = struct.Struct(">8sQ4s")
+KEEP_LAST = 2
+
+
+class Damaged(KdclusterError):
+    """A checkpoint that was cut, altered, or is none."""
+
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: Iterable[int] = ()) -> Path:
+    """Write the checkpoint of a step, then remove all but the last two and those of the steps `keep`.
+
+    Args:
+        folder: the run's checkpoints.
+        step: optimizer steps that are done.
+        state: tensors and plain values.
+        keep: steps whose checkpoints stay: the best.
+
+    Raises:
+        OSError: it cannot be written (disk full, read-only); what was there stays.
+    """
+    folder.mkdir(exist_ok=True)
+    path = path_of(folder, step)
+    with aside(path) as file:
+        file.write(bytes(HEADER.size))
+        body = _Checked(file)
+        try:
+            torch.save(state, cast(IO[bytes], body))
+        except RuntimeError as error:
+            raise body.error or error from None  # torch hides what write() raised
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, body.length, body.crc.digest()))
+    kept = {*steps(folder)[-KEEP_LAST:], *keep, step}
+    for old in steps(folder):
+        if old not in kept:
+            path_of(folder, old).unlink()
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """One checkpoint, on the CPU.
+
+    Raises:
+        Damaged: with what is wrong with it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path}: {error.strerror}") from error
+    if len(data) < HEADER.size:
+        raise Damaged(f"{path}: {len(data)} bytes are no checkpoint")
+    magic, length, crc = HEADER.unpack_from(data)
+    body = memoryview(data)[HEADER.size :]
+    if magic != MAGIC:
+        raise Damaged(f"{path}: not a checkpoint of this version")
+    if len(body) != length:
+        raise Damaged(f"{path}: cut after {len(body)} of {length} bytes")
+    if google_crc32c.Checksum(bytes(body)).digest() != crc:
+        raise Damaged(f"{path}: its checksum is wrong")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise Damaged(f"{path}: {error}") from error
+    return state
+
+
+def newest(folder: Path, complete: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, or None; says which ones were passed over.
+
+    `complete` gets each candidate and raises `Damaged` where something else that belongs to it is gone.
+    """
+    for step in reversed(steps(folder)):
+        try:
+            state = load(path_of(folder, step))
+            complete(state)
+            return state
+        except Damaged as error:
+            log.warning("passing over a damaged checkpoint: %s", error)
+    return None
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of which there is a checkpoint, in order."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.ckpt"))
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08}.ckpt"
+
+
+def write_weights(path: Path, state: dict[str, torch.Tensor], run: Run, step: int) -> None:
+    """A model's weights as safetensors in timm's layout, with the run and the step they are of."""
+    tensors = {  # copies: safetensors refuses tensors that share memory, as tied weights do
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
+    }
+    with aside(path) as file:
+        file.write(save_tensors(tensors, {"run": run.id, "hash": run.hash, "step": str(step)}))
+
+
+def weights_step(path: Path) -> int | None:
+    """The step of a file that `write_weights` wrote; None where it is gone or cut."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(file.metadata()["step"])
+    except (OSError, SafetensorError):
+        return None
+
+
+class _Checked:
+    """A file that torch.save can write to, which counts and sums up what goes by."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.length = 0
+        self.crc = google_crc32c.Checksum()
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        self.crc.update(bytes(data))
+        self.length += len(data)
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class Saver:
+    """When a run's checkpoints are due, and what goes into them. Rank 0 writes, every rank reads the same one."""
+
+    def __init__(self, run_dir: RunDir, run: Run, world: World) -> None:
+        assert run.train is not None
+        self.folder = run_dir.path / "checkpoints"
+        self._run, self._run_dir = run, run_dir
+        self._world = world
+        self._every = run.train.checkpoint_every
+        self._saved_at = time.monotonic()
+        self._seconds = 0.0
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole, the same on every rank; None to start from the beginning.
+
+        What it calls best is on disk as `best` weights then, though a later attempt may have put others there.
+
+        Raises:
+            Damaged: this rank cannot read what rank 0 could.
+        """
+        state = newest(self.folder, self._restore_best) if self._world.rank == 0 else None
+        step = self._world.from_first(state["step"] if state else 0)
+        if step == 0:
+            return None
+        if state is None:
+            state = load(path_of(self.folder, step))
+        if state["hash"] != self._run.hash:
+            raise Damaged(f"{path_of(self.folder, step)} belongs to another run; move it away")
+        log.info("resuming at step %d", step)
+        return state
+
+    def _restore_best(self, state: dict[str, Any]) -> None:
+        best = state["best_step"]
+        path = self._run_dir.weights("best")
+        if best == 0 or weights_step(path) == best:
+            return
+        source = state if best == state["step"] else load(path_of(self.folder, best))
+        weights = source["student"] if source["ema"] is None else source["ema"]
+        write_weights(path, weights, self._run, best)
+        log.info("best weights of step %d restored", best)
+
+    def due(self, step: int) -> bool:
+        """Whether rank 0 wants to save after `step` steps."""
+        if self._world.rank != 0:
+            return False
+        if self._every.endswith("steps"):
+            return step % int(self._every.removesuffix("steps")) == 0
+        return time.monotonic() - self._saved_at >= 60 * float(self._every.removesuffix("min"))
+
+    def save(self, step: int, state: dict[str, Any], best_step: Callable[[int], int]) -> None:
+        """Write a checkpoint; `best_step` names the best evaluation up to a step, whose checkpoint is kept."""
+        started = time.perf_counter()
+        self.folder.mkdir(exist_ok=True)
+        last = [*steps(self.folder)[-KEEP_LAST:], step]
+        versions = {name: version(name) for name in ("torch", "timm")}
+        save(self.folder, step, {**state, "hash": self._run.hash, "versions": versions}, {best_step(at) for at in last})
+        self._saved_at = time.monotonic()
+        self._seconds += time.perf_counter() - started
+
+    def take_seconds(self) -> float:
+        """Seconds spent in `save` since this was asked last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

@@ -1,0 +1,212 @@
+"""One optimizer step: what it is made of, how a batch is shared out, and the step itself.
+
+B batch (global), b images of one micro-batch, C classes or channels, H W pixels, W ranks.
+
+The global batch is what the experiment says. It is split over ranks and micro-batches with exact remainders:
+every example's loss is divided by B and multiplied by W (DDP averages over W), so the gradient is the mean over
+the B images on any number of processes; a rank without images sends one through with weight zero.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from kdcluster.errors import KdclusterError
+from kdcluster.plan import Run
+from kdcluster.runs import RunDir
+from kdcluster.train import data, models, optim, views
+from kdcluster.train.distributed import World
+from kdcluster.train.losses import distillation_loss, round_logits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One micro-batch of one rank: images (b, C, H, W), labels (b,), and 0.0 where it only fills a gap."""
+
+    images: Tensor
+    labels: Tensor
+    weight: float
+
+
+@dataclass
+class Training:
+    """Everything that one optimizer step touches."""
+
+    run: Run
+    world: World
+    student: models.Classifier
+    model: nn.Module  # the student as it is called: compiled, in DDP
+    teacher: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler
+    ema: ModelEmaV3 | None
+    lr: float = 0.0
+
+    @property
+    def evaluated(self) -> models.Classifier:
+        """The weights that count: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.student
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold; the rest is a function of the step."""
+        return {
+            "student": self.student.net.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, on any number of ranks."""
+        self.student.net.load_state_dict(state["student"])
+        if self.ema is not None:
+            self.ema.module.net.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def set_up(run_dir: RunDir, run: Run, world: World, steps_per_epoch: int, *, debug: bool = False) -> Training:
+    """Student, teacher, optimizer and schedule of a run, on this rank's device."""
+    assert run.train is not None
+    torch.manual_seed(run.seed)  # the same start on every rank, and for baseline and distilled alike
+    student = models.build(run.model, run.num_classes, run.channels).to(world.device)
+    if run.train.channels_last:
+        student.in_channels_last()
+    student.net = world.sync_batchnorm(student.net)
+    optimizer = optim.build_optimizer(student.net, run.train)
+    model: nn.Module = torch.compile(student) if run.train.compile else student  # type: ignore[assignment]
+    return Training(
+        run,
+        world,
+        student,
+        world.parallel(model),
+        load_teacher(run_dir, run, world, debug) if run.teacher else None,
+        optimizer,
+        optim.build_schedule(optimizer, run.train, steps_per_epoch),
+        ModelEmaV3(student, decay=run.train.ema_decay) if run.train.ema_decay else None,
+    )
+
+
+def load_teacher(run_dir: RunDir, run: Run, world: World, debug: bool) -> nn.Module:
+    """The teacher with its best weights, in eval mode, without gradients.
+
+    Raises:
+        KdclusterError: it has no best weights; a debug run takes its start weights instead.
+    """
+    assert run.teacher is not None
+    assert run.train is not None
+    weights = RunDir(run_dir.root, run.teacher.id).weights("best")
+    trained = weights.is_file()
+    if not trained and not debug:
+        raise KdclusterError(f"the teacher {run.teacher.id} has no best weights yet ({weights})")
+    teacher = models.build(run.teacher.model, run.num_classes, run.channels, start=not trained)
+    if trained:
+        teacher.net.load_state_dict(load_file(weights))
+    else:
+        log.warning("the teacher %s is not trained yet: debugging with its start weights", run.teacher.id)
+    teacher.to(world.device).eval().requires_grad_(False)
+    if run.train.channels_last:
+        teacher.in_channels_last()
+    return torch.compile(teacher) if run.train.compile else teacher  # type: ignore[return-value]
+
+
+def settle_buckets(training: Training, images: Tensor) -> None:
+    """One forward and backward whose gradients are thrown away, after each start on several ranks.
+
+    DDP sorts its buckets by the first backward; from 3 ranks on the second order sums differently, so a run that
+    was resumed would differ in the last bits from one that was not.
+    """
+    if training.world.size == 1:
+        return
+    buffers = {name: buffer.clone() for name, buffer in training.student.named_buffers()}
+    training.model.train()
+    training.model(images).sum().backward()
+    training.optimizer.zero_grad(set_to_none=True)
+    for name, buffer in training.student.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def epoch_batches(
+    run: Run, images: data.Split, train_index: Tensor, epoch: int, world: World, *, first: int = 0
+) -> Iterator[list[Shard]]:
+    """This rank's shards of every batch of an epoch from batch `first` on; all ranks yield equally many shards."""
+    assert run.train is not None
+    size = run.train.batch_size
+    order = train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)]
+    mine = data.share(size, world.rank, world.size)
+    pieces = micro_batches(size, world.size, run.train.micro_batch)
+    parts = [data.share(len(mine), piece, pieces) for piece in range(pieces)]
+    for number in range(first, len(train_index) // size):
+        batch = order[number * size : (number + 1) * size]
+        index = batch[mine.start : mine.stop] if len(mine) else batch[:1]
+        pixels, labels = data.gather(images, index)
+        pixels = views.augment(pixels, index, epoch=epoch, augment=run.data.augment, view_seed=run.data.view_seed)
+        yield [
+            Shard(pixels[p.start : p.stop], labels[p.start : p.stop], 1.0)
+            if len(p)
+            else Shard(pixels[:1], labels[:1], 0.0)
+            for p in parts
+        ]
+
+
+def micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
+    """Into how many pieces every rank's share of a batch is cut; the same for all, SyncBatchNorm counts on it."""
+    largest = len(data.share(batch_size, 0, world_size))
+    return math.ceil(largest / min(micro_batch or largest, largest))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make the random numbers of a step (dropout) a function of the step, so that no checkpoint needs their state."""
+    value = (seed * 1_000_003 + step) * 8191 + rank
+    torch.manual_seed(value)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+
+
+def train_step(training: Training, shards: list[Shard]) -> Tensor:
+    """One optimizer step on this rank's shards of a batch; no host sync.
+
+    Returns:
+        (3,) sums over this rank's images of total, cross-entropy and teacher term.
+    """
+    run, world = training.run, training.world
+    assert run.train is not None
+    scale = world.size / run.train.batch_size
+    sums = torch.zeros(3, device=world.device)
+    for number, shard in enumerate(shards):
+        last = number == len(shards) - 1
+        with nullcontext() if last or world.size == 1 else training.model.no_sync():  # type: ignore[operator]
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
+                logits = training.model(shard.images)
+                with torch.inference_mode():
+                    soft = None if training.teacher is None else training.teacher(shard.images)
+            terms = distillation_loss(
+                logits,
+                shard.labels,
+                None if soft is None else round_logits(soft),
+                alpha=run.distill.alpha if run.distill else 0.0,
+                temperature=run.distill.temperature if run.distill else 1.0,
+                label_smoothing=run.train.label_smoothing,
+            )
+            (terms.total.sum() * (scale * shard.weight)).backward()
+        sums += torch.stack([term.detach().sum() for term in terms]) * shard.weight
+    if run.train.grad_clip is not None:
+        nn.utils.clip_grad_norm_(training.student.parameters(), run.train.grad_clip)
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    if training.ema is not None:
+        training.ema.update(training.student)
+    return sums

@@ -1,0 +1,312 @@
+"""Crash at every write of a run, go on, and end with the same bits; checkpoints that are cut, altered or gone."""
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdcluster import files
+from kdcluster.launch import local
+from kdcluster.results.measured import measure
+from kdcluster.runs import RunDir
+from kdcluster.train import checkpoint, tracking, worker
+from kdcluster.train.distributed import World
+from kdcluster.train.trainer import Progress, train
+from tests import tiny
+
+CHANGES = {
+    "train.epochs": 2,
+    "train.checkpoint_every": "3steps",
+    "train.ema_decay": 0.9,
+    "student.model_args": {**tiny.VIT["model_args"], "drop_path_rate": 0.2, "proj_drop_rate": 0.1},  # random numbers
+}
+"""2 epochs of 4 steps: checkpoints after steps 3, 4, 6 and 8."""
+
+
+class Crash(BaseException):
+    """The machine is gone; nothing may catch it."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path):
+    tiny.put_images(tmp_path / "data")
+    return tiny.make_run(tmp_path, "baseline", CHANGES)
+
+
+def attempt(root, run, data_dir, progress=None):
+    run_dir = tiny.prepare(root, run)
+    train(run_dir, run_dir.start_attempt({}), World(0, 1, torch.device("cpu")), data_dir, progress or Progress())
+    return run_dir
+
+
+def outcome(run_dir, run):
+    """What must not depend on where a run was interrupted."""
+    result = run_dir.result()
+    measured = measure(run, run_dir, "best")
+    assert measured.problems == ()
+    assert measured.damage == ()
+    numbers = {key: result[key] for key in ("best", "last", "steps", "epochs", "params")}
+    return numbers, measured.top1, load_file(run_dir.weights("best")), load_file(run_dir.weights("last"))
+
+
+def assert_same(run_dir, run, undisturbed):
+    ours = outcome(run_dir, run)
+    assert ours[:2] == undisturbed[:2]
+    for mine, theirs in zip(ours[2:], undisturbed[2:], strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+os_fdopen = os.fdopen
+
+
+class Sabotaged:
+    """An open file whose writes are counted."""
+
+    def __init__(self, file, saboteur):
+        self.file = file
+        self.write = saboteur.wrap(file.write, "write")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+class Saboteur:
+    """Counts fsyncs, renames and writes aside, and crashes at one of them, before or after it has happened."""
+
+    def __init__(self, monkeypatch, at, after):
+        self.seen, self.at, self.after, self.names = 0, at, after, []
+        for owner, name in ((os, "fsync"), (Path, "replace")):
+            monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name), name))
+        monkeypatch.setattr(os, "fdopen", lambda *args: Sabotaged(os_fdopen(*args), self))
+
+    def wrap(self, original, name):
+        def call(*args):
+            self.seen += 1
+            self.names.append(name)
+            mine = self.seen == self.at
+            if mine and not self.after:
+                raise Crash(name)
+            result = original(*args)
+            if mine:
+                raise Crash(name)
+            return result
+
+        return call
+
+
+@pytest.mark.integration  # a minute, though in one process
+def test_a_crash_at_any_write_ends_in_the_same_numbers(tmp_path, run, monkeypatch):
+    undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    with monkeypatch.context() as patch:
+        counter = Saboteur(patch, at=0, after=False)
+        attempt(tmp_path / "count", run, tmp_path / "data")
+    files = counter.names.count("replace")
+    assert files > 12  # checkpoints, weights, result, attempt records
+    # Every fsync and rename, before and after it; of each file's writes the first and some in the middle.
+    points = [(at, after) for at, name in enumerate(counter.names, 1) for after in (False, True) if name != "write"]
+    points += [(at, False) for at, name in enumerate(counter.names, 1) if name == "write" and at % 61 == 0]
+    points += [(at + 1, False) for at, name in enumerate(counter.names[:-1], 1) if name == "replace"]
+    for number, (at, after) in enumerate(points):
+        root = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            Saboteur(patch, at, after)
+            with pytest.raises(Crash):
+                attempt(root, run, tmp_path / "data")
+        assert_same(attempt(root, run, tmp_path / "data"), run, undisturbed)
+        shutil.rmtree(root)
+
+
+def test_a_run_that_is_stopped_at_any_step_goes_on_there(tmp_path, run):
+    undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    root = tmp_path / "stopped"
+    for number in range(1, 9):
+        run_dir = attempt(root, run, tmp_path / "data", Progress(stop=True))  # one step an attempt
+        assert run_dir.newest().read("preempted") == {"step": number}
+        assert run_dir.result() is None
+    assert_same(attempt(root, run, tmp_path / "data"), run, undisturbed)
+    assert len(list(run_dir.events.iterdir())) == 9
+
+
+def test_last_two_and_best_are_kept(tmp_path, run):
+    run_dir = attempt(tmp_path, run, tmp_path / "data")
+    best = run_dir.result()["best"]["step"]
+    assert checkpoint.steps(run_dir.path / "checkpoints") == sorted({6, 8, best, 4 if best == 4 else 8})
+
+
+def interrupted(tmp_path, run, steps):
+    """A run that was killed after so many steps, with its checkpoints."""
+    run_dir = tiny.prepare(tmp_path / "runs", run)
+    progress = Progress()
+
+    class Killed(BaseException):
+        pass
+
+    original = checkpoint.Saver.due
+
+    def due(self, step):
+        if step == steps:
+            raise Killed
+        return original(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Saver, "due", due)
+        world = World(0, 1, torch.device("cpu"))
+        with pytest.raises(Killed):
+            train(run_dir, run_dir.start_attempt({}), world, tmp_path / "data", progress)
+    return run_dir
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, run, damage, caplog):
+    undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    run_dir = interrupted(tmp_path, run, 7)
+    path = checkpoint.path_of(run_dir.path / "checkpoints", 6)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(
+        {"cut": data[: len(data) // 2], "flipped": bytes(data), "empty": b"", "foreign": b"x" * 4096}[damage]
+    )
+    with caplog.at_level(logging.INFO):
+        attempt(tmp_path / "runs", run, tmp_path / "data")
+    assert "passing over a damaged checkpoint" in caplog.text
+    assert "resuming at step 4" in caplog.text
+    assert_same(run_dir, run, undisturbed)
+
+
+def test_all_checkpoints_gone_is_a_start_from_the_beginning(tmp_path, run):
+    undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    run_dir = interrupted(tmp_path, run, 7)
+    for path in (run_dir.path / "checkpoints").iterdir():
+        path.unlink()
+    assert_same(attempt(tmp_path / "runs", run, tmp_path / "data"), run, undisturbed)
+
+
+def test_best_weights_that_are_gone_come_back(tmp_path, run):
+    run_dir = interrupted(tmp_path, run, 7)
+    before = {name: value.clone() for name, value in load_file(run_dir.weights("best")).items()}
+    run_dir.weights("best").write_bytes(b"cut")
+    saver = checkpoint.Saver(run_dir, run, World(0, 1, torch.device("cpu")))
+    assert saver.newest()["step"] == 6
+    after = load_file(run_dir.weights("best"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_file_of_code_is_no_checkpoint(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.system, ("true",))
+
+    path = checkpoint.save(tmp_path / "checkpoints", 3, {"x": Evil()})
+    with pytest.raises(checkpoint.Damaged, match=r"weights_only|Weights only|Unsupported"):
+        checkpoint.load(path)
+
+
+def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path, run):
+    run_dir = tiny.prepare(tmp_path, run)
+    old = run_dir.start_attempt({})
+    run_dir.start_attempt({})
+    with pytest.raises(Exception, match="overtaken by attempt 2"):
+        train(run_dir, old, World(0, 1, torch.device("cpu")), tmp_path / "data", Progress())
+    assert run_dir.result() is None
+    assert not (run_dir.path / "checkpoints").exists()
+
+
+def test_a_file_system_without_locks_is_said_and_the_attempts_protect(tmp_path, run, monkeypatch, caplog):
+    def no_locks(*args, **kwargs):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    monkeypatch.setenv("RANK", "0")
+    run_dir = tiny.prepare(tmp_path, run)
+    with caplog.at_level(logging.WARNING), worker._lock(run_dir, run_dir.start_attempt({})):
+        pass
+    assert "no file locks here" in caplog.text
+    with caplog.at_level(logging.WARNING), local._one_at_a_time(tmp_path):
+        pass
+    assert "do not submit twice at the same moment" in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting a tmpfs needs root: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place):
+    """Take all the room that is left."""
+    with (place / "filler").open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+
+
+@pytest.mark.parametrize(
+    "kind", ["ckpt", "best.safetensors", "last.safetensors", "events", "trainer.json", "result.json"]
+)
+def test_a_full_disk_fails_the_run_and_room_heals_it(tmp_path, run, small_disk, monkeypatch, kind):
+    undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    root = small_disk / "runs"
+    original, seen = files.tempfile.mkstemp, []
+
+    def mkstemp(*args, **kwargs):
+        seen.append(kwargs["prefix"])
+        if kind in kwargs["prefix"] and sum(kind in name for name in seen) == (
+            2 if kind in ("ckpt", "last.safetensors") else 1
+        ):
+            fill(small_disk)
+        return original(*args, **kwargs)
+
+    scalars = tracking.Tracker.scalars
+
+    def write(self, values, step):
+        if kind == "events" and step == 5:
+            fill(small_disk)
+        return scalars(self, values, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.tempfile, "mkstemp", mkstemp)
+        patch.setattr(tracking.Tracker, "scalars", write)
+        with pytest.raises(OSError, match="No space left"):
+            attempt(root, run, tmp_path / "data")
+        worker_failure(RunDir(root, run.id), monkeypatch)
+    (small_disk / "filler").unlink()
+    assert_same(attempt(root, run, tmp_path / "data"), run, undisturbed)
+
+
+def worker_failure(run_dir, monkeypatch):
+    """The reason is written though the disk is full."""
+    monkeypatch.setenv("RANK", "0")
+    newest = run_dir.newest()
+    worker.attempt_failed(newest, run_dir, OSError(errno.ENOSPC, "No space left on device"), Progress())
+    newest.write_last("outcome", {"state": "failed", "reason": newest.failures()[0]["message"]})
+    assert "the disk is full" in newest.read("outcome")["reason"]
