@@ -41,6 +41,12 @@ class Agreement:
         before[0].wait()
         return bool(before[1][0]), bool(before[1][1])
 
+    def finish(self) -> None:
+        """Wait for the last answer: a process that leaves before it is there aborts the others."""
+        if self._asked is not None:
+            self._asked[0].wait()
+            self._asked = None
+
 
 @dataclass(frozen=True)
 class World:
@@ -140,5 +146,8 @@ def join(device: str, threads: int | None, timeout_min: float = 30.0) -> Iterato
     yield World(rank, size, place, agreement)
     # Not after an error: the others would notice, and torchrun could end this process before it has said what went
     # wrong; NCCL would even wait for them.
+    if agreement is not None:
+        agreement.finish()
+        dist.barrier()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.integration
 CPU = torch.device("cpu")
 CNN = {"student": tiny.CNN, "teacher": tiny.CNN}
 TAGS = {"train/loss", "train/ce", "train/kd", "train/lr", "test/top1", "test/top5", "test/loss"}
-TAGS |= {"perf/images_per_s", "perf/data_wait_pct"}
+TAGS |= {"perf/images_per_s", "perf/data_wait_pct", "perf/checkpoint_pct"}
 VAL_TAGS = {"val/top1", "val/top5", "val/loss"}
 
 
