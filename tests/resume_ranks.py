@@ -40,6 +40,7 @@ def main() -> None:
                     progress = StopAt()
                 fresh = replace(world, agreement=Agreement())  # as in a process of its own
                 train(run_dir, attempt, fresh, folder / "data", progress)
+                fresh.agreement.finish()
                 world.barrier()
 
 
