@@ -330,12 +330,19 @@ def _print_dry_run(made: Plan, chosen: list[str], root: Path, data: Path) -> Non
 
 
 def _say_submission(made: Plan, submission: Any, experiments: tuple[str, ...], root: Path) -> None:
+    from kdcluster.files import trainer_code
+    from kdcluster.runs import RunDir
+
     for run_id, status in submission.left.items():
         why = f" ({status.reason})" if status.reason else ""
         again = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
         _say(f"  {run_id}  {status.state}{why}{again}")
     for run_id in submission.started:
         _say(f"  {run_id}  started")
+    done = [RunDir(root, run_id).newest() for run_id, status in submission.left.items() if status.state == "done"]
+    codes = [attempt.read("trainer").get("trainer_code") for attempt in done if attempt]
+    if other := sum(code not in (None, trainer_code()) for code in codes):
+        _say(f"{other} of the done runs were made by other trainer code than today's")
     if not submission.started:
         return _say(f"nothing to start: all {len(made.runs)} runs are as shown")
     names = shlex.join(experiments)
