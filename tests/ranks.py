@@ -18,7 +18,7 @@ from torch import Tensor
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
 from kdcluster.train import data, models, step, trainer
-from kdcluster.train.distributed import World, join
+from kdcluster.train.distributed import World, join, leave
 from tests import tiny
 
 CASES = ((10, None), (10, 3), (10, 1), (7, None), (7, 2), (2, None), (1, None))
@@ -96,3 +96,4 @@ def evaluation(
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from kdcluster.train.distributed import Agreement, join
+from kdcluster.train.distributed import Agreement, join, leave
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
 
@@ -46,3 +46,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

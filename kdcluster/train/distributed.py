@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -29,13 +31,16 @@ class Agreement:
     def __init__(self) -> None:
         self.group: Any = dist.new_group(backend="gloo")
         self._asked: tuple[Any, Tensor] | None = None
+        # Used in turns and never freed: gloo's thread would have to take Python's lock to free a tensor.
+        self._next, self._last = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
 
     def ask(self, stop: bool, save: bool) -> tuple[bool, bool]:
         """Whether any rank asked to stop and to save one step ago."""
         before = self._asked
-        values = torch.tensor([int(stop), int(save)])
+        values = self._next
+        values[0], values[1] = stop, save
         work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group, async_op=True)
-        self._asked = (work, values)
+        self._asked, self._next, self._last = (work, values), self._last, values
         if before is None:
             return False, False
         before[0].wait()
@@ -101,6 +106,19 @@ class World:
         if self.size > 1 and self.device.type == "cuda":  # gpu only
             return convert_sync_batchnorm(net)
         return net
+
+
+def leave() -> NoReturn:
+    """End this process, which did its work: at once, without Python's own end.
+
+    DDP and the loop refer to each other, so the process groups and gloo's threads outlive `join`. A thread that asks
+    for Python's lock while the interpreter ends is ended by it, inside C++ code that answers with std::terminate: the
+    rank would die of SIGABRT after a finished training, and torchrun would call the run failed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(0)
 
 
 def has_batchnorm(net: nn.Module) -> bool:
