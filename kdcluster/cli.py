@@ -7,14 +7,14 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from kdcluster import __version__
-from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError, explain_disk
 
 if TYPE_CHECKING:
     from kdcluster.launch.status import Status
@@ -37,6 +37,11 @@ class _Group(click.Group):
         except BrokenPipeError:  # `kdcluster logs | head`
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
             sys.exit(0)
+        except OSError as error:
+            message = explain_disk(error, "type the command again")
+            if message is None:
+                raise
+            _leave(message, 1)
 
 
 def _leave(message: str, code: int) -> NoReturn:
@@ -313,9 +318,27 @@ def submit(
     chosen = local.to_start(made, statuses(made, root), retry=retry)
     local.check_room({run_id: where for run_id, where in local.layouts(made).items() if run_id in chosen})
     submission = local.submit(made, root, data, lambda runs: preflight(runs, data, fetch=True), retry=retry)
-    _say_submission(made, submission, experiments, root)
+    again = _again(experiments, overrides, seeds)
+    _say_submission(made, submission, again, root)
     if wait:
-        _wait(made, root, timeout)
+        _wait(made, root, again + "".join(f" --{k} {n}" for k, n in (("gpus", gpus), ("procs", procs)) if n), timeout)
+
+
+def _again(experiments: tuple[str, ...], overrides: tuple[str, ...], seeds: str | None) -> str:
+    """The arguments that name the same runs in another command."""
+    sets = [word for override in overrides for word in ("--set", override)]
+    return shlex.join([*experiments, *sets, *(["--seeds", seeds] if seeds is not None else [])])
+
+
+def _where(root: Path) -> str:
+    return "" if root == Path("runs").absolute() else f" --runs-dir {shlex.quote(str(root))}"
+
+
+def _say_next_steps(found: Mapping[str, Status], again: str, root: Path) -> None:
+    from kdcluster.launch.status import next_steps
+
+    for step in next_steps(found, again, _where(root)):
+        _say(f"next: {step}")
 
 
 def _print_dry_run(made: Plan, chosen: list[str], root: Path, data: Path) -> None:
@@ -329,14 +352,14 @@ def _print_dry_run(made: Plan, chosen: list[str], root: Path, data: Path) -> Non
     _print(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
 
 
-def _say_submission(made: Plan, submission: Any, experiments: tuple[str, ...], root: Path) -> None:
+def _say_submission(made: Plan, submission: Any, again: str, root: Path) -> None:
     from kdcluster.files import trainer_code
     from kdcluster.runs import RunDir
 
     for run_id, status in submission.left.items():
         why = f" ({status.reason})" if status.reason else ""
-        again = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
-        _say(f"  {run_id}  {status.state}{why}{again}")
+        how = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
+        _say(f"  {run_id}  {status.state}{why}{how}")
     for run_id in submission.started:
         _say(f"  {run_id}  started")
     done = [RunDir(root, run_id).newest() for run_id, status in submission.left.items() if status.state == "done"]
@@ -345,13 +368,12 @@ def _say_submission(made: Plan, submission: Any, experiments: tuple[str, ...], r
         _say(f"{other} of the done runs were made by other trainer code than today's")
     if not submission.started:
         return _say(f"nothing to start: all {len(made.runs)} runs are as shown")
-    names = shlex.join(experiments)
-    where = "" if root == Path("runs").absolute() else f" --runs-dir {shlex.quote(str(root))}"
+    where = _where(root)
     _say(f"{len(submission.started)} of {len(made.runs)} runs on this machine; log: {submission.log}")
-    _say(f"next: kdcluster status {names} --watch{where}   then: kdcluster results {names}{where}")
+    _say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
 
 
-def _wait(made: Plan, root: Path, timeout: float | None) -> None:
+def _wait(made: Plan, root: Path, again: str, timeout: float | None) -> None:
     from kdcluster.launch.progress import follow
 
     try:
@@ -362,7 +384,8 @@ def _wait(made: Plan, root: Path, timeout: float | None) -> None:
         going = [i for i, status in statuses(made, root).items() if status.state not in (*ENDED, "planned")]
         _leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}", 130)
     if any(status.state != "done" for status in found.values()):
-        _leave("not every run is done; see: kdcluster status", 1)
+        _say_next_steps(found, again, root)
+        _leave("not every run is done", 1)
 
 
 @main.command()
@@ -436,6 +459,7 @@ def status(
         _print(f"{row['id']:<48} {row['state']:<9} {done:>7} {best:>8}  {row['reason']}".rstrip())
     counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
     _print(f"{len(rows)} runs{': ' if rows else ''}" + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    _say_next_steps(found, _again(experiments or tuple(made.wanted), overrides, seeds), root)
 
 
 def _started_here(root: Path) -> tuple[str, ...]:

@@ -7,6 +7,23 @@ KdclusterError        exit code 1
 └── NotFound          5  no such run or experiment
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = {
+    **dict.fromkeys(DISK_FULL, "the disk is full ({error}); what was saved is safe: free some space, then {again}"),
+    **dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM),
+        "the file system refuses ({error}); what was saved is safe: give access or name another place, then {again}",
+    ),
+}
+
+
+def explain_disk(error: OSError, again: str) -> str | None:
+    """What a disk that takes no writing means and what to do next; None for any other error."""
+    text = _DISK.get(error.errno or 0)
+    return text and text.format(error=error, again=again)
+
 
 class KdclusterError(Exception):
     """Something the user can act on; the command line prints the message and leaves with `exit_code`."""

@@ -22,15 +22,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdcluster.errors import ConfigError, KdclusterError, NotFound
+from kdcluster.errors import DISK_FULL, ConfigError, KdclusterError, NotFound
 from kdcluster.files import read_json, write_aside, write_json
 from kdcluster.plan import Run
 
 ATTEMPT_VARIABLE = "KDCLUSTER_ATTEMPT"
 """Environment variable that tells a trainer which attempt it is; unset in a debug run."""
 
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 RESERVE = 1 << 16
 """Bytes kept in each attempt, to say why it ended when the disk is full."""
 

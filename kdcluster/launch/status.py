@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,24 @@ def statuses(plan: Plan, root: Path) -> dict[str, Status]:
             own = Status("blocked", why, own.attempts)
         found[run.id] = own
     return found
+
+
+def next_steps(found: Mapping[str, Status], again: str, where: str) -> list[str]:
+    """What to type where runs ended without being done: first what says why, then what goes on with them.
+
+    Args:
+        found: the runs' states.
+        again: arguments of `kdcluster submit` that name these runs.
+        where: arguments that name their runs directory, or nothing.
+    """
+    failed = next((run_id for run_id, status in found.items() if status.state == "failed"), None)
+    states = {status.state for status in found.values()}
+    steps = [f"kdcluster logs {failed}{where}"] if failed else []
+    if states & {"failed", "cancelled"}:
+        steps.append(f"kdcluster submit {again}{where} --retry")
+    elif states & {"preempted", "lost", "stopped"}:
+        steps.append(f"kdcluster submit {again}{where}")
+    return steps
 
 
 def run_status(run_dir: RunDir) -> Status:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import KdclusterError, explain_disk
 from kdcluster.plan import Run
-from kdcluster.runs import ATTEMPT_VARIABLE, DISK_FULL, Attempt, RunDir
+from kdcluster.runs import ATTEMPT_VARIABLE, Attempt, RunDir
 from kdcluster.train.distributed import join
 from kdcluster.train.trainer import Progress, train
 
@@ -127,8 +127,8 @@ def explain(error: BaseException, run: Run) -> str:
     if in_collective(error) and "timed out" in str(error).lower():
         minutes = run.resources.collective_timeout_min
         return f"waited {minutes:g} minutes for another rank, which hangs (resources.collective_timeout_min)"
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f"the disk is full ({error}); what was saved is safe: free some space, then submit with --retry"
+    if isinstance(error, OSError) and (message := explain_disk(error, "submit with --retry")):
+        return message
     if isinstance(error, KdclusterError):
         return str(error)
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

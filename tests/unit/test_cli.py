@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -389,7 +390,7 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
         f"  {baseline}  started",
         f"  {distilled}  started",
         f"2 of 3 runs on this machine; log: {empty_folder}/runs/supervisor.log",
-        "next: kdcluster status demo --watch   then: kdcluster results demo",
+        "next: kdcluster status demo --seeds 0 --watch   then: kdcluster results demo --seeds 0",
     ]
     assert no_start[0] == 3
     assert no_start[1][1:] == (empty_folder / "runs", empty_folder / "data", False)
@@ -465,3 +466,26 @@ def test_ascii_is_enough_in_a_process_of_its_own(beyond_ascii: Path) -> None:
     done = kdcluster_process("list", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert "gr?n  ? ? ?  (configs/gr?n.yaml)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EROFS, "refuses"), (errno.EACCES, "refuses"), (errno.ENOSPC, "disk is full")]
+)
+def test_a_disk_that_takes_nothing_is_a_message(empty_folder, monkeypatch, number, words) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    monkeypatch.setattr("kdcluster.launch.local.submit", refuse)
+    said = fails(1, "submit", "demo")
+    assert words in said
+    assert "'runs/x'); what was saved is safe" in said
+    assert "Traceback" not in said
+
+
+def test_any_other_error_of_the_system_keeps_its_traceback(empty_folder, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("kdcluster.launch.local.submit", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        run("submit", "demo")

@@ -310,3 +310,32 @@ def worker_failure(run_dir, monkeypatch):
     worker.attempt_failed(newest, run_dir, OSError(errno.ENOSPC, "No space left on device"), Progress())
     newest.write_last("outcome", {"state": "failed", "reason": newest.failures()[0]["message"]})
     assert "the disk is full" in newest.read("outcome")["reason"]
+
+
+def test_a_mount_that_becomes_read_only_fails_the_run_and_writing_heals_it(tmp_path, run, monkeypatch):
+    undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    root = tmp_path / "runs"
+    place = tiny.prepare(root, run).path / "checkpoints"
+    place.mkdir()
+    original, seen = files.tempfile.mkstemp, []
+
+    def mkstemp(*args, **kwargs):
+        seen.append(kwargs["prefix"])
+        if sum("ckpt" in name for name in seen) == 2 and not os.path.ismount(place):
+            for words in (("--bind", place, place), ("-o", "remount,bind,ro", place)):
+                mounted = subprocess.run(["mount", *words], capture_output=True, check=False)
+                if mounted.returncode != 0:
+                    pytest.skip(f"mounting needs root: {mounted.stderr.decode().strip()}")
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.tempfile, "mkstemp", mkstemp)
+        try:
+            with pytest.raises(OSError, match="Read-only file system") as caught:
+                attempt(root, run, tmp_path / "data")
+        finally:
+            subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
+    message = worker.explain(caught.value, run)
+    assert "what was saved is safe" in message
+    assert "--retry" in message
+    assert_same(attempt(root, run, tmp_path / "data"), run, undisturbed)

@@ -200,3 +200,21 @@ def test_blocked_is_passed_on(made: Plan) -> None:
     student = role(made, "distilled")
     found: dict[str, Any] = {student.needs[0]: status.Status("blocked", "x is failed")}
     assert blocked_by(student, found) == f"{student.needs[0]} is blocked: x is failed"
+
+
+@pytest.mark.parametrize(
+    ("states", "steps"),
+    [
+        (("done", "running", "blocked"), []),
+        (
+            ("done", "failed", "blocked"),
+            ["kdcluster logs r1 --runs-dir x", "kdcluster submit demo --runs-dir x --retry"],
+        ),
+        (("cancelled", "lost"), ["kdcluster submit demo --runs-dir x --retry"]),
+        (("preempted", "done"), ["kdcluster submit demo --runs-dir x"]),
+        (("lost",), ["kdcluster submit demo --runs-dir x"]),
+    ],
+)
+def test_what_to_type_next(states: tuple[str, ...], steps: list[str]) -> None:
+    found = {f"r{number}": status.Status(state) for number, state in enumerate(states)}
+    assert status.next_steps(found, "demo", " --runs-dir x") == steps
