@@ -75,7 +75,9 @@ def screen(found: Mapping[str, Status], *, bars: bool = False) -> Group:
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # so that a run's id fits into 80 columns
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
+        table.add_column(
+            name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run", overflow="fold"
+        )
     if bars:
         table.add_column("progress", width=20)
     for run_id, status in found.items():

@@ -196,7 +196,9 @@ def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, var
     out = terminal.end()
     assert out.splitlines()[-1] == "3 runs: 1 failed, 1 done, 1 blocked"
     assert "ValueError: no" in out
-    shown = frames(terminal.text)
+    screens, *steps = terminal.text.split("next: ")  # below the last screen; a terminal may wrap what is to be copied
+    assert [step.split()[1] for step in steps] == ["logs", "submit"]
+    shown = frames(screens)
     assert max(len(row) for frame in shown for row in frame) <= columns
     wide = ("progress",) if columns >= progress.BAR_FROM else ()
     assert {tuple(frame[0].split()) for frame in shown} == {
