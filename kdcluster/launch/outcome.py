@@ -25,7 +25,7 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     base: dict[str, Any] = {
         "returncode": returncode,
         "rank": None,
-        "host": None,
+        "host": attempt.read("start").get("host"),
         "signal": None,
         "out_of_memory": False,
     }
@@ -39,12 +39,13 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     if saved or told_to_stop:
         return {**base, "state": "preempted" if saved else "lost", "reason": f"stopped {where}"}
     base["state"] = "failed"
+    host = f" on {base['host']}" if base["host"] else ""
     text = attempt.log().read_text(errors="replace") if attempt.log().exists() else ""
     if killed := _killed(text):
         rank, number = killed
         hint = " (the kernel does that when memory runs out)" if number == signal.SIGKILL else ""
         name = _name(number)
-        return {**base, "rank": rank, "signal": name, "reason": f"rank {rank} was killed by {name}{hint}"}
+        return {**base, "rank": rank, "signal": name, "reason": f"rank {rank}{host} was killed by {name}{hint}"}
     if stopped := _AGENT.search(text):
         name = _name(int(stopped[1]))
         return {**base, "signal": name, "reason": f"torchrun was stopped by {name}"}
@@ -59,11 +60,11 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
             "rank": first["rank"],
             "host": first["host"],
             "out_of_memory": first["out_of_memory"],
-            "reason": f"rank {first['rank']}, step {first['step']}: {first['message']}",
+            "reason": f"rank {first['rank']} on {first['host']}, step {first['step']}: {first['message']}",
         }
     if root := _FAILURE.search(text.rpartition("Root Cause")[2]):
         rank = int(root["rank"])
-        return {**base, "rank": rank, "reason": f"rank {rank} ended with {root['code']}: {_last_words(text)}"}
+        return {**base, "rank": rank, "reason": f"rank {rank}{host} ended with {root['code']}: {_last_words(text)}"}
     return {**base, "reason": f"torchrun ended with {returncode}: {_last_words(text)}"}
 
 

@@ -55,9 +55,9 @@ def next_steps(found: Mapping[str, Status], again: str, where: str) -> list[str]
     states = {status.state for status in found.values()}
     steps = [f"kdcluster logs {failed}{where}"] if failed else []
     if states & {"failed", "cancelled"}:
-        steps.append(f"kdcluster submit {again}{where} --retry")
+        steps.append(f"kdcluster submit {again}{where} --retry  # goes on from what is saved")
     elif states & {"preempted", "lost", "stopped"}:
-        steps.append(f"kdcluster submit {again}{where}")
+        steps.append(f"kdcluster submit {again}{where}  # goes on from what is saved")
     return steps
 
 

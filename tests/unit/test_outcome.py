@@ -24,6 +24,7 @@ def run_dir(tmp_path: Path) -> RunDir:
 def attempt(run_dir: RunDir, text: str | None) -> Attempt:
     """An attempt with torchrun's text: one of the fixtures, or as it stands here."""
     made = run_dir.start_attempt({})
+    made.write("start", {"host": "node7"})
     if text is not None and (FIXTURES / f"torchrun-{text}.txt").is_file():
         shutil.copy(FIXTURES / f"torchrun-{text}.txt", made.log())
     elif text is not None:
@@ -40,17 +41,23 @@ def fails(attempt: Attempt, rank: int, message: str, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "returncode", "reason", "rank", "signal"),
     [
-        ("exception", 1, "rank 1 ended with 1: ValueError: rank one is broken", 1, None),
-        ("import-error", 1, "rank 0 ended with 1: ModuleNotFoundError: No module named 'no_such_module'", 0, None),
-        ("silent", 1, "rank 0 ended with 3: it printed nothing", 0, None),
-        ("sigkill", 1, "rank 1 was killed by SIGKILL" + KERNEL, 1, "SIGKILL"),
+        ("exception", 1, "rank 1 on node7 ended with 1: ValueError: rank one is broken", 1, None),
+        (
+            "import-error",
+            1,
+            "rank 0 on node7 ended with 1: ModuleNotFoundError: No module named 'no_such_module'",
+            0,
+            None,
+        ),
+        ("silent", 1, "rank 0 on node7 ended with 3: it printed nothing", 0, None),
+        ("sigkill", 1, "rank 1 on node7 was killed by SIGKILL" + KERNEL, 1, "SIGKILL"),
         # Both died within a second, and torchrun calls the one that is first in its list the root cause.
-        ("sigkill-second", 1, "rank 1 was killed by SIGKILL" + KERNEL, 1, "SIGKILL"),
+        ("sigkill-second", 1, "rank 1 on node7 was killed by SIGKILL" + KERNEL, 1, "SIGKILL"),
         # Somebody else's SIGTERM stands at the root; torchrun's own, to the siblings, only among the others.
-        ("sigterm", 1, "rank 1 was killed by SIGTERM", 1, "SIGTERM"),
-        ("realtime-signal", 1, "rank 1 was killed by signal 40", 1, "signal 40"),
+        ("sigterm", 1, "rank 1 on node7 was killed by SIGTERM", 1, "SIGTERM"),
+        ("realtime-signal", 1, "rank 1 on node7 was killed by signal 40", 1, "signal 40"),
         # Rank 0 ignored SIGTERM for 30 s, then torchrun itself sent SIGKILL.
-        ("forced", 1, "rank 1 ended with 1: ValueError: rank one is broken", 1, None),
+        ("forced", 1, "rank 1 on node7 ended with 1: ValueError: rank one is broken", 1, None),
         ("agent-sigkill", -9, "torchrun was killed by SIGKILL", None, "SIGKILL"),
         ("agent-sigterm", 1, "torchrun was stopped by SIGTERM", None, "SIGTERM"),
         ("", 1, "torchrun ended with 1: it printed nothing", None, None),
@@ -64,14 +71,14 @@ def test_from_torchruns_text_alone(
 ) -> None:
     ended = outcome(run_dir, attempt(run_dir, text), returncode)
     expected = {"state": "failed", "reason": reason, "rank": rank, "signal": signal, "returncode": returncode}
-    assert ended == {**expected, "host": None, "out_of_memory": False}
+    assert ended == {**expected, "host": "node7", "out_of_memory": False}
 
 
 def test_a_failure_file_says_more_than_torchrun(run_dir: RunDir) -> None:
     started = attempt(run_dir, "exception")
     fails(started, 1, "ValueError: rank one is broken", step=7)
     ended = outcome(run_dir, started, 1)
-    assert ended["reason"] == "rank 1, step 7: ValueError: rank one is broken"
+    assert ended["reason"] == "rank 1 on node1, step 7: ValueError: rank one is broken"
     assert (ended["rank"], ended["host"], ended["signal"]) == (1, "node1", None)
 
 
@@ -81,7 +88,7 @@ def test_a_signal_beats_an_exception(run_dir: RunDir, text: str) -> None:
     started = attempt(run_dir, text)
     fails(started, 0, "RuntimeError: Connection closed by peer", collective=True)
     ended = outcome(run_dir, started, 1)
-    assert ended["reason"] == "rank 1 was killed by SIGKILL" + KERNEL
+    assert ended["reason"] == "rank 1 on node7 was killed by SIGKILL" + KERNEL
     assert ended["rank"] == 1
 
 
@@ -89,7 +96,7 @@ def test_what_torchrun_did_to_the_siblings_is_not_the_cause(run_dir: RunDir) -> 
     for text in ("exception", "forced"):
         started = attempt(run_dir, text)
         fails(started, 1, "ValueError: rank one is broken")
-        assert outcome(run_dir, started, 1)["reason"] == "rank 1, step 5: ValueError: rank one is broken"
+        assert outcome(run_dir, started, 1)["reason"] == "rank 1 on node1, step 5: ValueError: rank one is broken"
 
 
 def test_an_exception_outside_a_collective_beats_an_earlier_one_inside(run_dir: RunDir) -> None:
@@ -98,7 +105,7 @@ def test_an_exception_outside_a_collective_beats_an_earlier_one_inside(run_dir: 
     fails(started, 2, "ValueError: late", time=12.0)
     fails(started, 1, "ValueError: first", time=11.0)
     fails(started, 3, "RuntimeError: gloo", collective=True, time=8.0)
-    assert outcome(run_dir, started, 1)["reason"] == "rank 1, step 5: ValueError: first"
+    assert outcome(run_dir, started, 1)["reason"] == "rank 1 on node1, step 5: ValueError: first"
 
 
 def test_out_of_memory_is_marked(run_dir: RunDir) -> None:

@@ -202,17 +202,20 @@ def test_blocked_is_passed_on(made: Plan) -> None:
     assert blocked_by(student, found) == f"{student.needs[0]} is blocked: x is failed"
 
 
+SAVED = "  # goes on from what is saved"
+
+
 @pytest.mark.parametrize(
     ("states", "steps"),
     [
         (("done", "running", "blocked"), []),
         (
             ("done", "failed", "blocked"),
-            ["kdcluster logs r1 --runs-dir x", "kdcluster submit demo --runs-dir x --retry"],
+            ["kdcluster logs r1 --runs-dir x", "kdcluster submit demo --runs-dir x --retry" + SAVED],
         ),
-        (("cancelled", "lost"), ["kdcluster submit demo --runs-dir x --retry"]),
-        (("preempted", "done"), ["kdcluster submit demo --runs-dir x"]),
-        (("lost",), ["kdcluster submit demo --runs-dir x"]),
+        (("cancelled", "lost"), ["kdcluster submit demo --runs-dir x --retry" + SAVED]),
+        (("preempted", "done"), ["kdcluster submit demo --runs-dir x" + SAVED]),
+        (("lost",), ["kdcluster submit demo --runs-dir x" + SAVED]),
     ],
 )
 def test_what_to_type_next(states: tuple[str, ...], steps: list[str]) -> None:
