@@ -49,7 +49,8 @@ def ended(attempt: Attempt, state: str, reason: str = "", rank: int | None = Non
 
 
 def publish(run_dir: RunDir, top1: float, attempt: int = 1) -> None:
-    """result.json, as the trainer leaves it at the end."""
+    """result.json, as the trainer leaves it at the end, and a file in the place of the best weights."""
+    run_dir.weights("best").touch()
     write_json(run_dir.path / "result.json", {"attempt": attempt, "best": {"test/top1": top1}})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ def statuses(plan: Plan, root: Path) -> dict[str, Status]:
         if own.state in ("planned", "queued") and (why := blocked_by(run, found)):
             own = Status("blocked", why, own.attempts)
         found[run.id] = own
+    for run in plan.runs:
+        if found[run.id].state in ("done", "running"):
+            continue
+        for need in run.needs:  # the table needs no weights, but a student that is still to be trained does
+            if found[need].state == "done" and not RunDir(root, need).weights("best").is_file():
+                why = "its best weights are gone, and a student needs them; submit makes them again"
+                found[need] = replace(found[need], state="lost", reason=why)
     return found
 
 

@@ -221,3 +221,18 @@ SAVED = "  # goes on from what is saved"
 def test_what_to_type_next(states: tuple[str, ...], steps: list[str]) -> None:
     found = {f"r{number}": status.Status(state) for number, state in enumerate(states)}
     assert status.next_steps(found, "demo", " --runs-dir x") == steps
+
+
+def test_a_teacher_whose_weights_are_gone_is_lost_to_a_student_that_needs_them(made: Plan, root: Path) -> None:
+    teacher, baseline, student = (put(root, run, "planned") for run in made.runs)
+    fabricated.done(teacher, 90.0)
+    fabricated.done(baseline, 50.0)
+    teacher.weights("best").unlink(missing_ok=True)
+    found = statuses(made, root)[teacher.id]
+    assert (found.state, found.top1) == ("lost", 90.0)
+    assert "best weights are gone" in found.reason
+    teacher.weights("best").touch()
+    assert statuses(made, root)[teacher.id].state == "done"
+    teacher.weights("best").unlink()
+    fabricated.done(student, 60.0)
+    assert statuses(made, root)[teacher.id].state == "done"
