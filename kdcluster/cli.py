@@ -39,7 +39,7 @@ class _Group(click.Group):
             sys.exit(0)
         except OSError as error:
             message = explain_disk(error, "type the command again")
-            if message is None:
+            if message is None or ctx.find_root().obj["verbose"]:
                 raise
             _leave(message, 1)
 
@@ -321,7 +321,9 @@ def submit(
     again = _again(experiments, overrides, seeds)
     _say_submission(made, submission, again, root)
     if wait:
-        _wait(made, root, again + "".join(f" --{k} {n}" for k, n in (("gpus", gpus), ("procs", procs)) if n), timeout)
+        given = {"--role": roles, "--gpus": gpus, "--procs": procs, "--data-dir": data_dir}
+        words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+        _wait(made, root, " ".join([again, *map(shlex.quote, words)]), timeout)
 
 
 def _again(experiments: tuple[str, ...], overrides: tuple[str, ...], seeds: str | None) -> str:

@@ -31,7 +31,7 @@ class Agreement:
     def __init__(self) -> None:
         self.group: Any = dist.new_group(backend="gloo")
         self._asked: tuple[Any, Tensor] | None = None
-        # Used in turns and never freed: gloo's thread would have to take Python's lock to free a tensor.
+        # Used in turns, not freed while in use: gloo's thread would need Python's lock to free a tensor.
         self._next, self._last = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
 
     def ask(self, stop: bool, save: bool) -> tuple[bool, bool]:
@@ -111,9 +111,9 @@ class World:
 def leave() -> NoReturn:
     """End this process, which did its work: at once, without Python's own end.
 
-    DDP and the loop refer to each other, so the process groups and gloo's threads outlive `join`. A thread that asks
-    for Python's lock while the interpreter ends is ended by it, inside C++ code that answers with std::terminate: the
-    rank would die of SIGABRT after a finished training, and torchrun would call the run failed.
+    DDP and the loop refer to each other, so the process groups and gloo's threads outlive `join`. A rank was once seen
+    to die of SIGABRT after its training (std::terminate), and torchrun calls such a run failed; the likely cause is
+    one of these threads, which Python ends inside C++ code when it asks for Python's lock while the interpreter ends.
     """
     sys.stdout.flush()
     sys.stderr.flush()
