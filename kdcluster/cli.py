@@ -323,7 +323,7 @@ def submit(
     if wait:
         given = {"--role": roles, "--gpus": gpus, "--procs": procs, "--data-dir": data_dir}
         words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
-        _wait(made, root, " ".join([again, *map(shlex.quote, words)]), timeout)
+        _wait(made, root, again, " ".join([again, *map(shlex.quote, words)]), timeout)
 
 
 def _again(experiments: tuple[str, ...], overrides: tuple[str, ...], seeds: str | None) -> str:
@@ -375,7 +375,8 @@ def _say_submission(made: Plan, submission: Any, again: str, root: Path) -> None
     _say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
 
 
-def _wait(made: Plan, root: Path, again: str, timeout: float | None) -> None:
+def _wait(made: Plan, root: Path, named: str, again: str, timeout: float | None) -> None:
+    """Until every run has ended; `named`: arguments that name the runs, `again`: those that submit them again."""
     from kdcluster.launch.progress import follow
 
     try:
@@ -384,7 +385,10 @@ def _wait(made: Plan, root: Path, again: str, timeout: float | None) -> None:
         from kdcluster.launch.status import ENDED, statuses
 
         going = [i for i, status in statuses(made, root).items() if status.state not in (*ENDED, "planned")]
-        _leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}", 130)
+        look = (
+            f"\nnext: kdcluster status {named} --watch{_where(root)}, or kdcluster cancel to stop them" if going else ""
+        )
+        _leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}{look}", 130)
     if any(status.state != "done" for status in found.values()):
         _say_next_steps(found, again, root)
         _leave("not every run is done", 1)
@@ -605,7 +609,7 @@ def results(
         try:
             write_aside(output, render.render(built, style))  # type: ignore[arg-type]
         except OSError as error:
-            raise KdclusterError(f"cannot write {output}: {error.strerror}") from None
+            raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
     else:
         _print(render.render(built, style, ascii=not _can_print("±×αΔ–")), nl=False)  # type: ignore[arg-type]
     if strict and not built.complete:

@@ -3,6 +3,7 @@
 runs/<id>/config.yaml            the resolved run (plan.Run)
           attempts/<n>/          one for each start: start.json agent.json outcome.json trainer.json heartbeat.json
                                  torchrun.log rank<r>.log failure-rank<r>.json code.diff
+          checkpoints/           step-<n>.ckpt (train/checkpoint.py)
           events/                TensorBoard files of all attempts, written by rank 0
           last.safetensors  best.safetensors
           result.json            written once, at the end
@@ -109,6 +110,14 @@ class RunDir:
     def lock(self) -> FileLock:
         """Held by rank 0 for the whole training."""
         return FileLock(self.path / "trainer.lock", fallback_to_soft=False)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def saved_step(self) -> int:
+        """Optimizer steps in the newest checkpoint, 0 without one; whether it is whole shows when it is loaded."""
+        return max((int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.ckpt")), default=0)
 
     def weights(self, which: str) -> Path:
         """`last` or `best` weights."""
@@ -223,9 +232,11 @@ def find_run(root: Path, beginning: str) -> RunDir:
     known = [run_dir.id for run_dir in run_dirs(root)]
     matches = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
     if not matches:
-        raise NotFound(f"no run {beginning!r} in {root}")
+        raise NotFound(f"no run {beginning!r} in {root}; kdcluster status EXP shows the runs of an experiment")
     if len(matches) > 1:
-        raise ConfigError(f"{beginning!r} is the beginning of {len(matches)} runs: {', '.join(matches[:6])}")
+        raise ConfigError(
+            f"{beginning!r} is the beginning of {len(matches)} runs, give more of it: {', '.join(matches[:6])}"
+        )
     return RunDir(root, matches[0])
 
 

@@ -46,6 +46,9 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, str]:
     deadline = time.monotonic() + GRACE_S
     while still := [run_dir.id for run_dir in live if run_status(run_dir).state in LIVE]:
         if time.monotonic() > deadline:
-            raise WaitTimeout(f"still going {GRACE_S:.0f} s after they were told to stop: {', '.join(still)}")
+            raise WaitTimeout(
+                f"still going {GRACE_S:.0f} s after they were told to stop: {', '.join(still)}; "
+                f"what they saved is safe; look with kdcluster status, and cancel again"
+            )
         time.sleep(0.1)
     return {run_dir.id: run_status(run_dir).state for run_dir in live}

@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
 
+_WITHOUT = "; mend the driver, or run on the CPU with --procs (CUDA_VISIBLE_DEVICES= hides the GPUs)"
+
 
 def visible_gpus() -> list[str]:
     """UUIDs of the GPUs that this process may use, without importing torch.
@@ -27,9 +29,9 @@ def visible_gpus() -> list[str]:
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
-        raise KdclusterError("nvidia-smi did not answer within 60 s; is the driver well?") from None
+        raise KdclusterError(f"nvidia-smi did not answer within 60 s{_WITHOUT}") from None
     if found.returncode != 0:
-        raise KdclusterError(f"nvidia-smi failed: {(found.stdout + found.stderr).strip()}")
+        raise KdclusterError(f"nvidia-smi failed: {(found.stdout + found.stderr).strip()}{_WITHOUT}")
     gpus = found.stdout.split()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:

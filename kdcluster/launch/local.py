@@ -145,7 +145,7 @@ def _start_supervisor(folder: Path) -> None:
             continue
         if read_json(folder / "supervisor.json") is None:
             text = (folder / "supervisor.log").read_text(errors="replace").strip()
-            raise KdclusterError(f"the supervisor did not come up:\n{text}")
+            raise KdclusterError(f"the supervisor did not come up, so nothing was started; submit again:\n{text}")
 
 
 def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:

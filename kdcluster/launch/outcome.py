@@ -33,7 +33,7 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     if result and result["attempt"] == attempt.number:  # the last thing that is written: whatever came then is noise
         return {**base, "state": "done", "reason": ""}
     saved = attempt.read("preempted")
-    where = f"at step {saved['step']}" if saved else "before it could save; it goes on from its last checkpoint"
+    where = f"at step {saved['step']}" if saved else "before it could save"
     if run_dir.is_cancelled():
         return {**base, "state": "cancelled", "reason": f"stopped {where}"}
     if saved or told_to_stop:

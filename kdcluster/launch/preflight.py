@@ -23,7 +23,9 @@ def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, 
     given = json.dumps([run.model_dump(mode="json") for run in runs])
     done = subprocess.run([*argv, *(["--fetch"] if fetch else [])], input=given, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        raise KdclusterError(f"checking models and data ended with {done.returncode}; its error stands above")
+        raise KdclusterError(
+            f"checking models and data ended with {done.returncode}; nothing was started; its error stands above"
+        )
     found: dict[str, Any] = json.loads(done.stdout)
     if found["problems"]:
         raise ConfigError(*found["problems"])

@@ -51,7 +51,9 @@ def _poll(
             return found
         if deadline is not None and time.monotonic() > deadline:
             going = [run_id for run_id, status in found.items() if status.state not in ENDED]
-            raise WaitTimeout(f"still going after the time-out: {', '.join(going)}")
+            raise WaitTimeout(
+                f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
+            )
         time.sleep(POLL_S)
 
 

@@ -63,8 +63,8 @@ def next_steps(found: Mapping[str, Status], again: str, where: str) -> list[str]
     steps = [f"kdcluster logs {failed}{where}"] if failed else []
     if states & {"failed", "cancelled"}:
         steps.append(f"kdcluster submit {again}{where} --retry  # goes on from what is saved")
-    elif states & {"preempted", "lost", "stopped"}:
-        steps.append(f"kdcluster submit {again}{where}  # goes on from what is saved")
+    elif states & {"preempted", "lost", "stopped", "planned"}:
+        steps.append(f"kdcluster submit {again}{where}  # starts what is missing, goes on from what is saved")
     return steps
 
 
@@ -91,20 +91,21 @@ def run_status(run_dir: RunDir) -> Status:
     if outcome:
         failed_log = newest.log(outcome["rank"]) if outcome.get("rank") is not None else log
         failure = {key: outcome.get(key) for key in FAILURE} if outcome["state"] == "failed" else None
-        return Status(outcome["state"], outcome["reason"], number, failed_log, beat, failure)
+        return Status(outcome["state"], _and_safe(outcome["reason"], run_dir), number, failed_log, beat, failure)
     if alive:
         return Status("running", "being stopped" if cancelled else "", number, log, beat)
     if saved := newest.read("preempted"):
-        return Status("preempted", f"stopped at step {saved['step']}; submit goes on from there", number, log, beat)
+        return Status("preempted", _and_safe(f"stopped at step {saved['step']}", run_dir), number, log, beat)
     if cancelled:
-        return Status("cancelled", "", number, log, beat)
-    return Status(
-        "lost",
-        f"its processes on {start.get('host', '?')} are gone; submit goes on from its last checkpoint",
-        number,
-        log,
-        beat,
-    )
+        return Status("cancelled", _and_safe("stopped", run_dir), number, log, beat)
+    why = _and_safe(f"its processes on {start.get('host', '?')} are gone", run_dir)
+    return Status("lost", why, number, log, beat)
+
+
+def _and_safe(why: str, run_dir: RunDir) -> str:
+    """Why a run ended, and what of it is safe."""
+    step = run_dir.saved_step()
+    return f"{why}; step {step} is saved" if step else f"{why}; nothing is saved yet"
 
 
 def blocked_by(run: Run, found: dict[str, Status]) -> str:
@@ -115,5 +116,7 @@ def blocked_by(run: Run, found: dict[str, Status]) -> str:
             return f"{need} is {state.state}" + (f": {state.reason}" if state.reason else "")
         gate = run.teacher.min_top1 if run.teacher else None
         if state.state == "done" and gate is not None and state.top1 is not None and state.top1 < gate:
-            return f"{need} reached {state.top1:.2f} %, under teacher.min_top1 {gate:g}"
+            return (
+                f"{need} reached {state.top1:.2f} %, under teacher.min_top1 {gate:g}; train it longer or lower the gate"
+            )
     return ""

@@ -168,7 +168,7 @@ class Saver:
 
     def __init__(self, run_dir: RunDir, run: Run, world: World) -> None:
         assert run.train is not None
-        self.folder = run_dir.path / "checkpoints"
+        self.folder = run_dir.checkpoints
         self._run, self._run_dir = run, run_dir
         self._world = world
         self._every = run.train.checkpoint_every
@@ -190,7 +190,7 @@ class Saver:
         if state is None:
             state = load(path_of(self.folder, step))
         if state["hash"] != self._run.hash:
-            raise Damaged(f"{path_of(self.folder, step)} belongs to another run; move it away")
+            raise Damaged(f"{path_of(self.folder, step)} belongs to another run; move it away, then submit again")
         log.info("resuming at step %d", step)
         return state
 

@@ -134,7 +134,10 @@ class Publisher:
         """Raise if another attempt has started since."""
         newest = self.run_dir.newest()
         if self.active and self.attempt is not None and newest is not None and newest.number != self.attempt.number:
-            raise KdclusterError(f"attempt {self.attempt.number} was overtaken by attempt {newest.number}: stopping")
+            raise KdclusterError(
+                f"attempt {self.attempt.number} was overtaken by attempt {newest.number}, which goes on from what is "
+                f"saved; this one stops and publishes nothing more"
+            )
 
 
 def batchnorm_batch(net: nn.Module, run: Run, world: World) -> int | None:

@@ -138,7 +138,10 @@ def _archive(kind: Any, downloads: Path, scratch: Path) -> Path:
                 f"{downloads.absolute()}, or run `kdcluster prefetch` on a machine that has internet"
             ) from None
         if not check_integrity(part, kind.tgz_md5):
-            raise KdclusterError(f"what came from {kind.url} is not the original archive (md5 {kind.tgz_md5})")
+            raise KdclusterError(
+                f"what came from {kind.url} is not the original archive (md5 {kind.tgz_md5}); nothing was kept; try "
+                f"again, or put the original {kind.filename} into the folder {downloads.absolute()}"
+            )
         downloads.mkdir(parents=True, exist_ok=True)
         part.replace(archive)
     elif not check_integrity(archive, kind.tgz_md5):
@@ -185,7 +188,15 @@ def image_folder(root: Path, size: int | None) -> Source:
             raise ConfigError(f"data.path: no such folder: {root / split}")
     classes = folder_classes(root / "train")
     if folder_classes(root / "test") != classes:
-        raise ConfigError(f"data.path: the class folders in {root / 'train'} and {root / 'test'} differ")
+        here, there = set(classes), set(folder_classes(root / "test"))
+        only = [
+            f"only in {split}: {', '.join(sorted(names)[:5])}"
+            for split, names in (("train", here - there), ("test", there - here))
+            if names
+        ]
+        raise ConfigError(
+            f"data.path: the class folders in {root / 'train'} and {root / 'test'} differ ({'; '.join(only)})"
+        )
     images = {split: _labelled(root / split, classes) for split in ("train", "test")}
     (height, width), rule = _size_rule([path for paths, _ in images.values() for path in paths], size)
     log.info("%s: %s", root, rule)
@@ -202,7 +213,7 @@ def _labelled(folder: Path, classes: list[str]) -> tuple[list[Path], Labels]:
     names = [name for name, _ in folder_images(folder) if "/" not in name or not name.startswith(".")]
     for name in names:
         if "/" not in name:
-            raise ConfigError(f"data.path: {folder / name} lies outside the class folders")
+            raise ConfigError(f"data.path: {folder / name} lies outside the class folders; move it into one")
     if not names:
         raise ConfigError(f"data.path: no images below {folder}")
     labels = np.array([label_of[name.split("/")[0]] for name in names], np.int64)
@@ -275,4 +286,4 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # for a broken file PIL raises OSError, SyntaxError, ValueError, struct.error, …
-        raise KdclusterError(f"cannot read the image {path}: {error}") from error
+        raise KdclusterError(f"cannot read the image {path}: {error}; replace it, or take it out") from error

@@ -111,7 +111,10 @@ def load_teacher(run_dir: RunDir, run: Run, world: World, debug: bool) -> nn.Mod
     weights = RunDir(run_dir.root, run.teacher.id).weights("best")
     trained = weights.is_file()
     if not trained and not debug:
-        raise KdclusterError(f"the teacher {run.teacher.id} has no best weights yet ({weights})")
+        raise KdclusterError(
+            f"the teacher {run.teacher.id} has no best weights yet ({weights}); "
+            f"submit the experiment, which trains it first"
+        )
     teacher = models.build(run.teacher.model, run.num_classes, run.channels, start=not trained)
     if trained:
         teacher.net.load_state_dict(load_file(weights))

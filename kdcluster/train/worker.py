@@ -93,7 +93,10 @@ def _lock(run_dir: RunDir, attempt: Attempt | None) -> Any:
     try:
         return run_dir.lock.acquire(timeout=30)
     except Timeout:
-        raise KdclusterError(f"another process still trains {run_dir.id} (it holds {run_dir.lock.lock_file})") from None
+        raise KdclusterError(
+            f"another process still trains {run_dir.id} (it holds {run_dir.lock.lock_file}); it was left alone: "
+            f"wait for it, or cancel the run, then submit again"
+        ) from None
     except (NotImplementedError, OSError) as error:
         logging.warning("no file locks here (%s): going on with attempt numbers alone", error)
         return nullcontext()

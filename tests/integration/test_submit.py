@@ -207,7 +207,9 @@ def test_from_one_file_to_runs_that_are_done(places: Places) -> None:
     for run in place.plan("distill.alpha=0.25").runs[3:]:
         assert f"\n{run.id}  blocked  ({teacher} reached " in err
         assert not (place.root / run.id).exists()
-    assert err.count(" %, under teacher.min_top1 100)\n") == 4  # in the summary, and as progress
+    assert (
+        err.count(" %, under teacher.min_top1 100; train it longer or lower the gate)\n") == 4
+    )  # in the summary, and as progress
 
 
 def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> None:
@@ -221,7 +223,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     place.mood.write_text("raise")
     code, out, err = place.run(*two, "--wait")
     assert (code, out) == (1, "")
-    reason = f"rank 1 on {socket.gethostname()}, step 2: ValueError: rank one is broken"
+    reason = f"rank 1 on {socket.gethostname()}, step 2: ValueError: rank one is broken; nothing is saved yet"
     assert f"\n{teacher.id}  failed  ({reason})\n" in err
     assert f"\n{distilled.id}  blocked  ({teacher.id} is failed: {reason})\n" in err
     assert f"\n{baseline.id}  done  best test top-1 " in err
@@ -249,7 +251,10 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     assert "nothing to start: all 3 runs are as shown" in err
     code, _, err = place.run(*two, "--wait", "--retry")
     assert code == 1
-    reason = f"rank 1 on {socket.gethostname()} was killed by SIGKILL (the kernel does that when memory runs out)"
+    reason = (
+        f"rank 1 on {socket.gethostname()} was killed by SIGKILL (the kernel does that when memory runs out); "
+        "nothing is saved yet"
+    )
     assert f"\n{teacher.id}  failed  ({reason})\n" in err
     assert f"\n{distilled.id}  blocked  ({teacher.id} is failed: {reason})\n" in err
     assert run_dir.attempt(2).read("outcome")["signal"] == "SIGKILL"
@@ -261,12 +266,18 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
         waiting.send_signal(signal.SIGINT)
         out, err = waiting.communicate(timeout=WITHIN_S)
     assert (waiting.returncode, out) == (130, "")
-    assert err.endswith(f"\ndetached; still going: {teacher.id}, {distilled.id}\n")
+    assert err.endswith(
+        f"\ndetached; still going: {teacher.id}, {distilled.id}\n"
+        "next: kdcluster status tiny.yaml --watch, or kdcluster cancel to stop them\n"
+    )
     assert place.status(teacher).state == "running"
     code, _, err = place.run(*two, "--wait", "--timeout", "0.02")
     assert code == 3
     assert "nothing to start" in err
-    assert err.endswith(f"\nstill going after the time-out: {teacher.id}, {distilled.id}\n")
+    assert err.endswith(
+        f"\nstill going after the time-out: {teacher.id}, {distilled.id}; "
+        "they go on, and submit --wait looks at them again\n"
+    )
     code, out, _ = place.run("logs", "teacher", "--rank", "1")
     assert code == 0
     assert "[attempt 1 rank 1] ValueError: rank one is broken" in out

@@ -139,11 +139,15 @@ def test_no_such_experiment_is_5(empty_folder: Path) -> None:
 
 
 def test_no_such_run_is_5(empty_folder: Path) -> None:
-    assert fails(5, "logs", "teacher") == f"no run 'teacher' in {empty_folder}/runs\n"
+    assert fails(5, "logs", "teacher") == (
+        f"no run 'teacher' in {empty_folder}/runs; kdcluster status EXP shows the runs of an experiment\n"
+    )
     for name in ("teacher-a-s0-00000000", "teacher-a-s0-11111111"):
         (empty_folder / "runs" / name).mkdir(parents=True)
         (empty_folder / "runs" / name / "config.yaml").touch()
-    assert "'teacher' is the beginning of 2 runs: teacher-a-s0-00000000, " in fails(2, "logs", "teacher")
+    assert "'teacher' is the beginning of 2 runs, give more of it: teacher-a-s0-00000000, " in fails(
+        2, "logs", "teacher"
+    )
     assert run("logs", "teacher-a-s0-0").exit_code == 0
 
 
@@ -302,6 +306,20 @@ def test_status_of_what_was_never_started(empty_folder: Path) -> None:
     assert everything(empty_folder) == []
 
 
+def test_a_retry_is_told_with_the_options_of_the_submit(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [teacher] = (row["id"] for row in planned("demo", "--role", "teacher"))
+    monkeypatch.setattr("kdcluster.launch.local.submit", lambda *_, **__: Submission([teacher], {}, Path("log")))
+    monkeypatch.setattr("kdcluster.launch.progress.follow", lambda *_, **__: {teacher: Status("failed", "no")})
+    options = ("--set", "variant=a b", "--role", "teacher", "--procs", "2", "--data-dir", "the data", "--wait")
+    result = run("submit", "demo", *options)
+    assert result.exit_code == 1
+    assert result.stderr.endswith(
+        f"next: kdcluster logs {teacher}\n"
+        "next: kdcluster submit demo --set 'variant=a b' --role teacher --procs 2 --data-dir 'the data' --retry"
+        "  # goes on from what is saved\nnot every run is done\n"
+    )
+
+
 def test_status_where_nothing_runs(empty_folder: Path) -> None:
     result = run("status", "--json")
     assert (result.exit_code, json.loads(result.stdout)["runs"]) == (0, [])
@@ -343,7 +361,7 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
     assert run("results", "demo", "--output", "table.txt").stdout == ""
     assert (empty_folder / "table.txt").read_text(encoding="utf-8") == result.stdout
     said = fails(1, "results", "demo", "--output", "no/table.txt")
-    assert said == "cannot write no/table.txt: No such file or directory\n"
+    assert said == "cannot write no/table.txt: No such file or directory; give another --output\n"
 
 
 # submit, debug, prefetch

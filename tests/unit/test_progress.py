@@ -83,7 +83,7 @@ def test_off_a_terminal_one_line_for_each_change_of_state(made: Plan, root: Path
         f"{teacher.id}  running",
         f"{baseline.id}  running",
         f"{teacher.id}  done  best test top-1 61.50 %",
-        f"{baseline.id}  failed  (rank 1, step 7: ValueError: no)",
+        f"{baseline.id}  failed  (rank 1, step 7: ValueError: no; nothing is saved yet)",
         f"{student.id}  done  best test top-1 44.00 %",
     ]
 
@@ -99,7 +99,9 @@ def test_a_wait_that_times_out_says_what_goes_on(made: Plan, root: Path, script:
     put(root, made.runs[1], "done")
     queued = put(root, made.runs[2], "queued")
     script(lambda: None)
-    with pytest.raises(WaitTimeout, match=f"still going after the time-out: {going.id}, {queued.id}$") as caught:
+    with pytest.raises(
+        WaitTimeout, match=f"still going after the time-out: {going.id}, {queued.id}; they go on"
+    ) as caught:
         follow(made, root, io.StringIO(), timeout_min=0)
     assert caught.value.exit_code == 3
 

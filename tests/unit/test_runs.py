@@ -175,7 +175,9 @@ def test_find_run_takes_a_unique_beginning(tmp_path: Path) -> None:
     (tmp_path / "distilled-a-s0-44444444").mkdir()  # no config: not a run
     assert find_run(tmp_path, "base").id == "baseline-a-s0-33333333"
     assert find_run(tmp_path, "teacher-a-s0-11111111").id == "teacher-a-s0-11111111"  # whole, though it begins another
-    with pytest.raises(ConfigError, match="'teacher' is the beginning of 2 runs: teacher-a-s0-11111111, teacher-a"):
+    with pytest.raises(
+        ConfigError, match="'teacher' is the beginning of 2 runs, give more of it: teacher-a-s0-11111111, teacher-a"
+    ):
         find_run(tmp_path, "teacher")
     for name, root in (("distilled", tmp_path), ("x", tmp_path), ("x", tmp_path / "nowhere")):
         with pytest.raises(NotFound, match=f"no run '{name}' in "):

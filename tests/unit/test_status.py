@@ -84,12 +84,13 @@ def test_the_same_pid_with_another_start_time_is_not_alive(run_dir: RunDir) -> N
     assert run_status(run_dir).state == "running"
 
 
-def test_lost_says_where_it_ran_and_what_to_do(run_dir: RunDir) -> None:
+def test_lost_says_where_it_ran_and_what_is_safe(run_dir: RunDir) -> None:
     fabricated.lost(run_dir)
-    assert (
-        run_status(run_dir).reason
-        == f"its processes on {socket.gethostname()} are gone; submit goes on from its last checkpoint"
-    )
+    assert run_status(run_dir).reason == f"its processes on {socket.gethostname()} are gone; nothing is saved yet"
+    run_dir.checkpoints.mkdir()
+    for step in (3, 12, 9):
+        (run_dir.checkpoints / f"step-{step:08}.ckpt").touch()
+    assert run_status(run_dir).reason.endswith("are gone; step 12 is saved")
 
 
 def test_an_outcome_that_comes_while_we_look_is_not_missed(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +129,7 @@ def test_an_older_attempts_result_does_not_finish_the_newest(run_dir: RunDir) ->
 def test_failed_says_why_and_where_to_read(run_dir: RunDir) -> None:
     fabricated.failed(run_dir)
     found = run_status(run_dir)
-    assert found.reason == "rank 1, step 7: ValueError: no"
+    assert found.reason == "rank 1, step 7: ValueError: no; nothing is saved yet"
     assert found.log == run_dir.attempt(1).log(1)
 
 
@@ -161,9 +162,9 @@ def test_a_heartbeat_is_not_needed(run_dir: RunDir, state: str) -> None:
 
 
 REASONS = {
-    "failed": " is failed: rank 1, step 7: ValueError: no",
-    "cancelled": " is cancelled: as asked",
-    "done": " reached 50.00 %, under teacher.min_top1 60",
+    "failed": " is failed: rank 1, step 7: ValueError: no; nothing is saved yet",
+    "cancelled": " is cancelled: as asked; nothing is saved yet",
+    "done": " reached 50.00 %, under teacher.min_top1 60; train it longer or lower the gate",
 }
 
 
@@ -203,6 +204,7 @@ def test_blocked_is_passed_on(made: Plan) -> None:
 
 
 SAVED = "  # goes on from what is saved"
+MISSING = "  # starts what is missing, goes on from what is saved"
 
 
 @pytest.mark.parametrize(
@@ -214,8 +216,9 @@ SAVED = "  # goes on from what is saved"
             ["kdcluster logs r1 --runs-dir x", "kdcluster submit demo --runs-dir x --retry" + SAVED],
         ),
         (("cancelled", "lost"), ["kdcluster submit demo --runs-dir x --retry" + SAVED]),
-        (("preempted", "done"), ["kdcluster submit demo --runs-dir x" + SAVED]),
-        (("lost",), ["kdcluster submit demo --runs-dir x" + SAVED]),
+        (("preempted", "done"), ["kdcluster submit demo --runs-dir x" + MISSING]),
+        (("lost",), ["kdcluster submit demo --runs-dir x" + MISSING]),
+        (("planned", "done"), ["kdcluster submit demo --runs-dir x" + MISSING]),
     ],
 )
 def test_what_to_type_next(states: tuple[str, ...], steps: list[str]) -> None:

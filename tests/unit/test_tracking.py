@@ -256,7 +256,7 @@ def test_an_attempt_that_was_overtaken_publishes_nothing_more(tmp_path):
     publish.epoch(1, 4, evaluated(50.0), net)
     publish.run_dir.start_attempt({})
     mark(net, 2)
-    with pytest.raises(KdclusterError, match="attempt 1 was overtaken by attempt 2: stopping"):
+    with pytest.raises(KdclusterError, match="attempt 1 was overtaken by attempt 2, which goes on"):
         publish.epoch(2, 8, evaluated(60.0), net)
     with pytest.raises(KdclusterError, match="overtaken"):
         publish.result()
