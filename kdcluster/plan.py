@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kdcluster import configfile
+from kdcluster import yamlfile
 from kdcluster.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
 from kdcluster.configfile import LoadedExperiment
 from kdcluster.errors import ConfigError
@@ -70,7 +70,7 @@ class Run(BaseModel):
 
     def to_yaml(self) -> str:
         """The run's config.yaml."""
-        return configfile.dump(self.model_dump(mode="json"))
+        return yamlfile.dump(self.model_dump(mode="json"))
 
     @classmethod
     def from_yaml(cls, path: Path) -> Run:
@@ -80,7 +80,7 @@ class Run(BaseModel):
             ConfigError: it is not one, or was written by another version.
         """
         try:
-            return cls.model_validate(configfile.parse(path.read_text(encoding="utf-8")), strict=False)
+            return cls.model_validate(yamlfile.parse(path.read_text(encoding="utf-8")), strict=False)
         except ValueError as error:  # not YAML, or not such a one
             raise ConfigError(f"{path}: not a run's configuration of this version: {error}") from None
 

@@ -1,4 +1,4 @@
-"""What YAML and pydantic find wrong with an experiment, in the words of the person who wrote the file."""
+"""What YAML and pydantic find wrong with a file, in the words of the person who wrote it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from kdcluster.config import Experiment
-
 Key = tuple[str | int, ...]
 Problem = tuple[Key, str]
 """Where (("train", "lr")), and what is wrong there."""
 
 
-def problems(error: ValidationError) -> list[Problem]:
+def problems(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """Every problem once, in pydantic's order; a key that is missing because it is misspelt is one problem."""
     found: dict[Key, str] = {}
     misspelt: set[Key] = set()
     for problem in error.errors(include_url=False):
         key: Key = tuple(problem["loc"])
-        if key[-1] in ("bool", "str") and _block_at(key[:-1]) is None:  # a branch of `bool | str`
+        if key[-1] in ("bool", "str") and _block_at(root, key[:-1]) is None:  # a branch of `bool | str`
             found[key[:-1]] = f"must be true, false or a file name (got {shown(problem['input'])})"
         elif problem["type"] == "extra_forbidden":
-            found[key], meant = _unknown(key)
+            found[key], meant = _unknown(root, key)
             misspelt.add(meant)
         elif problem["type"] != "too_short" or not problem["input"]:  # [x] is called too short once x is refused
             found[key] = _words(problem, key)
@@ -111,13 +109,13 @@ def _words(problem: Any, key: Key) -> str:
     return f"{words} (got {shown(got)})"
 
 
-def _unknown(key: Key) -> tuple[str, Key]:
+def _unknown(root: type[BaseModel], key: Key) -> tuple[str, Key]:
     """What to say of an unknown key, and the key that it may stand for."""
-    name, block = str(key[-1]), _block_at(key[:-1])
+    name, block = str(key[-1]), _block_at(root, key[:-1])
     known = list(block.model_fields) if block else []
     if close := difflib.get_close_matches(name, known, 1, cutoff=0.75):
         return f"unknown key; did you mean {close[0]}?", (*key[:-1], close[0])
-    if elsewhere := [other for other in _leaves(Experiment) if other[-1] == name]:
+    if elsewhere := [other for other in _leaves(root) if other[-1] == name]:
         top = " at the top of the file" if len(elsewhere[0]) == 1 else ""
         return f"unknown key; did you mean {'.'.join(elsewhere[0])}{top}?", ()
     if close := difflib.get_close_matches(name, known, 1, cutoff=0.5):
@@ -126,16 +124,16 @@ def _unknown(key: Key) -> tuple[str, Key]:
 
 
 def _leaves(block: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key of the experiment file, those of outer blocks first."""
+    """Every key of a file, those of outer blocks first."""
     yield from ((*above, name) for name in block.model_fields)
     for name, info in block.model_fields.items():
         if (inner := block_of(info.annotation)) and (above, name) != (("teacher",), "train"):
             yield from _leaves(inner, (*above, name))
 
 
-def _block_at(key: Key) -> type[BaseModel] | None:
+def _block_at(root: type[BaseModel], key: Key) -> type[BaseModel] | None:
     """The pydantic block that a key leads to."""
-    block: type[BaseModel] | None = Experiment
+    block: type[BaseModel] | None = root
     for part in key:
         if block is None or part not in block.model_fields:
             return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcluster import configfile
+from kdcluster import configfile, yamlfile
 from kdcluster.config import DATASETS
 from kdcluster.files import write_json
 from kdcluster.plan import Plan, Run, plan
@@ -101,7 +101,7 @@ def write_experiment(folder: Path, changes: Mapping[str, Any] | None = None, nam
             block = block.setdefault(part, {})
         block[key] = _copy(value)
     path = folder / f"{name}.yaml"
-    path.write_text(configfile.dump(values), encoding="utf-8")
+    path.write_text(yamlfile.dump(values), encoding="utf-8")
     return path
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster import configfile
+from kdcluster import configfile, yamlfile
 from kdcluster.cli import main
 from kdcluster.config import Experiment
 from kdcluster.configfile import LoadedExperiment
@@ -286,13 +286,13 @@ WRONG = {
 
 @pytest.mark.parametrize("key", WRONG)
 def test_set_says_the_same_as_the_file(tmp_path: Path, key: str) -> None:
-    values = configfile.parse(GOOD)
+    values = yamlfile.parse(GOOD)
     *above, last = key.split(".")
     block = values
     for part in above:
         block = block.setdefault(part, {})
-    block[last] = configfile.parse(WRONG[key])
-    (in_file,) = refused(tmp_path, configfile.dump(values))
+    block[last] = yamlfile.parse(WRONG[key])
+    (in_file,) = refused(tmp_path, yamlfile.dump(values))
     (by_set,) = refused(tmp_path, GOOD, f"{key}={WRONG[key]}")
     if key == "student.pretrained":  # what is wrong is the name, which the file has
         assert by_set == "6:3: " + in_file.split(": ", 1)[1]
@@ -381,7 +381,7 @@ plain = st.recursive(
 @given(plain)
 @settings(max_examples=80, deadline=None)
 def test_dump_and_parse_are_inverse(value: Any) -> None:
-    assert configfile.parse(configfile.dump({"value": value})) == {"value": value}
+    assert yamlfile.parse(yamlfile.dump({"value": value})) == {"value": value}
 
 
 def test_a_shipped_file_has_nothing_to_say_against_it() -> None:

@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcluster import configfile, plan
+from kdcluster import configfile, plan, yamlfile
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.train import data, sources
@@ -42,7 +42,7 @@ def make_run(tmp_path: Path, **block: object) -> plan.Run:
     """The teacher of an experiment with this data block."""
     file = tmp_path / "experiment.yaml"
     model = {"model": "resnet18", "pretrained": False}
-    file.write_text(configfile.dump({"data": block, "teacher": model, "student": model}))
+    file.write_text(yamlfile.dump({"data": block, "teacher": model, "student": model}))
     return plan.plan([configfile.load(str(file))]).runs[0]
 
 

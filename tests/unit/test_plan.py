@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster import configfile, plan
+from kdcluster import configfile, plan, yamlfile
 from kdcluster.config import Model
 from kdcluster.errors import ConfigError
 from kdcluster.plan import Plan, Run
@@ -228,7 +228,7 @@ def test_defaults_written_out_in_any_order_move_nothing(folder: Path, keys: set[
     values: dict[str, Any] = CIFAR
     for key in keys:
         values = put(values, key, list(DEFAULTS[key]) if isinstance(DEFAULTS[key], tuple) else DEFAULTS[key])
-    assert on_disk(folder, configfile.dump(_shuffled(values, random.Random(seed)))) == of(CIFAR)
+    assert on_disk(folder, yamlfile.dump(_shuffled(values, random.Random(seed)))) == of(CIFAR)
 
 
 def _shuffled(values: Any, order: random.Random) -> Any:

@@ -1,0 +1,175 @@
+"""YAML 1.2 with the place of every key: the only file that knows YAML.
+
+ruamel.yaml reads YAML 1.2: `1e-3` is a number, `8:00:00` is text, a duplicate key is refused, and each node knows
+its line.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from kdcluster import wording
+from kdcluster.errors import ConfigError
+from kdcluster.wording import Key, Problem
+
+
+def parse(text: str) -> Any:
+    """One YAML 1.2 document as plain Python values.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def dump(values: Any) -> str:
+    """Plain values as a YAML document."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.allow_unicode = False  # escaped: the emitter writes some line breaks, as U+0085, so that they read as spaces
+    out = io.StringIO()
+    yaml.dump(values, out)
+    return out.getvalue()
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # pure: libyaml knows YAML 1.1 alone
+
+
+class Source:
+    """A file's values, and where each of them stands.
+
+    Args:
+        path: the file.
+        keys: some of the keys that it may begin with, for the message about a file that has none.
+        settle: called with the values and the folder that relative paths in them count from.
+    """
+
+    def __init__(self, path: Path, keys: str, settle: Callable[[dict[str, Any], Path], None]) -> None:
+        self.path = path
+        self._settle = settle
+        self.places: dict[Key, tuple[int, int]] = {}
+        self.set_by: dict[Key, str] = {}
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+            root: Node | None = _yaml().compose(text)
+            if wrong := list(self._note_places(root, ())) if root else []:
+                raise ConfigError(*wrong)
+            values = _yaml().load(text)
+        except MarkedYAMLError as error:
+            raise ConfigError(self._syntax(error)) from None
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}:1:1: not a YAML file: {' '.join(str(error).split())}") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        if not isinstance(values, dict):
+            got = "an empty file" if values is None else wording.shown(values)
+            raise ConfigError(f"{path}:1:1: expected keys like {keys} (got {got})")
+        self.values = _text_keys(values)
+        settle(self.values, path.parent)
+
+    def _note_places(self, node: Node, key: Key, inside: tuple[Node, ...] = ()) -> Iterator[str]:
+        """Fill `places`; yields a line for each key that stands twice in its block."""
+        if any(node is outer for outer in inside):
+            yield self._line(node.start_mark, key, "an alias inside the block that it stands for")
+        elif isinstance(node, SequenceNode):
+            for index, item in enumerate(node.value):
+                self.places.setdefault((*key, index), _line_column(item.start_mark))
+                yield from self._note_places(item, (*key, index), (*inside, node))
+        elif isinstance(node, MappingNode):
+            own: set[Key] = set()
+            for name, value in node.value:
+                if name.tag == "tag:yaml.org,2002:merge":  # <<: *block, or a list of them
+                    for block in value.value if isinstance(value, SequenceNode) else [value]:
+                        yield from self._note_places(block, key, (*inside, node))
+                    continue
+                inner = (*key, str(name.value))
+                if inner in own:
+                    yield self._line(name.start_mark, inner, "stands twice in the same block; keep one")
+                own.add(inner)
+                self.places.setdefault(inner, _line_column(name.start_mark))
+                yield from self._note_places(value, inner, (*inside, node))
+
+    def _line(self, mark: StringMark, key: Key, what: str) -> str:
+        line, column = _line_column(mark)
+        return f"{self.path}:{line}:{column}: {_dotted(key)}: {what}"
+
+    def _syntax(self, error: MarkedYAMLError) -> str:
+        begin, end = error.context_mark, error.problem_mark
+        unclosed = begin and re.search("end of stream|, but .*stream end", error.problem)
+        line, column = _line_column(begin if unclosed else end)
+        return f"{self.path}:{line}:{column}: {wording.syntax(error.problem, begin.line + 1 if begin else line)}"
+
+    def override(self, overrides: Iterable[str]) -> list[str]:
+        """Apply `KEY=VALUE`s; returns what is wrong with their form."""
+        problems = []
+        for text in overrides:
+            dotted, _, value = text.partition("=")
+            key: Key = tuple(dotted.split("."))
+            if not all(key) or value == "":
+                problems.append(f"--set {text}: expected KEY=VALUE with a dotted key, as in train.epochs=3")
+                continue
+            try:
+                parsed = _text_keys(parse(value))
+            except ValueError:
+                problems.append(f"--set {text}: {dotted}: not a YAML value; put text in quotes")
+                continue
+            made = _put(self.values, key, parsed)
+            self.set_by = {old: by for old, by in self.set_by.items() if old[: len(key)] != key}
+            self.set_by |= {made: text, key: text}
+            self._settle(self.values, Path.cwd())
+        return problems
+
+    def report(self, problems: Iterable[Problem]) -> list[str]:
+        """`file:line:column: dotted.key: what` in the file's order, then `--set ...: dotted.key: what`."""
+        sets = list(self.set_by.values())
+        lines = []
+        for key, what in problems:
+            around = [key[:length] for length in range(len(key), 0, -1)]
+            text = next((self.set_by[k] for k in around if k in self.set_by), None)
+            line, column = next((self.places[k] for k in around if k in self.places), (1, 1))
+            if text is None:
+                lines.append((0, line, column, f"{self.path}:{line}:{column}: {_dotted(key)}: {what}"))
+            else:
+                lines.append((1, sets.index(text), 0, f"--set {text}: {_dotted(key)}: {what}"))
+        return [line for *_, line in sorted(lines, key=lambda item: item[:3])]
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key))
+
+
+def _line_column(mark: StringMark) -> tuple[int, int]:
+    return mark.line + 1, mark.column + 1
+
+
+def _text_keys(value: Any) -> Any:
+    """A copy with every key as text; what an alias shares is copied too, so that --set changes one place."""
+    if isinstance(value, dict):
+        return {str(key): _text_keys(inner) for key, inner in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def _put(values: dict[str, Any], key: Key, value: Any) -> Key:
+    """Set a value, and return the outermost key that had to be made for it."""
+    block: Any = values
+    made = key
+    for depth, part in enumerate(key[:-1], start=1):
+        if not isinstance(block.get(part), dict):
+            block[part] = {}
+            made = min(made, key[:depth], key=len)
+        block = block[part]
+    block[key[-1]] = value
+    return made
