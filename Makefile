@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 .PHONY: demo test test-unit test-integration test-gpu test-wheel lint format golden clean
 
 demo: $(READY)  ## train teacher, baselines and distilled students on real images, and print the table
-	@$(BIN)/kdcluster submit demo --wait; $(BIN)/kdcluster results demo --strict
+	@$(BIN)/kdcluster submit demo --backend local --wait; $(BIN)/kdcluster results demo --strict
 
 test: test-unit test-integration  ## everything that needs no GPU
 

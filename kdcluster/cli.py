@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from kdcluster import __version__
 from kdcluster.errors import ConfigError, KdclusterError, explain_disk
 
 if TYPE_CHECKING:
+    from kdcluster.launch.local import Local
+    from kdcluster.launch.slurm import Slurm
     from kdcluster.launch.status import Status
     from kdcluster.launch.torchrun import Layout
     from kdcluster.plan import Plan, Run
@@ -96,6 +99,26 @@ _resources = _stacked(
 _role = _option("--role", "roles", default=None, metavar="ROLE,...", help="These roles, and what they need.")
 
 
+_place = _stacked(
+    _option(
+        "--backend",
+        type=click.Choice(["auto", "local", "slurm"]),
+        default="auto",
+        envvar="KDCLUSTER_BACKEND",
+        show_default=True,
+        help="Where the runs run; auto is SLURM where sbatch is on the PATH (not inside a job), else this machine.",
+    ),
+    _option(
+        "--cluster",
+        default=None,
+        envvar="KDCLUSTER_CLUSTER",
+        metavar="NAME|FILE",
+        help="Cluster profile.  [default: your only one, else SLURM's own defaults]",
+    ),
+    _option("--nodes", type=click.IntRange(1), default=None, help="Nodes of each run.  [default: as few as hold it]"),
+)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kdcluster")
 @click.option("-v", "--verbose", is_flag=True, help="Say where in the code an error arose.")
@@ -163,6 +186,31 @@ def _plan(
     return made.only(wanted)
 
 
+def _backend(
+    backend: str, cluster: str | None, nodes: int | None = None, max_gpu_hours: float | None = None
+) -> Local | Slurm:
+    """Where runs run; what `auto` chose is said."""
+    from kdcluster.launch import scheduler
+    from kdcluster.launch.local import Local
+    from kdcluster.launch.profile import choose
+    from kdcluster.launch.slurm import Slurm
+
+    inside = scheduler.is_inside_job()
+    chosen = backend
+    if backend == "auto":
+        chosen = "slurm" if not inside and (scheduler.is_here() or cluster is not None) else "local"
+    if chosen == "local":
+        if nodes is not None and nodes > 1:
+            raise ConfigError(f"--nodes {nodes}: this machine is one node; --backend slurm has more")
+        if backend == "auto" and inside:
+            _say("running on this machine: this is inside a job; --backend slurm submits from here")
+        return Local()
+    name, profile = choose(cluster)
+    if backend == "auto":
+        _say(f"running in SLURM, {f'cluster profile {name!r}' if name else 'with its own defaults'}")
+    return Slurm(profile, name, nodes, max_gpu_hours)
+
+
 def _places(runs_dir: Path, data_dir: Path | None) -> tuple[Path, Path]:
     root = runs_dir.absolute()
     return root, (data_dir or root.parent / "data").absolute()
@@ -193,7 +241,8 @@ def list_(as_json: bool) -> None:
 @_role
 @_runs_dir
 @_data_dir
-@_option("--check", is_flag=True, help="Also build the models and look for data and weights.")
+@_place
+@_option("--check", is_flag=True, help="Also build the models, look for data and weights, and ask the scheduler.")
 @_json
 def plan(
     experiments: tuple[str, ...],
@@ -204,18 +253,21 @@ def plan(
     roles: str | None,
     runs_dir: Path,
     data_dir: Path | None,
+    backend: str,
+    cluster: str | None,
+    nodes: int | None,
     check: bool,
     as_json: bool,
 ) -> None:
-    """The DAG of runs: state, needs and torchrun command of each. Touches nothing."""
-    from kdcluster.launch.local import layouts
+    """The DAG of runs: state, needs, command and batch script of each."""
     from kdcluster.launch.status import statuses
 
     made = _plan(experiments, overrides, seeds, gpus, procs, roles)
     root, data = _places(runs_dir, data_dir)
-    found, where = statuses(made, root), layouts(made)
-    checked = _check(made, data, where) if check else None
-    rows = [_planned(made, run, root, data, found[run.id], where[run.id]) for run in made.runs]
+    there = _backend(backend, cluster, nodes)
+    found, where, scripts = statuses(made, root), there.layouts(made), there.scripts(made, root)
+    checked = _check(made, data, there, root) if check else None
+    rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
     for row in rows if checked else ():
         row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
     if as_json:
@@ -226,19 +278,20 @@ def plan(
         _print(f"note: {note}")
 
 
-def _check(made: Plan, data: Path, where: dict[str, Layout]) -> dict[str, Any]:
-    from kdcluster.launch.local import check_room
+def _check(made: Plan, data: Path, backend: Local | Slurm, root: Path) -> dict[str, Any]:
     from kdcluster.launch.preflight import preflight
 
     found = preflight(made.runs, data, fetch=False)
     try:
-        check_room(where)
+        backend.check(made, [run.id for run in made.runs], root)
     except KdclusterError as error:
-        found["notes"].append(f"this machine cannot run it: {error}")
+        found["notes"].append(f"it cannot run {'in SLURM' if backend.name == 'slurm' else 'on this machine'}: {error}")
     return found
 
 
-def _planned(made: Plan, run: Run, root: Path, data: Path, status: Status, where: Layout) -> dict[str, Any]:
+def _planned(
+    made: Plan, run: Run, root: Path, data: Path, status: Status, where: Layout, script: str | None
+) -> dict[str, Any]:
     from kdcluster.launch.torchrun import command
 
     return {
@@ -250,7 +303,7 @@ def _planned(made: Plan, run: Run, root: Path, data: Path, status: Status, where
         "reason": status.reason,
         "needs": run.needs,
         "command": command(root / run.id, data, where),
-        "sbatch": None,
+        "sbatch": script,
         "dir": str(root / run.id),
         "hash": run.hash,
     }
@@ -269,6 +322,8 @@ def _print_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]
         if row["needs"]:
             _print(f"  needs    {', '.join(row['needs'])}")
         _print(f"  command  {shlex.join(row['command'])}")
+        if row["sbatch"]:
+            _print(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
 
 
 @main.command()
@@ -278,12 +333,9 @@ def _print_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]
 @_role
 @_runs_dir
 @_data_dir
+@_place
 @_option(
-    "--backend",
-    type=click.Choice(["auto", "local"]),
-    default="auto",
-    show_default=True,
-    help="Where the runs run; auto is this machine.",
+    "--max-gpu-hours", type=click.FloatRange(0), default=None, help="In SLURM: refuse more than this in the worst case."
 )
 @_option("--retry", is_flag=True, help="Start failed and cancelled runs again, too.")
 @_option("--dry-run", is_flag=True, help="Print what would be written and started; write nothing.")
@@ -299,13 +351,16 @@ def submit(
     runs_dir: Path,
     data_dir: Path | None,
     backend: str,
+    cluster: str | None,
+    nodes: int | None,
+    max_gpu_hours: float | None,
     retry: bool,
     dry_run: bool,
     wait: bool,
     timeout: float | None,
 ) -> None:
     """Start what is missing. A second call starts nothing twice."""
-    from kdcluster.launch import local
+    from kdcluster.launch import submission
     from kdcluster.launch.preflight import preflight
     from kdcluster.launch.status import statuses
 
@@ -313,15 +368,22 @@ def submit(
         raise ConfigError("--timeout needs --wait")
     made = _plan(experiments, overrides, seeds, gpus, procs, roles)
     root, data = _places(runs_dir, data_dir)
+    there = _backend(backend, cluster, nodes, max_gpu_hours)
+    chosen = submission.to_start(made, statuses(made, root), retry=retry)
+    if chosen:
+        _say_worst_case(there, made, chosen)
     if dry_run:
-        return _print_dry_run(made, local.to_start(made, statuses(made, root), retry=retry), root, data)
-    chosen = local.to_start(made, statuses(made, root), retry=retry)
-    local.check_room({run_id: where for run_id, where in local.layouts(made).items() if run_id in chosen})
-    submission = local.submit(made, root, data, lambda runs: preflight(runs, data, fetch=True), retry=retry)
+        return _print_dry_run(made, chosen, root, data, there)
+    if chosen:
+        there.check(made, chosen, root)  # before data is fetched
+    done = submission.submit(made, root, data, there, lambda runs: preflight(runs, data, fetch=True), retry=retry)
     again = _again(experiments, overrides, seeds)
-    _say_submission(made, submission, again, root)
+    _say_submission(made, done, again, root)
     if wait:
         given = {"--role": roles, "--gpus": gpus, "--procs": procs, "--data-dir": data_dir}
+        given |= {"--backend": backend, "--cluster": cluster, "--nodes": nodes}
+        known = ("auto", os.environ.get("KDCLUSTER_BACKEND"), os.environ.get("KDCLUSTER_CLUSTER"))
+        given = {option: value for option, value in given.items() if value not in known}
         words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
         _wait(made, root, again, " ".join([again, *map(shlex.quote, words)]), timeout)
 
@@ -343,14 +405,23 @@ def _say_next_steps(found: Mapping[str, Status], again: str, root: Path) -> None
         _say(f"next: {step}")
 
 
-def _print_dry_run(made: Plan, chosen: list[str], root: Path, data: Path) -> None:
-    from kdcluster.launch.local import layouts
+def _say_worst_case(backend: Local | Slurm, made: Plan, chosen: list[str]) -> None:
+    """What the runs could cost, before anything is queued."""
+    if backend.name == "slurm":
+        hours = backend.gpu_hours(made, chosen)
+        cost = "not known: there is no time limit" if hours is None else f"{hours:g} GPU-hours"
+        _say(f"worst case of {len(chosen)} runs: {cost}")
+
+
+def _print_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend: Local | Slurm) -> None:
     from kdcluster.launch.torchrun import command
 
-    where = layouts(made)
+    where, scripts = backend.layouts(made), backend.scripts(made, root)
     for run_id in chosen:
         _print(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
         _print(f"# started on {where[run_id]} as\n{shlex.join(command(root / run_id, data, where[run_id]))}\n")
+        if run_id in scripts:
+            _print(f"# sent to sbatch\n{scripts[run_id]}")
     _print(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
 
 
@@ -371,7 +442,7 @@ def _say_submission(made: Plan, submission: Any, again: str, root: Path) -> None
     if not submission.started:
         return _say(f"nothing to start: all {len(made.runs)} runs are as shown")
     where = _where(root)
-    _say(f"{len(submission.started)} of {len(made.runs)} runs on this machine; log: {submission.log}")
+    _say(f"{len(submission.started)} of {len(made.runs)} runs {submission.where}")
     _say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
 
 
@@ -500,7 +571,7 @@ def _status_row(made: Plan, run: Run, status: Status, root: Path) -> dict[str, A
         "steps": beat.get("steps"),
         "images_per_s": beat.get("images_per_s"),
         "best_top1": status.top1 if status.top1 is not None else beat.get("best_top1"),
-        "job_id": None,
+        "job_id": status.job_id,
         "attempts": status.attempts,
         "reason": status.reason,
         "failure": status.failure,
@@ -518,9 +589,13 @@ def _status_row(made: Plan, run: Run, status: Status, root: Path) -> dict[str, A
 def logs(run: str, runs_dir: Path, follow: bool, rank: int | None, as_json: bool) -> None:
     """The run's log, all ranks labelled. RUN is any unique beginning of an id."""
     from kdcluster.launch.logs import lines
+    from kdcluster.launch.status import run_status
     from kdcluster.runs import find_run
 
     run_dir = find_run(runs_dir.absolute(), run)
+    if not run_dir.attempts():
+        status = run_status(run_dir)
+        _say(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}")
     try:
         found = lines(run_dir, follow=follow, rank=rank)
         if as_json:
@@ -716,8 +791,6 @@ def doctor(
 @_json
 def schema(as_json: bool) -> None:
     """The experiment file's fields: type, unit, default, meaning."""
-    import textwrap
-
     from kdcluster.schema import fields, json_schema
 
     if as_json:

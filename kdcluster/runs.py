@@ -2,7 +2,9 @@
 
 runs/<id>/config.yaml            the resolved run (plan.Run)
           attempts/<n>/          one for each start: start.json agent.json outcome.json trainer.json heartbeat.json
-                                 torchrun.log rank<r>.log failure-rank<r>.json code.diff
+                                 torchrun.log rank<r>.log failure-rank<r>.json code.diff (further nodes of a SLURM
+                                 job: torchrun-node<k>.log node<k>.json)
+          slurm/<n>/             one for each SLURM job: job.sh task.pkl <job id>.log
           checkpoints/           step-<n>.ckpt (train/checkpoint.py)
           events/                TensorBoard files of all attempts, written by rank 0
           last.safetensors  best.safetensors
@@ -79,7 +81,12 @@ class Attempt:
     def logs(self) -> list[tuple[str, Path]]:
         """Every log of this attempt as (label, path): torchrun's first, then the ranks in order."""
         ranks = sorted((int(p.stem[4:]), p) for p in self.path.glob("rank*.log"))
-        return [("torchrun", self.log()), *((f"rank {rank}", path) for rank, path in ranks)]
+        nodes = sorted((int(p.stem.removeprefix("torchrun-node")), p) for p in self.path.glob("torchrun-node*.log"))
+        return [
+            ("torchrun", self.log()),
+            *((f"torchrun node {node}", path) for node, path in nodes),
+            *((f"rank {rank}", path) for rank, path in ranks),
+        ]
 
     def failures(self) -> list[dict[str, Any]]:
         """The failure files that ranks left, by rank."""
@@ -176,15 +183,24 @@ class RunDir:
             return attempt
 
     def ticket(self) -> dict[str, Any] | None:
-        """Which supervisor has this run in its queue, and after which attempt: {"supervisor", "after_attempt"}."""
+        """What will start this run, and after which attempt.
+
+        {"supervisor": a process of this machine, or "job": {"id", "name", "folder", …} of SLURM, "after_attempt"}.
+        """
         ticket: dict[str, Any] | None = read_json(self.path / "ticket.json")
         return ticket
 
-    def write_ticket(self, supervisor: dict[str, Any]) -> None:
-        """Queue the run: it counts until a newer attempt starts or the supervisor is gone."""
+    def write_ticket(self, **starter: dict[str, Any]) -> None:
+        """Queue the run with a `supervisor` or a `job`.
+
+        A supervisor's counts until a newer attempt starts or the supervisor is gone, a job's as long as SLURM has it.
+        """
         newest = self.newest()
-        values = {"supervisor": supervisor, "after_attempt": newest.number if newest else 0}
-        write_json(self.path / "ticket.json", values)
+        write_json(self.path / "ticket.json", {**starter, "after_attempt": newest.number if newest else 0})
+
+    def note_job(self, job: dict[str, Any]) -> None:
+        """Complete what the ticket says of its job: its id, once SLURM has told it."""
+        write_json(self.path / "ticket.json", {**(self.ticket() or {}), "job": job})
 
     def drop_ticket(self) -> None:
         """Take the run out of the queue."""

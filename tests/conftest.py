@@ -21,6 +21,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     for name in list(os.environ):
         if name in INHERITED or name.startswith(PREFIXES):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("KDCLUSTER_BACKEND", "local")  # a machine with SLURM is no reason to queue what tests start
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

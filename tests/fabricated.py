@@ -59,7 +59,7 @@ def planned(run_dir: RunDir) -> None:
 
 
 def queued(run_dir: RunDir) -> None:
-    run_dir.write_ticket(LIVE)
+    run_dir.write_ticket(supervisor=LIVE)
 
 
 def running(run_dir: RunDir) -> None:

@@ -1,4 +1,4 @@
-"""Stop runs and keep what they have: a marker in the run directory, which its supervisor obeys."""
+"""Stop runs and keep what they have: a marker in the run directory, which a supervisor obeys, and scancel for jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdcluster.errors import WaitTimeout
-from kdcluster.launch.status import run_status
+from kdcluster.launch import jobs as slurm
+from kdcluster.launch import scheduler
+from kdcluster.launch.status import Status, job_of, run_status
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir, run_dirs
 
@@ -40,15 +42,26 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, str]:
     Raises:
         WaitTimeout: one of them still runs after `GRACE_S`.
     """
-    live = [run_dir for run_id in run_ids if run_status(run_dir := RunDir(root, run_id)).state in LIVE]
+    live = _live([RunDir(root, run_id) for run_id in run_ids])
     for run_dir in live:
         run_dir.mark_cancelled()
+    pending_first = sorted(live.values(), key=lambda status: status.state != "queued")
+    scheduler.cancel(status.job_id for status in pending_first if status.job_id)
     deadline = time.monotonic() + GRACE_S
-    while still := [run_dir.id for run_dir in live if run_status(run_dir).state in LIVE]:
+    while still := _live(live):
         if time.monotonic() > deadline:
+            names = ", ".join(run_dir.id for run_dir in still)
             raise WaitTimeout(
-                f"still going {GRACE_S:.0f} s after they were told to stop: {', '.join(still)}; "
+                f"still going {GRACE_S:.0f} s after they were told to stop: {names}; "
                 f"what they saved is safe; look with kdcluster status, and cancel again"
             )
-        time.sleep(0.1)
+        time.sleep(1.0 if any(status.job_id for status in still.values()) else 0.1)
     return {run_dir.id: run_status(run_dir).state for run_dir in live}
+
+
+def _live(run_dirs: Iterable[RunDir]) -> dict[RunDir, Status]:
+    """Those that are queued or running; SLURM is asked once."""
+    run_dirs = list(run_dirs)
+    jobs = slurm.look(ref for run_dir in run_dirs if (ref := job_of(run_dir)))
+    found = {run_dir: run_status(run_dir, jobs) for run_dir in run_dirs}
+    return {run_dir: status for run_dir, status in found.items() if status.state in LIVE}

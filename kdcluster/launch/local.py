@@ -1,38 +1,57 @@
-"""Submit to this machine: decide what to start, and leave it to one detached supervisor."""
+"""Run on this machine: everything that one submit starts is left to one detached supervisor."""
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-
-from filelock import FileLock
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.launch.gpus import visible_gpus
-from kdcluster.launch.status import Status, blocked_by, statuses
 from kdcluster.launch.torchrun import Layout, environment, layout, trainer
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir, threads_available
 
-log = logging.getLogger(__name__)
 
+class Local:
+    """The backend of this machine."""
 
-@dataclass(frozen=True)
-class Submission:
-    """What a submit started, and what it left alone with the state it is in."""
+    name = "local"
 
-    started: list[str]
-    left: dict[str, Status]
-    log: Path | None = None
+    def layouts(self, plan: Plan) -> dict[str, Layout]:
+        """On what each run would run here."""
+        return layouts(plan)
+
+    def scripts(self, plan: Plan, root: Path) -> dict[str, str]:
+        """None: nothing is queued here."""
+        return {}
+
+    def gpu_hours(self, plan: Plan, chosen: list[str]) -> float | None:
+        """None: nothing limits a run here."""
+        return None
+
+    def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
+        """Refuse more GPUs than there are."""
+        check_room({run_id: item for run_id, item in layouts(plan).items() if run_id in chosen})
+
+    def start(self, plan: Plan, chosen: list[str], root: Path, data_dir: Path) -> str:
+        """Hand the runs to a new supervisor.
+
+        Raises:
+            KdclusterError: it did not come up (with its log).
+        """
+        folder = root / ".submissions" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        folder.mkdir(parents=True)
+        wanted = {run_id: asdict(item) for run_id, item in layouts(plan).items() if run_id in chosen}
+        values = {"root": str(root), "data_dir": str(data_dir), "runs": chosen, "layouts": wanted}
+        write_json(folder / "submission.json", values)
+        _start_supervisor(folder)
+        return f"on this machine; log: {folder / 'supervisor.log'}"
 
 
 def layouts(plan: Plan) -> dict[str, Layout]:
@@ -55,77 +74,6 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
             f"{most} GPU{'s' * (most > 1)} asked for, this machine shows {here or 'none'}; "
             f"ask for fewer with --gpus, or run on the CPU with --procs"
         )
-
-
-def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) -> list[str]:
-    """The runs that a submit starts, in order: planned and interrupted ones, with `retry` failed ones too."""
-    states = {"planned", "blocked", "preempted", "stopped", "lost"} | ({"failed", "cancelled"} if retry else set())
-    chosen: list[str] = []
-    for run in plan.runs:
-        going = {need: Status("queued") if need in chosen else found[need] for need in run.needs}
-        unmet = [n for n, s in going.items() if s.state not in ("done", "running", "queued")]
-        if found[run.id].state in states and not unmet and not blocked_by(run, going):
-            chosen.append(run.id)
-    return chosen
-
-
-def submit(
-    plan: Plan, root: Path, data_dir: Path, prepare: Callable[[list[Run]], object], *, retry: bool = False
-) -> Submission:
-    """Start what is missing under one detached supervisor; a second call starts nothing twice.
-
-    One submit at a time in a runs directory: those that come at the same moment wait, and then find everything
-    started.
-
-    Args:
-        plan: the runs.
-        root: the runs directory.
-        data_dir: decoded arrays.
-        prepare: called with the runs that are about to be started; fetches what they need, or raises.
-        retry: start failed and cancelled runs too.
-
-    Raises:
-        KdclusterError: more GPUs than there are, or the supervisor did not come up (with its log).
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(root):
-        found = statuses(plan, root)
-        chosen = to_start(plan, found, retry=retry)
-        left = {run_id: status for run_id, status in found.items() if run_id not in chosen}
-        if not chosen:
-            return Submission([], left)
-        wanted = {run_id: item for run_id, item in layouts(plan).items() if run_id in chosen}
-        check_room(wanted)
-        prepare([run for run in plan.runs if run.id in chosen])
-        for run in plan.runs:
-            if run.id in chosen:
-                RunDir(root, run.id).prepare(run)
-            if RunDir(root, run.id).path.is_dir():
-                RunDir(root, run.id).add_experiments(plan.experiments_of(run.id))
-        folder = root / ".submissions" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        folder.mkdir(parents=True)
-        values = {"root": str(root), "data_dir": str(data_dir), "runs": chosen}
-        write_json(folder / "submission.json", {**values, "layouts": {i: asdict(w) for i, w in wanted.items()}})
-        _start_supervisor(folder)
-    return Submission(chosen, left, folder / "supervisor.log")
-
-
-@contextmanager
-def _one_at_a_time(root: Path) -> Iterator[None]:
-    """The submit lock; where the file system has no locks, attempts and tickets alone protect."""
-    lock = FileLock(root / ".submit.lock", fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise
-        log.warning("no file locks in %s (%s): do not submit twice at the same moment", root, error)
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _start_supervisor(folder: Path) -> None:

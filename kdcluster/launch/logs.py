@@ -13,7 +13,7 @@ POLL_S = 0.2
 
 
 def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> Iterator[str]:
-    """`[attempt 1 rank 0] …` for every line of every attempt, oldest attempt first.
+    """`[attempt 1 rank 0] …` for every line of every attempt, oldest first; before them what SLURM jobs said.
 
     Args:
         run_dir: the run.
@@ -26,6 +26,9 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
             *ENDED,
             "planned",
         )  # asked before reading, so that nothing is missed
+        if rank is None:
+            for path in sorted(run_dir.path.glob("slurm/*/*.log"), key=lambda path: int(path.stem)):
+                yield from (f"[job {path.stem}] {line}" for line in _new(path, read, ended or not follow))
         for attempt in run_dir.attempts():
             for label, path in attempt.logs():
                 if rank is None or label == f"rank {rank}":

@@ -39,9 +39,13 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     if saved or told_to_stop:
         return {**base, "state": "preempted" if saved else "lost", "reason": f"stopped {where}"}
     base["state"] = "failed"
+    texts = _torchrun_logs(attempt, base["host"])
+    text = "".join(texts.values())
+    killed, base["host"] = next(
+        ((found, host) for host, log in texts.items() if (found := _killed(log))), (None, base["host"])
+    )
     host = f" on {base['host']}" if base["host"] else ""
-    text = attempt.log().read_text(errors="replace") if attempt.log().exists() else ""
-    if killed := _killed(text):
+    if killed:
         rank, number = killed
         hint = " (the kernel does that when memory runs out)" if number == signal.SIGKILL else ""
         name = _name(number)
@@ -66,6 +70,16 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
         rank = int(root["rank"])
         return {**base, "rank": rank, "reason": f"rank {rank}{host} ended with {root['code']}: {_last_words(text)}"}
     return {**base, "reason": f"torchrun ended with {returncode}: {_last_words(text)}"}
+
+
+def _torchrun_logs(attempt: Attempt, first: str | None) -> dict[str | None, str]:
+    """What the torchrun of each node printed, by host; of several nodes the one that lost a rank tells of it."""
+    paths = {first: attempt.log()}
+    for label, path in attempt.logs():
+        if label.startswith("torchrun node"):
+            host = attempt.read(path.stem.removeprefix("torchrun-")).get("host")
+            paths[host if host not in (None, first) else f"{first} ({label.removeprefix('torchrun ')})"] = path
+    return {host: path.read_text(errors="replace") for host, path in paths.items() if path.exists()}
 
 
 def _killed(text: str) -> tuple[int, int] | None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 POLL_S = 0.5
+QUEUE_POLL_S = 5.0
+"""Seconds between two looks while runs are in SLURM: each asks the controller."""
 COLUMNS = ("run", "state", "epoch", "images/s", "best", "left")
 BAR_FROM = 110
 """Terminal columns from which there is room for progress bars."""
@@ -54,7 +56,7 @@ def _poll(
             raise WaitTimeout(
                 f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
             )
-        time.sleep(POLL_S)
+        time.sleep(QUEUE_POLL_S if any(s.job_id and s.state not in ENDED for s in found.values()) else POLL_S)
 
 
 def _follow_screen(plan: Plan, root: Path, stream: TextIO, deadline: float | None) -> dict[str, Status]:

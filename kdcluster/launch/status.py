@@ -1,20 +1,29 @@
-"""Which state is true: derived from what is on disk and from processes that are looked up, never remembered."""
+"""Which state is true: derived from what is on disk, from processes that are looked up and from what SLURM says of
+jobs, never remembered. A run's own record comes first, then the queue, then accounting.
+"""
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kdcluster.launch import jobs as slurm
+from kdcluster.launch.jobs import Jobs
+from kdcluster.launch.scheduler import Job
 from kdcluster.plan import Plan, Run
-from kdcluster.runs import RunDir, is_alive
+from kdcluster.runs import Attempt, RunDir, is_alive
 
 ENDED = ("done", "failed", "blocked", "stopped", "cancelled", "lost", "preempted")
 """States in which nothing happens any more until someone submits again."""
 
 
 FAILURE = ("rank", "host", "returncode", "signal", "out_of_memory")
+STALE_S = 600.0
+"""Seconds without a heartbeat after which a run whose job nobody knows counts as lost."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +39,20 @@ class Status:
     """Of a failed run: rank, host, returncode, signal, out_of_memory."""
     top1: float | None = None
     """Best test accuracy so far, in percent, once the run is done."""
+    job_id: str | None = None
+    """Of a run that SLURM has, or had at last."""
 
 
 def statuses(plan: Plan, root: Path) -> dict[str, Status]:
     """The status of every run of a plan, in its order."""
+    refs = {run.id: job_of(RunDir(root, run.id)) for run in plan.runs}
+    jobs = slurm.look(ref for ref in refs.values() if ref)
     found: dict[str, Status] = {}
     for run in plan.runs:
-        own = run_status(RunDir(root, run.id))
-        if own.state in ("planned", "queued") and (why := blocked_by(run, found)):
-            own = Status("blocked", why, own.attempts)
+        own = run_status(RunDir(root, run.id), jobs)
+        unstarted = own.state in ("planned", "queued") or (own.state == "lost" and own.log is None)
+        if unstarted and (why := blocked_by(run, found)):
+            own = Status("blocked", why, own.attempts, job_id=own.job_id)
         found[run.id] = own
     for run in plan.runs:
         if found[run.id].state in ("done", "running"):
@@ -68,38 +82,148 @@ def next_steps(found: Mapping[str, Status], again: str, where: str) -> list[str]
     return steps
 
 
-def run_status(run_dir: RunDir) -> Status:
-    """A run's own state, whatever becomes of the runs that it needs."""
+def job_of(run_dir: RunDir) -> dict[str, Any] | None:
+    """The job that SLURM is to be asked about, as {"id", "name", ...}; None for a run that is done or has none.
+
+    An id that was never written down (the submit died) is None: the job is then found by its name.
+    """
     newest = run_dir.newest()
     number = newest.number if newest else 0
+    result = run_dir.result()
+    if result and result["attempt"] == number:
+        return None
+    ticket = run_dir.ticket()
+    if ticket:
+        job: dict[str, Any] | None = ticket.get("job")
+        return job
+    start = newest.read("start") if newest else {}
+    return {"id": start["job_id"], "name": None} if start.get("job_id") else None
+
+
+def run_status(run_dir: RunDir, jobs: Jobs | None = None) -> Status:
+    """A run's own state, whatever becomes of the runs that it needs.
+
+    Args:
+        run_dir: the run.
+        jobs: what SLURM says of `job_of` of this run; None: SLURM is asked for this run alone.
+    """
+    newest = run_dir.newest()
+    number = newest.number if newest else 0
+    ref = job_of(run_dir)
+    if ref and jobs is None:
+        jobs = slurm.look([ref])
+    if ref and jobs:
+        return _in_queue(run_dir, newest, ref, jobs)
     ticket = run_dir.ticket()
     cancelled = run_dir.is_cancelled()
-    if ticket and ticket["after_attempt"] == number and is_alive(ticket["supervisor"]) and not cancelled:
+    if ticket and ticket["after_attempt"] == number and is_alive(ticket.get("supervisor")) and not cancelled:
         return Status("queued", "waits for its turn", number)
     if newest is None:
         return Status("cancelled", "before it started") if cancelled else Status("planned")
     start = newest.read("start")
     alive = is_alive(newest.read("agent")) or is_alive(start.get("supervisor"))
-    outcome = newest.read("outcome")  # after the look at the processes: they write it and go
-    beat = newest.read("heartbeat")
-    logs = [path for _, path in newest.logs() if path.exists()]
-    log = logs[-1] if len(logs) == 2 else newest.path
-    result = run_dir.result()
-    if outcome.get("state") == "done" or (result and result["attempt"] == number and not alive):
-        best = result["best"]["test/top1"] if result else beat.get("best_top1")
-        return Status("done", "", number, log, beat, top1=best)
-    if outcome:
-        failed_log = newest.log(outcome["rank"]) if outcome.get("rank") is not None else log
-        failure = {key: outcome.get(key) for key in FAILURE} if outcome["state"] == "failed" else None
-        return Status(outcome["state"], _and_safe(outcome["reason"], run_dir), number, failed_log, beat, failure)
+    if ended := _ended(run_dir, newest, alive):  # after the look at the processes: they write it and go
+        return ended
     if alive:
-        return Status("running", "being stopped" if cancelled else "", number, log, beat)
+        return _of(run_dir, newest, "running", "being stopped" if cancelled else "")
     if saved := newest.read("preempted"):
-        return Status("preempted", _and_safe(f"stopped at step {saved['step']}", run_dir), number, log, beat)
+        return _of(run_dir, newest, "preempted", _and_safe(f"stopped at step {saved['step']}", run_dir))
     if cancelled:
-        return Status("cancelled", _and_safe("stopped", run_dir), number, log, beat)
-    why = _and_safe(f"its processes on {start.get('host', '?')} are gone", run_dir)
-    return Status("lost", why, number, log, beat)
+        return _of(run_dir, newest, "cancelled", _and_safe("stopped", run_dir))
+    return _of(run_dir, newest, "lost", _and_safe(f"its processes on {start.get('host', '?')} are gone", run_dir))
+
+
+def _of(run_dir: RunDir, attempt: Attempt, state: str, reason: str, **more: Any) -> Status:
+    """The status of a run that has started, with where to read and how far it is."""
+    logs = [path for _, path in attempt.logs() if path.exists()]
+    log = logs[-1] if len(logs) == 2 else attempt.path
+    given = {"log": log, "heartbeat": attempt.read("heartbeat"), "job_id": attempt.read("start").get("job_id"), **more}
+    return Status(state, reason, attempt.number, **given)
+
+
+def _ended(run_dir: RunDir, newest: Attempt, alive: bool) -> Status | None:
+    """What the run's own record says of its end."""
+    outcome, result = newest.read("outcome"), run_dir.result()
+    if outcome.get("state") == "done" or (result and result["attempt"] == newest.number and not alive):
+        best = result["best"]["test/top1"] if result else newest.read("heartbeat").get("best_top1")
+        return _of(run_dir, newest, "done", "", top1=best)
+    if not outcome:
+        return None
+    more: dict[str, Any] = {"log": newest.log(outcome["rank"])} if outcome.get("rank") is not None else {}
+    if outcome["state"] == "failed":
+        more["failure"] = {key: outcome.get(key) for key in FAILURE}
+    return _of(run_dir, newest, outcome["state"], _and_safe(outcome["reason"], run_dir), **more)
+
+
+def _in_queue(run_dir: RunDir, newest: Attempt | None, ref: Mapping[str, Any], jobs: Jobs) -> Status:
+    """A run that was given to SLURM: its own record, and what SLURM says of the job."""
+    job = jobs.of(ref)
+    ticket = run_dir.ticket()
+    number = newest.number if newest else 0
+    started = newest if newest is not None and (not ticket or number > ticket["after_attempt"]) else None
+    job_id = job.id if job else ref["id"]
+    cancelled = run_dir.is_cancelled()
+    ended = _ended(run_dir, started, alive=False) if started else None
+    if job and job.state in slurm.WAITING:
+        again = f"was requeued after attempt {number}; " if started else ""
+        why = "being cancelled" if cancelled else again + slurm.why_waiting(job)
+        return Status("queued", why, number, job_id=job_id)
+    if job and job.state in slurm.ACTIVE:
+        if started is None:
+            return Status("queued", f"job {job_id} starts on {job.nodes}", number, job_id=job_id)
+        if ended and ended.state != "preempted":  # SLURM may requeue that one, so it has not ended
+            return ended
+        why = "being stopped" if cancelled else "saved; SLURM stops or requeues it" if ended else ""
+        return _of(run_dir, started, "running", why)
+    said = _last_word(job, job_id, jobs.problem)
+    if started is None:
+        return _never_started(run_dir, ref, job, said, number, jobs.problem)
+    if ended:
+        known = ended.state in ("done", "failed", "cancelled") or job is None
+        return ended if known else replace(ended, reason=f"{ended.reason} ({said})")
+    if job is None and time.time() - _last_sign(started) < STALE_S:
+        return _of(run_dir, started, "running", said)
+    if cancelled:
+        return _of(run_dir, started, "cancelled", _and_safe("stopped", run_dir))
+    if job and job.state in ("FAILED", "OUT_OF_MEMORY"):
+        failure = {**dict.fromkeys(FAILURE), "out_of_memory": job.state == "OUT_OF_MEMORY"}
+        return _of(run_dir, started, "failed", _and_safe(said, run_dir), failure=failure)
+    return _of(run_dir, started, "lost", _and_safe(said, run_dir))
+
+
+def _last_word(job: Job | None, job_id: str | None, problem: str) -> str:
+    """What SLURM says of a job that does not run any more."""
+    if job is None:
+        return problem or f"SLURM does not know job {job_id} any more"
+    if job.state in slurm.ENDED:
+        detail = job.reason if job.reason.startswith(job.state) else job.state
+        return f"SLURM ended job {job_id}: {detail}"
+    return f"job {job_id} is in a state that is not known here: {job.state}"
+
+
+def _last_sign(attempt: Attempt) -> float:
+    """When an attempt was heard of last, seconds since the epoch."""
+    return float(attempt.read("heartbeat").get("time") or attempt.read("start").get("started") or 0)
+
+
+def _never_started(
+    run_dir: RunDir, ref: Mapping[str, Any], job: Job | None, said: str, number: int, problem: str
+) -> Status:
+    """A run whose job began no attempt and does not wait any more."""
+    if run_dir.is_cancelled():
+        return Status("cancelled", "before it started", number, job_id=ref["id"])
+    if problem:
+        return Status("queued", problem, number, job_id=ref["id"])
+    if job is None and ref["id"] is None:
+        here = ref["submitter"]["host"] == socket.gethostname()
+        going = is_alive(ref["submitter"]) if here else time.time() - ref["time"] < STALE_S
+        return Status("queued", "is being submitted", number) if going else Status("planned", "", number)
+    log = Path(ref["folder"]) / f"{job.id if job else ref['id']}.log" if "folder" in ref else None
+    if job is None:
+        return Status("lost", f"{said}, and it never started", number, job_id=ref["id"])
+    if job.state in ("CANCELLED", "COMPLETED", "PREEMPTED", "REVOKED"):
+        return Status("planned", f"{said} before it started", number, job_id=job.id)
+    return Status("failed", f"{said} before training began", number, log, failure=dict.fromkeys(FAILURE), job_id=job.id)
 
 
 def _and_safe(why: str, run_dir: RunDir) -> str:

@@ -5,14 +5,12 @@ Everything it starts dies with it (PR_SET_PDEATHSIG), so that a run whose superv
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -20,6 +18,7 @@ from typing import IO
 from filelock import FileLock
 
 from kdcluster.files import read_json, write_json
+from kdcluster.launch.agent import AWAITED, dies_with
 from kdcluster.launch.code import code_state
 from kdcluster.launch.gpus import GpuPool, visible_gpus
 from kdcluster.launch.outcome import outcome
@@ -50,9 +49,6 @@ class Child:
             self.process.terminate()
 
 
-_AWAITED = {signal.SIGCHLD, signal.SIGTERM}
-
-
 class Supervisor:
     """Runs that were submitted together, each started once what it needs is done and there is room for it."""
 
@@ -67,17 +63,17 @@ class Supervisor:
     def write_tickets(self) -> None:
         """Say in every run that this process will start it."""
         for run_id in self.pending:
-            RunDir(self.root, run_id).write_ticket(self.record)
+            RunDir(self.root, run_id).write_ticket(supervisor=self.record)
 
     def run(self) -> None:
         """Until every run has ended or cannot start. SIGTERM has the runs save and leave, and ends this process."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
         while self.pending or self.children:
             self.reap()
             self.stop_what_was_cancelled()
             self.start_what_can()
             if self.children or self.pending:  # a child's end wakes at once; a free GPU or a run elsewhere is polled
-                woken = signal.sigtimedwait(_AWAITED, 1.0)
+                woken = signal.sigtimedwait(AWAITED, 1.0)
                 if woken and woken.si_signo == signal.SIGTERM:
                     self.stop_everything()
 
@@ -182,19 +178,6 @@ class Supervisor:
 
     def _busy_cores(self) -> int:
         return sum(child.layout.cores for child in self.children.values())
-
-
-def dies_with(parent: int) -> Callable[[], None]:
-    """For `preexec_fn`: the child gets SIGKILL when the thread that starts it ends, so start it from the main one."""
-    libc = ctypes.CDLL(None)
-
-    def set_death_signal() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return set_death_signal
 
 
 def main() -> None:

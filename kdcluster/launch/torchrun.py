@@ -16,6 +16,11 @@ TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "G
 variables, as Kubernetes' PyTorchJob sets them) goes with them."""
 
 
+def is_torchrun_variable(name: str) -> bool:
+    """Whether an environment variable comes from an enclosing torchrun."""
+    return name in TORCHRUN_VARIABLES or name.startswith(("TORCHELASTIC_", "MASTER_", "PET_"))
+
+
 @dataclass(frozen=True)
 class Layout:
     """On what one run runs: `procs` processes, one GPU each (cuda) or `threads` threads each (cpu)."""
@@ -23,6 +28,9 @@ class Layout:
     device: str
     procs: int
     threads: int | None
+    nodes: int = 1
+    gpus: int = 0
+    """GPUs that the scheduler is asked for, over all nodes; with device cpu they are pretended."""
 
     @property
     def cores(self) -> int:
@@ -30,9 +38,13 @@ class Layout:
         return self.procs * self.threads if self.threads else 0
 
     def __str__(self) -> str:
-        if self.device == "cuda":
-            return f"{self.procs} GPU{'s' * (self.procs > 1)}"
-        return f"{self.procs} CPU process{'es' * (self.procs > 1)} of {self.threads} thread{'s' * (self.threads != 1)}"
+        what = f"{self.procs} GPU{'s' * (self.procs > 1)}"
+        if self.device == "cpu":
+            what = (
+                f"{self.procs} CPU process{'es' * (self.procs > 1)} of {self.threads} thread{'s' * (self.threads != 1)}"
+            )
+            what += f" (for {self.gpus} requested GPU{'s' * (self.gpus > 1)})" if self.gpus else ""
+        return f"{what} on {self.nodes} nodes" if self.nodes > 1 else what
 
 
 def layout(resources: Resources, *, gpus_here: int, cores_here: int) -> Layout:
@@ -46,11 +58,33 @@ def layout(resources: Resources, *, gpus_here: int, cores_here: int) -> Layout:
     return Layout("cpu", procs, resources.threads or max(1, cores_here // procs))
 
 
-def command(run_dir: Path, data_dir: Path, layout: Layout) -> list[str]:
-    """argv of one run on this machine: torchrun with its own rendezvous, then `jobs/train.py` on the run directory."""
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the torchruns of several nodes meet: c10d on the first node."""
+
+    endpoint: str
+    id: str
+    is_host: bool
+    local_addr: str
+
+
+def command(run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvous | None = None) -> list[str]:
+    """argv of one run on one node: torchrun, then `jobs/train.py` on the run directory.
+
+    Without `rendezvous` a run on one node has one of its own, on a port that the system gives.
+    """
+    if rendezvous is None:
+        meet = ["--standalone", "--nnodes=1"]
+    else:
+        meet = [
+            *("--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous.endpoint}", f"--rdzv-id={rendezvous.id}"),
+            *(f"--rdzv-conf=is_host={int(rendezvous.is_host)}", f"--local-addr={rendezvous.local_addr}"),
+            f"--nnodes={layout.nodes}",
+        ]
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
-        *("--standalone", "--nnodes=1", f"--nproc-per-node={layout.procs}", "--max-restarts=0"),
+        *meet,
+        *(f"--nproc-per-node={layout.procs // layout.nodes}", "--max-restarts=0"),
         *trainer(run_dir, data_dir, layout),
     ]
 
@@ -72,11 +106,7 @@ def environment(
     base: Mapping[str, str], layout: Layout, *, attempt: int | None, gpus: Sequence[str] = ()
 ) -> dict[str, str]:
     """The environment of a run: nothing of an enclosing torchrun, no downloads, the GPUs it was given."""
-    env = {
-        name: value
-        for name, value in base.items()
-        if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "MASTER_", "PET_"))
-    }
+    env = {name: value for name, value in base.items() if not is_torchrun_variable(name)}
     env |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     env.pop(ATTEMPT_VARIABLE, None)
     if attempt is not None:

@@ -18,18 +18,19 @@ from click.testing import CliRunner, Result
 import kdcluster
 from kdcluster.cli import main
 from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
-from kdcluster.launch.local import Submission
 from kdcluster.launch.status import Status
+from kdcluster.launch.submission import Submission
 from kdcluster.runs import RunDir
 
 EXP = ("--set", "--seeds")
 RUNS = ("--runs-dir",)
 WHERE = (*RUNS, "--data-dir")
+PLACE = ("--backend", "--cluster", "--nodes")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "list": ("--json",),
-    "plan": (*EXP, "--gpus", "--procs", "--role", *WHERE, "--check", "--json"),
+    "plan": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--check", "--json"),
     "submit": (
-        *(*EXP, "--gpus", "--procs", "--role", *WHERE, "--backend"),
+        *(*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--max-gpu-hours"),
         *("--retry", "--dry-run", "--wait", "--timeout"),
     ),
     "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", *WHERE),
@@ -308,7 +309,7 @@ def test_status_of_what_was_never_started(empty_folder: Path) -> None:
 
 def test_a_retry_is_told_with_the_options_of_the_submit(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [teacher] = (row["id"] for row in planned("demo", "--role", "teacher"))
-    monkeypatch.setattr("kdcluster.launch.local.submit", lambda *_, **__: Submission([teacher], {}, Path("log")))
+    monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: Submission([teacher], {}, "here"))
     monkeypatch.setattr("kdcluster.launch.progress.follow", lambda *_, **__: {teacher: Status("failed", "no")})
     options = ("--set", "variant=a b", "--role", "teacher", "--procs", "2", "--data-dir", "the data", "--wait")
     result = run("submit", "demo", *options)
@@ -383,17 +384,17 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """submit and debug without processes; what was submitted."""
     calls: list[Any] = []
 
-    def submit(plan: Any, root: Path, data: Path, prepare: Any, *, retry: bool) -> Submission:
+    def submit(plan: Any, root: Path, data: Path, backend: Any, prepare: Any, *, retry: bool) -> Submission:
         prepare(plan.runs)
         calls.append((plan, root, data, retry))
         left = {plan.runs[0].id: Status("failed", "why")}
-        return Submission([r.id for r in plan.runs[1:]], left, root / "supervisor.log")
+        return Submission([r.id for r in plan.runs[1:]], left, f"on this machine; log: {root / 'supervisor.log'}")
 
     def debug(run: Any, root: Path, data: Path, steps: int) -> int:
         calls.append((run.role, run.seed, steps))
         return 7
 
-    monkeypatch.setattr("kdcluster.launch.local.submit", submit)
+    monkeypatch.setattr("kdcluster.launch.submission.submit", submit)
     monkeypatch.setattr("kdcluster.launch.local.debug", debug)
     monkeypatch.setattr("kdcluster.launch.preflight.preflight", lambda runs, data, fetch: calls.append(len(list(runs))))
     return calls
@@ -493,7 +494,7 @@ def test_a_disk_that_takes_nothing_is_a_message(empty_folder, monkeypatch, numbe
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "runs/x")
 
-    monkeypatch.setattr("kdcluster.launch.local.submit", refuse)
+    monkeypatch.setattr("kdcluster.launch.submission.submit", refuse)
     said = fails(1, "submit", "demo")
     assert words in said
     assert "'runs/x'); what was saved is safe" in said
@@ -504,6 +505,6 @@ def test_any_other_error_of_the_system_keeps_its_traceback(empty_folder, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("kdcluster.launch.local.submit", refuse)
+    monkeypatch.setattr("kdcluster.launch.submission.submit", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         run("submit", "demo")

@@ -14,6 +14,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from kdcluster.files import read_json
 from kdcluster.launch import local, supervisor
 from kdcluster.launch.code import code_state
 from kdcluster.launch.gpus import GpuPool
-from kdcluster.launch.local import check_room, layouts, submit, to_start
+from kdcluster.launch.local import Local, check_room, layouts
 from kdcluster.launch.status import run_status, statuses
+from kdcluster.launch.submission import submit, to_start
 from kdcluster.launch.supervisor import Supervisor
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
@@ -146,7 +148,7 @@ def take_over(folder: Path) -> None:
     """Instead of a supervisor: this process has the runs in its queue."""
     given = read_json(folder / "submission.json")
     for run_id in given["runs"]:
-        RunDir(Path(given["root"]), run_id).write_ticket(LIVE)
+        RunDir(Path(given["root"]), run_id).write_ticket(supervisor=LIVE)
 
 
 @pytest.fixture
@@ -158,20 +160,20 @@ def queue_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_submit_prepares_what_it_starts_and_a_second_one_starts_nothing(made: Plan, tmp_path: Path, root: Path) -> None:
     teacher, baseline, distilled = made.runs
     put(root, baseline, "done")
-    first = submit(made, root, tmp_path / "data", ready)
+    first = submit(made, root, tmp_path / "data", Local(), ready)
     assert first.started == [teacher.id, distilled.id]
     assert {run_id: status.state for run_id, status in first.left.items()} == {baseline.id: "done"}
-    assert first.log is not None
-    given = read_json(first.log.with_name("submission.json"))
+    log = Path(first.where.removeprefix("on this machine; log: "))
+    given = read_json(log.with_name("submission.json"))
     assert given == {
         "root": str(root),
         "data_dir": str(tmp_path / "data"),
         "runs": first.started,
-        "layouts": {run_id: {"device": "cpu", "procs": 1, "threads": 1} for run_id in first.started},
+        "layouts": {run_id: asdict(Layout("cpu", 1, 1)) for run_id in first.started},
     }
     assert [RunDir(root, run_id).load() for run_id in first.started] == [teacher, distilled]
-    second = submit(made, root, tmp_path / "data", ready)
-    assert (second.started, second.log) == ([], None)
+    second = submit(made, root, tmp_path / "data", Local(), ready)
+    assert (second.started, second.where) == ([], "")
     assert {status.state for status in second.left.values()} == {"queued", "done"}
     assert len(list((root / ".submissions").iterdir())) == 1
 
@@ -181,16 +183,16 @@ def test_a_shared_teacher_that_runs_for_another_experiment_is_not_started_again(
     first = make_plan(tmp_path)
     second = make_plan(tmp_path, {"distill": {"alpha": 0.9}})
     put(root, first.runs[0], "running")
-    submission = submit(second, root, tmp_path, ready)
+    submission = submit(second, root, tmp_path, Local(), ready)
     assert submission.started == [second.runs[1].id, second.runs[2].id]
     assert submission.left[first.runs[0].id].state == "running"
-    third = submit(first, root, tmp_path, ready)
+    third = submit(first, root, tmp_path, Local(), ready)
     assert third.started == [roles(first)["distilled"].id]  # the baseline is shared as well, and queued by now
 
 
 def _submit_one(made: Plan, root: Path, barrier: Any, started: Any) -> None:
     barrier.wait(30)
-    started.put(submit(made, root, root, ready).started)
+    started.put(submit(made, root, root, Local(), ready).started)
 
 
 @forks
@@ -213,7 +215,7 @@ def test_a_submit_that_cannot_run_here_prepares_nothing(
     monkeypatch.setattr(local, "visible_gpus", list)
     made = make_plan(tmp_path, {"resources": {"gpus": 1}})
     with pytest.raises(KdclusterError, match="1 GPU asked for, this machine shows none"):
-        submit(made, root, tmp_path, ready)
+        submit(made, root, tmp_path, Local(), ready)
     assert [path.name for path in root.iterdir()] == [".submit.lock"]
 
 
@@ -227,7 +229,7 @@ def test_a_supervisor_that_does_not_come_up_is_an_error_with_its_log(
     with pytest.raises(
         KdclusterError, match=r"the supervisor did not come up, .* submit again:\nno such module: kdcluster$"
     ):
-        submit(make_plan(tmp_path), root, tmp_path, ready)
+        submit(make_plan(tmp_path), root, tmp_path, Local(), ready)
 
 
 def test_debug_is_one_process_in_a_folder_of_its_own(
@@ -467,7 +469,7 @@ def test_a_child_dies_with_its_supervisor() -> None:
     script = textwrap.dedent(
         """
         import os, subprocess, sys
-        from kdcluster.launch.supervisor import dies_with
+        from kdcluster.launch.agent import dies_with
         waits = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
         child = subprocess.Popen(waits, preexec_fn=dies_with(os.getpid()))
         print(child.pid, flush=True)

@@ -109,7 +109,7 @@ def test_follow_goes_on_into_the_next_attempt(run_dir: RunDir, script: Script) -
 
     def again() -> None:
         ended(first, "preempted", "SIGUSR2")
-        run_dir.write_ticket(LIVE)
+        run_dir.write_ticket(supervisor=LIVE)
 
     def second() -> None:
         started(run_dir, agent=LIVE).log(0).write_text("second\n")
@@ -119,7 +119,7 @@ def test_follow_goes_on_into_the_next_attempt(run_dir: RunDir, script: Script) -
 
 
 def test_follow_waits_for_a_run_that_is_queued(run_dir: RunDir, script: Script) -> None:
-    run_dir.write_ticket(LIVE)
+    run_dir.write_ticket(supervisor=LIVE)
 
     def start() -> None:
         started(run_dir, agent=LIVE).log(0).write_text("at last\n")

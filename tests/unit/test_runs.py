@@ -136,10 +136,10 @@ def test_a_config_of_another_version_says_so(run_dir: RunDir) -> None:
 
 
 def test_a_ticket_names_the_attempt_that_it_follows(run_dir: RunDir) -> None:
-    run_dir.write_ticket(LIVE)
+    run_dir.write_ticket(supervisor=LIVE)
     assert run_dir.ticket() == {"supervisor": LIVE, "after_attempt": 0}
     ended(run_dir.start_attempt({}), "failed", "no")
-    run_dir.write_ticket(LIVE)
+    run_dir.write_ticket(supervisor=LIVE)
     assert run_dir.ticket() == {"supervisor": LIVE, "after_attempt": 1}
     run_dir.drop_ticket()
     assert run_dir.ticket() is None

@@ -52,9 +52,9 @@ def test_a_folder_that_is_not_there_is_planned(root: Path) -> None:
 
 
 def test_queued_needs_a_live_supervisor(run_dir: RunDir) -> None:
-    run_dir.write_ticket(DEAD)
+    run_dir.write_ticket(supervisor=DEAD)
     assert run_status(run_dir).state == "planned"
-    run_dir.write_ticket(LIVE)
+    run_dir.write_ticket(supervisor=LIVE)
     assert run_status(run_dir).state == "queued"
     run_dir.drop_ticket()
     assert run_status(run_dir).state == "planned"
@@ -63,7 +63,7 @@ def test_queued_needs_a_live_supervisor(run_dir: RunDir) -> None:
 @pytest.mark.parametrize("before", ["failed", "lost", "cancelled"])
 def test_a_run_that_is_queued_again_is_queued(run_dir: RunDir, before: str) -> None:
     STATES[before](run_dir)
-    run_dir.write_ticket(LIVE)
+    run_dir.write_ticket(supervisor=LIVE)
     assert run_status(run_dir).state == "queued"
     started(run_dir, supervisor=LIVE)
     assert run_status(run_dir).state == "running"  # the ticket is used up
@@ -147,7 +147,7 @@ def test_a_half_written_attempt_changes_nothing(run_dir: RunDir) -> None:
     aside.mkdir(parents=True)
     (aside / "start.json").write_text('{"supervisor": null')
     assert run_status(run_dir).state == "planned"
-    run_dir.write_ticket(LIVE)
+    run_dir.write_ticket(supervisor=LIVE)
     assert run_status(run_dir).state == "queued"
 
 

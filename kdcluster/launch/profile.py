@@ -1,0 +1,227 @@
+"""A cluster profile: how jobs are asked for on one site. The only place with site names.
+
+Profiles are YAML files, looked for in ./slurm/profiles, in the user's configuration folder, and in the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from kdcluster import wording
+from kdcluster.config import Block, field
+from kdcluster.errors import ConfigError, NotFound
+from kdcluster.files import shipped
+from kdcluster.yamlfile import Source
+
+UNCHOSEN = ("template", "dev")
+"""Profiles that nobody gets without naming them."""
+
+
+def minutes(value: Any) -> Any:
+    """SLURM's forms of a time, in whole minutes, rounded up (sbatch(1), --time).
+
+    A number is minutes; text is `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M` or `D-H:M:S`.
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value.strip())
+    if not found:
+        raise ValueError("must be minutes, or one of SLURM's forms: 90, 90:00, 8:00:00, 1-12, 1-12:30, 1-12:30:00")
+    days, *parts = (int(part) if part is not None else None for part in found.groups())
+    given = [part for part in parts if part is not None]
+    if days is not None:
+        hours, mins, seconds = [*given, 0, 0][:3]
+    else:
+        hours, mins, seconds = {1: (0, *given, 0), 2: (0, *given), 3: tuple(given)}[len(given)]
+    return ((days or 0) * 24 + hours) * 60 + mins + (seconds > 0)
+
+
+def _plain(value: str) -> str:
+    if not re.fullmatch(r"[\w.,:/@+*=!&|()\[\]-]+", value):
+        raise ValueError("must be one word without quotes, blanks or control characters")
+    return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line without control characters")
+    return value
+
+
+Word = Annotated[str, AfterValidator(_plain)]
+Line = Annotated[str, AfterValidator(_printable)]
+
+
+def _memory(value: str) -> str:
+    if not re.fullmatch(r"\d+[KMGT]?", value):
+        raise ValueError("must be a whole number with K, M, G or T, as in 32G")
+    return value
+
+
+def _names(values: dict[str, Any]) -> dict[str, Any]:
+    if wrong := [name for name in values if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
+        raise ValueError(f"{wrong[0]!r} is no name of an environment variable")
+    if wrong := [name for name, value in values.items() if "\0" in value]:
+        raise ValueError(f"{wrong[0]} holds a NUL byte")
+    return values
+
+
+def _options(values: dict[str, Any]) -> dict[str, Any]:
+    for name in values:
+        if not re.fullmatch(r"[a-z][a-z-]*", name):
+            raise ValueError(f"{name!r} is no long option of sbatch")
+        if name in _OURS:
+            raise ValueError(f"{name} is set by kdcluster" + (f"; use {_OURS[name]}" if _OURS[name] else ""))
+    return values
+
+
+_OURS = {
+    **dict.fromkeys(("job-name", "output", "error", "open-mode", "nodes", "ntasks", "ntasks-per-node", "array"), ""),
+    **dict.fromkeys(("dependency", "kill-on-invalid-dep", "wrap", "chdir", "export", "requeue", "no-requeue"), ""),
+    **dict.fromkeys(("parsable", "wait", "test-only"), ""),
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "time": "time_limit",
+    "mem": "mem_per_gpu",
+    "gres": "gpu_request",
+    "gpus-per-node": "gpu_request",
+    "gpus": "gpu_request",
+    "cpus-per-task": "cpus_per_gpu",
+    "signal": "signal_lead_s",
+}
+"""Options of sbatch that are not the profile's to set under `sbatch:`, and the key that sets them."""
+
+
+class Profile(Block):
+    """How jobs are asked for on one cluster."""
+
+    partition: Word | None = field("Partition; null: the cluster's default.", None, hashed=False)
+    account: Word | None = field("Account that is charged; null: your default.", None, hashed=False)
+    qos: Word | None = field("Quality of service; null: your default.", None, hashed=False)
+    device: Literal["cuda", "cpu"] = field(
+        "cpu: a run of N GPUs trains on N CPU processes, though N GPUs are asked for (the dev cluster pretends them).",
+        "cuda",
+        hashed=False,
+    )
+    gpus_per_node: int | None = field(
+        "GPUs of one node; a run of more is spread over several. null: what sinfo says.", None, hashed=False, ge=1
+    )
+    gpu_request: Literal["gres", "gpus-per-node"] = field(
+        "Which option asks for GPUs: --gres=gpu:N or --gpus-per-node=N.", "gres", hashed=False
+    )
+    gpu_type: Word | None = field("Type of GPU, as in --gres=gpu:a100:N.", None, hashed=False)
+    cpus_per_gpu: int | None = field(
+        "CPU cores for each GPU. null: the node's cores shared out over its GPUs, as sinfo has them.",
+        None,
+        hashed=False,
+        ge=1,
+    )
+    mem_per_gpu: Annotated[str, AfterValidator(_memory)] | None = field(
+        "Memory of the host for each GPU, as in 32G; null: the cluster's default.", None, hashed=False
+    )
+    time_limit: Annotated[int, Field(ge=1), BeforeValidator(minutes)] | None = field(
+        "Time limit of each job: minutes, or SLURM's forms (8:00:00, 1-12:00). null: the partition's default.",
+        None,
+        unit="minutes",
+        hashed=False,
+    )
+    signal_lead_s: int = field(
+        "How long before the time limit or a preemption SLURM sends SIGUSR2; a run saves and leaves then.",
+        120,
+        unit="seconds",
+        hashed=False,
+        ge=1,
+        le=3600,
+    )
+    setup: tuple[Line, ...] = field(
+        "Shell lines that each job begins with, as in [module load cuda, source ~/env/bin/activate].",
+        (),
+        hashed=False,
+        strict=False,
+    )
+    environment: Annotated[dict[str, str], AfterValidator(_names)] = field(
+        "Environment variables of each job, set before `setup`.", {}, hashed=False
+    )
+    container: tuple[Line, ...] = field(
+        "Words before torchrun, as in [apptainer, exec, --nv, image.sif]. kdcluster itself runs on the host's Python.",
+        (),
+        hashed=False,
+        strict=False,
+    )
+    scratch: Line | None = field(
+        "Folder on the node's own disk for temporary files (TMPDIR of the job); $VARIABLES are the job's.",
+        None,
+        hashed=False,
+    )
+    network_interface: Word | None = field(
+        "Interface between nodes, as in ib0, for NCCL and gloo; null: they choose.", None, hashed=False
+    )
+    shutdown_timeout_s: int = field(
+        "How long torchrun gives processes that it stops to save, before it kills them.",
+        30,
+        unit="seconds",
+        hashed=False,
+        ge=1,
+    )
+    sbatch: Annotated[dict[str, str | int | bool], AfterValidator(_options)] = field(
+        "Any other long option of sbatch, as in {constraint: a100, exclude: node7}; true for one without a value.",
+        {},
+        hashed=False,
+    )
+
+
+def folders() -> list[Path]:
+    """Where profiles lie, the first found wins: the working directory, the user's configuration, the package."""
+    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return [Path("slurm/profiles"), Path(config) / "kdcluster" / "profiles", shipped("slurm/profiles")]
+
+
+def profiles() -> dict[str, Path]:
+    """The profiles that can be named here."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def choose(name: str | None) -> tuple[str | None, Profile]:
+    """The profile that was named (or given as a file), else the user's only one, else SLURM's own defaults.
+
+    Raises:
+        NotFound: there is none of that name.
+        ConfigError: it is not a sound one, or the user has several and named none.
+    """
+    known = profiles()
+    if name is None:
+        own = [other for other in known if other not in UNCHOSEN]
+        if len(own) > 1:
+            raise ConfigError(f"which cluster? there are {', '.join(own)}: --cluster NAME, or KDCLUSTER_CLUSTER")
+        return (own[0], load(known[own[0]])) if own else (None, Profile())
+    if name in known:
+        return name, load(known[name])
+    if Path(name).is_file():
+        return Path(name).stem, load(Path(name))
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    raise NotFound(f"no cluster profile {name!r} in {', '.join(map(str, folders()))}; {hint}")
+
+
+def load(path: Path) -> Profile:
+    """Read one profile.
+
+    Raises:
+        ConfigError: everything that is wrong with it, each at its line.
+    """
+    source = Source(path, "partition:, gpus_per_node:, time_limit:", lambda values, folder: None)
+    try:
+        return Profile.model_validate(source.values)
+    except ValidationError as error:
+        raise ConfigError(*source.report(wording.problems(error, Profile))) from None

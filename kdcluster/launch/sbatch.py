@@ -1,0 +1,155 @@
+"""A run and a cluster profile to the batch script that SLURM gets. Pure: rendered where there is no SLURM, too."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kdcluster.config import Resources
+from kdcluster.errors import ConfigError
+from kdcluster.launch.profile import Profile
+from kdcluster.launch.torchrun import Layout
+
+
+def slurm_layout(resources: Resources, profile: Profile, nodes: int | None, gpus_per_node: int | None) -> Layout:
+    """On what a run runs in the queue: so many processes a node, one for each GPU (or for each of `procs`).
+
+    Args:
+        resources: of the experiment.
+        profile: of the cluster.
+        nodes: as asked for with --nodes; None: as few as hold the GPUs.
+        gpus_per_node: of the cluster; None: not known, and everything goes on one node.
+
+    Raises:
+        ConfigError: the GPUs cannot be spread evenly over nodes.
+    """
+    on_cpu = resources.procs is not None or resources.device == "cpu"
+    count = (resources.procs if on_cpu else resources.gpus) or 1
+    gpus = 0 if on_cpu else count
+    room = None if on_cpu else gpus_per_node
+    if nodes is None:
+        nodes = -(-count // room) if room else 1
+    if count % nodes or (room and count // nodes > room):
+        what = "processes" if on_cpu else "GPUs"
+        has = f" of {room} GPUs" if room else ""
+        raise ConfigError(f"{count} {what} cannot be spread evenly over {nodes} node{'s' * (nodes > 1)}{has}")
+    if on_cpu or profile.device == "cpu":
+        return Layout("cpu", count, resources.threads or profile.cpus_per_gpu or 1, nodes, gpus)
+    return Layout("cuda", count, None, nodes, gpus)
+
+
+def job_name(run_dir: Path, number: int) -> str:
+    """Name of a run's n-th job: one that no other job has, so that the job can be found by it."""
+    place = hashlib.sha256(str(run_dir).encode("utf-8", "surrogateescape")).hexdigest()[:4]
+    return f"{run_dir.name}.{place}.{number}"
+
+
+def script(name: str, layout: Layout, profile: Profile, folder: Path, after: Iterable[str] = ()) -> str:
+    """The batch script of one job: one task a node, which starts torchrun (launch/task.py).
+
+    Args:
+        name: of the job.
+        layout: on what it runs.
+        profile: how the cluster wants to be asked.
+        folder: of this submission: task.pkl, and what submitit and the job write.
+        after: ids of the jobs that must have succeeded before.
+
+    Raises:
+        ConfigError: the folder's name holds what submitit would replace.
+    """
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    if found := re.search("%[jtAa]", str(folder)):
+        raise ConfigError(f"{folder}: SLURM and submitit replace {found[0]} in a path; take another --runs-dir")
+    text: str = _make_sbatch_string(
+        command=_command(layout, folder),
+        folder=folder,
+        setup=_setup(profile, folder),
+        additional_parameters=_options(name, layout, profile, folder, list(after)),
+        **dict.fromkeys(("job_name", "time", "wckey")),
+        nodes=layout.nodes,
+        ntasks_per_node=1,
+        signal_delay_s=profile.signal_lead_s,
+        stderr_to_stdout=True,
+        use_srun=False,  # it is in the command, with what SLURM 22.05 and later does not hand on
+    )
+    return text
+
+
+def log_of(folder: Path) -> str:
+    """Where a job's own output goes, with SLURM's %j for its id; what the ranks print is in the attempt's logs."""
+    return f"{folder}/%j.log"
+
+
+def _options(name: str, layout: Layout, profile: Profile, folder: Path, after: list[str]) -> dict[str, Any]:
+    gpus, ranks = layout.gpus // layout.nodes, layout.procs // layout.nodes
+    options: dict[str, Any] = {
+        "job-name": name,
+        "output": log_of(folder) if _plain(folder) else "/dev/null",
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "time": profile.time_limit,
+        "cpus-per-task": _cpus(layout, profile),
+        "requeue": True,
+    }
+    if gpus:
+        kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
+        options |= (
+            {"gres": f"gpu:{kind}{gpus}"} if profile.gpu_request == "gres" else {"gpus-per-node": f"{kind}{gpus}"}
+        )
+    if profile.mem_per_gpu:
+        number = profile.mem_per_gpu.rstrip("KMGT")
+        options["mem"] = f"{int(number) * ranks}{profile.mem_per_gpu.removeprefix(number)}"
+    if after:
+        options |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+    options |= profile.sbatch
+    return {key: value for key, value in options.items() if value is not None and value is not False}
+
+
+def _cpus(layout: Layout, profile: Profile) -> int | None:
+    """Cores of one task, which is all of the job on its node."""
+    ranks = layout.procs // layout.nodes
+    if layout.device == "cpu":
+        return ranks * (layout.threads or 1)
+    return ranks * profile.cpus_per_gpu if profile.cpus_per_gpu else None
+
+
+def _setup(profile: Profile, folder: Path) -> list[str]:
+    """Shell lines before the task: what cannot stand in a #SBATCH line, the environment, the user's own lines."""
+    lines = [] if _plain(folder) else [f"exec >>{_quoted(str(folder))}/$SLURM_JOB_ID.log 2>&1"]
+    lines += [f"export {key}={_quoted(value)}" for key, value in profile.environment.items()]
+    lines += profile.setup
+    task, own = f"{_quoted(str(folder / 'task.pkl'))}", f"{_quoted(str(folder))}/${{SLURM_JOB_ID}}_submitted.pkl"
+    return [*lines, f"[ -e {own} ] || cp {task} {own}  # so that it finds its work whatever became of who submitted it"]
+
+
+def _command(layout: Layout, folder: Path) -> str:
+    srun = ["srun", "--unbuffered", "--cpu-bind=none", *(["--label"] if layout.nodes > 1 else [])]
+    python = [_quoted(sys.executable), "-u", "-m", "submitit.core._submit", _quoted(str(folder))]
+    return " ".join([*srun, "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}", *python])
+
+
+def _plain(folder: Path) -> bool:
+    """Whether SLURM takes a path as it stands: it has no escape for % and backslashes, and a line is a line."""
+    return str(folder).isprintable() and not re.search(r"[\\%]", str(folder))
+
+
+def _quoted(text: str) -> str:
+    """One word for bash, without line breaks in the script: SLURM refuses DOS ones."""
+    if text.isprintable():
+        return shlex.quote(text)
+    known = {"\\": "\\\\", "'": "\\'"}
+    return (
+        "$'"
+        + "".join(
+            known.get(c, c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode("utf-8", "surrogateescape")))
+            for c in text
+        )
+        + "'"
+    )

@@ -1,0 +1,230 @@
+"""SLURM's own commands: what is asked of them, and what they answer. Nothing here knows about runs."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcluster.errors import KdclusterError, SchedulerError
+from kdcluster.launch.torchrun import is_torchrun_variable
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 60.0
+"""Seconds after which a command of SLURM counts as not answered."""
+PASSING = (
+    "unable to contact slurm controller",
+    "timed out",
+    "timeout",
+    "connection refused",
+    "connection reset",
+    "temporarily",
+    "try again",
+    "slurm backup controller",
+    "controller not responding",
+)
+"""Parts of errors that pass by themselves; any other is an answer."""
+MISSING = ("fetch_config", "command not found", "no such file", "configuration source")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as SLURM has it: `state` in its long form, `start` of a pending job where SLURM knows one."""
+
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+    start: str = ""
+    nodes: str = ""
+
+
+class Refused(KdclusterError):
+    """SLURM said no, in its own words."""
+
+
+def is_here() -> bool:
+    """Whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def is_inside_job() -> bool:
+    """Whether this process runs inside an allocation."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def clean_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The environment to submit from: inside a job nothing of that job (SLURM would apply it to the new one).
+
+    SLURM_CONF and SLURM_CLUSTERS say which SLURM is meant and stay. Nothing of a torchrun goes on either.
+    """
+    kept = {name: value for name, value in base.items() if not is_torchrun_variable(name)}
+    if "SLURM_JOB_ID" not in base:
+        return kept
+    ours = ("SLURM_CONF", "SLURM_CLUSTERS")
+    return {n: v for n, v in kept.items() if n in ours or not n.startswith(("SLURM_", "SRUN_", "SBATCH_", "SUBMITIT_"))}
+
+
+def _ask(*argv: str) -> str:
+    """What a command of SLURM prints.
+
+    Raises:
+        Refused: it answered with an error.
+        SchedulerError: it is not there, or does not answer.
+    """
+    environment = {**clean_environment(os.environ), "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=ANSWER_S, env=environment)
+    except FileNotFoundError:
+        raise SchedulerError(
+            f"no {argv[0]} on this machine; submit from a login node, or use --backend local"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SchedulerError(f"{argv[0]} did not answer within {ANSWER_S:.0f} s; try again later") from None
+    if done.returncode == 0:
+        return done.stdout
+    said = "\n".join(dict.fromkeys(line.strip() for line in done.stderr.splitlines() if line.strip()))
+    if any(words in said.lower() for words in (*PASSING, *MISSING)):
+        raise SchedulerError(f"SLURM cannot be reached: {said}; try again later, or use --backend local")
+    raise Refused(said or f"{argv[0]} ended with {done.returncode}")
+
+
+def queue() -> list[Job]:
+    """The user's jobs that the controller still knows, ended ones for a few minutes (MinJobAge). One squeue call."""
+    form = "--format=%i|%T|%r|%S|%N|%j"
+    text = _ask("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", form)
+    jobs = []
+    for line in text.splitlines():
+        parts = line.split("|", 5)
+        if len(parts) == 6:  # a site's banner is not a job
+            number, state, reason, start, nodes, name = parts
+            jobs.append(Job(number, name, state, reason, "" if start in ("N/A", "") else start, nodes))
+    return jobs
+
+
+def accounting(ids: Iterable[str], names: Iterable[str] = ()) -> list[Job]:
+    """What accounting has of jobs, the newest of each id; empty where there is no accounting. One sacct call."""
+    ids, names = sorted(set(ids)), sorted(set(names))
+    if (not ids and not names) or shutil.which("sacct") is None:
+        return []
+    which = [f"--jobs={','.join(ids)}"] if ids else []
+    which += [f"--name={','.join(names)}", "--starttime=now-30days"] if names else []
+    form = "--format=JobIDRaw,State,Start,NodeList,JobName"
+    try:
+        text = _ask("sacct", "--allocations", "--noheader", "--parsable2", *which, form)
+    except (Refused, SchedulerError) as error:
+        log.debug("no accounting: %s", error)
+        return []
+    found = {}
+    for line in text.splitlines():
+        parts = line.split("|", 4)
+        if len(parts) == 5:
+            number, state, start, nodes, name = parts
+            found[number] = Job(number, name, state.split(" ")[0], state, start, nodes)
+    return list(found.values())
+
+
+def check(script: Path) -> None:
+    """Ask whether a job could ever run (`sbatch --test-only`); queues nothing.
+
+    Raises:
+        Refused: it could not, in SLURM's words.
+    """
+    _ask("sbatch", "--test-only", str(script))
+
+
+def submit(script: Path, name: str) -> str:
+    """Queue a batch script; returns the job's id. An error that passes is tried again, after a look for the job.
+
+    Args:
+        script: the file.
+        name: its job name, which no other job has.
+
+    Raises:
+        Refused: SLURM does not take it, in its words.
+        SchedulerError: SLURM does not answer; whether it has the job is not known then.
+    """
+    for wait_s in (1.0, 2.0, 4.0, None):
+        try:
+            text = _ask("sbatch", "--parsable", str(script))
+            break
+        except SchedulerError as error:
+            if wait_s is None:
+                raise
+            log.warning("%s; trying again", error)
+            time.sleep(wait_s)  # the controller is busy: give it room
+            if known := _found(name):
+                return known[-1].id  # it was accepted, only the answer was lost
+    found = re.findall(r"^(\d+)(?:;\S+)?$", text, re.MULTILINE)  # a site may print a banner before it
+    if not found:
+        raise Refused(f"cannot make out a job id in what sbatch said: {text.strip()!r}")
+    return str(found[-1])
+
+
+def _found(name: str) -> list[Job]:
+    try:
+        return find(name)
+    except SchedulerError:
+        return []
+
+
+def find(name: str) -> list[Job]:
+    """Jobs of a name, oldest first, from the queue or from accounting.
+
+    Raises:
+        SchedulerError: SLURM does not answer.
+    """
+    known = {job.id: job for job in accounting((), [name])}
+    known |= {job.id: job for job in queue() if job.name == name}
+    return sorted(known.values(), key=lambda job: int(job.id))
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """End jobs; those that have ended already are no error."""
+    if ids := list(ids):
+        try:
+            _ask("scancel", *ids)
+        except Refused as error:
+            if "already" not in str(error) and "nvalid job id" not in str(error):
+                raise
+
+
+def node_address(node: str) -> str:
+    """NodeAddr of a node: its name need not resolve."""
+    found = re.search(r"\bNodeAddr=(\S+)", _ask("scontrol", "show", "node", "--oneliner", node))
+    return found[1] if found else node
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """What a node of a partition has."""
+
+    cpus: int
+    gpus: int
+    time_limit_min: int | None
+    """The partition's default time limit, else its maximum; None: none."""
+
+
+def node_type(partition: str | None) -> NodeType | None:
+    """The node with the most GPUs in a partition (None: the default one); None where SLURM does not say."""
+    from kdcluster.launch.profile import minutes
+
+    which = [f"--partition={partition}"] if partition else []
+    text = _ask("sinfo", "--noheader", *which, "--format=%P|%c|%G|%L|%l")
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
+    if partition is None:
+        rows = [row for row in rows if row[0].endswith("*")] or rows
+    nodes = []
+    for _, cpus, gres, default, most in rows:
+        gpus = sum(int(n) for n in re.findall(r"\bgpu(?::[^:,()]+)*?:(\d+)", gres))
+        limits = [limit for limit in (default, most) if re.match(r"\d", limit)]
+        nodes.append(NodeType(int(re.match(r"\d+", cpus)[0]), gpus, minutes(limits[0]) if limits else None))  # type: ignore[index]
+    return max(nodes, key=lambda node: node.gpus, default=None)

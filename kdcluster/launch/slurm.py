@@ -1,0 +1,196 @@
+"""The backend of a cluster: one submitit job a run, with the teacher's job as the dependency of its students."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdcluster.errors import KdclusterError
+from kdcluster.files import trainer_code, write_aside
+from kdcluster.launch import scheduler
+from kdcluster.launch.profile import Profile
+from kdcluster.launch.sbatch import job_name, script, slurm_layout
+from kdcluster.launch.scheduler import NodeType, Refused
+from kdcluster.launch.torchrun import Layout
+from kdcluster.plan import Plan
+from kdcluster.runs import RunDir, process_record
+
+log = logging.getLogger(__name__)
+
+NEVER = 10**6
+"""submitit's own count of time-outs is never reached: it takes every signal in a job under ten minutes for one."""
+
+
+class Slurm:
+    """Jobs of one cluster.
+
+    Args:
+        profile: how the cluster wants to be asked.
+        cluster: the profile's name; None: SLURM's own defaults.
+        nodes: nodes of each run; None: as few as hold its GPUs.
+        max_gpu_hours: refuse more than this in the worst case; None: no limit.
+    """
+
+    name = "slurm"
+
+    def __init__(
+        self, profile: Profile, cluster: str | None = None, nodes: int | None = None, max_gpu_hours: float | None = None
+    ) -> None:
+        self.given, self.cluster, self.nodes, self.max_gpu_hours = profile, cluster, nodes, max_gpu_hours
+
+    @cached_property
+    def node(self) -> NodeType | None:
+        """What a node has, asked of sinfo where the profile leaves it open; None where there is no SLURM here."""
+        settled = self.given.gpus_per_node and self.given.cpus_per_gpu
+        if settled or not scheduler.is_here():
+            return None
+        return scheduler.node_type(self.given.partition)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The profile, with what it leaves open taken from the cluster."""
+        if self.node is None or not self.node.gpus:
+            return self.given
+        gpus = self.given.gpus_per_node or self.node.gpus
+        cpus = self.given.cpus_per_gpu or max(1, self.node.cpus // gpus)
+        return self.given.model_copy(update={"gpus_per_node": gpus, "cpus_per_gpu": cpus})
+
+    def layouts(self, plan: Plan) -> dict[str, Layout]:
+        """On what each run would run in the queue."""
+        return {
+            run.id: slurm_layout(run.resources, self.profile, self.nodes, self.profile.gpus_per_node)
+            for run in plan.runs
+        }
+
+    def scripts(self, plan: Plan, root: Path) -> dict[str, str]:
+        """The batch script of each run as it would be sent, `<job of RUN>` for ids that do not exist yet."""
+        layouts = self.layouts(plan)
+        made = {}
+        for run in plan.runs:
+            run_dir = RunDir(root, run.id)
+            number = next_number(run_dir)
+            after = [f"<job of {need}>" for need in run.needs if RunDir(root, need).result() is None]
+            made[run.id] = script(
+                job_name(run_dir.path, number), layouts[run.id], self.profile, folder_of(run_dir, number), after
+            )
+        return made
+
+    def gpu_hours(self, plan: Plan, chosen: list[str]) -> float | None:
+        """GPU-hours of the worst case: every run takes its whole time limit. None: there is no time limit."""
+        limit = self.profile.time_limit
+        if limit is None and scheduler.is_here():
+            found = scheduler.node_type(self.profile.partition)
+            limit = found.time_limit_min if found else None
+        gpus = sum(layout.gpus for run_id, layout in self.layouts(plan).items() if run_id in chosen)
+        return None if limit is None else gpus * limit / 60
+
+    def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
+        """Refuse a budget that is too small, and ask SLURM whether such jobs could ever run; queues nothing.
+
+        Raises:
+            KdclusterError: more GPU-hours than allowed.
+            Refused: SLURM would never run it, in its own words.
+            SchedulerError: SLURM does not answer.
+        """
+        worst = self.gpu_hours(plan, chosen)
+        if self.max_gpu_hours is not None and (worst is None or worst > self.max_gpu_hours):
+            what = "no time limit is known: set time_limit in the profile" if worst is None else f"{worst:g} GPU-hours"
+            raise KdclusterError(
+                f"--max-gpu-hours {self.max_gpu_hours:g}: the worst case is more ({what}); nothing was queued"
+            )
+        layouts = self.layouts(plan)
+        with tempfile.TemporaryDirectory() as folder:
+            for layout in dict.fromkeys(layouts[run_id] for run_id in chosen):
+                path = Path(folder) / "job.sh"
+                path.write_text(script("kdcluster-test", layout, self.profile, Path(folder)))
+                try:
+                    scheduler.check(path)
+                except Refused as error:
+                    raise Refused(
+                        f"SLURM could never run a job on {layout}:\n{error}\nnothing was queued; mend the profile"
+                        f"{f' {self.cluster!r}' if self.cluster else ''}, or ask for less"
+                    ) from None
+
+    def start(self, plan: Plan, chosen: list[str], root: Path, data_dir: Path) -> str:
+        """Queue the runs, all or none.
+
+        Raises:
+            Refused: SLURM took one not; those before it were cancelled.
+            SchedulerError: SLURM does not answer any more; likewise.
+        """
+        layouts, jobs = self.layouts(plan), dict[str, str]()
+        wanted = [run for run in plan.runs if run.id in chosen]
+        try:
+            for run in wanted:
+                after = [jobs.get(need) or waited_for(RunDir(root, need)) for need in run.needs]
+                jobs[run.id] = self._queue(RunDir(root, run.id), data_dir, layouts[run.id], list(filter(None, after)))
+        except BaseException as error:
+            back = self._take_back([RunDir(root, run.id) for run in wanted[: len(jobs) + 1]])
+            if isinstance(error, KdclusterError):
+                raise type(error)(f"{error}\n{back}") from None
+            log.error("interrupted: %s", back)
+            raise
+        where = f" of cluster profile {self.cluster!r}" if self.cluster else ""
+        return f"in SLURM{where}: jobs {', '.join(jobs.values())}"
+
+    def _queue(self, run_dir: RunDir, data_dir: Path, layout: Layout, after: list[str]) -> str:
+        from submitit.core.utils import DelayedSubmission
+
+        from kdcluster.launch.task import Task
+
+        number = next_number(run_dir)
+        folder = folder_of(run_dir, number)
+        folder.mkdir(parents=True)
+        name = job_name(run_dir.path, number)
+        task = DelayedSubmission(
+            Task(str(run_dir.path), str(data_dir), str(folder), asdict(layout), self.profile, trainer_code())
+        )
+        task.set_timeout(self.profile.time_limit or 0, NEVER)
+        task.dump(folder / "task.pkl")
+        path = folder / "job.sh"
+        write_aside(path, script(name, layout, self.profile, folder, after).encode("utf-8", "surrogateescape"))
+        intent: dict[str, Any] = {"id": None, "name": name, "folder": str(folder), "time": time.time()}
+        intent |= {"cluster": self.cluster, "submitter": process_record(os.getpid())}
+        run_dir.write_ticket(job=intent)
+        job_id = scheduler.submit(path, name)
+        run_dir.note_job({**intent, "id": job_id})
+        return job_id
+
+    def _take_back(self, run_dirs: list[RunDir]) -> str:
+        """Cancel what this command has queued, students first; returns what became of it."""
+        try:
+            for run_dir in reversed(run_dirs):
+                if job := (run_dir.ticket() or {}).get("job"):
+                    scheduler.cancel([job["id"]] if job["id"] else [known.id for known in scheduler.find(job["name"])])
+                    run_dir.drop_ticket()
+        except KdclusterError as error:
+            return (
+                f"its jobs could not be taken back ({error}); once SLURM answers, submit again goes on with them, "
+                f"and cancel ends them"
+            )
+        return "nothing is queued: the jobs of this command that were accepted are cancelled again"
+
+
+def folder_of(run_dir: RunDir, number: int) -> Path:
+    """Where the n-th job of a run has its script, its pickles and its own log."""
+    return run_dir.path / "slurm" / str(number)
+
+
+def next_number(run_dir: RunDir) -> int:
+    """Number of the next job of a run."""
+    known = [int(path.name) for path in (run_dir.path / "slurm").glob("*") if path.name.isdigit()]
+    return max(known, default=0) + 1
+
+
+def waited_for(run_dir: RunDir) -> str | None:
+    """The job that will make a run that is not done; None: it is done, or is not SLURM's."""
+    from kdcluster.launch.status import run_status
+
+    status = run_status(run_dir)
+    return status.job_id if status.state in ("queued", "running") else None

@@ -1,0 +1,386 @@
+"""SLURM without a SLURM: profiles, batch scripts, and which state is true whatever the queue says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcluster.config import Resources
+from kdcluster.errors import ConfigError, KdclusterError, NotFound, SchedulerError
+from kdcluster.launch import jobs, scheduler, status
+from kdcluster.launch.jobs import Jobs
+from kdcluster.launch.profile import Profile, choose, load, minutes, profiles
+from kdcluster.launch.sbatch import job_name, script, slurm_layout
+from kdcluster.launch.scheduler import Job, clean_environment
+from kdcluster.launch.slurm import Slurm
+from kdcluster.launch.submission import submit
+from kdcluster.launch.torchrun import Layout
+from kdcluster.plan import Plan
+from kdcluster.runs import RunDir
+from tests import fabricated
+from tests.fabricated import LIVE, put, started
+from tests.tiny import make_plan
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "job.sh"
+
+
+# --- profiles ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("90", 90), ("90:00", 90), ("8:00", 8), ("8:00:00", 480), ("0:30", 1), ("1:00:01", 61)),
+        *(("1-0", 1440), ("1-12", 2160), ("1-12:30", 2190), ("1-12:30:00", 2190), (45, 45)),
+    ],
+)
+def test_a_time_limit_means_what_slurm_means_by_it(text: Any, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.fixture
+def here(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(empty_folder / "config"))
+    (empty_folder / "slurm" / "profiles").mkdir(parents=True)
+    return empty_folder / "slurm" / "profiles"
+
+
+def test_every_problem_of_a_profile_at_its_line(here: Path) -> None:
+    path = here / "bad.yaml"
+    path.write_text(
+        "partitoin: gpu\ntime_limit: soon\nqos: a b\nmem_per_gpu: lots\nenvironment: {1A: x}\nsbatch: {gres: gpu}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert [line.removeprefix(f"{path}:") for line in caught.value.problems] == [
+        "1:1: partitoin: unknown key; did you mean partition?",
+        "2:1: time_limit: must be minutes, or one of SLURM's forms: 90, 90:00, 8:00:00, 1-12, 1-12:30, 1-12:30:00 "
+        "(got 'soon')",
+        "3:1: qos: must be one word without quotes, blanks or control characters (got 'a b')",
+        "4:1: mem_per_gpu: must be a whole number with K, M, G or T, as in 32G (got 'lots')",
+        "5:1: environment: '1A' is no name of an environment variable (got {1A: 'x'})",
+        "6:1: sbatch: gres is set by kdcluster; use gpu_request (got {'gres': 'gpu'})",
+    ]
+
+
+def test_eight_hours_are_eight_hours(here: Path) -> None:
+    (here / "lab.yaml").write_text("time_limit: 8:00:00\n")
+    assert load(here / "lab.yaml").time_limit == 480
+
+
+def test_the_only_profile_is_the_default_and_shipped_ones_never_are(here: Path) -> None:
+    assert {"dev", "template"} <= profiles().keys()
+    assert choose(None) == (None, Profile())
+    (here / "lab.yaml").write_text("partition: gpu\n")
+    assert choose(None) == ("lab", Profile(partition="gpu"))
+    assert choose(str(here / "lab.yaml"))[0] == "lab"
+    (here / "other.yaml").write_text("partition: gpu\n")
+    with pytest.raises(ConfigError, match="which cluster\\? there are lab, other"):
+        choose(None)
+    with pytest.raises(NotFound, match=r"no cluster profile 'laab' .*did you mean 'lab'"):
+        choose("laab")
+
+
+def test_the_shipped_profiles_are_sound() -> None:
+    for name in ("dev", "template"):
+        load(profiles()[name])
+
+
+# --- layouts and scripts ----------------------------------------------------------------------------------------
+
+
+def test_gpus_are_spread_evenly_over_nodes() -> None:
+    lab = Profile(cpus_per_gpu=4)
+    assert slurm_layout(Resources(gpus=16), lab, None, 8) == Layout("cuda", 16, None, 2, 16)
+    assert slurm_layout(Resources(gpus=8), lab, 4, 8) == Layout("cuda", 8, None, 4, 8)
+    assert slurm_layout(Resources(), lab, None, None) == Layout("cuda", 1, None, 1, 1)
+    assert slurm_layout(Resources(gpus=2), Profile(device="cpu"), None, 8) == Layout("cpu", 2, 1, 1, 2)
+    assert slurm_layout(Resources(procs=3), lab, None, 8) == Layout("cpu", 3, 4, 1, 0)
+    for gpus, nodes in ((9, None), (8, 3), (16, 1)):
+        with pytest.raises(ConfigError, match=f"{gpus} GPUs cannot be spread evenly over"):
+            slurm_layout(Resources(gpus=gpus), lab, nodes, 8)
+
+
+def test_the_batch_script_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/env/bin/python")
+    profile = Profile(
+        partition="gpu",
+        account="lab",
+        gpu_type="a100",
+        cpus_per_gpu=12,
+        mem_per_gpu="64G",
+        time_limit=480,
+        setup=("module load cuda",),
+        environment={"NOTE": "it's $(here)"},
+        sbatch={"constraint": "a&b", "exclusive": True},
+    )
+    layout = slurm_layout(Resources(gpus=16), profile, None, 8)
+    assert script("name", layout, profile, Path("/runs/my run/slurm/1"), ["<job of teacher>"]) == GOLDEN.read_text()
+
+
+def test_two_runs_directories_never_share_a_job_name() -> None:
+    names = {job_name(Path(root) / "teacher-a", number) for root in ("/a", "/b") for number in (1, 2)}
+    assert len(names) == 4
+
+
+def test_a_path_that_submitit_would_rewrite_is_refused() -> None:
+    with pytest.raises(ConfigError, match="replace %j in a path"):
+        script("n", Layout("cpu", 1, 1), Profile(), Path("/runs/%job"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    value=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20),
+    name=st.text(st.characters(exclude_characters="\0/", exclude_categories=("Cs",)), min_size=1, max_size=20).filter(
+        lambda name: name not in (".", "..") and "%" not in name
+    ),
+)
+def test_nothing_that_a_user_names_is_run_by_the_shell(
+    tmp_path_factory: pytest.TempPathFactory, value: str, name: str
+) -> None:
+    """The script under a real bash with an `srun` that writes down what it was given."""
+    place = tmp_path_factory.mktemp("job")
+    folder = place / name
+    folder.mkdir()
+    (folder / "task.pkl").write_text("task")
+    srun = place / "srun"
+    srun.write_text('#!/bin/bash\nprintf "%s\\0" "$@" "$VALUE" >"$OUT"\n')
+    srun.chmod(0o755)
+    text = script("n", Layout("cpu", 1, 1), Profile(environment={"VALUE": value}), folder)
+    assert "\r" not in text
+    env = {"PATH": f"{place}:{os.environ['PATH']}", "OUT": str(place / "out"), "SLURM_JOB_ID": "7", "LC_ALL": "C.UTF-8"}
+    subprocess.run(["bash", "-s"], input=text.encode(), env=env, check=True, capture_output=True)
+    words = (place / "out").read_bytes().split(b"\0")
+    assert words[-3:-1] == [str(folder).encode(), value.encode()]
+    assert (folder / "7_submitted.pkl").read_text() == "task"
+    assert {path.name for path in place.iterdir()} == {name, "srun", "out"}
+
+
+# --- what is asked of SLURM -------------------------------------------------------------------------------------
+
+
+def test_inside_a_job_nothing_of_it_goes_on() -> None:
+    inside = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SRUN_DEBUG": "3", "SBATCH_ACCOUNT": "x", "RANK": "0"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}
+    assert clean_environment({**inside, **kept}) == kept
+    assert clean_environment({"SBATCH_ACCOUNT": "x", "MASTER_PORT": "1"}) == {"SBATCH_ACCOUNT": "x"}
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Programs in the place of SLURM's: `fake(sbatch="echo 7")` is a shell script."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    def make(**programs: str) -> Path:
+        for name, body in programs.items():
+            (folder / name).write_text(f"#!/bin/bash\ncd {folder}\n{body}\n")
+            (folder / name).chmod(0o755)
+        return folder
+
+    return make
+
+
+def test_a_banner_is_no_job_id(fake: Any) -> None:
+    fake(sbatch="echo Welcome to site 2026; echo '17;cluster'")
+    assert scheduler.submit(Path("job.sh"), "n") == "17"
+
+
+def test_an_answer_that_was_lost_is_looked_for_by_name(fake: Any) -> None:
+    folder = fake(
+        sbatch="echo x >>tries; echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1",
+        squeue="echo '5|PENDING|Priority|N/A||other'; echo '6|PENDING|Priority|N/A||mine'",
+        sacct="exit 1",
+    )
+    assert scheduler.submit(Path("job.sh"), "mine") == "6"
+    assert (folder / "tries").read_text() == "x\n"  # sent once
+
+
+def test_a_busy_controller_is_asked_again_and_a_refusal_is_not(fake: Any) -> None:
+    folder = fake(
+        sbatch="echo x >>tries; [ $(wc -l <tries) -gt 2 ] && echo 9 || "
+        "{ echo 'Unable to contact slurm controller' >&2; exit 1; }",
+        squeue="true",
+        sacct="exit 1",
+    )
+    assert scheduler.submit(Path("job.sh"), "mine") == "9"
+    fake(sbatch="echo x >>tries; echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
+    (folder / "tries").unlink()
+    with pytest.raises(scheduler.Refused, match="invalid partition specified: nope"):
+        scheduler.submit(Path("job.sh"), "mine")
+    assert (folder / "tries").read_text() == "x\n"
+
+
+def test_what_a_node_has_is_read_from_sinfo(fake: Any) -> None:
+    fake(sinfo="echo 'cpu|64|(null)|1:00:00|infinite'; echo 'gpu*|96|gpu:a100:8(S:0-1)|n/a|2-00:00:00'")
+    assert scheduler.node_type(None) == scheduler.NodeType(96, 8, 2880)
+
+
+def test_one_squeue_for_all_runs_and_sacct_for_what_it_forgot(fake: Any) -> None:
+    folder = fake(
+        squeue="echo x >>asked; echo '1|RUNNING|None|2026-01-01T00:00:00|n1|a'; echo 'a site banner'",
+        sacct="echo x >>asked; echo '2|CANCELLED by 0|2026-01-01T00:00:00|n1|b'",
+    )
+    found = jobs.look([{"id": "1", "name": "a"}, {"id": "2", "name": "b"}, {"id": None, "name": "a"}])
+    assert (found.by_id["1"].state, found.by_id["2"].state) == ("RUNNING", "CANCELLED")
+    assert found.of({"id": None, "name": "a"}) == found.by_id["1"]
+    assert (folder / "asked").read_text() == "x\nx\n"
+    assert jobs.look([]) == Jobs()
+
+
+# --- states -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Plan:
+    return make_plan(tmp_path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def queued(run_dir: RunDir, job_id: str | None = "5", **more: Any) -> RunDir:
+    folder = run_dir.path / "slurm" / "1"
+    folder.mkdir(parents=True)
+    job = {"id": job_id, "name": "n", "folder": str(folder), "time": time.time(), "submitter": LIVE, **more}
+    run_dir.write_ticket(job=job)
+    return run_dir
+
+
+def seen(run_dir: RunDir, state: str = "", reason: str = "None", problem: str = "") -> tuple[str, str]:
+    known = {"5": Job("5", "n", state, reason, nodes="node1")} if state else {}
+    found = status.run_status(run_dir, Jobs(known, {job.name: job for job in known.values()}, problem))
+    return found.state, found.reason
+
+
+NOTHING = "; nothing is saved yet"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "expected"),
+    [
+        ("PENDING", "Dependency", ("queued", "job 5 waits for the run that it needs")),
+        ("PENDING", "JobHeldUser", ("queued", "job 5 is held; scontrol release 5")),
+        ("PENDING", "QOSMaxGRESPerUser", ("queued", "job 5 waits: a limit of its QoS is reached (QOSMaxGRESPerUser)")),
+        ("PENDING", "SomethingNew", ("queued", "job 5 waits: SomethingNew")),
+        ("RUNNING", "None", ("queued", "job 5 starts on node1")),
+        ("CANCELLED", "CANCELLED by 0", ("planned", "SLURM ended job 5: CANCELLED by 0 before it started")),
+        ("FAILED", "FAILED", ("failed", "SLURM ended job 5: FAILED before training began")),
+        ("", "", ("lost", "SLURM does not know job 5 any more, and it never started")),
+    ],
+)
+def test_a_job_that_began_no_attempt(
+    made: Plan, root: Path, state: str, reason: str, expected: tuple[str, str]
+) -> None:
+    assert seen(queued(put(root, made.runs[0], "planned")), state, reason) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("RUNNING", ("running", "")),
+        ("PENDING", ("queued", "was requeued after attempt 1; job 5 waits: other jobs go first")),
+        ("NODE_FAIL", ("lost", "SLURM ended job 5: NODE_FAIL" + NOTHING)),
+        ("OUT_OF_MEMORY", ("failed", "SLURM ended job 5: OUT_OF_MEMORY" + NOTHING)),
+        ("NEWSTATE", ("lost", "job 5 is in a state that is not known here: NEWSTATE" + NOTHING)),
+        ("", ("lost", "SLURM does not know job 5 any more" + NOTHING)),
+    ],
+)
+def test_a_job_whose_attempt_has_no_outcome(made: Plan, root: Path, state: str, expected: tuple[str, str]) -> None:
+    run_dir = queued(put(root, made.runs[0], "planned"))
+    started(run_dir)
+    run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": 0.0})
+    assert seen(run_dir, state, "Priority" if state == "PENDING" else state) == expected
+
+
+def test_a_fresh_heartbeat_counts_where_slurm_does_not_answer(made: Plan, root: Path) -> None:
+    run_dir = queued(put(root, made.runs[0], "planned"))
+    started(run_dir)
+    run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": time.time()})
+    assert seen(run_dir, problem="no answer") == ("running", "no answer")
+
+
+def test_an_outcome_is_the_runs_own_word(made: Plan, root: Path) -> None:
+    run_dir = put(root, made.runs[0], "planned")
+    queued(run_dir)
+    fabricated.failed(run_dir)
+    assert seen(run_dir, "FAILED")[0] == "failed"
+    assert seen(run_dir, "")[0] == "failed"
+    done = queued(put(root, made.runs[1], "planned"))
+    fabricated.done(done)
+    assert seen(done, "COMPLETING")[0] == "done"
+
+
+def test_a_preempted_run_has_not_ended_while_its_job_goes_on(made: Plan, root: Path) -> None:
+    run_dir = queued(put(root, made.runs[0], "planned"))
+    fabricated.preempted(run_dir)
+    assert seen(run_dir, "RUNNING")[0] == "running"
+    assert seen(run_dir, "PENDING", "BeginTime")[0] == "queued"
+    state, reason = seen(run_dir, "CANCELLED", "CANCELLED by 0")
+    assert state == "preempted"
+    assert "CANCELLED by 0" in reason
+
+
+def test_a_submit_that_died_before_its_record_is_found_by_name(made: Plan, root: Path) -> None:
+    run_dir = queued(put(root, made.runs[0], "planned"), None, submitter=fabricated.DEAD)
+    assert seen(run_dir, "PENDING", "Priority")[0] == "queued"
+    assert seen(run_dir) == ("planned", "")
+    live = queued(put(root, made.runs[1], "planned"), None)
+    assert seen(live) == ("queued", "is being submitted")
+
+
+def test_students_do_not_wait_for_a_teacher_on_another_backend(
+    made: Plan, root: Path, tmp_path: Path, fake: Any
+) -> None:
+    put(root, made.runs[0], "running")
+    fake(sbatch="exit 9", squeue="true", sacct="true")
+    with pytest.raises(
+        KdclusterError, match=r"on this machine, .*kdcluster submit tiny --role teacher --backend local"
+    ):
+        submit(made, root, tmp_path, Slurm(Profile(cpus_per_gpu=1, gpus_per_node=8)), lambda runs: None)
+
+
+def test_what_one_command_queued_is_taken_back_where_slurm_refuses_the_rest(
+    made: Plan, root: Path, tmp_path: Path, fake: Any
+) -> None:
+    folder = fake(
+        sbatch='[ "$1" = --test-only ] && exit 0; echo x >>tries; [ $(wc -l <tries) -lt 3 ] && wc -l <tries || '
+        "{ echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }",
+        scancel='echo "$@" >>cancelled',
+        squeue="true",
+        sacct="exit 1",
+    )
+    backend = Slurm(Profile(cpus_per_gpu=1, gpus_per_node=8, time_limit=10))
+    with pytest.raises(KdclusterError, match="QOSMaxSubmitJobPerUserLimit\nnothing is queued"):
+        submit(made, root, tmp_path, backend, lambda runs: None)
+    assert (folder / "cancelled").read_text() == "2\n1\n"
+    assert [RunDir(root, run.id).ticket() for run in made.runs] == [None] * 3
+
+
+def test_a_budget_is_refused_before_anything_is_queued(root: Path, tmp_path: Path, fake: Any) -> None:
+    made = make_plan(tmp_path, {"resources": {"gpus": 1}})
+    fake(sbatch="exit 9", squeue="true", sacct="true")
+    profile = Profile(cpus_per_gpu=1, gpus_per_node=8, time_limit=120)
+    assert Slurm(profile).gpu_hours(made, [run.id for run in made.runs]) == 6.0
+    with pytest.raises(KdclusterError, match="--max-gpu-hours 5: the worst case is more \\(6 GPU-hours\\)"):
+        submit(made, root, tmp_path, Slurm(profile, max_gpu_hours=5), lambda runs: None)
+
+
+def test_without_slurm_there_is_a_message(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SchedulerError, match="no squeue on this machine; submit from a login node, or use --backend"):
+        scheduler.queue()
