@@ -41,9 +41,8 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     base["state"] = "failed"
     texts = _torchrun_logs(attempt, base["host"])
     text = "".join(texts.values())
-    killed, base["host"] = next(
-        ((found, host) for host, log in texts.items() if (found := _killed(log))), (None, base["host"])
-    )
+    lost = ((found, host) for host, log in texts.items() if (found := _killed(log)))
+    killed, base["host"] = next(lost, (None, base["host"]))
     host = f" on {base['host']}" if base["host"] else ""
     if killed:
         rank, number = killed

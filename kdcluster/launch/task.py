@@ -75,18 +75,32 @@ class Task:
         ours.setLevel(logging.INFO)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told_to_stop", True))  # torchrun has it too, and saves
         node = int(os.environ.get("SLURM_NODEID", "0"))
-        return self._lead() if node == 0 else self._follow(node)
+        if node != 0:
+            return self._follow(node)
+        from submitit.core.utils import UncompletedJobError
+
+        try:
+            return self._lead()
+        except UncompletedJobError:  # out of submitit's signal handler, where checkpoint() gave nothing to requeue
+            if self.attempt is not None and self.attempt.read("outcome").get("state") == "done":
+                return "done"
+            raise
 
     def checkpoint(self) -> Any:
         """What submitit calls on SIGUSR2, in the first node's task, before it requeues the job.
 
         The trainer has the same signal: it saves and leaves. Only when its outcome is written may SLURM end the job.
-        Returns None, and nothing is requeued, where the run did not save.
+        Returns None, and nothing is requeued, where the run did not save, or is no step further than before: it would
+        be requeued for ever.
         """
         from submitit.core.utils import DelayedSubmission
 
-        if self.process is not None and self._finish() != "preempted":
-            return None
+        if self.process is not None and self.attempt is not None:
+            if self._finish() != "preempted":
+                return None
+            if self.run_dir.saved_step() <= self.attempt.read("start")["from_step"]:
+                log.error("no step was done in this attempt: not requeued; time_limit or signal_lead_s leave no room")
+                return None
         return DelayedSubmission(Task(*self._given))
 
     # The first node
@@ -114,6 +128,7 @@ class Task:
                 "job_id": os.environ["SLURM_JOB_ID"],
                 "restart": _restart(),
                 "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+                "from_step": self.run_dir.saved_step(),
             }
         )
         if diff:

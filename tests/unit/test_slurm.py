@@ -68,7 +68,7 @@ def test_every_problem_of_a_profile_at_its_line(here: Path) -> None:
         "3:1: qos: must be one word without quotes, blanks or control characters (got 'a b')",
         "4:1: mem_per_gpu: must be a whole number with K, M, G or T, as in 32G (got 'lots')",
         "5:1: environment: '1A' is no name of an environment variable (got {1A: 'x'})",
-        "6:1: sbatch: gres is set by kdcluster; use gpu_request (got {'gres': 'gpu'})",
+        "6:1: sbatch: gres is set by kdcluster; use gpu_request (got {gres: 'gpu'})",
     ]
 
 

@@ -1,0 +1,285 @@
+"""The SLURM backend on a real SLURM: slurmctld, two slurmd, munge, accounting (slurm/dev-cluster).
+
+Each job costs 8 to 10 s on two cores, so each test follows one story and looks at much on its way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcluster.launch.sbatch import job_name
+from kdcluster.plan import Plan
+from kdcluster.runs import RunDir
+from tests.tiny import TINY_MODELS, make_plan, put_images, write_experiment
+
+DEV_CLUSTER = Path(__file__).parents[2] / "slurm" / "dev-cluster"
+IN_CI = os.environ.get("CI") == "true"
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        not IN_CI and shutil.which("slurmctld", path=PATH) is None,
+        reason="needs SLURM: as root, slurm/dev-cluster up --accounting installs it",
+    ),
+]
+
+WITHIN_S = 180.0
+SLOW_MODEL = '''
+"""A model of the user's own that waits in every step while the file SLOW is there, and raises where it says so."""
+import os, time
+from pathlib import Path
+import torch
+from timm.models import register_model
+
+class Slow(torch.nn.Module):
+    def __init__(self, num_classes, in_chans):
+        super().__init__()
+        self.head = torch.nn.Linear(in_chans, num_classes)
+
+    def forward(self, x):
+        slow = Path(os.environ["SLOW"])
+        if self.training and slow.exists():
+            if slow.read_text() == "raise":
+                raise ValueError("as asked")
+            time.sleep(0.2)
+        return self.head(x.mean((2, 3)))
+
+@register_model
+def slow(pretrained=False, num_classes=10, in_chans=3, **_):
+    return Slow(num_classes, in_chans)
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """A SLURM of its own, with accounting; the environment in which it is found."""
+    folder = tempfile.mkdtemp(prefix="kdcluster-slurm-")
+    Path(folder).rmdir()
+    env = {**os.environ, "PATH": PATH, "KDCLUSTER_DEV_DIR": folder, "KDCLUSTER_DEV_PORT": "17910"}
+    subprocess.run([DEV_CLUSTER, "up", "--accounting"], env=env, check=True, stdout=subprocess.DEVNULL)
+    try:
+        yield {**env, "SLURM_CONF": f"{folder}/slurm.conf"}
+    finally:
+        subprocess.run([DEV_CLUSTER, "down"], env=env, check=True)
+        assert not Path(folder).exists()
+
+
+class Desk:
+    """A folder with tiny images and an experiment, from which somebody submits."""
+
+    def __init__(self, folder: Path, cluster: dict[str, str]) -> None:
+        self.folder, self.root = folder, folder / "runs"
+        folder.mkdir(parents=True)
+        put_images(folder / "data")
+        self.env = {**cluster, "KDCLUSTER_CLUSTER": "dev", "SLOW": str(folder / "SLOW")}
+        self.env.pop("KDCLUSTER_BACKEND", None)
+
+    def run(self, *words: str, expect: int = 0) -> tuple[str, str]:
+        """(stdout, stderr) of a kdcluster command."""
+        argv = [sys.executable, "-m", "kdcluster.cli", *words]
+        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=WITHIN_S)
+        assert done.returncode == expect, done.stderr
+        return done.stdout, done.stderr
+
+    def slurm(self, *words: str) -> str:
+        return subprocess.run(words, env=self.env, check=True, capture_output=True, text=True).stdout
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Of each role: its row in `status --json`."""
+        rows = json.loads(self.run("status", "tiny.yaml", "--json")[0])["runs"]
+        return {row["role"]: row for row in rows}
+
+    def processes(self) -> list[int]:
+        """Every process that knows this folder's SLOW file: job scripts, tasks, torchruns and ranks."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"SLOW={self.env['SLOW']}".encode() in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def desk(tmp_path: Path, cluster: dict[str, str]) -> Iterator[Callable[..., Desk]]:
+    made: list[Desk] = []
+
+    def make(name: str = "desk", **changes: Any) -> Desk:
+        desk = Desk(tmp_path / name, cluster)
+        made.append(desk)
+        write_experiment(desk.folder, {"resources": {"threads": 1}, **changes})
+        (desk.folder / "models.py").write_text(SLOW_MODEL)
+        return desk
+
+    yield make
+    for desk in made:
+        wait_until(lambda desk=desk: not desk.processes())  # type: ignore[misc]
+
+
+def wait_until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + WITHIN_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+    return found
+
+
+def plan_of(desk: Desk) -> Plan:
+    return make_plan(desk.folder, {"resources": {"threads": 1}})
+
+
+def table(desk: Desk, *words: str) -> list[tuple[Any, ...]]:
+    document = json.loads(desk.run("results", "tiny.yaml", "--json", *words)[0])
+    return [(row["configuration"], row["top1_mean"], row["gain"]) for row in document["experiments"][0]["rows"]]
+
+
+def test_the_whole_experiment_in_the_queue_gives_the_table_of_one_machine(desk: Callable[..., Desk]) -> None:
+    place = desk('it\'s a $(touch HACK) `touch HACK` "desk"\n#SBATCH --partition=urgent')
+    _, said = place.run("submit", "tiny.yaml", "--gpus", "2", "--wait")
+    assert "running in SLURM, cluster profile 'dev'\nworst case of 3 runs: 6 GPU-hours\n" in said
+    assert "waits for the run that it needs)" in said
+    rows = place.states()
+    assert {role: row["state"] for role, row in rows.items()} == dict.fromkeys(rows, "done")
+    ids = [row["job_id"] for row in rows.values()]
+    assert len(set(ids)) == 3
+    accounted = place.slurm("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "-o", "JobID,State,Partition")
+    assert sorted(accounted.split()) == sorted(f"{number}|COMPLETED|normal" for number in ids)
+    for row in rows.values():
+        start = RunDir(place.root, row["id"]).attempt(1).read("start")
+        assert (start["job_id"], start["procs"], start["gpus"]) == (row["job_id"], 2, start["gpus"])
+        assert len(start["gpus"]) == 2  # as SLURM gave them
+        assert start["code_changed"] is False
+    assert list(place.folder.parent.rglob("HACK")) == []
+    assert "nothing to start" in place.run("submit", "tiny.yaml", "--gpus", "2")[1]
+
+    machine = desk("machine")
+    machine.run("submit", "tiny.yaml", "--procs", "2", "--backend", "local", "--wait")
+    assert table(place) == table(machine)
+
+
+def test_two_nodes_of_two_ranks_and_a_rank_that_raises(desk: Callable[..., Desk]) -> None:
+    place = desk(imports=["models.py", TINY_MODELS], teacher={"model": "tiny_net"}, student={"model": "slow"})
+    Path(place.env["SLOW"]).write_text("raise")
+    last = int(place.slurm("sbatch", "--parsable", "--wrap=true", "--output=/dev/null"))
+    with ExitStack() as stack:  # the ports that the next jobs would choose first are taken: they take others
+        for number in range(last + 1, last + 9):
+            taken = stack.enter_context(socket.socket())
+            taken.bind(("127.0.0.1", 20000 + number * 7 % 10000))
+        _, said = place.run("submit", "tiny.yaml", "--gpus", "4", "--nodes", "2", "--wait", expect=1)
+    rows = place.states()
+    assert {role: row["state"] for role, row in rows.items()} == {
+        "teacher": "done",
+        "baseline": "failed",
+        "distilled": "failed",
+    }
+    reason = rows["distilled"]["reason"]
+    assert reason.endswith(": ValueError: as asked; nothing is saved yet")
+    attempt = RunDir(place.root, rows["teacher"]["id"]).attempt(1)
+    assert sorted(path.name for path in attempt.path.glob("rank*.log")) == [f"rank{rank}.log" for rank in range(4)]
+    assert attempt.read("node1")["returncode"] == 0
+    port = 20000 + int(rows["teacher"]["job_id"]) * 7 % 10000
+    assert f"port {port} of 127.0.0.1 is taken" in place.run("logs", "teacher")[0]
+    assert "--retry" in said
+    states = place.slurm("sacct", "-X", "-n", "-P", "-j", rows["distilled"]["job_id"], "-o", "State")
+    assert states.strip() == "FAILED"  # torchrun's failure is the job's
+
+
+def test_a_teacher_that_is_stopped_by_hand_a_cancel_and_a_resume_elsewhere(desk: Callable[..., Desk]) -> None:
+    place = desk(
+        imports=["models.py", TINY_MODELS],
+        teacher={"model": "slow", "train": {"epochs": 20}},
+        student={"model": "tiny_net"},
+        **{"train.checkpoint_every": "1steps"},
+    )
+    slow = Path(place.env["SLOW"])
+    slow.write_text("")
+    place.run("submit", "tiny.yaml", "--gpus", "2", "--role", "teacher,distilled")
+    rows = place.states()
+    teacher = RunDir(place.root, rows["teacher"]["id"])
+    wait_until(lambda: teacher.saved_step() >= 2)
+    assert place.states()["teacher"]["state"] == "running"
+    assert "no attempt yet: queued, job" in place.run("logs", "distilled")[1]
+
+    # Somebody types scancel: the run saves, and its student never starts.
+    place.slurm("scancel", rows["teacher"]["job_id"])
+    row = wait_until(lambda: (row := place.states()["teacher"])["state"] == "preempted" and row)
+    saved = teacher.saved_step()
+    assert f"stopped at step {saved}; step {saved} is saved (SLURM ended job" in row["reason"]
+    wait_until(lambda: place.slurm("squeue", "--noheader", "--states=PD,R,CG").strip() == "")
+    assert place.states()["distilled"]["state"] == "planned"
+
+    # Submitted again, as another job; kdcluster cancel takes the whole DAG.
+    place.run("submit", "tiny.yaml", "--gpus", "2", "--role", "teacher,distilled")
+    wait_until(lambda: teacher.saved_step() > saved)
+    said = place.run("cancel", "tiny.yaml")[1]
+    assert "2 runs were stopped" in said
+    assert {role: row["state"] for role, row in place.states().items()} == {
+        "teacher": "cancelled",
+        "baseline": "planned",
+        "distilled": "cancelled",
+    }
+    wait_until(lambda: not place.processes())
+
+    # And goes on where it was, on this machine without SLURM.
+    slow.unlink()
+    saved = teacher.saved_step()
+    place.run("submit", "tiny.yaml", "--backend", "local", "--procs", "2", "--role", "teacher", "--retry", "--wait")
+    assert f"resuming at step {saved}" in teacher.attempt(3).log(0).read_text()
+    assert place.states()["teacher"]["state"] == "done"
+
+
+def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Callable[..., Desk]) -> None:
+    place = desk()
+    profile = place.folder / "typo.yaml"
+    profile.write_text("device: cpu\ncpus_per_gpu: 1\ngpus_per_node: 8\npartition: nromal\n")
+    said = place.run("submit", "tiny.yaml", "--cluster", "typo.yaml", expect=1)[1]
+    assert "invalid partition specified: nromal" in said
+    assert "nothing was queued" in said
+    profile.write_text("device: cpu\ncpus_per_gpu: 1\ngpus_per_node: 99\n")
+    said = place.run("submit", "tiny.yaml", "--gpus", "20", "--cluster", "typo.yaml", expect=1)[1]
+    assert "Requested node configuration is not available" in said
+    assert place.slurm("squeue", "--noheader").strip() == ""
+    assert not list(place.root.glob("*/slurm"))
+
+    # A submit that is killed between sbatch and its record: the job is there, and nobody wrote down its id.
+    killer = (
+        "import os, signal\nfrom kdcluster.launch import scheduler\nfrom kdcluster.cli import main\n"
+        "submit = scheduler.submit\n"
+        "def once(*given):\n    submit(*given)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "scheduler.submit = once\nmain(['submit', 'tiny.yaml', '--gpus', '1', '--role', 'teacher'])\n"
+    )
+    died = subprocess.run([sys.executable, "-c", killer], cwd=place.folder, env=place.env, capture_output=True)
+    assert died.returncode == -signal.SIGKILL
+    teacher = RunDir(place.root, place.states()["teacher"]["id"])
+    assert teacher.ticket()["job"]["id"] is None  # type: ignore[index]
+    assert place.states()["teacher"]["state"] in ("queued", "running", "done")
+    said = place.run("submit", "tiny.yaml", "--gpus", "1", "--role", "teacher", "--wait")[1]
+    assert "nothing to start" in said
+    assert place.states()["teacher"]["state"] == "done"
+    names = place.slurm("sacct", "-X", "-n", "-P", "--name", job_name(teacher.path, 1), "-o", "JobID").split()
+    assert len(names) == 1
+    assert [attempt.number for attempt in teacher.attempts()] == [1]
+
+    # From inside a job, nothing of that job goes on into the new one.
+    inside = {**place.env, "SLURM_JOB_ID": "999", "SLURM_NTASKS": "4", "SBATCH_PARTITION": "nowhere"}
+    argv = [sys.executable, "-m", "kdcluster.cli", "submit", "tiny.yaml", "--gpus", "1", "--role", "baseline"]
+    done = subprocess.run(
+        [*argv, "--backend", "slurm", "--wait"], cwd=place.folder, env=inside, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
