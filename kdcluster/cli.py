@@ -760,6 +760,8 @@ def rm(names: tuple[str, ...], runs_dir: Path, yes: bool) -> None:
 @_settings
 @_runs_dir
 @_data_dir
+@_option("--cluster", default=None, metavar="NAME|FILE", help="Also check this cluster, with its profile.")
+@_option("--with-job", is_flag=True, help="With --cluster: look from a compute node, too, by a job of a few seconds.")
 @_json
 def doctor(
     experiments: tuple[str, ...],
@@ -767,16 +769,26 @@ def doctor(
     seeds: str | None,
     runs_dir: Path,
     data_dir: Path | None,
+    cluster: str | None,
+    with_job: bool,
     as_json: bool,
 ) -> None:
     """Check what a submission needs, line by line."""
     from dataclasses import asdict
+    from itertools import chain
 
-    from kdcluster.launch.doctor import examine
+    from kdcluster.launch.doctor import examine, examine_cluster
+    from kdcluster.launch.profile import choose
+    from kdcluster.launch.slurm import Slurm
 
     root, data = _places(runs_dir, data_dir)
+    made = _plan(experiments, overrides, seeds) if experiments else None
+    checks = examine(made, root, data)
+    if cluster is not None:
+        name, profile = choose(cluster)
+        checks = chain(checks, examine_cluster(Slurm(profile, name), made, root, with_job=with_job))
     findings = []
-    for finding in examine(_plan(experiments, overrides, seeds) if experiments else None, root, data):
+    for finding in checks:
         findings.append(finding)
         if not as_json:
             todo = "" if finding.ok else f"\n      do: {finding.todo}"

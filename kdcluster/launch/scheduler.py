@@ -141,6 +141,31 @@ def check(script: Path) -> None:
     _ask("sbatch", "--test-only", str(script))
 
 
+def run(script: Path) -> str:
+    """Queue a batch script and wait until its job has ended, however; returns its id."""
+    argv = ["sbatch", "--parsable", "--wait", str(script)]
+    done = subprocess.run(argv, capture_output=True, text=True, env=clean_environment(os.environ))
+    if found := re.findall(r"^(\d+)(?:;\S+)?$", done.stdout, re.MULTILINE):
+        return str(found[-1])
+    raise Refused(done.stderr.strip() or f"sbatch ended with {done.returncode}")
+
+
+def version() -> str:
+    """SLURM's version, once its controller has answered."""
+    _ask("sinfo", "--noheader")
+    return _ask("sbatch", "--version").strip()
+
+
+def accounts() -> list[str] | None:
+    """The accounts that the user may charge; None where SLURM keeps none."""
+    who = f"user={getpass.getuser()}"
+    try:
+        text = _ask("sacctmgr", "--noheader", "--parsable2", "show", "associations", who, "format=account")
+    except (Refused, SchedulerError):
+        return None
+    return sorted({line.strip() for line in text.splitlines() if line.strip()}) or None
+
+
 def submit(script: Path, name: str) -> str:
     """Queue a batch script; returns the job's id. An error that passes is tried again, after a look for the job.
 
@@ -211,6 +236,8 @@ class NodeType:
     gpus: int
     time_limit_min: int | None
     """The partition's default time limit, else its maximum; None: none."""
+    max_time_min: int | None = None
+    """The partition's maximum; None: none."""
 
 
 def node_type(partition: str | None) -> NodeType | None:
@@ -225,6 +252,7 @@ def node_type(partition: str | None) -> NodeType | None:
     nodes = []
     for _, cpus, gres, default, most in rows:
         gpus = sum(int(n) for n in re.findall(r"\bgpu(?::[^:,()]+)*?:(\d+)", gres))
-        limits = [limit for limit in (default, most) if re.match(r"\d", limit)]
-        nodes.append(NodeType(int(re.match(r"\d+", cpus)[0]), gpus, minutes(limits[0]) if limits else None))  # type: ignore[index]
+        limits = [minutes(limit) if re.match(r"\d", limit) else None for limit in (default, most)]
+        cores = int(re.match(r"\d+", cpus)[0])  # type: ignore[index]
+        nodes.append(NodeType(cores, gpus, limits[0] or limits[1], limits[1]))
     return max(nodes, key=lambda node: node.gpus, default=None)

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -105,8 +106,16 @@ class Slurm:
                 f"--max-gpu-hours {self.max_gpu_hours:g}: the worst case is more ({what}); nothing was queued"
             )
         layouts = self.layouts(plan)
+        self.check_layouts([layouts[run_id] for run_id in chosen])
+
+    def check_layouts(self, layouts: Iterable[Layout]) -> None:
+        """Ask SLURM whether such jobs could ever run.
+
+        Raises:
+            Refused: one could not.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            for layout in dict.fromkeys(layouts[run_id] for run_id in chosen):
+            for layout in dict.fromkeys(layouts):
                 path = Path(folder) / "job.sh"
                 path.write_text(script("kdcluster-test", layout, self.profile, Path(folder)))
                 try:

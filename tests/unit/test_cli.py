@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "schema": ("--json",),
     "cancel": (*EXP, *RUNS, "--shared"),
     "rm": (*RUNS, "--yes"),
-    "doctor": (*EXP, *WHERE, "--json"),
+    "doctor": (*EXP, *WHERE, "--cluster", "--with-job", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kdcluster.config import Resources
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, SchedulerError
 from kdcluster.launch import jobs, scheduler, status
+from kdcluster.launch.doctor import examine_cluster
 from kdcluster.launch.jobs import Jobs
 from kdcluster.launch.profile import Profile, choose, load, minutes, profiles
 from kdcluster.launch.sbatch import job_name, script, slurm_layout
@@ -224,7 +225,7 @@ def test_a_busy_controller_is_asked_again_and_a_refusal_is_not(fake: Any) -> Non
 
 def test_what_a_node_has_is_read_from_sinfo(fake: Any) -> None:
     fake(sinfo="echo 'cpu|64|(null)|1:00:00|infinite'; echo 'gpu*|96|gpu:a100:8(S:0-1)|n/a|2-00:00:00'")
-    assert scheduler.node_type(None) == scheduler.NodeType(96, 8, 2880)
+    assert scheduler.node_type(None) == scheduler.NodeType(96, 8, 2880, 2880)
 
 
 def test_one_squeue_for_all_runs_and_sacct_for_what_it_forgot(fake: Any) -> None:
@@ -384,3 +385,36 @@ def test_without_slurm_there_is_a_message(made: Plan, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SchedulerError, match="no squeue on this machine; submit from a login node, or use --backend"):
         scheduler.queue()
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------
+
+
+def findings(root: Path, profile: Profile) -> dict[str, tuple[bool, str]]:
+    found = examine_cluster(Slurm(profile), None, root, with_job=False)
+    return {finding.what: (finding.ok, finding.found if finding.ok else finding.todo) for finding in found}
+
+
+def test_the_doctor_holds_the_profile_against_the_cluster(root: Path, fake: Any) -> None:
+    fake(
+        sinfo='[ "$2" = --partition=nope ] || echo "gpu*|96|gpu:a100:4|1:00:00|2:00:00"',
+        sbatch='[ "$1" = --version ] && echo slurm 22.05.8 || true',
+        sacctmgr="echo lab; echo other",
+    )
+    good = findings(root, Profile(gpus_per_node=4, time_limit=120, account="lab"))
+    assert good == {
+        "slurm": (True, "slurm 22.05.8"),
+        "partition": (True, "the default partition: nodes of 4 GPUs and 96 cores"),
+        "time limit": (True, "120 of at most 120 minutes"),
+        "account": (True, "lab"),
+        "sbatch --test-only": (True, "SLURM would run it"),
+        "compute node": (True, "not looked at from there; --with-job does, by a job of a few seconds"),
+    }
+    bad = findings(root, Profile(gpus_per_node=8, time_limit=121, account="nobody"))
+    assert {what for what, (ok, _) in bad.items() if not ok} == {"partition", "time limit", "account"}
+    assert bad["account"] == (False, "set `account` in the profile to one of lab, other")
+    fake(sbatch='[ "$1" = --version ] && echo slurm 22.05.8 || { echo "not available" >&2; exit 1; }')
+    assert findings(root, Profile(partition="nope", cpus_per_gpu=1, gpus_per_node=1)).keys() >= {"partition"}
+    assert findings(root, Profile(partition="nope", cpus_per_gpu=1, gpus_per_node=1))["partition"][0] is False
+    fake(sinfo="echo Unable to contact slurm controller >&2; exit 1")
+    assert findings(root, Profile()) == {"slurm": (False, "see the message")}
