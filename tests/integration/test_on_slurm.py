@@ -15,16 +15,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from kdcluster import yamlfile
 from kdcluster.launch.sbatch import job_name
-from kdcluster.plan import Plan
+from kdcluster.results.events import read_scalars
 from kdcluster.runs import RunDir
-from tests.tiny import TINY_MODELS, make_plan, put_images, write_experiment
+from tests.tiny import TINY_MODELS, put_images, write_experiment
 
 DEV_CLUSTER = Path(__file__).parents[2] / "slurm" / "dev-cluster"
 IN_CI = os.environ.get("CI") == "true"
@@ -65,18 +67,25 @@ def slow(pretrained=False, num_classes=10, in_chans=3, **_):
 '''
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """A SLURM of its own, with accounting; the environment in which it is found."""
+@contextmanager
+def dev_cluster(port: int, *options: str) -> Iterator[dict[str, str]]:
+    """A SLURM of its own; the environment in which it is found."""
     folder = tempfile.mkdtemp(prefix="kdcluster-slurm-")
     Path(folder).rmdir()
-    env = {**os.environ, "PATH": PATH, "KDCLUSTER_DEV_DIR": folder, "KDCLUSTER_DEV_PORT": "17910"}
-    subprocess.run([DEV_CLUSTER, "up", "--accounting"], env=env, check=True, stdout=subprocess.DEVNULL)
+    env = {**os.environ, "PATH": PATH, "KDCLUSTER_DEV_DIR": folder, "KDCLUSTER_DEV_PORT": str(port)}
+    subprocess.run([DEV_CLUSTER, "up", *options], env=env, check=True, stdout=subprocess.DEVNULL)
     try:
         yield {**env, "SLURM_CONF": f"{folder}/slurm.conf"}
     finally:
         subprocess.run([DEV_CLUSTER, "down"], env=env, check=True)
         assert not Path(folder).exists()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """With accounting."""
+    with dev_cluster(17910, "--accounting") as env:
+        yield env
 
 
 class Desk:
@@ -120,8 +129,8 @@ class Desk:
 def desk(tmp_path: Path, cluster: dict[str, str]) -> Iterator[Callable[..., Desk]]:
     made: list[Desk] = []
 
-    def make(name: str = "desk", **changes: Any) -> Desk:
-        desk = Desk(tmp_path / name, cluster)
+    def make(name: str = "desk", env: dict[str, str] = cluster, **changes: Any) -> Desk:
+        desk = Desk(tmp_path / name, env)
         made.append(desk)
         write_experiment(desk.folder, {"resources": {"threads": 1}, **changes})
         (desk.folder / "models.py").write_text(SLOW_MODEL)
@@ -138,10 +147,6 @@ def wait_until(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.1)
     return found
-
-
-def plan_of(desk: Desk) -> Plan:
-    return make_plan(desk.folder, {"resources": {"threads": 1}})
 
 
 def table(desk: Desk, *words: str) -> list[tuple[Any, ...]]:
@@ -289,3 +294,73 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
         [*argv, "--backend", "slurm", "--wait"], cwd=place.folder, env=inside, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+ODD = 'it\'s a $(touch HACK) `touch HACK` "value"\n#SBATCH --partition=urgent\r\n \\ %j ü'
+
+
+def test_thirty_at_once_without_accounting_and_a_teacher_that_fails(desk: Callable[..., Desk]) -> None:
+    """Two SLURMs side by side; this one keeps no accounts."""
+    with dev_cluster(17920) as env:
+        place = desk(
+            env=env, imports=["models.py", TINY_MODELS], teacher={"model": "slow"}, student={"model": "tiny_net"}
+        )
+        Path(place.env["SLOW"]).write_text("raise")
+        profile = {"device": "cpu", "gpus_per_node": 8, "cpus_per_gpu": 1, "container": ["env", "IN_CONTAINER=1"]}
+        profile |= {"environment": {"ODD": ODD}, "setup": ['printf %s "$ODD" >"$SLURM_SUBMIT_DIR/odd"']}
+        (place.folder / "odd.yaml").write_text(yamlfile.dump(profile))
+        place.env["KDCLUSTER_CLUSTER"] = "odd.yaml"
+        kdcluster = [sys.executable, "-m", "kdcluster.cli"]
+        commands = [["submit", "tiny.yaml", "--gpus", "1"], ["status", "tiny.yaml", "--json"]] * 15
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        at_once = [subprocess.Popen([*kdcluster, *c], cwd=place.folder, env=place.env, **quiet) for c in commands]
+        said = [process.communicate(timeout=WITHIN_S)[1] for process in at_once]
+        assert [process.returncode for process in at_once] == [0] * 30, said
+        place.run("submit", "tiny.yaml", "--gpus", "1", "--wait", expect=1)
+        wait_until(lambda: place.slurm("squeue", "--noheader", "--states=PD,R,CG").strip() == "")
+        names = place.slurm("squeue", "--noheader", "--states=all", "--format=%j").split()
+        assert len(names) == len(set(names)) == 3  # one job a run, whoever was first
+        rows = place.states()
+        assert {role: row["state"] for role, row in rows.items()} == {
+            "teacher": "failed",
+            "baseline": "done",
+            "distilled": "blocked",
+        }
+        assert f"{rows['teacher']['id']} is failed: rank 0 on " in rows["distilled"]["reason"]
+        assert "ValueError: as asked" in rows["distilled"]["reason"]
+        assert (place.folder / "odd").read_bytes() == ODD.encode()  # the environment, as bash in the job saw it
+        start = RunDir(place.root, rows["baseline"]["id"]).attempt(1).read("start")
+        assert start["command"][:2] == ["env", "IN_CONTAINER=1"]
+        assert list(place.folder.rglob("HACK")) == []
+        document = json.loads(place.run("results", "tiny.yaml", "--json")[0])
+        assert len(document["experiments"][0]["problems"]) == 2
+
+
+def test_two_nodes_compute_what_one_process_computes(desk: Callable[..., Desk]) -> None:
+    """2 nodes x 2 ranks against one process: the gradient and one step to 1e-5, the loss over 52 steps to 1e-3."""
+    place, machine = desk("place"), desk("machine")
+    train = {"amp": "none", "weight_decay": 0.0, "epochs": 1, "batch_size": 64}  # one step
+    trains = {
+        "gradient": {**train, "optimizer": "sgd", "lr": 1.0},  # so the weights move by 1.9 times the gradient
+        "step": {**train, "lr": 1e-3},
+        "loss": {**train, "lr": 1e-3, "batch_size": 16, "epochs": 13},
+    }
+    for where in (place, machine):
+        for name, block in trains.items():
+            write_experiment(where.folder, {"resources": {"threads": 1}, "train": block}, name)
+    files = [f"{name}.yaml" for name in trains]
+    place.run("submit", *files, "--gpus", "4", "--nodes", "2", "--role", "baseline", "--wait")
+    machine.run("submit", *files, "--procs", "1", "--backend", "local", "--role", "baseline", "--wait")
+    for name in trains:
+        row = json.loads(place.run("status", f"{name}.yaml", "--json")[0])["runs"][1]
+        ours, theirs = RunDir(place.root, row["id"]), RunDir(machine.root, row["id"])
+        assert ours.attempt(1).read("start")["procs"] == 4
+        if name == "loss":
+            many, one = (read_scalars(run.events, ("train/loss",)).points["train/loss"] for run in (ours, theirs))
+            assert [point.step for point in many] == [point.step for point in one]
+            assert many[-1].step == 52
+            assert [point.value for point in many] == pytest.approx([point.value for point in one], abs=1e-3)
+        else:
+            spread, single = (load_file(run.weights("last")) for run in (ours, theirs))
+            apart = max((spread[key] - single[key]).abs().max().item() for key in single)
+            assert apart <= 1e-5 * (1.9 if name == "gradient" else 1.0)
