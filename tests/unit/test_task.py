@@ -1,0 +1,131 @@
+"""The task of a SLURM job, without a SLURM: what torchrun is started with, and when a job may be requeued."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import socket
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcluster.files import trainer_code
+from kdcluster.launch import task
+from kdcluster.launch.profile import Profile
+from kdcluster.launch.task import Task
+from kdcluster.launch.torchrun import Layout
+from kdcluster.runs import RunDir
+from tests.fabricated import put
+from tests.tiny import make_plan
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return put(tmp_path / "runs", make_plan(tmp_path).runs[0], "planned")
+
+
+def make(run_dir: RunDir, profile: Profile | None = None, layout: Layout | None = None) -> Task:
+    chosen = asdict(layout or Layout("cpu", 2, 1, 1, 2))
+    return Task(str(run_dir.path), "/data", str(run_dir.path), chosen, profile or Profile(), trainer_code())
+
+
+class Ended:
+    """A torchrun that has ended."""
+
+    pid = 1
+
+    def poll(self) -> int:
+        return 0
+
+
+def test_the_profile_reaches_torchrun(run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def popen(argv: list[str], **given: Any) -> Ended:
+        seen.update(given, argv=argv)
+        return Ended()
+
+    monkeypatch.setattr(task.subprocess, "Popen", popen)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    profile = Profile(
+        scratch=f"{tmp_path}/scratch/$SLURM_JOB_ID",
+        network_interface="ib0",
+        shutdown_timeout_s=9,
+        container=("apptainer", "exec", "image.sif"),
+    )
+    work = make(run_dir, profile)
+    work.attempt = run_dir.start_attempt({})
+    argv = work._command(None)
+    assert argv[:3] == ["apptainer", "exec", "image.sif"]
+    assert "--standalone" in argv
+    work._start(argv, tmp_path / "log")
+    env = seen["env"]
+    assert env["TMPDIR"] == f"{tmp_path}/scratch/7"
+    assert Path(env["TMPDIR"]).is_dir()
+    assert (env["NCCL_SOCKET_IFNAME"], env["GLOO_SOCKET_IFNAME"]) == ("ib0", "ib0")
+    assert env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "9"
+    assert (env["KDCLUSTER_ATTEMPT"], env["HF_HUB_OFFLINE"]) == ("1", "1")
+    assert "MASTER_PORT" not in env
+
+
+def test_torchrun_ignores_the_signal_that_its_workers_handle() -> None:
+    called = []
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        task._shielded(lambda: called.append(True))()
+        assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert called == [True]
+
+
+def test_a_port_that_is_taken_is_left_to_whoever_has_it(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "node_address", lambda name: "127.0.0.1")
+    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    first = make(run_dir)._meeting_place()
+    assert first["id"] == "12345-0"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(first["endpoint"].rpartition(":")[2])))
+        assert make(run_dir)._meeting_place()["endpoint"] != first["endpoint"]
+    assert make(run_dir)._meeting_place() == first
+
+
+def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir) -> None:
+    work = make(run_dir)
+    assert isinstance(work.checkpoint().function, Task)  # before torchrun: nothing to save
+    for state, saved, expected in (("preempted", 4, True), ("preempted", 3, False), ("failed", 4, False)):
+        work = make(run_dir)
+        work.process = Ended()  # type: ignore[assignment]
+        work.attempt = run_dir.start_attempt({"from_step": 3})
+        work.attempt.write("outcome", {"state": state, "reason": ""})
+        run_dir.checkpoints.mkdir(exist_ok=True)
+        for path in run_dir.checkpoints.iterdir():
+            path.unlink()
+        (run_dir.checkpoints / f"step-{saved:08}.ckpt").touch()
+        assert (work.checkpoint() is not None) is expected
+
+
+def test_a_task_survives_the_trip_to_its_node(run_dir: RunDir) -> None:
+    there = pickle.loads(pickle.dumps(make(run_dir, Profile(partition="gpu"))))
+    assert (there.run_dir, there.profile.partition, there.layout.procs) == (run_dir, "gpu", 2)
+    assert there.process is None
+
+
+def test_a_run_that_is_done_or_cancelled_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    made = make_plan(tmp_path)
+    done = put(tmp_path / "runs", made.runs[0], "done")
+    assert make(done)._not_needed() == "the run is done"
+    cancelled = put(tmp_path / "runs", made.runs[1], "planned")
+    cancelled.mark_cancelled()
+    assert make(cancelled)._not_needed() == "the run was cancelled"
+
+
+def test_the_gate_is_looked_at_before_torchrun(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, {"teacher.min_top1": 60.0})
+    put(tmp_path / "runs", made.runs[0], "done")
+    student = put(tmp_path / "runs", made.runs[2], "planned")
+    assert "under teacher.min_top1 60" in make(student)._not_needed()
