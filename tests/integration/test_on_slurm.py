@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -84,7 +85,7 @@ def dev_cluster(port: int, *options: str) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """With accounting."""
-    with dev_cluster(17910, "--accounting") as env:
+    with dev_cluster(17930, "--accounting") as env:
         yield env
 
 
@@ -106,7 +107,7 @@ class Desk:
         return done.stdout, done.stderr
 
     def slurm(self, *words: str) -> str:
-        return subprocess.run(words, env=self.env, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(words, cwd=self.folder, env=self.env, check=True, capture_output=True, text=True).stdout
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Of each role: its row in `status --json`."""
@@ -288,12 +289,13 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
     assert [attempt.number for attempt in teacher.attempts()] == [1]
 
     # From inside a job, nothing of that job goes on into the new one.
-    inside = {**place.env, "SLURM_JOB_ID": "999", "SLURM_NTASKS": "4", "SBATCH_PARTITION": "nowhere"}
-    argv = [sys.executable, "-m", "kdcluster.cli", "submit", "tiny.yaml", "--gpus", "1", "--role", "baseline"]
-    done = subprocess.run(
-        [*argv, "--backend", "slurm", "--wait"], cwd=place.folder, env=inside, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    words = [sys.executable, "-m", "kdcluster.cli", "submit", "tiny.yaml", "--gpus", "1", "--role", "baseline"]
+    typed = shlex.join([*words, "--backend", "slurm", "--wait"])
+    place.slurm("sbatch", "--wait", "--cpus-per-task=3", "--gres=gpu:2", "--output=inside.log", f"--wrap={typed}")
+    baseline = place.states()["baseline"]
+    assert baseline["state"] == "done", (place.folder / "inside.log").read_text()
+    cpus = place.slurm("sacct", "-X", "-n", "-P", "-j", baseline["job_id"], "-o", "AllocCPUS")
+    assert cpus.strip() == "1"
 
 
 ODD = 'it\'s a $(touch HACK) `touch HACK` "value"\n#SBATCH --partition=urgent\r\n \\ %j ü'
@@ -301,7 +303,7 @@ ODD = 'it\'s a $(touch HACK) `touch HACK` "value"\n#SBATCH --partition=urgent\r\
 
 def test_thirty_at_once_without_accounting_and_a_teacher_that_fails(desk: Callable[..., Desk]) -> None:
     """Two SLURMs side by side; this one keeps no accounts."""
-    with dev_cluster(17920) as env:
+    with dev_cluster(17940) as env:
         place = desk(
             env=env, imports=["models.py", TINY_MODELS], teacher={"model": "slow"}, student={"model": "tiny_net"}
         )
