@@ -49,6 +49,7 @@ def prepared(folder: Path) -> RunDir:
     (folder / "heartbeats.py").write_text(HEARTBEATS)
     changes = {**CHANGES, "imports": [str(folder / "heartbeats.py")]}
     tiny.write_experiment(folder, changes)
+    os.environ["KDCLUSTER_BACKEND"] = "local"
     kdcluster(folder, "submit", "tiny.yaml", "--role", "teacher", "--wait")
     run = next(run for run in tiny.make_plan(folder, changes).runs if run.role == "distilled")
     return RunDir(folder / "runs", run.id)

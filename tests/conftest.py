@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,21 @@ INHERITED = (
 PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "KDCLUSTER_")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def this_machine() -> Iterator[None]:
+    """A machine with SLURM is no reason to queue what tests start, nor what fixtures of a module start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCLUSTER_BACKEND", "local")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A test sees neither the caller's variables nor the caller's caches, and leaves nothing in them."""
     for name in list(os.environ):
         if name in INHERITED or name.startswith(PREFIXES):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("KDCLUSTER_BACKEND", "local")  # a machine with SLURM is no reason to queue what tests start
+    monkeypatch.setenv("KDCLUSTER_BACKEND", "local")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
