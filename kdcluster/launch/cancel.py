@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdcluster.errors import WaitTimeout
-from kdcluster.launch import jobs as slurm
 from kdcluster.launch import scheduler
-from kdcluster.launch.status import Status, job_of, run_status
+from kdcluster.launch.status import Status, statuses_of
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir, run_dirs
 
@@ -25,11 +24,8 @@ def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
     """
     ours = set(plan.wanted)
     ids = {run.id for run in plan.runs}
-    live: set[str] = set()
-    for run_dir in run_dirs(root):
-        others = set(run_dir.experiments()) - ours
-        if run_dir.id not in ids and others - live and run_status(run_dir).state in LIVE:
-            live |= others
+    strangers = [run_dir for run_dir in run_dirs(root) if run_dir.id not in ids]
+    live = {name for run_dir in _live(strangers) for name in run_dir.experiments()} - ours
     wanted = {run_id: sorted(live & set(RunDir(root, run_id).experiments())) for run_id in ids}
     return {run_id: names for run_id, names in wanted.items() if names}
 
@@ -56,12 +52,8 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, str]:
                 f"what they saved is safe; look with kdcluster status, and cancel again"
             )
         time.sleep(1.0 if any(status.job_id for status in still.values()) else 0.1)
-    return {run_dir.id: run_status(run_dir).state for run_dir in live}
+    return {run_dir.id: status.state for run_dir, status in statuses_of(live).items()}
 
 
 def _live(run_dirs: Iterable[RunDir]) -> dict[RunDir, Status]:
-    """Those that are queued or running; SLURM is asked once."""
-    run_dirs = list(run_dirs)
-    jobs = slurm.look(ref for run_dir in run_dirs if (ref := job_of(run_dir)))
-    found = {run_dir: run_status(run_dir, jobs) for run_dir in run_dirs}
-    return {run_dir: status for run_dir, status in found.items() if status.state in LIVE}
+    return {run_dir: status for run_dir, status in statuses_of(run_dirs).items() if status.state in LIVE}

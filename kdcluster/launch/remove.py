@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdcluster.errors import ConfigError
 from kdcluster.launch.cancel import LIVE
-from kdcluster.launch.status import run_status
+from kdcluster.launch.status import statuses_of
 from kdcluster.runs import RunDir, run_dirs
 
 
@@ -19,14 +19,13 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
         ConfigError: each such run, with what to do.
     """
     ids = {run_dir.id for run_dir in chosen}
+    found = statuses_of(run_dirs(root))
     problems = [
-        f"{run_dir.id} is {state}; cancel it first"
-        for run_dir in chosen
-        if (state := run_status(run_dir).state) in LIVE
+        f"{run_dir.id} is {found[run_dir].state}; cancel it first" for run_dir in chosen if found[run_dir].state in LIVE
     ]
-    for run_dir in run_dirs(root):
+    for run_dir, status in found.items():
         needed = ids.intersection(run_dir.load().needs)
-        if run_dir.id not in ids and needed and run_status(run_dir).state != "done":
+        if run_dir.id not in ids and needed and status.state != "done":
             problems.append(
                 f"{needed.pop()} is needed by {run_dir.id}, which is not done; delete that too, or not this"
             )

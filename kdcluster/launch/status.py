@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,13 @@ def job_of(run_dir: RunDir) -> dict[str, Any] | None:
         return job
     start = newest.read("start") if newest else {}
     return {"id": start["job_id"], "name": None} if start.get("job_id") else None
+
+
+def statuses_of(run_dirs: Iterable[RunDir]) -> dict[RunDir, Status]:
+    """Each run's own state; SLURM is asked once for all of them."""
+    run_dirs = list(run_dirs)
+    jobs = slurm.look(ref for run_dir in run_dirs if (ref := job_of(run_dir)))
+    return {run_dir: run_status(run_dir, jobs) for run_dir in run_dirs}
 
 
 def run_status(run_dir: RunDir, jobs: Jobs | None = None) -> Status:
