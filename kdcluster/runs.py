@@ -1,7 +1,8 @@
 """A run directory: the one place where launching, training and results meet.
 
 runs/<id>/config.yaml            the resolved run (plan.Run)
-          attempts/<n>/          one for each start: start.json agent.json outcome.json trainer.json heartbeat.json
+          attempts/<n>/          one for each start: start.json agent.json stop.json outcome.json trainer.json
+                                 heartbeat.json
                                  torchrun.log rank<r>.log failure-rank<r>.json code.diff (further nodes of a SLURM
                                  job: torchrun-node<k>.log node<k>.json)
           slurm/<n>/             one for each SLURM job: job.sh task.pkl <job id>.log
@@ -133,6 +134,20 @@ class RunDir:
     def load(self) -> Run:
         """The run as its directory has it."""
         return Run.from_yaml(self.config)
+
+    def with_needs(self) -> list[Run]:
+        """The runs that it needs, then itself, as their directories have them.
+
+        Raises:
+            NotFound: the directory of one is gone.
+        """
+        run = self.load()
+        gone = [need for need in run.needs if not RunDir(self.root, need).config.exists()]
+        if gone:
+            raise NotFound(
+                f"{self.id} needs {gone[0]}, whose directory is gone from {self.root}; submit makes it again"
+            )
+        return [*(RunDir(self.root, need).load() for need in run.needs), run]
 
     def prepare(self, run: Run) -> None:
         """Write the resolved configuration of a run that is about to be started.

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from kdcluster import __version__
 from kdcluster.errors import KdclusterError
-from kdcluster.launch import scheduler
+from kdcluster.launch import nodes, scheduler
 from kdcluster.launch.gpus import visible_gpus
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.sbatch import script
@@ -122,7 +122,7 @@ def _torch_side(plan: Plan | None, data_dir: Path) -> Iterator[Finding]:
 def examine_cluster(backend: Slurm, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
     """The profile against what SLURM says; `with_job` also looks from a compute node, by a job of a few seconds."""
     try:
-        yield Finding("slurm", True, scheduler.version())
+        yield Finding("slurm", True, nodes.version())
         yield from _partition(backend)
         yield _account(backend)
         yield _acceptance(backend, plan, root)
@@ -137,7 +137,7 @@ def examine_cluster(backend: Slurm, plan: Plan | None, root: Path, *, with_job: 
 def _partition(backend: Slurm) -> Iterator[Finding]:
     given = backend.given
     name = given.partition or "the default partition"
-    node = scheduler.node_type(given.partition)
+    node = nodes.node_type(given.partition)
     if node is None:
         yield Finding("partition", False, f"SLURM has no {name}", "see `sinfo`, and set `partition` in the profile")
         return
@@ -153,7 +153,7 @@ def _partition(backend: Slurm) -> Iterator[Finding]:
 
 
 def _account(backend: Slurm) -> Finding:
-    accounts = scheduler.accounts()
+    accounts = nodes.accounts()
     if accounts is None:
         return Finding("account", True, "not checked: SLURM keeps no accounts here")
     account = backend.given.account

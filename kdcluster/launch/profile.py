@@ -170,6 +170,21 @@ class Profile(Block):
         hashed=False,
         ge=1,
     )
+    max_restarts: int = field(
+        "How often a run that crashed is started again in the same job, on another node where it crashed before its "
+        "first step; 0: it fails at once.",
+        0,
+        hashed=False,
+        ge=0,
+        le=100,
+    )
+    max_requeues: int = field(
+        "How often a job may be requeued after a preemption, its time limit or a lost node.",
+        10,
+        hashed=False,
+        ge=0,
+        le=1000,
+    )
     sbatch: Annotated[dict[str, str | int | bool], AfterValidator(_options)] = field(
         "Any other long option of sbatch, as in {constraint: a100, exclude: node7}; true for one without a value.",
         {},

@@ -73,7 +73,7 @@ def clean_environment(base: Mapping[str, str]) -> dict[str, str]:
     return {n: v for n, v in kept.items() if n in ours or not n.startswith(("SLURM_", "SRUN_", "SBATCH_", "SUBMITIT_"))}
 
 
-def _ask(*argv: str) -> str:
+def ask(*argv: str) -> str:
     """What a command of SLURM prints.
 
     Raises:
@@ -92,7 +92,12 @@ def _ask(*argv: str) -> str:
     if done.returncode == 0:
         return done.stdout
     said = "\n".join(dict.fromkeys(line.strip() for line in done.stderr.splitlines() if line.strip()))
-    if any(words in said.lower() for words in (*PASSING, *MISSING)):
+    if any(words in said.lower() for words in MISSING):
+        raise SchedulerError(
+            f"SLURM is installed here, but not configured ({said}): --backend local runs on this machine; "
+            f"on a login node, SLURM_CONF says where its configuration is"
+        )
+    if any(words in said.lower() for words in PASSING):
         raise SchedulerError(f"SLURM cannot be reached: {said}; try again later, or use --backend local")
     raise Refused(said or f"{argv[0]} ended with {done.returncode}")
 
@@ -100,7 +105,7 @@ def _ask(*argv: str) -> str:
 def queue() -> list[Job]:
     """The user's jobs that the controller still knows, ended ones for a few minutes (MinJobAge). One squeue call."""
     form = "--format=%i|%T|%r|%S|%N|%j"
-    text = _ask("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", form)
+    text = ask("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", form)
     jobs = []
     for line in text.splitlines():
         parts = line.split("|", 5)
@@ -119,7 +124,7 @@ def accounting(ids: Iterable[str], names: Iterable[str] = ()) -> list[Job]:
     which += [f"--name={','.join(names)}", "--starttime=now-30days"] if names else []
     form = "--format=JobIDRaw,State,Start,NodeList,JobName"
     try:
-        text = _ask("sacct", "--allocations", "--noheader", "--parsable2", *which, form)
+        text = ask("sacct", "--allocations", "--noheader", "--parsable2", *which, form)
     except (Refused, SchedulerError) as error:
         log.debug("no accounting: %s", error)
         return []
@@ -138,7 +143,7 @@ def check(script: Path) -> None:
     Raises:
         Refused: it could not, in SLURM's words.
     """
-    _ask("sbatch", "--test-only", str(script))
+    ask("sbatch", "--test-only", str(script))
 
 
 def run(script: Path) -> str:
@@ -148,22 +153,6 @@ def run(script: Path) -> str:
     if found := re.findall(r"^(\d+)(?:;\S+)?$", done.stdout, re.MULTILINE):
         return str(found[-1])
     raise Refused(done.stderr.strip() or f"sbatch ended with {done.returncode}")
-
-
-def version() -> str:
-    """SLURM's version, once its controller has answered."""
-    _ask("sinfo", "--noheader")
-    return _ask("sbatch", "--version").strip()
-
-
-def accounts() -> list[str] | None:
-    """The accounts that the user may charge; None where SLURM keeps none."""
-    who = f"user={getpass.getuser()}"
-    try:
-        text = _ask("sacctmgr", "--noheader", "--parsable2", "show", "associations", who, "format=account")
-    except (Refused, SchedulerError):
-        return None
-    return sorted({line.strip() for line in text.splitlines() if line.strip()}) or None
 
 
 def submit(script: Path, name: str) -> str:
@@ -179,7 +168,7 @@ def submit(script: Path, name: str) -> str:
     """
     for wait_s in (1.0, 2.0, 4.0, None):
         try:
-            text = _ask("sbatch", "--parsable", str(script))
+            text = ask("sbatch", "--parsable", str(script))
             break
         except SchedulerError as error:
             if wait_s is None:
@@ -216,43 +205,47 @@ def cancel(ids: Iterable[str]) -> None:
     """End jobs; those that have ended already are no error."""
     if ids := list(ids):
         try:
-            _ask("scancel", *ids)
+            ask("scancel", *ids)
         except Refused as error:
             if "already" not in str(error) and "nvalid job id" not in str(error):
                 raise
 
 
-def node_address(node: str) -> str:
-    """NodeAddr of a node: its name need not resolve."""
-    found = re.search(r"\bNodeAddr=(\S+)", _ask("scontrol", "show", "node", "--oneliner", node))
-    return found[1] if found else node
+def describe(job_id: str) -> dict[str, str]:
+    """What the controller knows of a job (`scontrol show job`), by its own names.
+
+    Raises:
+        Refused: it knows no such job.
+        SchedulerError: it does not answer.
+    """
+    text = ask("scontrol", "show", "job", "--oneliner", job_id)
+    known: dict[str, str] = {}
+    for name, value in re.findall(r"(\S+?)=(\S*)", text):
+        known.setdefault(name, value)  # the user's own words (Command=, WorkDir=) come last
+    return known
 
 
-@dataclass(frozen=True)
-class NodeType:
-    """What a node of a partition has."""
+def requeue(job_id: str, *, without: Iterable[str] = ()) -> None:
+    """End a running job and put it back into the queue, from inside it too; its dependents go on waiting.
 
-    cpus: int
-    gpus: int
-    time_limit_min: int | None
-    """The partition's default time limit, else its maximum; None: none."""
-    max_time_min: int | None = None
-    """The partition's maximum; None: none."""
+    Nodes cannot be excluded while a job runs, so that is done once it is pending: it stays so for about two minutes.
+
+    Args:
+        job_id: the job.
+        without: nodes on which it may not start again.
+    """
+    ask("scontrol", "requeue", job_id)
+    if nodes := ",".join(without):
+        ask("scontrol", "update", f"jobid={job_id}", f"excnodelist={nodes}")
 
 
-def node_type(partition: str | None) -> NodeType | None:
-    """The node with the most GPUs in a partition (None: the default one); None where SLURM does not say."""
-    from kdcluster.launch.profile import minutes
-
-    which = [f"--partition={partition}"] if partition else []
-    text = _ask("sinfo", "--noheader", *which, "--format=%P|%c|%G|%L|%l")
-    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
-    if partition is None:
-        rows = [row for row in rows if row[0].endswith("*")] or rows
-    nodes = []
-    for _, cpus, gres, default, most in rows:
-        gpus = sum(int(n) for n in re.findall(r"\bgpu(?::[^:,()]+)*?:(\d+)", gres))
-        limits = [minutes(limit) if re.match(r"\d", limit) else None for limit in (default, most)]
-        cores = int(re.match(r"\d+", cpus)[0])  # type: ignore[index]
-        nodes.append(NodeType(cores, gpus, limits[0] or limits[1], limits[1]))
-    return max(nodes, key=lambda node: node.gpus, default=None)
+def why_ended(job_id: str) -> str:
+    """What accounting calls the end of a requeued job's last start (NODE_FAIL, PREEMPTED, …); empty without one."""
+    form = ("--allocations", "--duplicates", "--noheader", "--parsable2", "--format=State")
+    try:
+        states = ask("sacct", f"--jobs={job_id}", *form).split("\n")
+    except (Refused, SchedulerError) as error:
+        log.debug("no accounting: %s", error)
+        return ""
+    ended = [state.split(" ")[0] for state in states if state and not state.startswith(("RUNNING", "PENDING"))]
+    return ended[-1] if ended else ""

@@ -14,10 +14,11 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import trainer_code, write_aside
-from kdcluster.launch import scheduler
+from kdcluster.launch import nodes, scheduler
+from kdcluster.launch.nodes import NodeType
 from kdcluster.launch.profile import Profile
 from kdcluster.launch.sbatch import job_name, script, slurm_layout
-from kdcluster.launch.scheduler import NodeType, Refused
+from kdcluster.launch.scheduler import Refused
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir, process_record
@@ -51,7 +52,7 @@ class Slurm:
         settled = self.given.gpus_per_node and self.given.cpus_per_gpu
         if settled or not scheduler.is_here():
             return None
-        return scheduler.node_type(self.given.partition)
+        return nodes.node_type(self.given.partition)
 
     @cached_property
     def profile(self) -> Profile:
@@ -83,13 +84,21 @@ class Slurm:
         return made
 
     def gpu_hours(self, plan: Plan, chosen: list[str]) -> float | None:
-        """GPU-hours of the worst case: every run takes its whole time limit. None: there is no time limit."""
+        """GPU-hours of the worst case: every run takes its whole time limit, as often as it may be started.
+
+        None: there is no time limit.
+        """
         limit = self.profile.time_limit
         if limit is None and scheduler.is_here():
-            found = scheduler.node_type(self.profile.partition)
+            found = nodes.node_type(self.profile.partition)
             limit = found.time_limit_min if found else None
         gpus = sum(layout.gpus for run_id, layout in self.layouts(plan).items() if run_id in chosen)
-        return None if limit is None else gpus * limit / 60
+        return None if limit is None else gpus * limit / 60 * self.attempts
+
+    @property
+    def attempts(self) -> int:
+        """How often a run may be started in one job."""
+        return 1 + self.profile.max_restarts + self.profile.max_requeues
 
     def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
         """Refuse a budget that is too small, and ask SLURM whether such jobs could ever run; queues nothing.

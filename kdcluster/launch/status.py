@@ -172,15 +172,16 @@ def _in_queue(run_dir: RunDir, newest: Attempt | None, ref: Mapping[str, Any], j
     cancelled = run_dir.is_cancelled()
     ended = _ended(run_dir, started, alive=False) if started else None
     if job and job.state in slurm.WAITING:
-        again = f"was requeued after attempt {number}; " if started else ""
+        again = f"was requeued after attempt {number}{_how(ended)}; " if started else ""
         why = "being cancelled" if cancelled else again + slurm.why_waiting(job)
         return Status("queued", why, number, job_id=job_id)
     if job and job.state in slurm.ACTIVE:
         if started is None:
             return Status("queued", f"job {job_id} starts on {job.nodes}", number, job_id=job_id)
-        if ended and ended.state != "preempted":  # SLURM may requeue that one, so it has not ended
+        goes_on = started.read("outcome").get("next") or (ended and ended.state == "preempted")
+        if ended and not goes_on:
             return ended
-        why = "being stopped" if cancelled else "saved; SLURM stops or requeues it" if ended else ""
+        why = "being stopped" if cancelled else f"attempt {number}{_how(ended)}; SLURM requeues it" if ended else ""
         return _of(run_dir, started, "running", why)
     said = _last_word(job, job_id, jobs.problem)
     if started is None:
@@ -188,7 +189,7 @@ def _in_queue(run_dir: RunDir, newest: Attempt | None, ref: Mapping[str, Any], j
     if ended:
         known = ended.state in ("done", "failed", "cancelled") or job is None
         return ended if known else replace(ended, reason=f"{ended.reason} ({said})")
-    if job is None and time.time() - _last_sign(started) < STALE_S:
+    if job is None and time.time() - last_sign(started) < STALE_S:
         return _of(run_dir, started, "running", said)
     if cancelled:
         return _of(run_dir, started, "cancelled", _and_safe("stopped", run_dir))
@@ -196,6 +197,10 @@ def _in_queue(run_dir: RunDir, newest: Attempt | None, ref: Mapping[str, Any], j
         failure = {**dict.fromkeys(FAILURE), "out_of_memory": job.state == "OUT_OF_MEMORY"}
         return _of(run_dir, started, "failed", _and_safe(said, run_dir), failure=failure)
     return _of(run_dir, started, "lost", _and_safe(said, run_dir))
+
+
+def _how(ended: Status | None) -> str:
+    return f" ({ended.state}: {ended.reason})" if ended else ""
 
 
 def _last_word(job: Job | None, job_id: str | None, problem: str) -> str:
@@ -208,7 +213,7 @@ def _last_word(job: Job | None, job_id: str | None, problem: str) -> str:
     return f"job {job_id} is in a state that is not known here: {job.state}"
 
 
-def _last_sign(attempt: Attempt) -> float:
+def last_sign(attempt: Attempt) -> float:
     """When an attempt was heard of last, seconds since the epoch."""
     return float(attempt.read("heartbeat").get("time") or attempt.read("start").get("started") or 0)
 

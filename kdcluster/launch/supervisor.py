@@ -157,6 +157,7 @@ class Supervisor:
                 "procs": layout.procs,
                 "threads": layout.threads,
                 "gpus": gpus,
+                "gpus_held": len(gpus),
                 "code": code,
             }
         )

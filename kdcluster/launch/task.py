@@ -2,7 +2,8 @@
 
 submitit unpickles a `Task` and calls it. The task of the first node leads: it begins the run's attempt, tells the
 others through a file where to meet, and writes the attempt's outcome. On SIGUSR2 submitit calls `checkpoint` there,
-and requeues the job when it returns.
+and requeues the job when it returns; a job that SLURM preempts with SIGTERM is requeued by SLURM, and one whose run
+crashed by the task itself. Whether it may be says requeue.py.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import read_json, write_json
+from kdcluster.launch import meeting, ownjob
 from kdcluster.launch.agent import dies_with
 from kdcluster.launch.code import code_state
 from kdcluster.launch.outcome import outcome
 from kdcluster.launch.profile import Profile
-from kdcluster.launch.scheduler import node_address
-from kdcluster.launch.status import blocked_by, run_status
+from kdcluster.launch.requeue import judged
+from kdcluster.launch.status import blocked_by, last_sign, run_status
 from kdcluster.launch.torchrun import Layout, Rendezvous, command, environment
 from kdcluster.runs import Attempt, RunDir, process_record
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-MEET_S = 600.0
-"""How long the tasks of the other nodes wait for the first one."""
+ENDS_S = 60.0
+"""How long a task whose run has saved waits for submitit's handler or for SLURM, which end it."""
 
 
 class Task:
@@ -89,17 +90,16 @@ class Task:
     def checkpoint(self) -> Any:
         """What submitit calls on SIGUSR2, in the first node's task, before it requeues the job.
 
-        The trainer has the same signal: it saves and leaves. Only when its outcome is written may SLURM end the job.
-        Returns None, and nothing is requeued, where the run did not save, or is no step further than before: it would
-        be requeued for ever.
+        The trainer has the same signal: it saves and leaves. Only when its outcome is written may SLURM end the job;
+        a trainer that hangs is killed before the lead time is over, and its last checkpoint has to do. Returns None,
+        and nothing is requeued, where the run has ended or may not be (requeue.py).
         """
         from submitit.core.utils import DelayedSubmission
 
         if self.process is not None and self.attempt is not None:
-            if self._finish() != "preempted":
-                return None
-            if self.run_dir.saved_step() <= self.attempt.read("start")["from_step"]:
-                log.error("no step was done in this attempt: not requeued; time_limit or signal_lead_s leave no room")
+            self.attempt.write("stop", {"time": time.time()})  # for processes that start only now
+            lead_s = self.profile.signal_lead_s
+            if self._finish(give_up_at=time.monotonic() + max(lead_s - 10, lead_s * 0.7))["next"] != "requeue":
                 return None
         return DelayedSubmission(Task(*self._given))
 
@@ -110,7 +110,8 @@ class Task:
             log.info("nothing to do: %s", why)
             self._tell({"attempt": None})
             return why
-        meet = self._meeting_place() if self.layout.nodes > 1 else None
+        self._judge_the_last_one()
+        meet = meeting.place() if self.layout.nodes > 1 else None
         code, diff = code_state()
         if code["trainer_code"] != self.code:
             log.warning("the trainer's code has changed since this job was submitted; this is today's")
@@ -123,10 +124,12 @@ class Task:
                 "procs": self.layout.procs,
                 "threads": self.layout.threads,
                 "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),
+                "gpus_held": self.layout.gpus,
                 "code": code,
                 "code_changed": code["trainer_code"] != self.code,
-                "job_id": os.environ["SLURM_JOB_ID"],
-                "restart": _restart(),
+                "job_id": ownjob.number(),
+                "restart": ownjob.restarts(),
+                "waited_s": ownjob.waited_s(),
                 "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
                 "from_step": self.run_dir.saved_step(),
             }
@@ -137,7 +140,7 @@ class Task:
         log.info("attempt %d on %s; logs: %s", self.attempt.number, self.layout, self.attempt.path)
         self.process = self._start(argv, self.attempt.log())
         self.attempt.write("agent", process_record(self.process.pid))
-        return self._result(self._finish())
+        return self._leave(self._finish())
 
     def _not_needed(self) -> str:
         """Why there is nothing to train (any more); empty where there is.
@@ -158,21 +161,61 @@ class Task:
                 raise KdclusterError(f"{need}, which this run needs, is {status.state}; submit again")
         return ""
 
-    def _finish(self) -> str:
-        """Wait for torchrun, write the attempt's outcome once, and return its state.
+    def _judge_the_last_one(self) -> None:
+        """Where SLURM requeued this job by itself, say so in the attempt before, and go on only if the run may.
+
+        Raises:
+            KdclusterError: it may not: nothing is started.
+        """
+        past = self._attempts()
+        ended = past[-1].read("outcome") if past else {}
+        if not past or ended.get("next") or ended.get("state") == "failed":
+            return
+        why = ownjob.why_it_ended()
+        unsaid = {"state": "lost", "reason": f"SLURM requeued job {ownjob.number()}{f' ({why})' if why else ''}"}
+        told = self._judged(past, ended or {**unsaid, "time": last_sign(past[-1])}, by_slurm=True)
+        if told["next"] is None:
+            raise KdclusterError(f"attempt {past[-1].number}: {told['state']}: {told['reason']}")
+
+    def _attempts(self) -> list[Attempt]:
+        """Those of this job, oldest first."""
+        return [one for one in self.run_dir.attempts() if one.read("start").get("job_id") == ownjob.number()]
+
+    def _judged(self, attempts: list[Attempt], ended: dict[str, Any], *, by_slurm: bool) -> dict[str, Any]:
+        """Write the outcome of the last of these attempts, with what comes next."""
+        steps = [*(int(one.read("start")["from_step"]) for one in attempts), self.run_dir.saved_step()]
+        past = [one.read("outcome") for one in attempts[:-1]]
+        told = judged(ended, past, steps, self.profile, by_slurm=by_slurm)
+        attempts[-1].write_last("outcome", told)
+        log.info("attempt %d: %s %s", attempts[-1].number, told["state"], told["reason"])
+        return told
+
+    def _finish(self, give_up_at: float | None = None) -> dict[str, Any]:
+        """Wait for torchrun, write the attempt's outcome once, and return it.
 
         Polled: submitit's signal handler runs in the middle of this, and a second wait() on a process would hang.
+
+        Args:
+            give_up_at: when a torchrun that was told to stop is killed (time.monotonic()), for a job that will be
+                requeued.
         """
         assert self.attempt is not None
         assert self.process is not None
+        late = False
         while (code := self.process.poll()) is None:
+            if give_up_at is not None and not late and time.monotonic() > give_up_at:
+                late = True
+                self.process.kill()
             time.sleep(POLL_S)
-        if not self.attempt.read("outcome"):
+        if known := self.attempt.read("outcome"):
+            return known
+        if not late:
             self._await_nodes()
-            ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop)
-            self.attempt.write_last("outcome", {**ended, "time": time.time()})
-            log.info("attempt %d: %s %s", self.attempt.number, ended["state"], ended["reason"])
-        return str(self.attempt.read("outcome")["state"])
+        ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop or late)
+        if late and ended["state"] == "lost":
+            ended["reason"] = "did not save within the lead time of SLURM's signal (signal_lead_s)"
+        by_slurm = give_up_at is not None or not self.told_to_stop or ownjob.is_being_preempted()
+        return self._judged(self._attempts(), {**ended, "time": time.time()}, by_slurm=by_slurm)
 
     def _await_nodes(self) -> None:
         """Give the other nodes' tasks the time to say how their torchrun ended: it may be the one that knows why."""
@@ -183,33 +226,30 @@ class Task:
             missing = {name for name in missing if not self.attempt.read(name)}
             time.sleep(POLL_S)
 
-    def _result(self, state: str) -> str:
-        assert self.attempt is not None
-        if state == "done":
-            return state
-        raise KdclusterError(f"attempt {self.attempt.number}: {state}: {self.attempt.read('outcome')['reason']}")
+    def _leave(self, ended: dict[str, Any]) -> str:
+        """End this task as the run has ended; where others requeue the job, only when they do.
 
-    def _meeting_place(self) -> dict[str, str]:
-        """Address and port on this node where the torchruns meet: a port from the job's id, another where it is taken.
-
-        The first choice lies below the ports that Linux gives out by itself.
+        A job whose task returned before would count as ended.
         """
-        address = node_address(os.environ["SLURMD_NODENAME"])
-        job = int(os.environ["SLURM_JOB_ID"])
-        for port in (20000 + (job * 7 + _restart()) % 10000, 0):
-            with socket.socket() as probe:
-                try:
-                    probe.bind((address, port))
-                except OSError:
-                    log.info("port %d of %s is taken; taking another", port, address)
-                    continue
-                return {"endpoint": f"{address}:{probe.getsockname()[1]}", "id": f"{job}-{_restart()}"}
-        raise KdclusterError(f"no free port on {address}")
+        assert self.attempt is not None
+        if ended["state"] == "done":
+            return "done"
+        if ended["next"] == "restart":
+            ownjob.restart(self.attempt, ended["rank"], self.layout.procs)
+        elif ended["next"] == "requeue":
+            deadline = time.monotonic() + ENDS_S
+            while ownjob.is_being_preempted() or (not self.told_to_stop and time.monotonic() < deadline):
+                time.sleep(1.0)
+        raise KdclusterError(f"attempt {self.attempt.number}: {ended['state']}: {ended['reason']}")
+
+    def _tell(self, values: dict[str, Any]) -> None:
+        if self.layout.nodes > 1:
+            meeting.tell(self.folder, values)
 
     # Every node
 
     def _follow(self, node: int) -> str:
-        told = self._wait_until_told()
+        told = meeting.wait_until_told(self.folder)
         if told["attempt"] is None:
             return "nothing to do"
         attempt = self.run_dir.attempt(told["attempt"])
@@ -220,26 +260,9 @@ class Task:
         attempt.write(f"node{node}", {"host": socket.gethostname(), "returncode": code, "time": time.time()})
         return f"torchrun ended with {code}"  # what that means, the first node says
 
-    def _told(self) -> Path:
-        return self.folder / f"start-{os.environ['SLURM_JOB_ID']}-{_restart()}.json"
-
-    def _tell(self, values: dict[str, Any]) -> None:
-        if self.layout.nodes > 1:
-            write_json(self._told(), values)
-
-    def _wait_until_told(self) -> dict[str, Any]:
-        deadline = time.monotonic() + MEET_S
-        while (told := read_json(self._told())) is None:
-            if time.monotonic() > deadline:
-                raise KdclusterError(f"the first node's task said nothing within {MEET_S:.0f} s ({self._told()})")
-            time.sleep(POLL_S)
-        return dict(told)
-
     def _command(self, meet: dict[str, str] | None, node: int = 0) -> list[str]:
-        rendezvous = meet and Rendezvous(
-            meet["endpoint"], meet["id"], node == 0, node_address(os.environ["SLURMD_NODENAME"])
-        )
-        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, rendezvous or None)]
+        there = Rendezvous(meet["endpoint"], meet["id"], node == 0, meeting.own_address()) if meet else None
+        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, there)]
 
     def _start(self, argv: list[str], log_file: Path) -> subprocess.Popen[bytes]:
         assert self.attempt is not None
@@ -262,14 +285,10 @@ class Task:
 
 
 def _shielded(then: Callable[[], None]) -> Callable[[], None]:
-    """Have torchrun ignore SIGUSR2, of which it would die; its workers handle the signal themselves."""
+    """Keep SIGUSR2 from torchrun, which would die of it; its workers unblock the signal once they can handle it."""
 
     def prepare() -> None:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         then()
 
     return prepare
-
-
-def _restart() -> int:
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))

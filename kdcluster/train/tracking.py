@@ -51,13 +51,14 @@ class Tracker:
         if self._writer is not None:
             self._writer.flush()
 
-    def heartbeat(self, *, force: bool = False, **values: Any) -> None:
-        """Say how far the run is, at most once a second; what is not given stays as it was."""
+    def heartbeat(self, *, force: bool = False, **values: Any) -> bool:
+        """Say how far the run is, at most once a second; what is not given stays as it was. Whether it was written."""
         self._beat |= values
         if self._attempt is None or (not force and time.monotonic() - self._beat_at < HEARTBEAT_S):
-            return
+            return False
         self._beat_at = time.monotonic()
         self._attempt.write("heartbeat", {"time": time.time(), **self._beat}, sync=False)
+        return True
 
     def close(self, *, success: bool) -> None:
         """End the session for the HPARAMS tab and close the file."""

@@ -212,7 +212,7 @@ class _Meter:
             self.publish.tracker.scalars(values, step)
             self.since.clear()
         steps_per_s = (done - self.first) / (time.perf_counter() - self.started)
-        self.publish.tracker.heartbeat(
+        beaten = self.publish.tracker.heartbeat(
             step=step,
             steps=self.steps_per_epoch * run.train.epochs,
             epoch=self.epoch,
@@ -221,6 +221,8 @@ class _Meter:
             steps_per_s=steps_per_s,
             images_per_s=steps_per_s * run.train.batch_size,
         )
+        if beaten:
+            self.publish.check_newest()  # an attempt that was overtaken leaves the lock to the newest
 
     def speed(self, step: int, saver: Saver) -> None:
         """Log how fast the epoch was, and what share of it went into waiting for data and into checkpoints."""

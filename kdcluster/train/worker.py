@@ -26,6 +26,10 @@ from kdcluster.train.trainer import Progress, train
 
 log = logging.getLogger(__name__)
 
+LOCK_S = 180.0
+"""How long to wait for an attempt that was overtaken: it notices within a second while it trains, later where it
+evaluates, and a file server may keep the lock of a dead node for a minute and a half."""
+
 
 def main() -> None:
     """`train.py RUN_DIR --data-dir DIR`: everything else stands in the run directory."""
@@ -45,6 +49,8 @@ def main() -> None:
         own_log(attempt)
         for number_of_signal in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number_of_signal, lambda *_: setattr(progress, "stop", True))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # one that came meanwhile comes now
+        progress.stop |= bool(attempt.read("stop"))  # or it came before this process was there
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         timeout_min = run_dir.load().resources.collective_timeout_min
@@ -91,7 +97,7 @@ def _lock(run_dir: RunDir, attempt: Attempt | None) -> Any:
     if attempt is None or os.environ["RANK"] != "0":
         return nullcontext()
     try:
-        return run_dir.lock.acquire(timeout=30)
+        return run_dir.lock.acquire(timeout=LOCK_S)
     except Timeout:
         raise KdclusterError(
             f"another process still trains {run_dir.id} (it holds {run_dir.lock.lock_file}); it was left alone: "

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdcluster.config import Resources
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, SchedulerError
-from kdcluster.launch import jobs, scheduler, status
+from kdcluster.launch import jobs, nodes, scheduler, status
 from kdcluster.launch.doctor import examine_cluster
 from kdcluster.launch.jobs import Jobs
 from kdcluster.launch.profile import Profile, choose, load, minutes, profiles
@@ -106,9 +106,9 @@ def test_gpus_are_spread_evenly_over_nodes() -> None:
     assert slurm_layout(Resources(), lab, None, None) == Layout("cuda", 1, None, 1, 1)
     assert slurm_layout(Resources(gpus=2), Profile(device="cpu"), None, 8) == Layout("cpu", 2, 1, 1, 2)
     assert slurm_layout(Resources(procs=3), lab, None, 8) == Layout("cpu", 3, 4, 1, 0)
-    for gpus, nodes in ((9, None), (8, 3), (16, 1)):
+    for gpus, count in ((9, None), (8, 3), (16, 1)):
         with pytest.raises(ConfigError, match=f"{gpus} GPUs cannot be spread evenly over"):
-            slurm_layout(Resources(gpus=gpus), lab, nodes, 8)
+            slurm_layout(Resources(gpus=gpus), lab, count, 8)
 
 
 def test_the_batch_script_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_a_busy_controller_is_asked_again_and_a_refusal_is_not(fake: Any) -> Non
 
 def test_what_a_node_has_is_read_from_sinfo(fake: Any) -> None:
     fake(sinfo="echo 'cpu|64|(null)|1:00:00|infinite'; echo 'gpu*|96|gpu:a100:8(S:0-1)|n/a|2-00:00:00'")
-    assert scheduler.node_type(None) == scheduler.NodeType(96, 8, 2880, 2880)
+    assert nodes.node_type(None) == nodes.NodeType(96, 8, 2880, 2880)
 
 
 def test_one_squeue_for_all_runs_and_sacct_for_what_it_forgot(fake: Any) -> None:
@@ -375,9 +375,12 @@ def test_a_budget_is_refused_before_anything_is_queued(root: Path, tmp_path: Pat
     made = make_plan(tmp_path, {"resources": {"gpus": 1}})
     fake(sbatch="exit 9", squeue="true", sacct="true")
     profile = Profile(cpus_per_gpu=1, gpus_per_node=8, time_limit=120)
-    assert Slurm(profile).gpu_hours(made, [run.id for run in made.runs]) == 6.0
-    with pytest.raises(KdclusterError, match="--max-gpu-hours 5: the worst case is more \\(6 GPU-hours\\)"):
-        submit(made, root, tmp_path, Slurm(profile, max_gpu_hours=5), lambda runs: None)
+    chosen = [run.id for run in made.runs]
+    assert Slurm(profile).gpu_hours(made, chosen) == 66.0  # 3 GPUs, 2 hours, 11 attempts
+    often = profile.model_copy(update={"max_requeues": 0, "max_restarts": 2})
+    assert Slurm(often).gpu_hours(made, chosen) == 18.0
+    with pytest.raises(KdclusterError, match="--max-gpu-hours 65: the worst case is more \\(66 GPU-hours\\)"):
+        submit(made, root, tmp_path, Slurm(profile, max_gpu_hours=65), lambda runs: None)
 
 
 def test_without_slurm_there_is_a_message(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

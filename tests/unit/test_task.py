@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdcluster.files import trainer_code
-from kdcluster.launch import task
+from kdcluster.launch import meeting, task
 from kdcluster.launch.profile import Profile
 from kdcluster.launch.task import Task
 from kdcluster.launch.torchrun import Layout
@@ -71,42 +71,46 @@ def test_the_profile_reaches_torchrun(run_dir: RunDir, tmp_path: Path, monkeypat
     assert "MASTER_PORT" not in env
 
 
-def test_torchrun_ignores_the_signal_that_its_workers_handle() -> None:
+def test_the_signal_that_workers_handle_is_kept_from_torchrun() -> None:
     called = []
-    before = signal.getsignal(signal.SIGUSR2)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         task._shielded(lambda: called.append(True))()
-        assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
+        assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
-        signal.signal(signal.SIGUSR2, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert called == [True]
 
 
-def test_a_port_that_is_taken_is_left_to_whoever_has_it(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "node_address", lambda name: "127.0.0.1")
+def test_a_port_that_is_taken_is_left_to_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "address", lambda name: "127.0.0.1")
     monkeypatch.setenv("SLURMD_NODENAME", "node1")
     monkeypatch.setenv("SLURM_JOB_ID", "12345")
-    first = make(run_dir)._meeting_place()
+    first = meeting.place()
     assert first["id"] == "12345-0"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(first["endpoint"].rpartition(":")[2])))
-        assert make(run_dir)._meeting_place()["endpoint"] != first["endpoint"]
-    assert make(run_dir)._meeting_place() == first
+        assert meeting.place()["endpoint"] != first["endpoint"]
+    assert meeting.place() == first
 
 
-def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir) -> None:
+def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     work = make(run_dir)
     assert isinstance(work.checkpoint().function, Task)  # before torchrun: nothing to save
-    for state, saved, expected in (("preempted", 4, True), ("preempted", 3, False), ("failed", 4, False)):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run_dir.checkpoints.mkdir()
+    from_step = 0
+    for saved, expected in ((4, True), (4, True), (4, False)):  # no step in two attempts in a row: it would loop
         work = make(run_dir)
         work.process = Ended()  # type: ignore[assignment]
-        work.attempt = run_dir.start_attempt({"from_step": 3})
-        work.attempt.write("outcome", {"state": state, "reason": ""})
-        run_dir.checkpoints.mkdir(exist_ok=True)
-        for path in run_dir.checkpoints.iterdir():
-            path.unlink()
+        work.attempt = run_dir.start_attempt({"from_step": from_step, "job_id": "7"})
+        work.attempt.write("preempted", {"step": saved})
         (run_dir.checkpoints / f"step-{saved:08}.ckpt").touch()
         assert (work.checkpoint() is not None) is expected
+        assert work.attempt.read("stop")
+        from_step = saved
+    assert work.attempt.read("outcome")["state"] == "failed"
+    assert "two attempts in a row did no step" in work.attempt.read("outcome")["reason"]
 
 
 def test_a_task_survives_the_trip_to_its_node(run_dir: RunDir) -> None:

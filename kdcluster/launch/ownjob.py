@@ -1,0 +1,77 @@
+"""What a task asks SLURM of the job that it runs in, and does to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import datetime
+
+from kdcluster.errors import KdclusterError
+from kdcluster.launch import nodes, scheduler
+from kdcluster.runs import Attempt
+
+log = logging.getLogger(__name__)
+
+
+def number() -> str:
+    """The job's id."""
+    return os.environ["SLURM_JOB_ID"]
+
+
+def restarts() -> int:
+    """How often SLURM has requeued the job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def is_being_preempted() -> bool:
+    """Whether SLURM is about to take the job's nodes away, rather than somebody has ended it."""
+    try:
+        job = scheduler.describe(number())
+    except KdclusterError as error:
+        log.warning("SLURM does not say whether the job is being preempted: %s", error)
+        return True  # nobody types scancel while the controller is away
+    return job["JobState"] == "RUNNING" and job.get("PreemptTime", "None") != "None"
+
+
+def waited_s() -> float | None:
+    """How long the job was ready to start before it did; None where SLURM does not say."""
+    try:
+        job = scheduler.describe(number())
+        eligible, start = (datetime.fromisoformat(job[key]).timestamp() for key in ("EligibleTime", "StartTime"))
+    except (KdclusterError, KeyError, ValueError):
+        return None
+    return max(0.0, start - eligible)
+
+
+def why_it_ended() -> str:
+    """What accounting calls the end of the job's last start (NODE_FAIL, PREEMPTED, …); empty without accounting."""
+    return scheduler.why_ended(number())
+
+
+def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:
+    """Requeue the job after a crash; elsewhere where it crashed before its first step, and there are other nodes.
+
+    Args:
+        attempt: that crashed.
+        rank: that crashed first; None: not known.
+        ranks: of the run.
+
+    Raises:
+        KdclusterError: SLURM does not do it.
+    """
+    steps = [failure["step"] for failure in attempt.failures()]
+    steps.append(attempt.read("heartbeat").get("step", 0))
+    at_once = max(steps) <= attempt.read("start")["from_step"]
+    without = _without_bad_node(rank, ranks) if at_once else []
+    log.info("starting again%s", f", not on {', '.join(without)}" if without else "")
+    scheduler.requeue(number(), without=without)
+
+
+def _without_bad_node(rank: int | None, ranks: int) -> list[str]:
+    """Nodes to exclude: the one of a rank, beside those that are already; none where too few would be left."""
+    here = nodes.names(os.environ.get("SLURM_JOB_NODELIST", ""))
+    if rank is None and len(here) > 1:
+        return []
+    job = scheduler.describe(number())
+    excluded = {here[(rank or 0) * len(here) // ranks], *nodes.names(job["ExcNodeList"].replace("(null)", ""))}
+    return sorted(excluded) if len(nodes.usable(job["Partition"]) - excluded) >= len(here) else []

@@ -1,0 +1,284 @@
+"""Preempted, requeued, resumed on a real SLURM: the same numbers, and states that are true under every fault.
+
+The two minutes that SLURM makes a requeued job wait are cut short (`scontrol update starttime=now`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from kdcluster import yamlfile
+from kdcluster.runs import RunDir, is_alive
+from tests.desk import NEEDS_SLURM, Desk, desks, dev_cluster, wait_until
+from tests.tiny import TINY_MODELS
+
+pytestmark = [pytest.mark.integration, NEEDS_SLURM]
+
+
+@pytest.fixture(scope="module")
+def with_signal() -> Iterator[dict[str, str]]:
+    """A SLURM that sends preempted jobs the signal of their --signal; without accounting."""
+    with dev_cluster(17950, "--user-signal") as env:
+        yield env
+
+
+@pytest.fixture(scope="module")
+def with_sigterm() -> Iterator[dict[str, str]]:
+    """A SLURM that sends preempted jobs SIGTERM; with accounting."""
+    with dev_cluster(17955, "--accounting") as env:
+        yield env
+
+
+MODELS = {"imports": ["models.py", TINY_MODELS], "teacher": {"model": "tiny_net"}, "student": {"model": "slow"}}
+PROFILE = {"device": "cpu", "gpus_per_node": 8, "cpus_per_gpu": 1, "signal_lead_s": 10, "shutdown_timeout_s": 8}
+
+
+class OnSlurm:
+    """One run of a desk, slow in every step while the file SLOW is there."""
+
+    def __init__(self, desk: Desk, role: str) -> None:
+        self.desk, self.role = desk, role
+        self.slow = Path(desk.env["SLOW"])
+        self.run = RunDir(desk.root, desk.states()[role]["id"])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return self.desk.states()[self.role]
+
+    def attempt(self, number: int) -> dict[str, Any]:
+        """What that attempt's files say, all together."""
+        attempt = self.run.attempt(number)
+        return {name: attempt.read(name) for name in ("start", "trainer", "heartbeat", "preempted", "outcome", "agent")}
+
+    def submit(self, *words: str, **profile: Any) -> None:
+        (self.desk.folder / "own.yaml").write_text(yamlfile.dump({**PROFILE, **profile}))
+        self.desk.env["KDCLUSTER_CLUSTER"] = "own.yaml"
+        self.desk.run("submit", "tiny.yaml", "--gpus", "1", "--role", self.role, *words)
+
+    def wait(self) -> dict[str, Any]:
+        """Until the run has ended."""
+        self.desk.run("status", "tiny.yaml", "--watch")
+        return self.row
+
+    def trains(self, number: int) -> None:
+        """Wait until that attempt has done a step."""
+
+        def has_stepped() -> bool:
+            found = self.attempt(number)
+            return bool(found["heartbeat"]) and found["heartbeat"]["step"] > found["trainer"]["resumed_at_step"]
+
+        wait_until(has_stepped)
+
+    @property
+    def job(self) -> str:
+        return str(self.run.ticket()["job"]["id"])  # type: ignore[index]
+
+    def node(self, number: int) -> str:
+        return str(self.attempt(number)["start"]["nodes"])
+
+    def slurm_state(self) -> str:
+        argv = ["squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T"]
+        return self.desk.slurm(*argv).strip()
+
+    @contextmanager
+    def preempted(self) -> Iterator[None]:
+        """The urgent partition takes the whole node of this run, and keeps it for the block."""
+        node = self.desk.slurm("squeue", "--noheader", f"--jobs={self.job}", "--format=%N").strip()
+        argv = ["sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--cpus-per-task=16"]
+        urgent = self.desk.slurm(*argv, "--export=NONE", "--output=/dev/null", "--wrap=sleep 600").strip()
+        wait_until(lambda: self.slurm_state() in ("PENDING", "REQUEUED"))
+        yield
+        self.desk.slurm("scancel", urgent)
+
+    def start_now(self, after: int) -> None:
+        """Cut the wait of a requeued job short, once nothing is left of that attempt: a node takes a job once."""
+        wait_until(lambda: self.slurm_state() in ("PENDING", "REQUEUED"))
+        wait_until(lambda: not is_alive(self.attempt(after)["start"]["supervisor"]))
+        self.desk.slurm("scontrol", "update", f"jobid={self.job}", "starttime=now")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The distilled run of one process on this machine, and beside it its teacher."""
+    folder = tmp_path_factory.mktemp("template") / "desk"
+    with desks(folder.parent, dict(os.environ)) as desk:
+        place = desk("desk", **MODELS)
+        place.run("submit", "tiny.yaml", "--backend", "local", "--procs", "1", "--role", "distilled", "--wait")
+        return RunDir(place.root, place.states()["distilled"]["id"])
+
+
+@pytest.fixture
+def student(tmp_path: Path, undisturbed: RunDir) -> Iterator[Callable[..., OnSlurm]]:
+    """Makes a distilled run, slow for now, whose teacher is done; the same as `undisturbed` unless told otherwise."""
+    with desks(tmp_path, {}) as desk:
+
+        def make(env: dict[str, str], name: str = "desk", **given: Any) -> OnSlurm:
+            place = desk(name, env=env, **{**MODELS, **given})
+            (teacher,) = undisturbed.load().needs
+            shutil.copytree(undisturbed.root / teacher, place.root / teacher)
+            run = OnSlurm(place, "distilled")
+            run.slow.touch()
+            return run
+
+        yield make
+
+
+def same_weights(one: RunDir, other: RunDir) -> bool:
+    ours, theirs = (load_file(run.weights("last")) for run in (one, other))
+    return all(ours[key].tobytes() == theirs[key].tobytes() for key in theirs)
+
+
+@pytest.mark.parametrize("kind", ["signal", "sigterm"])
+def test_preempted_and_resumed_on_the_other_node_with_the_same_weights(
+    kind: str, student: Callable[..., OnSlurm], undisturbed: RunDir, request: pytest.FixtureRequest
+) -> None:
+    run = student(request.getfixturevalue(f"with_{kind}"))
+    run.submit()
+    run.trains(1)
+    with run.preempted():
+        row, first = run.row, run.attempt(1)
+        step = first["preempted"]["step"]
+        assert row["state"] == "queued"
+        assert f"was requeued after attempt 1 (preempted: stopped at step {step}; step {step} is saved" in row["reason"]
+        run.start_now(after=1)
+        run.trains(2)
+    run.slow.unlink()
+    row = run.wait()
+    assert (row["state"], row["attempts"]) == ("done", 2)
+    assert run.attempt(2)["start"]["restart"] >= 1
+    assert run.node(1) != run.node(2)
+    assert 0 < step < row["steps"]  # strictly inside
+    assert run.attempt(2)["trainer"]["resumed_at_step"] == step
+    assert same_weights(run.run, undisturbed)
+    assert [record["to_step"] for record in row["history"]] == [step, row["steps"]]
+    assert row["gpu_hours"] == sum(record["gpu_hours"] for record in row["history"]) > 0
+    assert row["lost_gpu_hours"] == 0.0
+    for said in (run.desk.run("status", run.run.id)[0], run.desk.run("logs", run.run.id)[0]):
+        assert f"on {run.node(1)} in job {run.job}; from " in said
+        assert f"steps 0 to {step}; " in said
+        assert f"steps {step} to {row['steps']}; " in said
+
+
+def test_two_preemptions_without_a_step_end_it(student: Callable[..., OnSlurm], with_signal: dict[str, str]) -> None:
+    run = student(with_signal)
+    run.slow.write_text("hang")
+    run.submit(signal_lead_s=3)
+    wait_until(lambda: run.attempt(1)["trainer"])
+    with run.preempted():
+        assert "did not save within the lead time" in run.row["reason"]
+        run.start_now(after=1)
+        wait_until(lambda: run.attempt(2)["trainer"])
+    run.desk.slurm("scancel", "--signal=USR2", run.job)
+    row = run.wait()
+    assert row["state"] == "failed"
+    assert "two attempts in a row did no step: time_limit and signal_lead_s leave no room" in row["reason"]
+
+
+def test_a_crash_is_tried_on_another_node_while_the_student_waits(
+    student: Callable[..., OnSlurm], with_signal: dict[str, str]
+) -> None:
+    place = student(with_signal, teacher={"model": "slow"}, student={"model": "tiny_net"}).desk
+    teacher, distilled = OnSlurm(place, "teacher"), OnSlurm(place, "distilled")
+    teacher.slow.write_text("raise")
+    distilled.submit(max_restarts=1)
+    row = wait_until(lambda: (row := teacher.row)["state"] == "queued" and row["attempts"] == 1 and row)
+    assert "was requeued after attempt 1 (failed: rank 0 on " in row["reason"]
+    assert "ValueError: as asked" in row["reason"]
+    assert distilled.row["state"] == "queued"
+    teacher.slow.unlink()
+    teacher.start_now(after=1)
+    assert distilled.wait()["state"] == "done"
+    assert teacher.row["attempts"] == 2
+    assert teacher.node(1) != teacher.node(2)
+    assert teacher.attempt(1)["outcome"]["budget"]["restarts"] == [1, 1]
+
+
+def test_a_killed_rank_and_a_killed_torchrun_spend_the_budget(
+    student: Callable[..., OnSlurm], with_signal: dict[str, str]
+) -> None:
+    run = student(with_signal, **{"train.checkpoint_every": "1steps"})
+    run.submit(max_restarts=1)
+    run.trains(1)
+    agent = run.attempt(1)["agent"]["pid"]
+    rank = int(Path(f"/proc/{agent}/task/{agent}/children").read_text().split()[0])
+    os.kill(rank, signal.SIGKILL)
+    wait_until(lambda: run.attempt(1)["outcome"])
+    run.start_now(after=1)
+    run.trains(2)
+    os.kill(run.attempt(2)["agent"]["pid"], signal.SIGKILL)
+    row = run.wait()
+    first, second = run.attempt(1), run.attempt(2)
+    assert "rank 0 on " in first["outcome"]["reason"]
+    assert "was killed by SIGKILL" in first["outcome"]["reason"]
+    assert second["trainer"]["resumed_at_step"] > 0
+    assert row["state"] == "failed"
+    assert row["reason"].startswith("torchrun was killed by SIGKILL; max_restarts 1 is spent; step ")
+    assert "    rank 0, exit code of torchrun 1, signal SIGKILL\n" in run.desk.run("status", run.run.id)[0]
+    wait_until(lambda: not run.desk.processes())
+
+
+def test_a_node_is_set_down_and_another_one_dies(student: Callable[..., OnSlurm], with_sigterm: dict[str, str]) -> None:
+    run = student(with_sigterm, **{"train.checkpoint_every": "1steps", "train.epochs": 100})
+    run.submit()
+    run.trains(1)
+    for state in ("down", "drain"):  # down ends the job, drain keeps its daemon from taking the node up again
+        run.desk.slurm("scontrol", "update", f"nodename={run.node(1)}", f"state={state}", "reason=test")
+    wait_until(lambda: run.slurm_state() in ("PENDING", "REQUEUED"))
+    run.start_now(after=1)
+    run.trains(2)
+    assert run.node(1) != run.node(2)
+    assert run.attempt(1)["outcome"]["state"] in ("lost", "preempted")
+    run.desk.slurm("scontrol", "update", f"nodename={run.node(1)}", "state=resume")
+
+    # The daemon of the second node dies. Its processes go on, until they see that they were overtaken.
+    folder = Path(with_sigterm["SLURM_CONF"]).parent
+    os.kill(int((folder / "run" / f"slurmd.{run.node(2)}.pid").read_text()), signal.SIGKILL)
+    run.start_now(after=1)
+    run.trains(3)
+    assert run.node(3) == run.node(1)
+    assert run.attempt(2)["outcome"]["state"] == "lost"
+    assert "NODE_FAIL" in run.attempt(2)["outcome"]["reason"]
+    run.slow.unlink()
+    row = run.wait()
+    assert (row["state"], row["attempts"]) == ("done", 3)
+    assert row["lost_gpu_hours"] > 0
+    run.desk.slurm("slurmd", "-N", run.node(2))
+
+
+def test_what_status_says_while_things_are_done_to_a_job(
+    student: Callable[..., OnSlurm], with_signal: dict[str, str]
+) -> None:
+    run = student(with_signal, **{"train.checkpoint_every": "1steps"})
+    run.submit(sbatch={"hold": True})
+    assert "is held; scontrol release" in run.row["reason"]
+    run.desk.slurm("scontrol", "release", run.job)
+    run.trains(1)
+
+    run.desk.slurm("scontrol", "requeue", run.job)
+    run.start_now(after=1)
+    run.trains(2)
+    assert run.attempt(1)["outcome"]["state"] in ("lost", "preempted")
+
+    folder = Path(with_signal["SLURM_CONF"]).parent
+    controller = int((folder / "run" / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{controller}").exists())
+    row = run.row
+    assert row["state"] == "running"
+    assert "SLURM cannot be reached" in row["reason"]
+    run.slow.unlink()
+    for log in run.run.path.rglob("*.log"):
+        log.unlink()
+    row = run.wait()
+    assert (row["state"], row["attempts"]) == ("done", 2)
+    run.desk.slurm("slurmctld")
+    run.desk.run("logs", run.run.id)
