@@ -106,6 +106,11 @@ class Plan:
         kept |= {need for run in self.runs if run.id in kept for need in run.needs}
         return Plan(tuple(run for run in self.runs if run.id in kept), self.wanted, self.experiments)
 
+    def joined(self, runs: Iterable[Run]) -> Plan:
+        """The plan with further runs, each after what it needs, which no experiment here wants."""
+        every = {run.id: run for run in (*self.runs, *runs)}
+        return Plan(tuple(every.values()), self.wanted, self.experiments)
+
 
 def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
     """The DAG of runs of one or more experiments; equal runs are one run.

@@ -33,10 +33,13 @@ RANKS: dict[str, float] = {
     "schema": 2.4,
     "plan": 3,
     "runs": 4,
+    "history": 4.1,
     "launch": 5,
     "results": 5,
     "train": 5,
     "sweep": 6,
+    "terminal": 6.1,
+    "arguments": 6.2,
     "cli": 7,
 }
 """A room imports itself and rooms of a lower rank; those of one rank are strangers. A new room belongs here."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdcluster.history import headline, history
 from kdcluster.launch.status import ENDED, run_status
 from kdcluster.runs import RunDir
 
@@ -15,12 +16,15 @@ POLL_S = 0.2
 def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> Iterator[str]:
     """`[attempt 1 rank 0] …` for every line of every attempt, oldest first; before them what SLURM jobs said.
 
+    Of several attempts, each begins with where and when it ran, and how it ended.
+
     Args:
         run_dir: the run.
         follow: go on until the run has ended; a new attempt is picked up.
         rank: this rank alone.
     """
     read: dict[Path, int] = {}
+    said: dict[int, str] = {}
     while True:
         ended = run_status(run_dir).state in (
             *ENDED,
@@ -29,7 +33,12 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
         if rank is None:
             for path in sorted(run_dir.path.glob("slurm/*/*.log"), key=lambda path: int(path.stem)):
                 yield from (f"[job {path.stem}] {line}" for line in _new(path, read, ended or not follow))
-        for attempt in run_dir.attempts():
+        records = history(run_dir)
+        for record in records:
+            attempt = run_dir.attempt(record.attempt)
+            if rank is None and len(records) > 1 and said.get(attempt.number) in (None, "") != record.state:
+                said[attempt.number] = record.state or ""  # once when it starts, and once when it has ended
+                yield f"[attempt {attempt.number}] {headline(record)}"
             for label, path in attempt.logs():
                 if rank is None or label == f"rank {rank}":
                     whole = ended or not follow

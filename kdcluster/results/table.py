@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcluster.config import Experiment
+from kdcluster.history import Cost, cost, history
 from kdcluster.plan import ROLES, Plan, Role
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
 from kdcluster.results.spread import interval95
@@ -69,6 +70,10 @@ class ExperimentTable:
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    cost: Cost = field(default_factory=Cost)
+    """Of all its runs; what another experiment shares counts in both."""
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    """Of each run that has started."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,15 @@ def build(
         }
         config = plan.experiments[name]
         unique = list({m.run.id: m for role in ROLES for m in runs[role]}.values())
+        costs = {m.run.id: cost(records) for m in unique if (records := history(RunDir(root, m.run.id)))}
         experiments.append(
             ExperimentTable(
                 name,
                 tuple(_row(role, runs, config) for role in ROLES if runs[role]),
                 tuple(_problems(unique, states or {})),
                 tuple(_notes(runs, unique, config, protocol, trainer_code)),
+                cost(costs.values()),
+                costs,
             )
         )
     return Table(protocol, TOP1, tuple(experiments), _FOOTER)

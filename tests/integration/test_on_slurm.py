@@ -6,80 +6,35 @@ Each job costs 8 to 10 s on two cores, so each test follows one story and looks 
 from __future__ import annotations
 
 import json
-import os
+import pickle
+import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from submitit.core.utils import DelayedSubmission
 
 from kdcluster import yamlfile
-from kdcluster.launch.sbatch import job_name
+from kdcluster.errors import ConfigError
+from kdcluster.launch.profile import Profile
+from kdcluster.launch.sbatch import job_name, script
+from kdcluster.launch.torchrun import Layout
 from kdcluster.results.events import read_scalars
 from kdcluster.runs import RunDir
-from tests.tiny import TINY_MODELS, put_images, write_experiment
+from tests.desk import NEEDS_SLURM, WITHIN_S, Desk, desks, dev_cluster, wait_until
+from tests.tiny import TINY_MODELS, write_experiment
 
-DEV_CLUSTER = Path(__file__).parents[2] / "slurm" / "dev-cluster"
-IN_CI = os.environ.get("CI") == "true"
-PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(
-        not IN_CI and shutil.which("slurmctld", path=PATH) is None,
-        reason="needs SLURM: as root, slurm/dev-cluster up --accounting installs it",
-    ),
-]
-
-WITHIN_S = 180.0
-SLOW_MODEL = '''
-"""A model of the user's own that waits in every step while the file SLOW is there, and raises where it says so."""
-import os, time
-from pathlib import Path
-import torch
-from timm.models import register_model
-
-class Slow(torch.nn.Module):
-    def __init__(self, num_classes, in_chans):
-        super().__init__()
-        self.head = torch.nn.Linear(in_chans, num_classes)
-
-    def forward(self, x):
-        slow = Path(os.environ["SLOW"])
-        if self.training and slow.exists():
-            if slow.read_text() == "raise":
-                raise ValueError("as asked")
-            time.sleep(0.2)
-        return self.head(x.mean((2, 3)))
-
-@register_model
-def slow(pretrained=False, num_classes=10, in_chans=3, **_):
-    return Slow(num_classes, in_chans)
-'''
-
-
-@contextmanager
-def dev_cluster(port: int, *options: str) -> Iterator[dict[str, str]]:
-    """A SLURM of its own; the environment in which it is found."""
-    folder = tempfile.mkdtemp(prefix="kdcluster-slurm-")
-    Path(folder).rmdir()
-    env = {**os.environ, "PATH": PATH, "KDCLUSTER_DEV_DIR": folder, "KDCLUSTER_DEV_PORT": str(port)}
-    subprocess.run([DEV_CLUSTER, "up", *options], env=env, check=True, stdout=subprocess.DEVNULL)
-    try:
-        yield {**env, "SLURM_CONF": f"{folder}/slurm.conf"}
-    finally:
-        subprocess.run([DEV_CLUSTER, "down"], env=env, check=True)
-        assert not Path(folder).exists()
+pytestmark = [pytest.mark.integration, NEEDS_SLURM]
 
 
 @pytest.fixture(scope="module")
@@ -89,65 +44,10 @@ def cluster() -> Iterator[dict[str, str]]:
         yield env
 
 
-class Desk:
-    """A folder with tiny images and an experiment, from which somebody submits."""
-
-    def __init__(self, folder: Path, cluster: dict[str, str]) -> None:
-        self.folder, self.root = folder, folder / "runs"
-        folder.mkdir(parents=True)
-        put_images(folder / "data")
-        self.env = {**cluster, "KDCLUSTER_CLUSTER": "dev", "SLOW": str(folder / "SLOW")}
-        self.env.pop("KDCLUSTER_BACKEND", None)
-
-    def run(self, *words: str, expect: int = 0) -> tuple[str, str]:
-        """(stdout, stderr) of a kdcluster command."""
-        argv = [sys.executable, "-m", "kdcluster.cli", *words]
-        done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=WITHIN_S)
-        assert done.returncode == expect, done.stderr
-        return done.stdout, done.stderr
-
-    def slurm(self, *words: str) -> str:
-        return subprocess.run(words, cwd=self.folder, env=self.env, check=True, capture_output=True, text=True).stdout
-
-    def states(self) -> dict[str, dict[str, Any]]:
-        """Of each role: its row in `status --json`."""
-        rows = json.loads(self.run("status", "tiny.yaml", "--json")[0])["runs"]
-        return {row["role"]: row for row in rows}
-
-    def processes(self) -> list[int]:
-        """Every process that knows this folder's SLOW file: job scripts, tasks, torchruns and ranks."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if f"SLOW={self.env['SLOW']}".encode() in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return found
-
-
 @pytest.fixture
 def desk(tmp_path: Path, cluster: dict[str, str]) -> Iterator[Callable[..., Desk]]:
-    made: list[Desk] = []
-
-    def make(name: str = "desk", env: dict[str, str] = cluster, **changes: Any) -> Desk:
-        desk = Desk(tmp_path / name, env)
-        made.append(desk)
-        write_experiment(desk.folder, {"resources": {"threads": 1}, **changes})
-        (desk.folder / "models.py").write_text(SLOW_MODEL)
-        return desk
-
-    yield make
-    for desk in made:
-        wait_until(lambda desk=desk: not desk.processes())  # type: ignore[misc]
-
-
-def wait_until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WITHIN_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.1)
-    return found
+    with desks(tmp_path, cluster) as make:
+        yield make
 
 
 def table(desk: Desk, *words: str) -> list[tuple[Any, ...]]:
@@ -157,8 +57,8 @@ def table(desk: Desk, *words: str) -> list[tuple[Any, ...]]:
 
 def test_the_whole_experiment_in_the_queue_gives_the_table_of_one_machine(desk: Callable[..., Desk]) -> None:
     place = desk('it\'s a $(touch HACK) `touch HACK` "desk"\n#SBATCH --partition=urgent')
-    _, said = place.run("submit", "tiny.yaml", "--gpus", "2", "--wait")
-    assert "running in SLURM, cluster profile 'dev'\nworst case of 3 runs: 6 GPU-hours\n" in said
+    _, said = place.run("submit", "tiny.yaml", "--gpus", "2", "--nodes", "2", "--wait")
+    assert "running in SLURM, cluster profile 'dev'\nworst case of 3 runs: 66 GPU-hours (6 without restarts" in said
     assert "waits for the run that it needs)" in said
     rows = place.states()
     assert {role: row["state"] for role, row in rows.items()} == dict.fromkeys(rows, "done")
@@ -168,11 +68,11 @@ def test_the_whole_experiment_in_the_queue_gives_the_table_of_one_machine(desk: 
     assert sorted(accounted.split()) == sorted(f"{number}|COMPLETED|normal" for number in ids)
     for row in rows.values():
         start = RunDir(place.root, row["id"]).attempt(1).read("start")
-        assert (start["job_id"], start["procs"], start["gpus"]) == (row["job_id"], 2, start["gpus"])
-        assert len(start["gpus"]) == 2  # as SLURM gave them
+        assert (start["job_id"], start["procs"], start["nodes"]) == (row["job_id"], 2, "node[1-2]")
+        assert len(start["gpus"]) == 1  # of the first node, as SLURM gave it
         assert start["code_changed"] is False
     assert list(place.folder.parent.rglob("HACK")) == []
-    assert "nothing to start" in place.run("submit", "tiny.yaml", "--gpus", "2")[1]
+    assert "nothing to start" in place.run("submit", "tiny.yaml", "--gpus", "2", "--nodes", "2")[1]
 
     machine = desk("machine")
     machine.run("submit", "tiny.yaml", "--procs", "2", "--backend", "local", "--wait")
@@ -180,8 +80,13 @@ def test_the_whole_experiment_in_the_queue_gives_the_table_of_one_machine(desk: 
 
 
 def test_two_nodes_of_two_ranks_and_a_rank_that_raises(desk: Callable[..., Desk]) -> None:
-    place = desk(imports=["models.py", TINY_MODELS], teacher={"model": "tiny_net"}, student={"model": "slow"})
+    place = desk(
+        imports=["models.py", TINY_MODELS], teacher={"model": "tiny_net", "min_top1": 100}, student={"model": "slow"}
+    )
     Path(place.env["SLOW"]).write_text("raise")
+    profile = "device: cpu\ngpus_per_node: 8\ncpus_per_gpu: 1\nnetwork_interface: lo\nshutdown_timeout_s: 5\n"
+    (place.folder / "lo.yaml").write_text(profile)
+    place.env["KDCLUSTER_CLUSTER"] = "lo.yaml"
     last = int(place.slurm("sbatch", "--parsable", "--wrap=true", "--output=/dev/null"))
     with ExitStack() as stack:  # the ports that the next jobs would choose first are taken: they take others
         for number in range(last + 1, last + 9):
@@ -192,17 +97,18 @@ def test_two_nodes_of_two_ranks_and_a_rank_that_raises(desk: Callable[..., Desk]
     assert {role: row["state"] for role, row in rows.items()} == {
         "teacher": "done",
         "baseline": "failed",
-        "distilled": "failed",
+        "distilled": "blocked",  # its job found the teacher under the gate, and started no torchrun
     }
-    reason = rows["distilled"]["reason"]
-    assert reason.endswith(": ValueError: as asked; nothing is saved yet")
+    assert rows["baseline"]["reason"].endswith(": ValueError: as asked; nothing is saved yet")
+    assert "under teacher.min_top1 100" in rows["distilled"]["reason"]
+    assert RunDir(place.root, rows["distilled"]["id"]).newest() is None
     attempt = RunDir(place.root, rows["teacher"]["id"]).attempt(1)
     assert sorted(path.name for path in attempt.path.glob("rank*.log")) == [f"rank{rank}.log" for rank in range(4)]
     assert attempt.read("node1")["returncode"] == 0
     port = 20000 + int(rows["teacher"]["job_id"]) * 7 % 10000
     assert f"port {port} of 127.0.0.1 is taken" in place.run("logs", "teacher")[0]
     assert "--retry" in said
-    states = place.slurm("sacct", "-X", "-n", "-P", "-j", rows["distilled"]["job_id"], "-o", "State")
+    states = place.slurm("sacct", "-X", "-n", "-P", "-j", rows["baseline"]["job_id"], "-o", "State")
     assert states.strip() == "FAILED"  # torchrun's failure is the job's
 
 
@@ -298,6 +204,52 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
     assert cpus.strip() == "1"
 
 
+def _hostile(without: str, at_least: int) -> st.SearchStrategy[str]:
+    pieces = st.sampled_from(
+        ["'", '"', "$(touch HACK)", "`touch HACK`", "\n#SBATCH --partition=urgent\n", "\\", "$HOME"]
+    )
+    letters = st.characters(exclude_characters="\0" + without, exclude_categories=("Cs",))
+    text = st.lists(pieces | letters, min_size=at_least, max_size=12).map("".join)
+    return text.filter(lambda text: text not in (".", "..") and len(text.encode()) < 200)
+
+
+@settings(max_examples=2, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(
+    names=st.lists(_hostile("/", 1), min_size=6, max_size=6, unique=True),
+    values=st.lists(_hostile("", 0), min_size=30, max_size=30),
+)
+def test_whatever_is_named_reaches_the_job_and_no_more(
+    cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory, names: list[str], values: list[str]
+) -> None:
+    """Names of working and runs directories, and values of variables, through a real sbatch, srun and submitit."""
+    place = tmp_path_factory.mktemp("hostile")
+    given = {f"V{number}": value for number, value in enumerate(values)}
+    waiting = {}
+    for name in names:
+        folder = place / name / "slurm"
+        folder.mkdir(parents=True)
+        try:
+            text = script("hostile", Layout("cpu", 1, 1), Profile(environment=given, time_limit=5), folder)
+        except ConfigError:
+            assert re.search("%[jtAa]", name)
+            continue
+        DelayedSubmission(subprocess.check_output, ["env", "-0"]).dump(folder / "task.pkl")
+        (folder / "job.sh").write_text(text)
+        argv = ["sbatch", "--parsable", "--wait", str(folder / "job.sh")]
+        waiting[folder] = subprocess.Popen(argv, cwd=folder.parent, env=cluster, stdout=subprocess.PIPE, text=True)
+    for folder, process in waiting.items():
+        job = process.communicate(timeout=WITHIN_S)[0].strip()
+        said = (folder / f"{job}.log").read_text()
+        assert process.returncode == 0, said
+        outcome, env = pickle.loads((folder / f"{job}_0_result.pkl").read_bytes())
+        assert outcome == "success"
+        there = dict(item.split(b"=", 1) for item in env.split(b"\0") if item)
+        assert {key: there[key.encode()].decode() for key in given} == given
+        assert there[b"SLURM_SUBMIT_DIR"].decode() == str(folder.parent)
+        assert there[b"SLURM_JOB_PARTITION"] == b"normal"
+    assert list(place.rglob("HACK")) == []
+
+
 ODD = 'it\'s a $(touch HACK) `touch HACK` "value"\n#SBATCH --partition=urgent\r\n \\ %j ü'
 
 
@@ -310,14 +262,15 @@ def test_thirty_at_once_without_accounting_and_a_teacher_that_fails(desk: Callab
         Path(place.env["SLOW"]).write_text("raise")
         profile = {"device": "cpu", "gpus_per_node": 8, "cpus_per_gpu": 1, "container": ["env", "IN_CONTAINER=1"]}
         profile |= {"environment": {"ODD": ODD}, "setup": ['printf %s "$ODD" >"$SLURM_SUBMIT_DIR/odd"']}
+        profile |= {"scratch": "$SLURM_SUBMIT_DIR/scratch-$SLURM_JOB_ID"}
         (place.folder / "odd.yaml").write_text(yamlfile.dump(profile))
         place.env["KDCLUSTER_CLUSTER"] = "odd.yaml"
         kdcluster = [sys.executable, "-m", "kdcluster.cli"]
-        commands = [["submit", "tiny.yaml", "--gpus", "1"], ["status", "tiny.yaml", "--json"]] * 15
+        commands = [["submit", "tiny.yaml", "--gpus", "1"], ["status", "tiny.yaml", "--json"]] * 30
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         at_once = [subprocess.Popen([*kdcluster, *c], cwd=place.folder, env=place.env, **quiet) for c in commands]
         said = [process.communicate(timeout=WITHIN_S)[1] for process in at_once]
-        assert [process.returncode for process in at_once] == [0] * 30, said
+        assert [process.returncode for process in at_once] == [0] * 60, said
         place.run("submit", "tiny.yaml", "--gpus", "1", "--wait", expect=1)
         wait_until(lambda: place.slurm("squeue", "--noheader", "--states=PD,R,CG").strip() == "")
         names = place.slurm("squeue", "--noheader", "--states=all", "--format=%j").split()
@@ -333,6 +286,7 @@ def test_thirty_at_once_without_accounting_and_a_teacher_that_fails(desk: Callab
         assert (place.folder / "odd").read_bytes() == ODD.encode()  # the environment, as bash in the job saw it
         start = RunDir(place.root, rows["baseline"]["id"]).attempt(1).read("start")
         assert start["command"][:2] == ["env", "IN_CONTAINER=1"]
+        assert (place.folder / f"scratch-{start['job_id']}").is_dir()
         assert list(place.folder.rglob("HACK")) == []
         document = json.loads(place.run("results", "tiny.yaml", "--json")[0])
         assert len(document["experiments"][0]["problems"]) == 2

@@ -48,7 +48,7 @@ ARGUMENTS = {
     "plan": "EXP...",
     "submit": "EXP...",
     "debug": "EXP",
-    "status": "[EXP...]",
+    "status": "[EXP|RUN...]",
     "logs": "RUN",
     "results": "EXP...",
     "cancel": "EXP|RUN...",
@@ -418,13 +418,11 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
     assert no_start[3][3] is True
 
 
-def test_gpus_that_are_not_there_are_an_error(
-    empty_folder: Path, no_start: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_that_are_not_there_are_an_error(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdcluster.launch.local.visible_gpus", list)
+    monkeypatch.setattr("kdcluster.launch.preflight.preflight", _raiser(AssertionError("it fetches")))
     assert "8 GPUs asked for, this machine shows none" in fails(1, "submit", "exp1", "--gpus", "8")
-    assert no_start == []
-    assert everything(empty_folder) == []
+    assert list((empty_folder / "runs").glob("[!.]*")) == []
 
 
 def test_debug_leaves_with_the_trainers_code(empty_folder: Path, no_start: list[Any]) -> None:

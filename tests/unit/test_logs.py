@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_labels_and_order(run_dir: RunDir) -> None:
         for rank in (1, 0, 10, 2):
             attempt.log(rank).write_text(f"a\nb {rank}\n")
     found = list(lines(run_dir))
+    assert found.pop(0).startswith("[attempt 1] on ")
     assert found[:5] == [
         "[attempt 1 torchrun] banner 1",
         "[attempt 1 rank 0] a",
@@ -55,7 +57,7 @@ def test_labels_and_order(run_dir: RunDir) -> None:
         "[attempt 1 rank 1] b 1",
     ]
     assert [line for line in found if " b " in line][3:5] == ["[attempt 1 rank 10] b 10", "[attempt 2 rank 0] b 0"]
-    assert len(found) == 2 * (1 + 4 * 2)
+    assert len(found) == 2 * (1 + 4 * 2) + 1
 
 
 def test_one_rank_alone(run_dir: RunDir) -> None:
@@ -115,7 +117,14 @@ def test_follow_goes_on_into_the_next_attempt(run_dir: RunDir, script: Script) -
         started(run_dir, agent=LIVE).log(0).write_text("second\n")
 
     script(again, second, lambda: ended(run_dir.attempt(2), "done"))
-    assert list(lines(run_dir, follow=True)) == ["[attempt 1 rank 0] first", "[attempt 2 rank 0] second"]
+    found = [re.sub("on .* steps", "steps", line) for line in lines(run_dir, follow=True)]
+    assert found == [
+        "[attempt 1 rank 0] first",
+        "[attempt 1] steps 0 to 0; preempted: SIGUSR2",
+        "[attempt 2] steps 0 to 0",
+        "[attempt 2 rank 0] second",
+        "[attempt 2] steps 0 to 0; done",
+    ]
 
 
 def test_follow_waits_for_a_run_that_is_queued(run_dir: RunDir, script: Script) -> None:

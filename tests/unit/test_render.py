@@ -133,7 +133,8 @@ def test_json_follows_its_schema():
     assert set(found) == {"schema", "protocol", "metric", "experiments", "notes"}
     assert (found["schema"], found["protocol"], found["metric"]) == ("kdcluster.results/1", "best", "test/top1")
     (experiment,) = found["experiments"]
-    assert set(experiment) == {"name", "rows", "problems", "notes"}
+    assert set(experiment) == {"name", "rows", "problems", "notes", "cost", "costs"}
+    assert experiment["cost"] == {"gpu_hours": 0.0, "lost_gpu_hours": 0.0}
     assert experiment["problems"] == [{"run": "run", "state": "failed", "reason": "why", "log": None}]
     baseline, distilled = experiment["rows"]
     assert set(baseline) == {

@@ -1,0 +1,251 @@
+"""What several commands take, and what it means: which experiments, which runs of them, where they lie and run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcluster.errors import ConfigError, NotFound
+from kdcluster.terminal import say
+
+if TYPE_CHECKING:
+    from kdcluster.launch.local import Local
+    from kdcluster.launch.slurm import Slurm
+    from kdcluster.plan import Plan
+    from kdcluster.runs import RunDir
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The options that commands share, as they were typed; each command takes some of them."""
+
+    experiments: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of experiments and of runs."""
+    overrides: tuple[str, ...] = ()
+    seeds: str | None = None
+    roles: str | None = None
+    gpus: int | None = None
+    procs: int | None = None
+    runs_dir: Path = Path("runs")
+    data_dir: Path | None = None
+    backend: str = "auto"
+    cluster: str | None = None
+    nodes: int | None = None
+
+    @property
+    def root(self) -> Path:
+        """The runs directory."""
+        return self.runs_dir.absolute()
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return (self.data_dir or self.root.parent / "data").absolute()
+
+    @functools.cached_property
+    def named(self) -> tuple[str, ...]:
+        """The names that are experiments'."""
+        from kdcluster import configfile
+
+        def is_experiment(name: str) -> bool:
+            try:
+                configfile.find(name)
+            except NotFound:
+                return False
+            return True
+
+        return self.experiments or tuple(name for name in self.names if is_experiment(name))
+
+    @functools.cached_property
+    def single(self) -> list[RunDir]:
+        """The runs that were named one by one.
+
+        Raises:
+            NotFound: one is the name of no experiment and of no run.
+        """
+        from kdcluster import configfile
+        from kdcluster.runs import find_run
+
+        found = {}
+        for name in self.names:
+            if name not in self.named:
+                try:
+                    run_dir = find_run(self.root, name)
+                except NotFound:
+                    configfile.find(name)  # says what experiment may have been meant
+                    raise
+                found[run_dir.id] = run_dir
+        return list(found.values())
+
+    def plan(self, *names: str) -> Plan:
+        """The plan of the named experiments (or of `names`) with the command line on top of their files.
+
+        Raises:
+            ConfigError: everything that is wrong with files and options.
+        """
+        from kdcluster import configfile
+        from kdcluster.plan import ROLES, plan
+
+        short = self._short()
+        loaded = []
+        problems: list[str] = []
+        for name in names or self.named:
+            try:
+                loaded.append(configfile.load(name, [*self.overrides, *short]))
+            except ConfigError as error:
+                problems += error.problems
+        for text, option in short.items():
+            problems = [problem.replace(f"--set {text}:", f"{option}:", 1) for problem in problems]
+        if problems:
+            raise ConfigError(*dict.fromkeys(problems))  # a wrong --set is wrong in every experiment
+        made = plan(loaded)
+        if self.roles is None:
+            return made
+        wanted = [role.strip() for role in self.roles.split(",")]
+        if unknown := [role for role in wanted if role not in ROLES]:
+            raise ConfigError(f"--role {self.roles}: {unknown[0]!r} is no role; there are {', '.join(ROLES)}")
+        return made.only(wanted)
+
+    def _short(self) -> dict[str, str]:
+        """--set KEY=VALUE -> the shorter option that stands for it."""
+        short: dict[str, str] = {}
+        if self.seeds is not None:
+            short[f"seeds=[{self.seeds}]"] = f"--seeds {self.seeds}"
+        if self.gpus is not None and self.procs is not None:
+            raise ConfigError("--gpus and --procs exclude each other; give one of them")
+        if self.gpus is not None:
+            resources = ("resources.device=cuda", "resources.procs=null", f"resources.gpus={self.gpus}")
+            short |= dict.fromkeys(resources, f"--gpus {self.gpus}")
+        if self.procs is not None:
+            resources = ("resources.device=cpu", "resources.gpus=null", f"resources.procs={self.procs}")
+            short |= dict.fromkeys(resources, f"--procs {self.procs}")
+        return short
+
+    def place(self, max_gpu_hours: float | None = None) -> Local | Slurm:
+        """Where runs run; what `auto` chose is said."""
+        from kdcluster.launch import scheduler
+        from kdcluster.launch.local import Local
+        from kdcluster.launch.profile import choose
+        from kdcluster.launch.slurm import Slurm
+
+        inside = scheduler.is_inside_job()
+        chosen = self.backend
+        if chosen == "auto":
+            chosen = "slurm" if not inside and (scheduler.is_here() or self.cluster is not None) else "local"
+        if chosen == "local":
+            if self.nodes is not None and self.nodes > 1:
+                raise ConfigError(f"--nodes {self.nodes}: this machine is one node; --backend slurm has more")
+            if self.backend == "auto" and inside:
+                say("running on this machine: this is inside a job; --backend slurm submits from here")
+            return Local()
+        name, profile = choose(self.cluster)
+        if self.backend == "auto":
+            say(f"running in SLURM, {f'cluster profile {name!r}' if name else 'with its own defaults'}")
+        return Slurm(profile, name, self.nodes, max_gpu_hours)
+
+    # The same again, in another command
+
+    def again(self, *names: str) -> str:
+        """The arguments that name the same runs in another command."""
+        sets = [word for override in self.overrides for word in ("--set", override)]
+        words = [*(names or self.named), *sets, *(["--seeds", self.seeds] if self.seeds is not None else [])]
+        return shlex.join(words)
+
+    @property
+    def where(self) -> str:
+        """The argument that names the same runs directory in another command, if it has to be named."""
+        return "" if self.root == Path("runs").absolute() else f" --runs-dir {shlex.quote(str(self.root))}"
+
+    def submit_again(self) -> str:
+        """The arguments of the same submit, without those that the environment gives."""
+        given = {"--role": self.roles, "--gpus": self.gpus, "--procs": self.procs, "--data-dir": self.data_dir}
+        given |= {"--backend": self.backend, "--cluster": self.cluster, "--nodes": self.nodes}
+        known = (None, "auto", os.environ.get("KDCLUSTER_BACKEND"), os.environ.get("KDCLUSTER_CLUSTER"))
+        words = [str(word) for pair in given.items() if pair[1] not in known for word in pair]
+        return " ".join([self.again(), *map(shlex.quote, words)])
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def takes(*options: Decorator) -> Decorator:
+    """A command that gets `Chosen` from these options, and its own ones besides."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_chosen(**given: Any) -> Any:
+            shared = {field.name: given.pop(field.name) for field in fields(Chosen) if field.name in given}
+            return command(Chosen(**shared), **given)
+
+        return stacked(*options)(with_chosen)
+
+    return decorate
+
+
+def stacked(*options: Decorator) -> Decorator:
+    """Several decorators as one, the first on top."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+runs_dir = click.option(
+    "--runs-dir",
+    envvar="KDCLUSTER_RUNS_DIR",
+    default="runs",
+    show_default="./runs",
+    type=click.Path(path_type=Path),
+    help="Where runs lie.",
+)
+data_dir = click.option(
+    "--data-dir",
+    envvar="KDCLUSTER_DATA_DIR",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Data sets and decoded arrays.  [default: data, beside the runs directory]",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+experiments = click.argument("experiments", nargs=-1, required=True, metavar="EXP...")
+settings = stacked(
+    click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the file; repeatable."
+    ),
+    click.option("--seeds", default=None, metavar="0,1,2", help="The students' seeds."),
+)
+resources = stacked(
+    click.option("--gpus", type=click.IntRange(1), default=None, help="GPUs of each run, one process each."),
+    click.option("--procs", type=click.IntRange(1), default=None, help="CPU processes of each run instead."),
+)
+role = click.option("--role", "roles", default=None, metavar="ROLE,...", help="These roles, and what they need.")
+place = stacked(
+    click.option(
+        "--backend",
+        type=click.Choice(["auto", "local", "slurm"]),
+        default="auto",
+        envvar="KDCLUSTER_BACKEND",
+        show_default=True,
+        help="Where the runs run; auto is SLURM where sbatch is on the PATH (not inside a job), else this machine.",
+    ),
+    click.option(
+        "--cluster",
+        default=None,
+        envvar="KDCLUSTER_CLUSTER",
+        metavar="NAME|FILE",
+        help="Cluster profile.  [default: your only one, else SLURM's own defaults]",
+    ),
+    click.option(
+        "--nodes", type=click.IntRange(1), default=None, help="Nodes of each run.  [default: as few as hold it]"
+    ),
+)

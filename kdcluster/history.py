@@ -1,0 +1,159 @@
+"""What each attempt of a run did, why it ended, and the GPU-hours it cost: read from the run directory alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcluster.runs import Attempt, RunDir
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attempt. The field names are those of `status --json`; times in seconds since the epoch."""
+
+    attempt: int
+    job_id: str | None
+    where: str
+    """SLURM nodes, else the host."""
+    started: float
+    ended: float | None
+    """None: nobody has written down its end; it may still run."""
+    waited_s: float | None
+    """How long its job was ready to start before it did; None without SLURM."""
+    from_step: int
+    to_step: int
+    state: str | None
+    """How it ended, as in DESIGN's list of states; None where nobody has written it down."""
+    reason: str
+    rank: int | None
+    """That failed first."""
+    returncode: int | None
+    signal: str | None
+    out_of_memory: bool
+    traceback: str | None
+    gpu_hours: float
+    lost_gpu_hours: float
+    """For steps that a later attempt did again, or without a step at all."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GPU-hours of some runs: all of them, and those for steps that were done again."""
+
+    gpu_hours: float = 0.0
+    lost_gpu_hours: float = 0.0
+
+
+def history(run_dir: RunDir) -> list[Record]:
+    """Every attempt of a run, oldest first."""
+    attempts = run_dir.attempts()
+    begun = [_from_step(attempt) for attempt in attempts]
+    return [
+        _record(attempt, begun[at], begun[at + 1] if at + 1 < len(begun) else None, run_dir)
+        for at, attempt in enumerate(attempts)
+    ]
+
+
+def cost(parts: Iterable[Record | Cost]) -> Cost:
+    """What attempts, or runs, cost together."""
+    parts = list(parts)
+    return Cost(sum(one.gpu_hours for one in parts), sum(one.lost_gpu_hours for one in parts))
+
+
+def headline(one: Record) -> str:
+    """One attempt in one line."""
+    begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.started))
+    words = [f"on {one.where}" + (f" in job {one.job_id}" if one.job_id else ""), f"from {begun}"]
+    if one.ended is not None:
+        words[-1] += f" to {time.strftime('%H:%M:%S', time.localtime(one.ended))} ({_span(one.ended - one.started)})"
+    if one.waited_s:
+        words.append(f"waited {_span(one.waited_s)}")
+    words.append(f"steps {one.from_step} to {one.to_step}")
+    if one.gpu_hours:
+        lost = f", {one.lost_gpu_hours:.3g} of them lost" if one.lost_gpu_hours else ""
+        words.append(f"{one.gpu_hours:.3g} GPU-hours{lost}")
+    if one.state is not None:
+        words.append(one.state + (f": {one.reason}" if one.reason else ""))
+    return "; ".join(words)
+
+
+def post_mortem(records: Sequence[Record]) -> list[str]:
+    """All attempts, each with the traceback of the rank that failed first, and what they cost."""
+    lines = []
+    for one in records:
+        lines.append(f"attempt {one.attempt} {headline(one)}")
+        if one.state == "failed":
+            facts = {"rank": one.rank, "exit code of torchrun": one.returncode, "signal": one.signal}
+            known = [f"{name} {value}" for name, value in facts.items() if value is not None]
+            lines.append(f"    {', '.join([*known, *['out of memory'] * one.out_of_memory])}")
+        lines += [f"    {line}" for line in (one.traceback or "").splitlines()]
+    if total := spent(cost(records)):
+        lines.append(total)
+    return lines
+
+
+def spent(total: Cost) -> str:
+    """A cost in words; empty where no GPU was held."""
+    lost = f", {total.lost_gpu_hours:.3g} of them lost to repeats" if total.lost_gpu_hours else ""
+    return f"{total.gpu_hours:.3g} GPU-hours{lost}" if total.gpu_hours else ""
+
+
+def _span(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _from_step(attempt: Attempt) -> int:
+    at = attempt.read("trainer").get("resumed_at_step", attempt.read("start").get("from_step", 0))
+    return int(at)
+
+
+def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: RunDir) -> Record:
+    start, beat, outcome = (attempt.read(name) for name in ("start", "heartbeat", "outcome"))
+    failures = attempt.failures()
+    steps = [from_step, beat.get("step", 0), attempt.read("preempted").get("step", 0), *(f["step"] for f in failures)]
+    to_step = max(steps)
+    overtaken = next_from is not None
+    last_sign = beat.get("time") or start["started"]
+    ended = outcome.get("time") or (last_sign if overtaken else None)
+    rank = outcome.get("rank")
+    first = next((f for f in failures if f["rank"] == rank), None) if outcome.get("state") == "failed" else None
+    hours = _gpus(start) * ((ended or last_sign) - start["started"]) / 3600
+    return Record(
+        attempt=attempt.number,
+        job_id=start.get("job_id"),
+        where=start.get("nodes") or start["host"],
+        started=start["started"],
+        ended=ended,
+        waited_s=start.get("waited_s"),
+        from_step=from_step,
+        to_step=to_step,
+        state=outcome.get("state") or ("lost" if overtaken else None),
+        reason=outcome.get("reason") or ("" if outcome or not overtaken else "it ended without a word"),
+        rank=rank,
+        returncode=outcome.get("returncode"),
+        signal=outcome.get("signal"),
+        out_of_memory=bool(outcome.get("out_of_memory")),
+        traceback=first["traceback"] if first else None,
+        gpu_hours=hours,
+        lost_gpu_hours=hours * _lost(from_step, to_step, next_from, outcome, run_dir),
+    )
+
+
+def _gpus(start: dict[str, Any]) -> int:
+    """GPUs that an attempt held, used or not."""
+    return int(start.get("gpus_held", len([gpu for gpu in start.get("gpus") or () if gpu])))
+
+
+def _lost(from_step: int, to_step: int, next_from: int | None, outcome: dict[str, Any], run_dir: RunDir) -> float:
+    """Share of an attempt that was, or will have to be, done again."""
+    if next_from is None and (not outcome or outcome["state"] == "done"):
+        return 0.0  # it runs, or was the last
+    kept = next_from if next_from is not None else run_dir.saved_step()
+    if to_step == from_step:
+        return 1.0
+    return min(1.0, max(0.0, (to_step - kept) / (to_step - from_step)))
