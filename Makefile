@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-unit test-integration test-gpu test-wheel lint format golden clean
+.PHONY: demo test test-unit test-integration test-gpu test-wheel drill-slurm lint format golden clean
 
 demo: $(READY)  ## train teacher, baselines and distilled students on real images, and print the table
 	@$(BIN)/kdcluster submit demo --backend local --wait; $(BIN)/kdcluster results demo --strict
@@ -22,6 +22,9 @@ test-gpu: $(READY)  ## what only a GPU can show
 
 test-wheel: $(READY)  ## the wheel, installed into an empty environment, from an empty directory
 	PYTHON=$(PYTHON) BUILD=$(abspath $(BIN)/python) bash tests/wheel.sh
+
+drill-slurm: $(READY)  ## preempt one run 20 times on a real SLURM, and compare its weights
+	PYTHONPATH=. $(BIN)/python benchmarks/slurm_drill.py 20
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -95,14 +95,14 @@ def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
     there = chosen.place()
     found, where, scripts = statuses(made, root), there.layouts(made), there.scripts(made, root)
     checked = _check(made, data, there, root) if check else None
+    notes = [*there.notes(), *(checked["notes"] if checked else ())]
     rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
     for row in rows if checked else ():
         row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
     if as_json:
-        notes = {"notes": checked["notes"]} if checked else {}
-        return show_json({"schema": "kdcluster.plan/1", "runs": rows, **notes})
+        return show_json({"schema": "kdcluster.plan/1", "runs": rows, "notes": notes})
     _show_plan(made, rows, where)
-    for note in checked["notes"] if checked else ():
+    for note in notes:
         show(f"note: {note}")
 
 
@@ -207,6 +207,8 @@ def _say_worst_case(backend: Local | Slurm, made: Plan, chosen: list[str]) -> No
         once = "" if hours is None else f" ({hours / backend.attempts:g} without restarts and requeues)"
         cost = "not known: there is no time limit" if hours is None else f"{hours:g} GPU-hours{once}"
         say(f"worst case of {len(chosen)} runs: {cost}")
+    for note in backend.notes():
+        say(f"note: {note}")
 
 
 def _show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend: Local | Slurm) -> None:

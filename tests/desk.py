@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
-from tests.tiny import put_images, write_experiment
+from kdcluster import yamlfile
+from kdcluster.runs import RunDir, is_alive
+from tests.tiny import TINY_MODELS, put_images, write_experiment
 
 DEV_CLUSTER = Path(__file__).parents[1] / "slurm" / "dev-cluster"
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -129,3 +132,87 @@ def wait_until(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.1)
     return found
+
+
+MODELS = {
+    "imports": ["models.py", TINY_MODELS],
+    "teacher": {"model": "tiny_net", "train": {"epochs": 2}},  # of its own, so that it is the same one everywhere
+    "student": {"model": "slow"},
+}
+PROFILE = {"device": "cpu", "gpus_per_node": 8, "cpus_per_gpu": 1, "signal_lead_s": 10, "shutdown_timeout_s": 8}
+
+
+class OnSlurm:
+    """One run of a desk, slow in every step while the file SLOW is there."""
+
+    def __init__(self, desk: Desk, role: str) -> None:
+        self.desk, self.role = desk, role
+        self.slow = Path(desk.env["SLOW"])
+        self.run = RunDir(desk.root, desk.states()[role]["id"])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return self.desk.states()[self.role]
+
+    def attempt(self, number: int) -> dict[str, Any]:
+        """What that attempt's files say, all together."""
+        attempt = self.run.attempt(number)
+        return {
+            name: attempt.read(name)
+            for name in ("start", "trainer", "heartbeat", "preempted", "stop", "outcome", "agent")
+        }
+
+    def submit(self, *words: str, **profile: Any) -> None:
+        (self.desk.folder / "own.yaml").write_text(yamlfile.dump({**PROFILE, **profile}))
+        self.desk.env["KDCLUSTER_CLUSTER"] = "own.yaml"
+        self.desk.run("submit", "tiny.yaml", "--gpus", "1", "--role", self.role, *words)
+
+    def wait(self) -> dict[str, Any]:
+        """Until the run has ended."""
+        self.desk.run("status", "tiny.yaml", "--watch")
+        return self.row
+
+    def trains(self, number: int) -> None:
+        """Wait until that attempt has done a step."""
+
+        def has_stepped() -> bool:
+            found = self.attempt(number)
+            return bool(found["heartbeat"]) and found["heartbeat"]["step"] > found["trainer"]["resumed_at_step"]
+
+        wait_until(has_stepped)
+
+    @property
+    def job(self) -> str:
+        return str(self.run.ticket()["job"]["id"])  # type: ignore[index]
+
+    def node(self, number: int) -> str:
+        return str(self.attempt(number)["start"]["nodes"])
+
+    def slurm_state(self) -> str:
+        argv = ["squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T"]
+        return self.desk.slurm(*argv).strip()
+
+    @contextmanager
+    def preempted(self) -> Iterator[None]:
+        """The urgent partition takes the whole node of this run, and keeps it for the block."""
+        node = self.desk.slurm("squeue", "--noheader", f"--jobs={self.job}", "--format=%N").strip()
+        argv = ["sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--cpus-per-task=16"]
+        urgent = self.desk.slurm(*argv, "--export=NONE", "--output=/dev/null", "--wrap=sleep 600").strip()
+        wait_until(lambda: self.slurm_state() in ("PENDING", "REQUEUED"))
+        yield
+        self.desk.slurm("scancel", urgent)
+
+    def start_now(self, after: int) -> None:
+        """Cut the wait of a requeued job short, once nothing is left of that attempt: a node takes a job once."""
+        wait_until(lambda: self.run.attempt(after + 1).path.exists() or self.slurm_state() in ("PENDING", "REQUEUED"))
+        wait_until(lambda: not is_alive(self.attempt(after)["start"]["supervisor"]))
+        if not self.run.attempt(after + 1).path.exists():
+            self.desk.slurm(
+                "scontrol", "update", f"jobid={self.job}", "starttime=now+3"
+            )  # a node refuses it for a second
+
+
+def same_weights(one: RunDir, other: RunDir) -> bool:
+    """Whether the last weights of two runs have the same bits."""
+    ours, theirs = (load_file(run.weights("last")) for run in (one, other))
+    return all(ours[key].tobytes() == theirs[key].tobytes() for key in theirs)

@@ -58,7 +58,7 @@ def look(refs: Iterable[Mapping[str, Any]]) -> Jobs:
     known = {job.id: job for job in scheduler.accounting(ids)} | known
     if unknown := {ref["name"] for ref in refs if not ref["id"]} - names:
         known = {job.id: job for job in scheduler.accounting((), unknown)} | known
-    return Jobs(known, {job.name: job for job in sorted(known.values(), key=lambda job: int(job.id.split("_")[0]))})
+    return Jobs(known, {job.name: job for job in sorted(known.values(), key=lambda job: job.number)})
 
 
 def why_waiting(job: Job) -> str:

@@ -35,6 +35,10 @@ class Local:
         """None: nothing limits a run here."""
         return None
 
+    def notes(self) -> list[str]:
+        """Nothing."""
+        return []
+
     def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
         """Refuse more GPUs than there are."""
         check_room({run_id: item for run_id, item in layouts(plan).items() if run_id in chosen})

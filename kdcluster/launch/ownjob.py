@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from datetime import datetime
 
 from kdcluster.errors import KdclusterError
@@ -62,16 +63,18 @@ def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:
     steps = [failure["step"] for failure in attempt.failures()]
     steps.append(attempt.read("heartbeat").get("step", 0))
     at_once = max(steps) <= attempt.read("start")["from_step"]
-    without = _without_bad_node(rank, ranks) if at_once else []
+    job = scheduler.describe(number())
+    if int(job.get("Restarts", restarts())) != restarts():
+        return log.warning("SLURM took this node for dead and has started the job again already")
+    without = _without_bad_node(job, rank, ranks) if at_once else []
     log.info("starting again%s", f", not on {', '.join(without)}" if without else "")
     scheduler.requeue(number(), without=without)
 
 
-def _without_bad_node(rank: int | None, ranks: int) -> list[str]:
+def _without_bad_node(job: Mapping[str, str], rank: int | None, ranks: int) -> list[str]:
     """Nodes to exclude: the one of a rank, beside those that are already; none where too few would be left."""
     here = nodes.names(os.environ.get("SLURM_JOB_NODELIST", ""))
     if rank is None and len(here) > 1:
         return []
-    job = scheduler.describe(number())
     excluded = {here[(rank or 0) * len(here) // ranks], *nodes.names(job["ExcNodeList"].replace("(null)", ""))}
     return sorted(excluded) if len(nodes.usable(job["Partition"]) - excluded) >= len(here) else []

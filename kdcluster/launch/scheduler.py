@@ -46,6 +46,12 @@ class Job:
     start: str = ""
     nodes: str = ""
 
+    @property
+    def number(self) -> int:
+        """Of the id, which may be one of an array (7_1) or of a heterogeneous job (7+0); the higher, the newer."""
+        found = re.match(r"\d+", self.id)
+        return int(found[0]) if found else 0
+
 
 class Refused(KdclusterError):
     """SLURM said no, in its own words."""
@@ -109,7 +115,7 @@ def queue() -> list[Job]:
     jobs = []
     for line in text.splitlines():
         parts = line.split("|", 5)
-        if len(parts) == 6:  # a site's banner is not a job
+        if len(parts) == 6 and parts[0][:1].isdigit():  # a site's banner is not a job
             number, state, reason, start, nodes, name = parts
             jobs.append(Job(number, name, state, reason, "" if start in ("N/A", "") else start, nodes))
     return jobs
@@ -131,7 +137,7 @@ def accounting(ids: Iterable[str], names: Iterable[str] = ()) -> list[Job]:
     found = {}
     for line in text.splitlines():
         parts = line.split("|", 4)
-        if len(parts) == 5:
+        if len(parts) == 5 and parts[0][:1].isdigit():
             number, state, start, nodes, name = parts
             found[number] = Job(number, name, state.split(" ")[0], state, start, nodes)
     return list(found.values())
@@ -198,7 +204,7 @@ def find(name: str) -> list[Job]:
     """
     known = {job.id: job for job in accounting((), [name])}
     known |= {job.id: job for job in queue() if job.name == name}
-    return sorted(known.values(), key=lambda job: int(job.id))
+    return sorted(known.values(), key=lambda job: job.number)
 
 
 def cancel(ids: Iterable[str]) -> None:

@@ -25,6 +25,8 @@ from kdcluster.runs import RunDir, process_record
 
 log = logging.getLogger(__name__)
 
+START_S = 60
+"""Seconds that a job needs to its first step, roughly."""
 NEVER = 10**6
 """submitit's own count of time-outs is never reached: it takes every signal in a job under ten minutes for one."""
 
@@ -99,6 +101,16 @@ class Slurm:
     def attempts(self) -> int:
         """How often a run may be started in one job."""
         return 1 + self.profile.max_restarts + self.profile.max_requeues
+
+    def notes(self) -> list[str]:
+        """A time limit that may leave a job no room for a step: SLURM's signal may come a minute early."""
+        limit_s, lead_s = 60 * (self.given.time_limit or 0), self.given.signal_lead_s
+        if not limit_s or limit_s > lead_s + 60 + START_S:
+            return []
+        return [
+            f"time_limit {limit_s // 60} min and signal_lead_s {lead_s} leave a job little or no room for a step: "
+            f"SLURM may send its signal a minute early, and a start takes about {START_S} s"
+        ]
 
     def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
         """Refuse a budget that is too small, and ask SLURM whether such jobs could ever run; queues nothing.

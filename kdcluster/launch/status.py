@@ -144,6 +144,8 @@ def _of(run_dir: RunDir, attempt: Attempt, state: str, reason: str, **more: Any)
     """The status of a run that has started, with where to read and how far it is."""
     logs = [path for _, path in attempt.logs() if path.exists()]
     log = logs[-1] if len(logs) == 2 else attempt.path
+    if state == "running" and attempt.read("start").get("code_changed"):
+        reason = "; ".join(filter(None, [reason, "by other trainer code than was submitted"]))
     given = {"log": log, "heartbeat": attempt.read("heartbeat"), "job_id": attempt.read("start").get("job_id"), **more}
     return Status(state, reason, attempt.number, **given)
 
@@ -187,6 +189,8 @@ def _in_queue(run_dir: RunDir, newest: Attempt | None, ref: Mapping[str, Any], j
     if started is None:
         return _never_started(run_dir, ref, job, said, number, jobs.problem)
     if ended:
+        if cancelled and ended.state in ("preempted", "lost"):  # while it waited to go on
+            return replace(ended, state="cancelled")
         known = ended.state in ("done", "failed", "cancelled") or job is None
         return ended if known else replace(ended, reason=f"{ended.reason} ({said})")
     if job is None and time.time() - last_sign(started) < STALE_S:
@@ -210,7 +214,7 @@ def _last_word(job: Job | None, job_id: str | None, problem: str) -> str:
     if job.state in slurm.ENDED:
         detail = job.reason if job.reason.startswith(job.state) else job.state
         return f"SLURM ended job {job_id}: {detail}"
-    return f"job {job_id} is in a state that is not known here: {job.state}"
+    return f"unknown: SLURM says that job {job_id} is {job.state or 'in no state'}"
 
 
 def last_sign(attempt: Attempt) -> float:

@@ -36,6 +36,9 @@ class Backend(Protocol):
     def gpu_hours(self, plan: Plan, chosen: list[str]) -> float | None:
         """GPU-hours of the worst case; None where there is no limit."""
 
+    def notes(self) -> list[str]:
+        """What a plan should say of the place."""
+
     def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
         """Refuse what could never run, before anything is written."""
 

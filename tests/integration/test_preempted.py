@@ -8,18 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
-from kdcluster import yamlfile
-from kdcluster.runs import RunDir, is_alive
-from tests.desk import NEEDS_SLURM, Desk, desks, dev_cluster, wait_until
-from tests.tiny import TINY_MODELS
+from kdcluster.runs import RunDir
+from tests.desk import MODELS, NEEDS_SLURM, OnSlurm, desks, dev_cluster, same_weights, wait_until
+from tests.disk import fill, small_disk
 
 pytestmark = [pytest.mark.integration, NEEDS_SLURM]
 
@@ -38,74 +36,6 @@ def with_sigterm() -> Iterator[dict[str, str]]:
         yield env
 
 
-MODELS = {"imports": ["models.py", TINY_MODELS], "teacher": {"model": "tiny_net"}, "student": {"model": "slow"}}
-PROFILE = {"device": "cpu", "gpus_per_node": 8, "cpus_per_gpu": 1, "signal_lead_s": 10, "shutdown_timeout_s": 8}
-
-
-class OnSlurm:
-    """One run of a desk, slow in every step while the file SLOW is there."""
-
-    def __init__(self, desk: Desk, role: str) -> None:
-        self.desk, self.role = desk, role
-        self.slow = Path(desk.env["SLOW"])
-        self.run = RunDir(desk.root, desk.states()[role]["id"])
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return self.desk.states()[self.role]
-
-    def attempt(self, number: int) -> dict[str, Any]:
-        """What that attempt's files say, all together."""
-        attempt = self.run.attempt(number)
-        return {name: attempt.read(name) for name in ("start", "trainer", "heartbeat", "preempted", "outcome", "agent")}
-
-    def submit(self, *words: str, **profile: Any) -> None:
-        (self.desk.folder / "own.yaml").write_text(yamlfile.dump({**PROFILE, **profile}))
-        self.desk.env["KDCLUSTER_CLUSTER"] = "own.yaml"
-        self.desk.run("submit", "tiny.yaml", "--gpus", "1", "--role", self.role, *words)
-
-    def wait(self) -> dict[str, Any]:
-        """Until the run has ended."""
-        self.desk.run("status", "tiny.yaml", "--watch")
-        return self.row
-
-    def trains(self, number: int) -> None:
-        """Wait until that attempt has done a step."""
-
-        def has_stepped() -> bool:
-            found = self.attempt(number)
-            return bool(found["heartbeat"]) and found["heartbeat"]["step"] > found["trainer"]["resumed_at_step"]
-
-        wait_until(has_stepped)
-
-    @property
-    def job(self) -> str:
-        return str(self.run.ticket()["job"]["id"])  # type: ignore[index]
-
-    def node(self, number: int) -> str:
-        return str(self.attempt(number)["start"]["nodes"])
-
-    def slurm_state(self) -> str:
-        argv = ["squeue", "--noheader", "--states=all", f"--jobs={self.job}", "--format=%T"]
-        return self.desk.slurm(*argv).strip()
-
-    @contextmanager
-    def preempted(self) -> Iterator[None]:
-        """The urgent partition takes the whole node of this run, and keeps it for the block."""
-        node = self.desk.slurm("squeue", "--noheader", f"--jobs={self.job}", "--format=%N").strip()
-        argv = ["sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--cpus-per-task=16"]
-        urgent = self.desk.slurm(*argv, "--export=NONE", "--output=/dev/null", "--wrap=sleep 600").strip()
-        wait_until(lambda: self.slurm_state() in ("PENDING", "REQUEUED"))
-        yield
-        self.desk.slurm("scancel", urgent)
-
-    def start_now(self, after: int) -> None:
-        """Cut the wait of a requeued job short, once nothing is left of that attempt: a node takes a job once."""
-        wait_until(lambda: self.slurm_state() in ("PENDING", "REQUEUED"))
-        wait_until(lambda: not is_alive(self.attempt(after)["start"]["supervisor"]))
-        self.desk.slurm("scontrol", "update", f"jobid={self.job}", "starttime=now")
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """The distilled run of one process on this machine, and beside it its teacher."""
@@ -114,6 +44,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         place = desk("desk", **MODELS)
         place.run("submit", "tiny.yaml", "--backend", "local", "--procs", "1", "--role", "distilled", "--wait")
         return RunDir(place.root, place.states()["distilled"]["id"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def beyond_its_limit(tmp_path_factory: pytest.TempPathFactory, undisturbed: RunDir) -> Iterator[OnSlurm]:
+    """A run that is longer than its time limit, a minute: it goes on in a SLURM of its own beside the other tests."""
+    with dev_cluster(17965) as env, desks(tmp_path_factory.mktemp("long"), env) as desk:
+        place = desk("desk", **{**MODELS, "train.epochs": 400})
+        (teacher,) = undisturbed.load().needs
+        shutil.copytree(undisturbed.root / teacher, place.root / teacher)
+        run = OnSlurm(place, "distilled")
+        run.slow.touch()
+        run.submit(time_limit=1, signal_lead_s=30)
+        yield run
 
 
 @pytest.fixture
@@ -130,11 +73,6 @@ def student(tmp_path: Path, undisturbed: RunDir) -> Iterator[Callable[..., OnSlu
             return run
 
         yield make
-
-
-def same_weights(one: RunDir, other: RunDir) -> bool:
-    ours, theirs = (load_file(run.weights("last")) for run in (one, other))
-    return all(ours[key].tobytes() == theirs[key].tobytes() for key in theirs)
 
 
 @pytest.mark.parametrize("kind", ["signal", "sigterm"])
@@ -242,7 +180,8 @@ def test_a_node_is_set_down_and_another_one_dies(student: Callable[..., OnSlurm]
     # The daemon of the second node dies. Its processes go on, until they see that they were overtaken.
     folder = Path(with_sigterm["SLURM_CONF"]).parent
     os.kill(int((folder / "run" / f"slurmd.{run.node(2)}.pid").read_text()), signal.SIGKILL)
-    run.start_now(after=1)
+    wait_until(lambda: run.slurm_state() in ("PENDING", "REQUEUED"))
+    run.desk.slurm("scontrol", "update", f"jobid={run.job}", "starttime=now+3")
     run.trains(3)
     assert run.node(3) == run.node(1)
     assert run.attempt(2)["outcome"]["state"] == "lost"
@@ -251,7 +190,7 @@ def test_a_node_is_set_down_and_another_one_dies(student: Callable[..., OnSlurm]
     row = run.wait()
     assert (row["state"], row["attempts"]) == ("done", 3)
     assert row["lost_gpu_hours"] > 0
-    run.desk.slurm("slurmd", "-N", run.node(2))
+    subprocess.run(["slurmd", "-N", run.node(2)], env=with_sigterm, check=True)
 
 
 def test_what_status_says_while_things_are_done_to_a_job(
@@ -280,5 +219,40 @@ def test_what_status_says_while_things_are_done_to_a_job(
         log.unlink()
     row = run.wait()
     assert (row["state"], row["attempts"]) == ("done", 2)
-    run.desk.slurm("slurmctld")
+    subprocess.run(["slurmctld"], env=with_signal, check=True)
     run.desk.run("logs", run.run.id)
+
+
+def test_a_full_disk_under_a_job(
+    student: Callable[..., OnSlurm], with_signal: dict[str, str], undisturbed: RunDir
+) -> None:
+    run = student(with_signal, **{"train.checkpoint_every": "1steps"})
+    with small_disk(run.run.path):
+        run.submit()
+        run.trains(1)
+        filler = fill(run.run.path)
+        row = run.wait()
+        assert row["state"] == "failed"
+        assert "the disk is full" in row["reason"]
+        filler.unlink()
+        run.slow.unlink()
+        run.submit("--retry")
+        row = run.wait()
+        assert (row["state"], row["attempts"]) == ("done", 2)
+        assert run.attempt(2)["trainer"]["resumed_at_step"] > 0
+        assert same_weights(run.run, undisturbed)
+
+
+def test_a_run_that_is_longer_than_its_time_limit_takes_several_attempts(beyond_its_limit: OnSlurm) -> None:
+    run = beyond_its_limit
+    steps = []
+    for number in (1, 2):
+        run.start_now(after=number)
+        steps.append(run.attempt(number)["preempted"]["step"])
+        run.trains(number + 1)
+    run.slow.unlink()
+    row = run.wait()
+    assert (row["state"], row["attempts"]) == ("done", 3)
+    assert 0 < steps[0] < steps[1] < row["steps"]
+    assert [run.attempt(number)["trainer"]["resumed_at_step"] for number in (2, 3)] == steps
+    assert run.attempt(2)["outcome"]["budget"]["requeues"] == [2, 10]

@@ -19,6 +19,7 @@ from kdcluster.train import checkpoint, tracking, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
+from tests.disk import fill, small_disk
 
 CHANGES = {
     "train.epochs": 2,
@@ -247,27 +248,10 @@ def test_a_file_system_without_locks_is_said_and_the_attempts_protect(tmp_path, 
     assert "do not submit twice at the same moment" in caplog.text
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"mounting a tmpfs needs root: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place):
-    """Take all the room that is left."""
-    with (place / "filler").open("wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
+@pytest.fixture(name="small_disk")
+def small_disk_(tmp_path):
+    with small_disk(tmp_path / "disk") as place:
+        yield place
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_a_job_that_began_no_attempt(
         ("PENDING", ("queued", "was requeued after attempt 1; job 5 waits: other jobs go first")),
         ("NODE_FAIL", ("lost", "SLURM ended job 5: NODE_FAIL" + NOTHING)),
         ("OUT_OF_MEMORY", ("failed", "SLURM ended job 5: OUT_OF_MEMORY" + NOTHING)),
-        ("NEWSTATE", ("lost", "job 5 is in a state that is not known here: NEWSTATE" + NOTHING)),
+        ("NEWSTATE", ("lost", "unknown: SLURM says that job 5 is NEWSTATE" + NOTHING)),
         ("", ("lost", "SLURM does not know job 5 any more" + NOTHING)),
     ],
 )
@@ -305,6 +305,53 @@ def test_a_job_whose_attempt_has_no_outcome(made: Plan, root: Path, state: str, 
     started(run_dir)
     run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": 0.0})
     assert seen(run_dir, state, "Priority" if state == "PENDING" else state) == expected
+
+
+def test_between_a_crash_and_the_requeue_the_run_has_not_ended(made: Plan, root: Path) -> None:
+    run_dir = queued(put(root, made.runs[0], "planned"))
+    fabricated.failed(run_dir)
+    outcome = run_dir.attempt(1).read("outcome")
+    run_dir.attempt(1).write("outcome", {**outcome, "next": "restart"})
+    state, reason = seen(run_dir, "RUNNING")
+    assert (state, reason.endswith("ValueError: no; nothing is saved yet); SLURM requeues it")) == ("running", True)
+    assert seen(run_dir, "PENDING", "BeginTime")[1].startswith("was requeued after attempt 1 (failed: rank 1, step 7: ")
+    assert seen(run_dir, "FAILED")[0] == "failed"  # SLURM would not
+
+
+def test_a_run_that_is_cancelled_while_it_waits_to_go_on_is_cancelled(made: Plan, root: Path) -> None:
+    run_dir = queued(put(root, made.runs[0], "planned"))
+    fabricated.preempted(run_dir)
+    assert seen(run_dir, "CANCELLED", "CANCELLED by 0")[0] == "preempted"
+    run_dir.mark_cancelled()
+    assert seen(run_dir, "PENDING", "BeginTime") == ("queued", "being cancelled")
+    assert seen(run_dir, "CANCELLED", "CANCELLED by 0")[0] == "cancelled"
+    assert seen(run_dir)[0] == "cancelled"
+
+
+def test_other_code_than_was_submitted_is_said(made: Plan, root: Path) -> None:
+    run_dir = queued(put(root, made.runs[0], "planned"))
+    started(run_dir)
+    run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": 0.0, "code_changed": True})
+    assert seen(run_dir, "RUNNING") == ("running", "by other trainer code than was submitted")
+
+
+def test_ids_and_lines_that_nobody_expects_are_no_traceback(fake: Any) -> None:
+    fake(
+        squeue="echo Welcome; echo '7+0|RUNNING|None|N/A|n1|het'; echo '8_[1-3]|PENDING|None|N/A||array'; echo 'x|y'; "
+        "echo '|||||'; printf '\\377|\\n'",
+        sacct="echo 'JobID'; echo '9.batch|WEIRD by 7|Unknown||n'; echo '||||'",
+    )
+    known = jobs.look([{"id": "7+0", "name": "het"}, {"id": "9.batch", "name": "n"}, {"id": None, "name": "array"}])
+    assert known.by_id["7+0"].state == "RUNNING"
+    assert known.by_id["9.batch"].state == "WEIRD"
+    assert [job.number for job in scheduler.find("array")] == [8, 9]
+
+
+def test_a_time_limit_without_room_for_a_step_is_said() -> None:
+    assert Slurm(Profile(time_limit=60)).notes() == []
+    assert Slurm(Profile()).notes() == []
+    (note,) = Slurm(Profile(time_limit=3, signal_lead_s=120)).notes()
+    assert note.startswith("time_limit 3 min and signal_lead_s 120 leave a job little or no room for a step")
 
 
 def test_a_fresh_heartbeat_counts_where_slurm_does_not_answer(made: Plan, root: Path) -> None:

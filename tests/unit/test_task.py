@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from kdcluster.errors import KdclusterError
 from kdcluster.files import trainer_code
-from kdcluster.launch import meeting, task
+from kdcluster.launch import meeting, ownjob, task
 from kdcluster.launch.profile import Profile
 from kdcluster.launch.task import Task
 from kdcluster.launch.torchrun import Layout
@@ -69,6 +70,40 @@ def test_the_profile_reaches_torchrun(run_dir: RunDir, tmp_path: Path, monkeypat
     assert env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "9"
     assert (env["KDCLUSTER_ATTEMPT"], env["HF_HUB_OFFLINE"]) == ("1", "1")
     assert "MASTER_PORT" not in env
+
+
+def test_code_that_changed_since_the_submit_is_noticed(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Task, "_start", lambda self, argv, log: Ended())
+    monkeypatch.setattr(ownjob, "waited_s", lambda: None)
+    monkeypatch.setattr(Task, "_finish", lambda self: {"state": "done", "next": None, "reason": ""})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for code, changed in (("another", True), (trainer_code(), False)):
+        layout = asdict(Layout("cpu", 1, 1))
+        work = Task(str(run_dir.path), "/data", str(run_dir.path), layout, Profile(), code)
+        assert work._lead() == "done"
+        assert run_dir.newest().read("start")["code_changed"] is changed  # type: ignore[union-attr]
+    assert caplog.text.count("the trainer's code has changed since this job was submitted") == 1
+
+
+def test_a_requeue_by_slurm_itself_is_judged_by_the_next_attempt(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(ownjob, "why_it_ended", lambda: "NODE_FAIL")
+    work = make(run_dir)
+    work._judge_the_last_one()  # the first attempt
+    run_dir.start_attempt({"from_step": 0, "job_id": "7"})
+    work._judge_the_last_one()
+    outcome = run_dir.attempt(1).read("outcome")
+    assert (outcome["state"], outcome["reason"]) == ("lost", "SLURM requeued job 7 (NODE_FAIL)")
+    run_dir.start_attempt({"from_step": 0, "job_id": "7"})
+    with pytest.raises(KdclusterError, match="two attempts in a row did no step"):
+        work._judge_the_last_one()
+    assert run_dir.attempt(2).read("outcome")["state"] == "failed"
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    work._judge_the_last_one()  # another job: submitted again by hand
 
 
 def test_the_signal_that_workers_handle_is_kept_from_torchrun() -> None:
