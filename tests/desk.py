@@ -31,11 +31,17 @@ NEEDS_SLURM = pytest.mark.skipif(
 
 WITHIN_S = 180.0
 SLOW_MODEL = '''
-"""A model of the user's own: slow while the file SLOW is there; it raises or hangs where that says so."""
+"""A model of the user's own, slow while the file SLOW is there: so many seconds a step; or it raises, or hangs."""
 import os, time
 from pathlib import Path
 import torch
 from timm.models import register_model
+
+def asked():
+    try:
+        return Path(os.environ["SLOW"]).read_text()
+    except FileNotFoundError:
+        return None
 
 class Slow(torch.nn.Module):
     def __init__(self, num_classes, in_chans):
@@ -43,13 +49,13 @@ class Slow(torch.nn.Module):
         self.head = torch.nn.Linear(in_chans, num_classes)
 
     def forward(self, x):
-        slow = Path(os.environ["SLOW"])
-        if self.training and slow.exists():
-            if slow.read_text() == "raise":
-                raise ValueError("as asked")
-            time.sleep(0.2)
-            while slow.exists() and slow.read_text() == "hang":
-                time.sleep(0.1)
+        said = asked() if self.training else None
+        if said == "raise":
+            raise ValueError("as asked")
+        if said is not None:
+            time.sleep(float(said) if said.isdigit() else 0.2)
+        while self.training and asked() == "hang":
+            time.sleep(0.1)
         return self.head(x.mean((2, 3)))
 
 @register_model

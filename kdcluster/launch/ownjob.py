@@ -34,6 +34,18 @@ def is_being_preempted() -> bool:
     return job["JobState"] == "RUNNING" and job.get("PreemptTime", "None") != "None"
 
 
+def is_elsewhere() -> bool:
+    """Whether SLURM took this node for dead and has requeued the job, so that it is no longer this task's."""
+    try:
+        return _is_elsewhere(scheduler.describe(number()))
+    except KdclusterError:
+        return False
+
+
+def _is_elsewhere(job: Mapping[str, str]) -> bool:
+    return int(job.get("Restarts", restarts())) != restarts()
+
+
 def waited_s() -> float | None:
     """How long the job was ready to start before it did; None where SLURM does not say."""
     try:
@@ -64,8 +76,8 @@ def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:
     steps.append(attempt.read("heartbeat").get("step", 0))
     at_once = max(steps) <= attempt.read("start")["from_step"]
     job = scheduler.describe(number())
-    if int(job.get("Restarts", restarts())) != restarts():
-        return log.warning("SLURM took this node for dead and has started the job again already")
+    if _is_elsewhere(job):
+        return log.warning("SLURM took this node for dead and has requeued the job already")
     without = _without_bad_node(job, rank, ranks) if at_once else []
     log.info("starting again%s", f", not on {', '.join(without)}" if without else "")
     scheduler.requeue(number(), without=without)

@@ -238,7 +238,9 @@ class Task:
             ownjob.restart(self.attempt, ended["rank"], self.layout.procs)
         elif ended["next"] == "requeue":
             deadline = time.monotonic() + ENDS_S
-            while ownjob.is_being_preempted() or (not self.told_to_stop and time.monotonic() < deadline):
+            while ownjob.is_being_preempted() or not (
+                self.told_to_stop or ownjob.is_elsewhere() or time.monotonic() > deadline
+            ):
                 time.sleep(1.0)
         raise KdclusterError(f"attempt {self.attempt.number}: {ended['state']}: {ended['reason']}")
 
