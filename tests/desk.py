@@ -168,10 +168,10 @@ class OnSlurm:
             for name in ("start", "trainer", "heartbeat", "preempted", "stop", "outcome", "agent")
         }
 
-    def submit(self, *words: str, **profile: Any) -> None:
+    def submit(self, *words: str, gpus: int = 1, **profile: Any) -> None:
         (self.desk.folder / "own.yaml").write_text(yamlfile.dump({**PROFILE, **profile}))
         self.desk.env["KDCLUSTER_CLUSTER"] = "own.yaml"
-        self.desk.run("submit", "tiny.yaml", "--gpus", "1", "--role", self.role, *words)
+        self.desk.run("submit", "tiny.yaml", "--gpus", str(gpus), "--role", self.role, *words)
 
     def wait(self) -> dict[str, Any]:
         """Until the run has ended."""

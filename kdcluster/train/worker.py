@@ -47,10 +47,7 @@ def main() -> None:
         attempt = run_dir.attempt(int(number))
         die_with_parent()
         own_log(attempt)
-        for number_of_signal in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number_of_signal, lambda *_: setattr(progress, "stop", True))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # one that came meanwhile comes now
-        progress.stop |= bool(attempt.read("stop"))  # or it came before this process was there
+        listen(attempt, progress)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         timeout_min = run_dir.load().resources.collective_timeout_min
@@ -61,6 +58,15 @@ def main() -> None:
             raise
         attempt_failed(attempt, run_dir, error, progress)
         sys.exit(1)
+
+
+def listen(attempt: Attempt, progress: Progress) -> None:
+    """Have signals end the run at the next step; those, too, that came before this process could listen."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: setattr(progress, "stop", True))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # blocked by launch/task.py: one that waited comes now
+    if attempt.read("stop"):  # or it came before this process was there
+        progress.stop = True
 
 
 def die_with_parent() -> None:

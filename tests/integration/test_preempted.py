@@ -38,11 +38,11 @@ def with_sigterm() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The distilled run of one process on this machine, and beside it its teacher."""
+    """The distilled run of two processes on this machine, and beside it its teacher."""
     folder = tmp_path_factory.mktemp("template") / "desk"
     with desks(folder.parent, dict(os.environ)) as desk:
         place = desk("desk", **MODELS)
-        place.run("submit", "tiny.yaml", "--backend", "local", "--procs", "1", "--role", "distilled", "--wait")
+        place.run("submit", "tiny.yaml", "--backend", "local", "--procs", "2", "--role", "distilled", "--wait")
         return RunDir(place.root, place.states()["distilled"]["id"])
 
 
@@ -50,12 +50,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 def beyond_its_limit(tmp_path_factory: pytest.TempPathFactory, undisturbed: RunDir) -> Iterator[OnSlurm]:
     """A run that is longer than its time limit, a minute: it goes on in a SLURM of its own beside the other tests."""
     with dev_cluster(17965) as env, desks(tmp_path_factory.mktemp("long"), env) as desk:
+        with Path(env["SLURM_CONF"]).open("a") as conf:
+            conf.write("MinJobAge=2\n")  # seconds after which the controller forgets a job; there is no accounting
+        subprocess.run(["scontrol", "reconfigure"], env=env, check=True)
         place = desk("desk", **{**MODELS, "train.epochs": 50})
         (teacher,) = undisturbed.load().needs
         shutil.copytree(undisturbed.root / teacher, place.root / teacher)
         run = OnSlurm(place, "distilled")
         run.slow.write_text("1")  # seconds a step, so that all 200 take longer than two attempts
         run.submit(time_limit=1, signal_lead_s=30)
+        forgotten = OnSlurm(place, "baseline")
+        forgotten.submit(sbatch={"hold": True})
+        place.slurm("scancel", forgotten.job)
         yield run
 
 
@@ -80,7 +86,7 @@ def test_preempted_and_resumed_on_the_other_node_with_the_same_weights(
     kind: str, student: Callable[..., OnSlurm], undisturbed: RunDir, request: pytest.FixtureRequest
 ) -> None:
     run = student(request.getfixturevalue(f"with_{kind}"))
-    run.submit()
+    run.submit(gpus=2)
     run.trains(1)
     with run.preempted():
         row, first = run.row, run.attempt(1)
@@ -228,7 +234,7 @@ def test_a_full_disk_under_a_job(
 ) -> None:
     run = student(with_signal, **{"train.checkpoint_every": "1steps"})
     with small_disk(run.run.path):
-        run.submit()
+        run.submit(gpus=2)
         run.trains(1)
         filler = fill(run.run.path)
         row = run.wait()
@@ -236,7 +242,7 @@ def test_a_full_disk_under_a_job(
         assert "the disk is full" in row["reason"]
         filler.unlink()
         run.slow.unlink()
-        run.submit("--retry")
+        run.submit("--retry", gpus=2)
         row = run.wait()
         assert (row["state"], row["attempts"]) == ("done", 2)
         assert run.attempt(2)["trainer"]["resumed_at_step"] > 0
@@ -257,3 +263,13 @@ def test_a_run_that_is_longer_than_its_time_limit_takes_several_attempts(beyond_
     assert 0 < steps[0] < steps[1] < row["steps"]
     assert [run.attempt(number)["trainer"]["resumed_at_step"] for number in (2, 3)] == steps
     assert run.attempt(2)["outcome"]["budget"]["requeues"] == [2, 10]
+
+    # Nobody knows any more of the job that was cancelled as the run above began; submit starts it again.
+    forgotten = OnSlurm(run.desk, "baseline")
+    known = ("squeue", "--noheader", "--states=all", "--format=%i")
+    wait_until(lambda: forgotten.job not in run.desk.slurm(*known).split())
+    row = forgotten.row
+    said = f"SLURM does not know job {forgotten.job} any more, and it never started"
+    assert (row["state"], row["reason"]) == ("lost", said)
+    forgotten.submit()
+    assert forgotten.wait()["state"] == "done"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,6 +200,24 @@ def with_micro_batch(run: Run, micro_batch: int | None) -> Run:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on
+def test_a_signal_that_came_too_early_is_not_lost(started: RunDir) -> None:
+    attempt = started.attempt(1)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        waiting, in_a_file, none = Progress(), Progress(), Progress()
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)  # before it can be handled
+        worker.listen(attempt, waiting)
+        worker.listen(attempt, none)
+        attempt.write("stop", {"time": 1.0})  # or before they were there
+        worker.listen(attempt, in_a_file)
+        assert (waiting.stop, none.stop, in_a_file.stop) == (True, False, True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 def test_a_rank_whose_torchrun_died_before_it_was_ready_ends() -> None:
     """While torch was imported: prctl then hears of the death of whoever adopted the rank, which is too late."""
     fork = multiprocessing.get_context("fork")
