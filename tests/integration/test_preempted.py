@@ -171,7 +171,7 @@ def test_a_killed_rank_and_a_killed_torchrun_spend_the_budget(
 
 
 def test_a_node_is_set_down_and_another_one_dies(student: Callable[..., OnSlurm], with_sigterm: dict[str, str]) -> None:
-    run = student(with_sigterm, **{"train.checkpoint_every": "1steps", "train.epochs": 100})
+    run = student(with_sigterm, **{"train.checkpoint_every": "1steps", "train.epochs": 150})
     run.submit()
     run.trains(1)
     for state in ("down", "drain"):  # down ends the job, drain keeps its daemon from taking the node up again
@@ -202,7 +202,7 @@ def test_a_node_is_set_down_and_another_one_dies(student: Callable[..., OnSlurm]
 def test_what_status_says_while_things_are_done_to_a_job(
     student: Callable[..., OnSlurm], with_signal: dict[str, str]
 ) -> None:
-    run = student(with_signal, **{"train.checkpoint_every": "1steps", "train.epochs": 100})
+    run = student(with_signal, **{"train.checkpoint_every": "1steps", "train.epochs": 40})
     run.submit(sbatch={"hold": True})
     assert "is held; scontrol release" in run.row["reason"]
     run.desk.slurm("scontrol", "release", run.job)
