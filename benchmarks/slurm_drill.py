@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.desk import MODELS, OnSlurm, desks, dev_cluster, same_weights
 
-EPOCHS = 600
+EPOCHS = 150
 PORT = 17970
 
 
