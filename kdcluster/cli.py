@@ -7,7 +7,8 @@ import shlex
 import sys
 import textwrap
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import click
 from kdcluster import __version__, arguments
 from kdcluster.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, explain_disk
-from kdcluster.terminal import can_show, leave, say, show, show_json
+from kdcluster.terminal import can_show, count, leave, say, show, show_json
 
 if TYPE_CHECKING:
     from kdcluster.history import Record
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kdcluster.launch.status import Status
     from kdcluster.launch.torchrun import Layout
     from kdcluster.plan import Plan, Run
+    from kdcluster.runs import RunDir
 
 
 class _Group(click.Group):
@@ -90,6 +92,7 @@ def list_(as_json: bool) -> None:
 def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
     """The DAG of runs: state, needs, command and batch script of each."""
     from kdcluster.launch.status import statuses
+    from kdcluster.launch.submission import to_start
 
     made, root, data = chosen.plan(), chosen.root, chosen.data
     there = chosen.place()
@@ -100,10 +103,14 @@ def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
     for row in rows if checked else ():
         row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
     if as_json:
-        return show_json({"schema": "kdcluster.plan/1", "runs": rows, "notes": notes})
-    _show_plan(made, rows, where)
-    for note in notes:
-        show(f"note: {note}")
+        show_json({"schema": "kdcluster.plan/1", "runs": rows, "notes": notes})
+    else:
+        _show_plan(made, rows, where)
+        for note in notes:
+            show(f"note: {note}")
+        _say_worst_case(there, made, to_start(made, found))
+    if checked and checked.get("refused"):
+        leave("these runs could not run there", 1)
 
 
 def _check(made: Plan, data: Path, backend: Local | Slurm, root: Path) -> dict[str, Any]:
@@ -112,16 +119,17 @@ def _check(made: Plan, data: Path, backend: Local | Slurm, root: Path) -> dict[s
     found = preflight(made.runs, data, fetch=False)
     try:
         backend.check(made, [run.id for run in made.runs], root)
+        if backend.name == "slurm":
+            found["notes"].append("SLURM would run these jobs (sbatch --test-only)")
     except KdclusterError as error:
-        found["notes"].append(f"it cannot run {'in SLURM' if backend.name == 'slurm' else 'on this machine'}: {error}")
+        found["notes"].append(str(error))
+        found["refused"] = True
     return found
 
 
 def _planned(
     made: Plan, run: Run, root: Path, data: Path, status: Status, where: Layout, script: str | None
 ) -> dict[str, Any]:
-    from kdcluster.launch.torchrun import command
-
     return {
         "id": run.id,
         "role": run.role,
@@ -130,11 +138,19 @@ def _planned(
         "state": status.state,
         "reason": status.reason,
         "needs": run.needs,
-        "command": command(root / run.id, data, where),
+        "command": _command(root / run.id, data, where),
         "sbatch": script,
         "dir": str(root / run.id),
         "hash": run.hash,
     }
+
+
+def _command(run_dir: Path, data: Path, where: Layout) -> list[str]:
+    """argv of torchrun; on several nodes with stand-ins for what only the job knows."""
+    from kdcluster.launch.torchrun import Rendezvous, command
+
+    several = Rendezvous("<first node>:<port>", "<job>", True, "<this node>") if where.nodes > 1 else None
+    return command(run_dir, data, where, several)
 
 
 def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]) -> None:
@@ -149,6 +165,8 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
             show(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
         if row["needs"]:
             show(f"  needs    {', '.join(row['needs'])}")
+        if row["state"] == "done":
+            continue
         show(f"  command  {shlex.join(row['command'])}")
         if row["sbatch"]:
             show(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
@@ -185,16 +203,21 @@ def submit(
         _say_worst_case(there, made, wanted)
     if dry_run:
         return _show_dry_run(made, wanted, root, data, there)
-    done = submission.submit(made, root, data, there, lambda runs: preflight(runs, data, fetch=True), retry=retry)
+    words = chosen.submit_again()
+    prepare = partial(preflight, data_dir=data, fetch=True)
+    done = submission.submit(made, root, data, there, prepare, retry=retry, words=words)
     _say_submission(made, done, chosen)
     if wait:
         _wait(made, chosen, timeout)
 
 
-def _say_next_steps(found: Mapping[str, Status], again: str, where: str) -> None:
+def _say_next_steps(found: Mapping[str, Status], again: str, chosen: Chosen) -> None:
+    """`again`: arguments of submit for runs that were never submitted."""
     from kdcluster.launch.status import next_steps
+    from kdcluster.runs import RunDir
 
-    for step in next_steps(found, again, where):
+    words = {run_id: RunDir(chosen.root, run_id).submitted() or again for run_id in found}
+    for step in next_steps(found, words, chosen.where):
         say(f"next: {step}")
 
 
@@ -204,20 +227,18 @@ def _say_worst_case(backend: Local | Slurm, made: Plan, chosen: list[str]) -> No
 
     if isinstance(backend, Slurm):
         hours = backend.gpu_hours(made, chosen)
-        once = "" if hours is None else f" ({hours / backend.attempts:g} without restarts and requeues)"
-        cost = "not known: there is no time limit" if hours is None else f"{hours:g} GPU-hours{once}"
-        say(f"worst case of {len(chosen)} runs: {cost}")
+        once = "" if hours is None else f" ({hours / backend.attempts:.4g} without restarts and requeues)"
+        cost = "not known: there is no time limit" if hours is None else f"{hours:.4g} GPU-hours{once}"
+        say(f"worst case of {count(len(chosen), 'run')}: {cost}")
     for note in backend.notes():
         say(f"note: {note}")
 
 
 def _show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend: Local | Slurm) -> None:
-    from kdcluster.launch.torchrun import command
-
     where, scripts = backend.layouts(made), backend.scripts(made, root)
     for run_id in chosen:
         show(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
-        show(f"# started on {where[run_id]} as\n{shlex.join(command(root / run_id, data, where[run_id]))}\n")
+        show(f"# started on {where[run_id]} as\n{shlex.join(_command(root / run_id, data, where[run_id]))}\n")
         if run_id in scripts:
             show(f"# sent to sbatch\n{scripts[run_id]}")
     show(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
@@ -232,15 +253,17 @@ def _say_submission(made: Plan, submission: Any, chosen: Chosen) -> None:
         how = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
         say(f"  {run_id}  {status.state}{why}{how}")
     for run_id in submission.started:
-        say(f"  {run_id}  started")
+        say(f"  {run_id}  {submission.word}")
     done = [RunDir(chosen.root, i).newest() for i, status in submission.left.items() if status.state == "done"]
     codes = [attempt.read("trainer").get("trainer_code") for attempt in done if attempt]
     if other := sum(code not in (None, trainer_code()) for code in codes):
         say(f"{other} of the done runs were made by other trainer code than today's")
     if not submission.started:
-        return say(f"nothing to start: all {len(made.runs)} runs are as shown")
+        return say(
+            f"nothing to start: {'the run is' if len(made.runs) == 1 else f'all {len(made.runs)} runs are'} as shown"
+        )
     again, where = chosen.again(), chosen.where
-    say(f"{len(submission.started)} of {len(made.runs)} runs {submission.where}")
+    say(f"{len(submission.started)} of {count(len(made.runs), 'run')} {submission.where}")
     say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
 
 
@@ -257,7 +280,7 @@ def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
         look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or kdcluster cancel to stop them"
         leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}" + (f"\nnext: {look}" if going else ""), 130)
     if any(status.state != "done" for status in found.values()):
-        _say_next_steps(found, chosen.submit_again(), chosen.where)
+        _say_next_steps(found, chosen.submit_again(), chosen)
         leave("not every run is done", 1)
 
 
@@ -294,21 +317,24 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
 def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
     """One row a run: state, progress, why it waits. Of a RUN: each attempt, and what it cost.
 
-    Without names: every experiment that is known here.
+    Without names: every run in the runs directory, and what else its experiments want.
     """
     from kdcluster.history import cost, history, post_mortem, spent
     from kdcluster.launch.progress import follow
     from kdcluster.launch.status import statuses
-    from kdcluster.runs import RunDir
+    from kdcluster.plan import Plan
+    from kdcluster.runs import RunDir, run_dirs
 
     root = chosen.root
-    named = chosen.named if chosen.names else _started_here(root)
-    single = {run_dir.id: run_dir for run_dir in chosen.single}
-    made = chosen.plan(*named).joined(run for run_dir in single.values() for run in run_dir.with_needs())
+    named, single = chosen.named, {run_dir.id: run_dir for run_dir in chosen.single}
+    if not chosen.names:
+        named = _started_here(root)
+    here = single if chosen.names else {run_dir.id: run_dir for run_dir in run_dirs(root)}
+    made = (chosen.plan(*named) if named else Plan((), {}, {})).joined(_with_needs(here.values()))
     if watch:
         follow(made, root, sys.stderr)
     found = statuses(made, root)
-    shown = [run for run in made.runs if run.id in single or made.experiments_of(run.id)]
+    shown = [run for run in made.runs if run.id in here or made.experiments_of(run.id)]
     records = {run.id: history(RunDir(root, run.id)) for run in shown}
     rows = [_status_row(made, run, found[run.id], root, records[run.id]) for run in shown]
     if as_json:
@@ -321,14 +347,16 @@ def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
             show(f"  {line}")
     counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
     states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    if not chosen.names and not rows:
+        say(f"nothing was started yet in {root}; name an experiment")
     total = spent(cost(record for one in records.values() for record in one))
-    show(f"{len(rows)} runs{f': {states}' if rows else ''}{f'; {total}' if total else ''}")
-    if again := named or tuple(sorted({name for run_dir in single.values() for name in run_dir.experiments()})):
-        _say_next_steps({run.id: found[run.id] for run in shown}, chosen.again(*again), chosen.where)
+    show(f"{count(len(rows), 'run')}{f': {states}' if rows else ''}{f'; {total}' if total else ''}")
+    known = named or tuple(sorted({name for run_dir in here.values() for name in run_dir.experiments()}))
+    _say_next_steps({run.id: found[run.id] for run in shown}, chosen.again(*known), chosen)
 
 
 def _started_here(root: Path) -> tuple[str, ...]:
-    """Names of the experiments of which a run lies in this runs directory."""
+    """Names of the experiments that are known here and have a run in this runs directory."""
     from kdcluster import configfile
     from kdcluster.plan import plan
 
@@ -340,9 +368,16 @@ def _started_here(root: Path) -> tuple[str, ...]:
             continue  # a broken file says so when it is named
         if any((root / run.id).is_dir() for run in made.runs):
             names.append(name)
-    if not names:
-        say(f"no experiment that is known here has a run in {root}; name one")
     return tuple(names)
+
+
+def _with_needs(run_dirs: Iterable[RunDir]) -> Iterator[Run]:
+    """The runs of directories and what they need; one that this version cannot read is said and left out."""
+    for run_dir in run_dirs:
+        try:
+            yield from run_dir.with_needs()
+        except KdclusterError as error:
+            say(str(error))
 
 
 def _status_row(made: Plan, run: Run, status: Status, root: Path, records: list[Record]) -> dict[str, Any]:
@@ -478,7 +513,11 @@ def cancel(chosen: Chosen, shared: bool) -> None:
     stopped = cancelling.cancel(dict.fromkeys(ids), root)
     for run_id, state in stopped.items():
         say(f"  {run_id}  {state}")
-    say(f"{len(stopped)} runs were stopped" if stopped else "nothing to stop: none of these runs is queued or running")
+    say(
+        f"{count(len(stopped), 'run')} stopped"
+        if stopped
+        else "nothing to stop: none of these runs is queued or running"
+    )
 
 
 @main.command()
@@ -498,13 +537,18 @@ def rm(chosen: Chosen, runs: tuple[str, ...], yes: bool) -> None:
     if not yes:
         return say("nothing was deleted; --yes deletes this")
     remove.remove(wanted)
-    say(f"{len(wanted)} runs deleted")
+    say(f"{count(len(wanted), 'run')} deleted")
 
 
 @main.command()
 @click.argument("experiments", nargs=-1, metavar="[EXP...]")
 @takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
-@click.option("--cluster", default=None, metavar="NAME|FILE", help="Also check this cluster, with its profile.")
+@click.option(
+    "--cluster",
+    envvar="KDCLUSTER_CLUSTER",
+    metavar="NAME|FILE",
+    help="Also check this cluster, with its profile.  [default: your only one]",
+)
 @click.option(
     "--with-job", is_flag=True, help="With --cluster: look from a compute node, too, by a job of a few seconds."
 )
@@ -521,8 +565,10 @@ def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
     root, data = chosen.root, chosen.data
     made = chosen.plan() if chosen.experiments else None
     checks = examine(made, root, data)
-    if chosen.cluster is not None:
-        name, profile = choose(chosen.cluster)
+    name, profile = choose(chosen.cluster)
+    if name is None and with_job:
+        raise ConfigError("--with-job needs a cluster profile: --cluster NAME")
+    if name is not None:
         checks = chain(checks, examine_cluster(Slurm(profile, name), made, root, with_job=with_job))
     findings = []
     for finding in checks:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcluster.runs import Attempt, RunDir
@@ -22,7 +22,7 @@ class Record:
     ended: float | None
     """None: nobody has written down its end; it may still run."""
     waited_s: float | None
-    """How long its job was ready to start before it did; None without SLURM."""
+    """How long its job was ready to start, or was requeued, before it did; None without SLURM."""
     from_step: int
     to_step: int
     state: str | None
@@ -51,10 +51,23 @@ def history(run_dir: RunDir) -> list[Record]:
     """Every attempt of a run, oldest first."""
     attempts = run_dir.attempts()
     begun = [_from_step(attempt) for attempt in attempts]
-    return [
+    records = [
         _record(attempt, begun[at], begun[at + 1] if at + 1 < len(begun) else None, run_dir)
         for at, attempt in enumerate(attempts)
     ]
+    return list(_waited(records))
+
+
+def _waited(records: list[Record]) -> Iterator[Record]:
+    """A requeued job waits from the moment its last attempt ended; SLURM counts its own delay of two minutes not."""
+    before = None
+    for one in records:
+        same = before is not None and one.job_id is not None and before.job_id == one.job_id
+        if before and same and before.ended is not None:
+            yield replace(one, waited_s=max(0.0, one.started - before.ended))
+        else:
+            yield one
+        before = one
 
 
 def cost(parts: Iterable[Record | Cost]) -> Cost:

@@ -5,6 +5,7 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
                                  heartbeat.json
                                  torchrun.log rank<r>.log failure-rank<r>.json code.diff (further nodes of a SLURM
                                  job: torchrun-node<k>.log node<k>.json)
+          submit.json experiments.json ticket.json cancel.json     who wants it, and what will start or stop it
           slurm/<n>/             one for each SLURM job: job.sh task.pkl <job id>.log
           checkpoints/           step-<n>.ckpt (train/checkpoint.py)
           events/                TensorBoard files of all attempts, written by rank 0
@@ -15,7 +16,6 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import tempfile
 import time
@@ -242,6 +242,14 @@ class RunDir:
         if more := [name for name in names if name not in known]:
             write_json(self.path / "experiments.json", sorted([*known, *more]))
 
+    def note_submit(self, words: str) -> None:
+        """Remember the arguments of the `kdcluster submit` that started this run."""
+        write_json(self.path / "submit.json", {"words": words})
+
+    def submitted(self) -> str | None:
+        """Those arguments; None for a run that was never started."""
+        return (read_json(self.path / "submit.json") or {}).get("words") or None
+
     def result(self) -> dict[str, Any] | None:
         """result.json, or None."""
         result: dict[str, Any] | None = read_json(self.path / "result.json")
@@ -269,30 +277,3 @@ def find_run(root: Path, beginning: str) -> RunDir:
             f"{beginning!r} is the beginning of {len(matches)} runs, give more of it: {', '.join(matches[:6])}"
         )
     return RunDir(root, matches[0])
-
-
-def process_record(pid: int) -> dict[str, Any]:
-    """A process so that it can be found again: host, pid and start time (a pid alone may be used again)."""
-    return {"host": socket.gethostname(), "pid": pid, "start_time": process_start_time(pid)}
-
-
-def process_start_time(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot, or None where it is gone (proc(5), field 22)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]
-
-
-def is_alive(record: dict[str, Any] | None) -> bool:
-    """Whether a recorded process still runs on this machine."""
-    if not record or record["host"] != socket.gethostname():
-        return False
-    return record["start_time"] is not None and process_start_time(record["pid"]) == record["start_time"]
-
-
-def threads_available() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -18,7 +18,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from kdcluster import yamlfile
-from kdcluster.runs import RunDir, is_alive
+from kdcluster.processes import is_alive
+from kdcluster.runs import RunDir
 from tests.tiny import TINY_MODELS, put_images, write_experiment
 
 DEV_CLUSTER = Path(__file__).parents[1] / "slurm" / "dev-cluster"

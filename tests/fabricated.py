@@ -12,7 +12,8 @@ from typing import Any
 from kdcluster.files import write_json
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run
-from kdcluster.runs import Attempt, RunDir, process_record
+from kdcluster.processes import process_record
+from kdcluster.runs import Attempt, RunDir
 
 LIVE = process_record(os.getpid())
 """A process that runs: this one."""

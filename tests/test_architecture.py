@@ -26,6 +26,7 @@ RANKS: dict[str, float] = {
     "__init__": 0,
     "errors": 0,
     "files": 1,
+    "processes": 1,
     "config": 2,
     "wording": 2.1,
     "yamlfile": 2.2,

@@ -23,7 +23,7 @@ from kdcluster.launch.sbatch import script
 from kdcluster.launch.slurm import Slurm
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
-from kdcluster.runs import threads_available
+from kdcluster.processes import threads_available
 
 ENOUGH_GIB = 5.0
 """Room for a ViT-Base: three checkpoints of 1 GiB, two files of weights, the decoded images."""
@@ -201,9 +201,8 @@ def _from_a_node(backend: Slurm, root: Path) -> Iterator[Finding]:
     yield Finding("compute node", True, f"job {job_id} ran on {seen['host']}, and sees the runs directory")
     yield Finding("python there", True, seen["python"])
     cuda = backend.profile.device == "cpu" or bool(seen["gpus"])
-    yield Finding(
-        "torch there", cuda, f"{seen['torch']}, {seen['gpus'] or 'CPU only'}", "install a CUDA build of torch"
-    )
+    found, todo = f"{seen['torch']}, {seen['gpus'] or 'CPU only'}", "install a CUDA build of torch, or set device: cpu"
+    yield Finding("torch there", cuda, found, todo)
     todo = "put the runs on a file system with locks; without them attempts alone protect"
     yield Finding(
         "file locks there", seen["locked"], "hold between here and there" if seen["locked"] else "do not", todo

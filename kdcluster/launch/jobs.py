@@ -67,7 +67,8 @@ def why_waiting(job: Job) -> str:
     if words is None:
         words = next((text for start, text in _FAMILIES.items() if job.reason.startswith(start)), "")
         words = f"{words} ({job.reason})" if words else f"waits: {job.reason}" if job.reason != "None" else "waits"
-    start = f"; expected to start at {job.start.replace('T', ' ')}" if job.start else ""
+    held = "Held" in job.reason or "held" in job.reason
+    start = "" if held else f"; expected to start at {job.start.replace('T', ' ')}" if job.start else ""
     return f"job {job.id} {words.format(job=job.id)}{start}"
 
 

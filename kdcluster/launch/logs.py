@@ -24,7 +24,7 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
         rank: this rank alone.
     """
     read: dict[Path, int] = {}
-    said: dict[int, str] = {}
+    said: set[tuple[int, bool]] = set()
     while True:
         ended = run_status(run_dir).state in (
             *ENDED,
@@ -36,8 +36,9 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
         records = history(run_dir)
         for record in records:
             attempt = run_dir.attempt(record.attempt)
-            if rank is None and len(records) > 1 and said.get(attempt.number) in (None, "") != record.state:
-                said[attempt.number] = record.state or ""  # once when it starts, and once when it has ended
+            stage = (attempt.number, record.state is not None)
+            if rank is None and len(records) > 1 and stage not in said:  # once when it starts, once when it has ended
+                said.add(stage)
                 yield f"[attempt {attempt.number}] {headline(record)}"
             for label, path in attempt.logs():
                 if rank is None or label == f"rank {rank}":

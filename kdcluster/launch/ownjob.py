@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -44,6 +45,24 @@ def is_elsewhere() -> bool:
 
 def _is_elsewhere(job: Mapping[str, str]) -> bool:
     return int(job.get("Restarts", restarts())) != restarts()
+
+
+def why_interrupted(lead_s: float) -> str:
+    """Why SLURM has told the job to stop, as far as it says; empty where it does not.
+
+    Args:
+        lead_s: how long before the time limit the job is signalled; SLURM may do it a minute early.
+    """
+    try:
+        job = scheduler.describe(number())
+        if job.get("PreemptTime", "None") != "None":
+            return "preempted for another job"
+        left_s = datetime.fromisoformat(job["EndTime"]).timestamp() - time.time()
+    except (KdclusterError, KeyError, ValueError):
+        return ""
+    if job["JobState"] != "RUNNING":
+        return "its job was ended or requeued"
+    return "its time limit" if left_s < lead_s + 90 else "its job was signalled"
 
 
 def waited_s() -> float | None:

@@ -19,7 +19,7 @@ def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, 
     Raises:
         ConfigError: a model, its weights or the data are not usable; every problem at once.
     """
-    argv = [sys.executable, "-m", "kdcluster.train.preflight", "--data-dir", str(data_dir)]
+    argv = [sys.executable, "-P", "-m", "kdcluster.train.preflight", "--data-dir", str(data_dir)]
     given = json.dumps([run.model_dump(mode="json") for run in runs])
     done = subprocess.run([*argv, *(["--fetch"] if fetch else [])], input=given, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:

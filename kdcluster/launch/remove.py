@@ -25,10 +25,9 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
     ]
     for run_dir, status in found.items():
         needed = ids.intersection(run_dir.load().needs)
-        if run_dir.id not in ids and needed and status.state != "done":
-            problems.append(
-                f"{needed.pop()} is needed by {run_dir.id}, which is not done; delete that too, or not this"
-            )
+        if run_dir.id not in ids and needed:
+            what = "and its retention in the table" if status.state == "done" else "which is not done"
+            problems.append(f"{needed.pop()} is needed by {run_dir.id}, {what}; delete that too, or not this")
     if problems:
         raise ConfigError(*problems)
 

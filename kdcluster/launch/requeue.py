@@ -47,4 +47,6 @@ def judged(
 
 
 def _spent(name: str, number: int) -> str:
-    return f"; {name} {number} {'is' if number == 1 else 'are'} spent" if number else ""
+    if number:
+        return f"; {name} {number} {'is' if number == 1 else 'are'} spent"
+    return f"; not requeued, since {name} is 0" if name == "max_requeues" else ""

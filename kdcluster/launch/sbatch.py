@@ -133,7 +133,7 @@ def _command(layout: Layout, folder: Path) -> str:
     srun = ["srun", "--unbuffered", "--cpu-bind=none", *(["--label"] if layout.nodes > 1 else [])]
     # A signal that comes before submitit has its handler would end the job; SLURM requeues a preempted one itself.
     shield = ["bash", "-c", """'trap "" USR2; exec "$0" "$@"'"""]
-    python = [*shield, _quoted(sys.executable), "-u", "-m", "submitit.core._submit", _quoted(str(folder))]
+    python = [*shield, _quoted(sys.executable), "-uP", "-m", "submitit.core._submit", _quoted(str(folder))]
     return " ".join([*srun, "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}", *python])
 
 

@@ -21,7 +21,8 @@ from kdcluster.launch.sbatch import job_name, script, slurm_layout
 from kdcluster.launch.scheduler import Refused
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
-from kdcluster.runs import RunDir, process_record
+from kdcluster.processes import process_record
+from kdcluster.runs import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Slurm:
         if self.max_gpu_hours is not None and (worst is None or worst > self.max_gpu_hours):
             what = "no time limit is known: set time_limit in the profile" if worst is None else f"{worst:g} GPU-hours"
             raise KdclusterError(
-                f"--max-gpu-hours {self.max_gpu_hours:g}: the worst case is more ({what}); nothing was queued"
+                f"--max-gpu-hours {self.max_gpu_hours:g}: the worst case is more ({what}); nothing is queued"
             )
         layouts = self.layouts(plan)
         self.check_layouts([layouts[run_id] for run_id in chosen])
@@ -143,7 +144,7 @@ class Slurm:
                     scheduler.check(path)
                 except Refused as error:
                     raise Refused(
-                        f"SLURM could never run a job on {layout}:\n{error}\nnothing was queued; mend the profile"
+                        f"SLURM would never run a job on {layout}, so nothing is queued:\n{error}\nmend the profile"
                         f"{f' {self.cluster!r}' if self.cluster else ''}, or ask for less"
                     ) from None
 

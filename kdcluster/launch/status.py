@@ -15,7 +15,8 @@ from kdcluster.launch import jobs as slurm
 from kdcluster.launch.jobs import Jobs
 from kdcluster.launch.scheduler import Job
 from kdcluster.plan import Plan, Run
-from kdcluster.runs import Attempt, RunDir, is_alive
+from kdcluster.processes import is_alive
+from kdcluster.runs import Attempt, RunDir
 
 ENDED = ("done", "failed", "blocked", "stopped", "cancelled", "lost", "preempted")
 """States in which nothing happens any more until someone submits again."""
@@ -64,21 +65,24 @@ def statuses(plan: Plan, root: Path) -> dict[str, Status]:
     return found
 
 
-def next_steps(found: Mapping[str, Status], again: str, where: str) -> list[str]:
+def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str) -> list[str]:
     """What to type where runs ended without being done: first what says why, then what goes on with them.
 
     Args:
         found: the runs' states.
-        again: arguments of `kdcluster submit` that name these runs.
+        again: of each run, the arguments of `kdcluster submit` that start it.
         where: arguments that name their runs directory, or nothing.
     """
     failed = next((run_id for run_id, status in found.items() if status.state == "failed"), None)
-    states = {status.state for status in found.values()}
     steps = [f"kdcluster logs {failed}{where}"] if failed else []
-    if states & {"failed", "cancelled"}:
-        steps.append(f"kdcluster submit {again}{where} --retry  # goes on from what is saved")
-    elif states & {"preempted", "lost", "stopped", "planned"}:
-        steps.append(f"kdcluster submit {again}{where}  # starts what is missing, goes on from what is saved")
+    states: dict[str, set[str]] = {}
+    for run_id, status in found.items():
+        states.setdefault(again[run_id], set()).add(status.state)
+    for words, seen in states.items():
+        if seen & {"failed", "cancelled"}:
+            steps.append(f"kdcluster submit {words}{where} --retry")
+        elif seen & {"preempted", "lost", "stopped", "planned"}:
+            steps.append(f"kdcluster submit {words}{where}")
     return steps
 
 
@@ -146,8 +150,16 @@ def _of(run_dir: RunDir, attempt: Attempt, state: str, reason: str, **more: Any)
     log = logs[-1] if len(logs) == 2 else attempt.path
     if state == "running" and attempt.read("start").get("code_changed"):
         reason = "; ".join(filter(None, [reason, "by other trainer code than was submitted"]))
-    given = {"log": log, "heartbeat": attempt.read("heartbeat"), "job_id": attempt.read("start").get("job_id"), **more}
+    beat = attempt.read("heartbeat") or so_far(run_dir)
+    given = {"log": log, "heartbeat": beat, "job_id": attempt.read("start").get("job_id"), **more}
     return Status(state, reason, attempt.number, **given)
+
+
+def so_far(run_dir: RunDir) -> dict[str, Any]:
+    """How far a run is that goes on from what earlier attempts saved: the last heartbeat, without its speed."""
+    beats = (attempt.read("heartbeat") for attempt in reversed(run_dir.attempts()))
+    beat = next((beat for beat in beats if beat), {})
+    return {key: value for key, value in beat.items() if not key.endswith("_per_s")}
 
 
 def _ended(run_dir: RunDir, newest: Attempt, alive: bool) -> Status | None:
@@ -176,14 +188,15 @@ def _in_queue(run_dir: RunDir, newest: Attempt | None, ref: Mapping[str, Any], j
     if job and job.state in slurm.WAITING:
         again = f"was requeued after attempt {number}{_how(ended)}; " if started else ""
         why = "being cancelled" if cancelled else again + slurm.why_waiting(job)
-        return Status("queued", why, number, job_id=job_id)
+        return Status("queued", why, number, heartbeat=so_far(run_dir), job_id=job_id)
     if job and job.state in slurm.ACTIVE:
         if started is None:
-            return Status("queued", f"job {job_id} starts on {job.nodes}", number, job_id=job_id)
-        goes_on = started.read("outcome").get("next") or (ended and ended.state == "preempted")
-        if ended and not goes_on:
+            why = f"job {job_id} starts on {job.nodes}"
+            return Status("queued", why, number, heartbeat=so_far(run_dir), job_id=job_id)
+        after = "SLURM requeues it" if started.read("outcome").get("next") else "its job is ending"
+        if ended and ended.state != "preempted" and after == "its job is ending":
             return ended
-        why = "being stopped" if cancelled else f"attempt {number}{_how(ended)}; SLURM requeues it" if ended else ""
+        why = "being stopped" if cancelled else f"attempt {number}{_how(ended)}; {after}" if ended else ""
         return _of(run_dir, started, "running", why)
     said = _last_word(job, job_id, jobs.problem)
     if started is None:
@@ -227,7 +240,8 @@ def _never_started(
 ) -> Status:
     """A run whose job began no attempt and does not wait any more."""
     if run_dir.is_cancelled():
-        return Status("cancelled", "before it started", number, job_id=ref["id"])
+        why = _and_safe("before it started again", run_dir) if number else "before it started"
+        return Status("cancelled", why, number, heartbeat=so_far(run_dir), job_id=ref["id"])
     if problem:
         return Status("queued", problem, number, job_id=ref["id"])
     if job is None and ref["id"] is None:

@@ -53,6 +53,8 @@ class Submission:
     started: list[str]
     left: dict[str, Status]
     where: str = ""
+    word: str = "started"
+    """What was done with what was started: "started" or "queued"."""
 
 
 def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) -> list[str]:
@@ -75,6 +77,7 @@ def submit(
     prepare: Callable[[list[Run]], object],
     *,
     retry: bool = False,
+    words: str = "",
 ) -> Submission:
     """Start what is missing; a second call starts nothing twice.
 
@@ -88,6 +91,7 @@ def submit(
         backend: where the runs are to run.
         prepare: called with the runs that are about to be started; fetches what they need, or raises.
         retry: start failed and cancelled runs too.
+        words: arguments of the `kdcluster submit` that this is, for whoever has to repeat it.
 
     Raises:
         KdclusterError: what is asked for cannot run there, or could not be started; nothing is then.
@@ -106,10 +110,11 @@ def submit(
         for run in plan.runs:
             if run.id in chosen:
                 RunDir(root, run.id).prepare(run)
+                RunDir(root, run.id).note_submit(words)
             if RunDir(root, run.id).path.is_dir():
                 RunDir(root, run.id).add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)
-    return Submission(chosen, left, where)
+    return Submission(chosen, left, where, "queued" if backend.name == "slurm" else "started")
 
 
 def adopt(root: Path, found: Mapping[str, Status]) -> None:

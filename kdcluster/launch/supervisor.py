@@ -25,7 +25,8 @@ from kdcluster.launch.outcome import outcome
 from kdcluster.launch.status import Status, blocked_by, run_status
 from kdcluster.launch.torchrun import Layout, command, environment
 from kdcluster.plan import Run
-from kdcluster.runs import Attempt, RunDir, process_record, threads_available
+from kdcluster.processes import process_record, threads_available
+from kdcluster.runs import Attempt, RunDir
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ class Supervisor:
                 "gpus": gpus,
                 "gpus_held": len(gpus),
                 "code": code,
+                "from_step": run_dir.saved_step(),
             }
         )
         if diff:

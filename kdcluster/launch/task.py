@@ -25,10 +25,11 @@ from kdcluster.launch.agent import dies_with
 from kdcluster.launch.code import code_state
 from kdcluster.launch.outcome import outcome
 from kdcluster.launch.profile import Profile
-from kdcluster.launch.requeue import judged
+from kdcluster.launch.requeue import INTERRUPTED, judged
 from kdcluster.launch.status import blocked_by, last_sign, run_status
 from kdcluster.launch.torchrun import Layout, Rendezvous, command, environment
-from kdcluster.runs import Attempt, RunDir, process_record
+from kdcluster.processes import process_record
+from kdcluster.runs import Attempt, RunDir
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,11 @@ class Task:
     def __call__(self) -> str:
         """Train; returns the state in which the attempt ended.
 
-        Raises:
-            KdclusterError: it did not end well, so that SLURM has the job as failed and starts no dependent.
+        Leaves with exit code 1 where it did not end well, so that SLURM has the job as failed and starts no dependent.
         """
         ours = logging.getLogger("kdcluster")  # not the root: submitit's own lines would come twice
-        handler = logging.StreamHandler(sys.stderr)
+        ours.addHandler(handler := logging.StreamHandler(sys.stderr))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        ours.addHandler(handler)
         ours.setLevel(logging.INFO)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told_to_stop", True))  # torchrun has it too, and saves
         node = int(os.environ.get("SLURM_NODEID", "0"))
@@ -85,7 +84,10 @@ class Task:
         except UncompletedJobError:  # out of submitit's signal handler, where checkpoint() gave nothing to requeue
             if self.attempt is not None and self.attempt.read("outcome").get("state") == "done":
                 return "done"
-            raise
+            sys.exit(1)
+        except KdclusterError as error:  # what is to be known of it stands in the run directory, without a traceback
+            log.error("%s", error)
+            sys.exit(1)
 
     def checkpoint(self) -> Any:
         """What submitit calls on SIGUSR2, in the first node's task, before it requeues the job.
@@ -213,7 +215,9 @@ class Task:
             self._await_nodes()
         ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop or late)
         if late and ended["state"] == "lost":
-            ended["reason"] = "did not save within the lead time of SLURM's signal (signal_lead_s)"
+            ended["reason"] = "did not save within the lead time of SLURM's signal"
+        if ended["state"] in INTERRUPTED and (why := ownjob.why_interrupted(self.profile.signal_lead_s)):
+            ended["reason"] += f": {why}"
         by_slurm = give_up_at is not None or not self.told_to_stop or ownjob.is_being_preempted()
         return self._judged(self._attempts(), {**ended, "time": time.time()}, by_slurm=by_slurm)
 

@@ -71,7 +71,8 @@ class Rendezvous:
 def command(run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvous | None = None) -> list[str]:
     """argv of one run on one node: torchrun, then `jobs/train.py` on the run directory.
 
-    Without `rendezvous` a run on one node has one of its own, on a port that the system gives.
+    Without `rendezvous` a run on one node has one of its own, on a port that the system gives. -P keeps a `kdcluster`
+    folder in the working directory from taking the place of the installed package.
     """
     if rendezvous is None:
         meet = ["--standalone", "--nnodes=1"]
@@ -82,7 +83,7 @@ def command(run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvou
             f"--nnodes={layout.nodes}",
         ]
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-P", "-m", "torch.distributed.run"),
         *meet,
         *(f"--nproc-per-node={layout.procs // layout.nodes}", "--max-restarts=0"),
         *trainer(run_dir, data_dir, layout),

@@ -146,7 +146,7 @@ def join(device: str, threads: int | None, timeout_min: float = 30.0) -> Iterato
         if local_rank >= found:
             raise KdclusterError(
                 f"rank {rank} was to run on GPU {local_rank} of this machine, but torch sees {found}; "
-                f"ask for fewer with --gpus, or use --procs for the CPU"
+                f"ask for fewer with --gpus, or train on the CPU (--procs; in SLURM also `device: cpu` in the profile)"
             )
         place = torch.device("cuda", local_rank)  # gpu only
         torch.cuda.set_device(place)

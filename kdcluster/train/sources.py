@@ -30,7 +30,7 @@ from PIL import ExifTags, Image, ImageOps
 from kdcluster.config import Data
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import folder_classes, folder_images
-from kdcluster.runs import threads_available
+from kdcluster.processes import threads_available
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]

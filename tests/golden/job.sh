@@ -26,4 +26,4 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --cpu-bind=none --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'trap "" USR2; exec "$0" "$@"' /env/bin/python -u -m submitit.core._submit '/runs/my run/slurm/1'
+srun --unbuffered --cpu-bind=none --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'trap "" USR2; exec "$0" "$@"' /env/bin/python -uP -m submitit.core._submit '/runs/my run/slurm/1'

@@ -132,7 +132,10 @@ def test_a_teacher_that_is_stopped_by_hand_a_cancel_and_a_resume_elsewhere(desk:
     place.slurm("scancel", rows["teacher"]["job_id"])
     row = wait_until(lambda: (row := place.states()["teacher"])["state"] == "preempted" and row)
     saved = teacher.saved_step()
-    assert f"stopped at step {saved}; step {saved} is saved (SLURM ended job" in row["reason"]
+    assert (
+        f"stopped at step {saved}: its job was ended or requeued; step {saved} is saved (SLURM ended job"
+        in row["reason"]
+    )
     wait_until(lambda: place.slurm("squeue", "--noheader", "--states=PD,R,CG").strip() == "")
     assert place.states()["distilled"]["state"] == "planned"
 
@@ -140,7 +143,7 @@ def test_a_teacher_that_is_stopped_by_hand_a_cancel_and_a_resume_elsewhere(desk:
     place.run("submit", "tiny.yaml", "--gpus", "2", "--role", "teacher,distilled")
     wait_until(lambda: teacher.saved_step() > saved)
     said = place.run("cancel", "tiny.yaml")[1]
-    assert "2 runs were stopped" in said
+    assert "2 runs stopped" in said
     assert {role: row["state"] for role, row in place.states().items()} == {
         "teacher": "cancelled",
         "baseline": "planned",
@@ -162,7 +165,7 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
     profile.write_text("device: cpu\ncpus_per_gpu: 1\ngpus_per_node: 8\npartition: nromal\n")
     said = place.run("submit", "tiny.yaml", "--cluster", "typo.yaml", expect=1)[1]
     assert "invalid partition specified: nromal" in said
-    assert "nothing was queued" in said
+    assert "nothing is queued" in said
     profile.write_text("device: cpu\ncpus_per_gpu: 1\ngpus_per_node: 99\n")
     said = place.run("submit", "tiny.yaml", "--gpus", "20", "--cluster", "typo.yaml", expect=1)[1]
     assert "Requested node configuration is not available" in said

@@ -92,7 +92,9 @@ def test_preempted_and_resumed_on_the_other_node_with_the_same_weights(
         row, first = run.row, run.attempt(1)
         step = first["preempted"]["step"]
         assert row["state"] == "queued"
-        assert f"was requeued after attempt 1 (preempted: stopped at step {step}; step {step} is saved" in row["reason"]
+        why = f"stopped at step {step}: preempted for another job; step {step} is saved"
+        assert f"was requeued after attempt 1 (preempted: {why}" in row["reason"]
+        assert (row["step"], row["steps"]) == (step, undisturbed.result()["steps"])  # type: ignore[index]
         run.start_now(after=1)
         run.trains(2)
     run.slow.unlink()
@@ -263,6 +265,8 @@ def test_a_run_that_is_longer_than_its_time_limit_takes_several_attempts(beyond_
     assert 0 < steps[0] < steps[1] < row["steps"]
     assert [run.attempt(number)["trainer"]["resumed_at_step"] for number in (2, 3)] == steps
     assert run.attempt(2)["outcome"]["budget"]["requeues"] == [2, 10]
+    assert run.attempt(2)["outcome"]["reason"] == f"stopped at step {steps[1]}: its time limit"
+    assert row["history"][1]["waited_s"] > 0
 
     # Nobody knows any more of the job that was cancelled as the run above began; submit starts it again.
     forgotten = OnSlurm(run.desk, "baseline")

@@ -21,6 +21,8 @@ from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
 from kdcluster.launch.status import Status
 from kdcluster.launch.submission import Submission
 from kdcluster.runs import RunDir
+from tests.fabricated import put
+from tests.tiny import make_run
 
 EXP = ("--set", "--seeds")
 RUNS = ("--runs-dir",)
@@ -197,7 +199,7 @@ def test_two_experiments_on_eight_gpus_are_five_runs(empty_folder: Path) -> None
     assert teacher["needs"] == runs["baseline", "exp1"]["needs"] == runs["baseline", "exp2"]["needs"] == []
     assert runs["distilled", "exp1"]["needs"] == runs["distilled", "exp2"]["needs"] == [teacher["id"]]
     for row in document["runs"]:
-        assert row["command"][:3] == [sys.executable, "-m", "torch.distributed.run"]
+        assert row["command"][:4] == [sys.executable, "-P", "-m", "torch.distributed.run"]
         assert "--nproc-per-node=8" in row["command"]
         assert row["command"][-2:] == ["--device", "cuda"]
         assert (row["state"], row["seed"], row["sbatch"]) == ("planned", 0, None)
@@ -317,15 +319,15 @@ def test_a_retry_is_told_with_the_options_of_the_submit(empty_folder: Path, monk
     assert result.stderr.endswith(
         f"next: kdcluster logs {teacher}\n"
         "next: kdcluster submit demo --set 'variant=a b' --role teacher --procs 2 --data-dir 'the data' --retry"
-        "  # goes on from what is saved\nnot every run is done\n"
+        "\nnot every run is done\n"
     )
 
 
 def test_status_where_nothing_runs(empty_folder: Path) -> None:
     result = run("status", "--json")
     assert (result.exit_code, json.loads(result.stdout)["runs"]) == (0, [])
-    assert f"no experiment that is known here has a run in {empty_folder}/runs; name one" in result.stderr
     assert run("status").stdout == "0 runs\n"
+    assert run("status").stderr == f"nothing was started yet in {empty_folder}/runs; name an experiment\n"
 
 
 def test_status_without_names_shows_what_has_runs_here(empty_folder: Path) -> None:
@@ -336,6 +338,18 @@ def test_status_without_names_shows_what_has_runs_here(empty_folder: Path) -> No
     document = json.loads(run("status", "--json").stdout)
     assert [row["role"] for row in document["runs"]] == ["teacher", "baseline", "distilled"]
     assert document["runs"][1]["id"] == run_id
+
+
+def test_status_without_names_shows_runs_of_other_settings_too(tmp_path: Path, empty_folder: Path) -> None:
+    other = make_run(tmp_path, "baseline")
+    run_dir = put(empty_folder / "runs", other, "failed")
+    run_dir.add_experiments(["mine"])
+    run_dir.note_submit("mine.yaml --set variant=x --gpus 2")
+    (row,) = json.loads(run("status", "--json").stdout)["runs"]
+    assert (row["id"], row["state"], row["experiments"]) == (other.id, "failed", ["mine"])
+    said = run("status", other.id)
+    assert "attempt 1 on " in said.stdout
+    assert said.stderr.splitlines()[-1] == "next: kdcluster submit mine.yaml --set variant=x --gpus 2 --retry"
 
 
 def test_logs_of_a_run(empty_folder: Path) -> None:
@@ -384,7 +398,7 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """submit and debug without processes; what was submitted."""
     calls: list[Any] = []
 
-    def submit(plan: Any, root: Path, data: Path, backend: Any, prepare: Any, *, retry: bool) -> Submission:
+    def submit(plan: Any, root: Path, data: Path, backend: Any, prepare: Any, *, retry: bool, words: str) -> Submission:
         prepare(plan.runs)
         calls.append((plan, root, data, retry))
         left = {plan.runs[0].id: Status("failed", "why")}
@@ -396,7 +410,9 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr("kdcluster.launch.submission.submit", submit)
     monkeypatch.setattr("kdcluster.launch.local.debug", debug)
-    monkeypatch.setattr("kdcluster.launch.preflight.preflight", lambda runs, data, fetch: calls.append(len(list(runs))))
+    monkeypatch.setattr(
+        "kdcluster.launch.preflight.preflight", lambda runs, data_dir, fetch: calls.append(len(list(runs)))
+    )
     return calls
 
 

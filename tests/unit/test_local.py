@@ -31,7 +31,8 @@ from kdcluster.launch.submission import submit, to_start
 from kdcluster.launch.supervisor import Supervisor
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
-from kdcluster.runs import RunDir, is_alive, process_record
+from kdcluster.processes import is_alive, process_record
+from kdcluster.runs import RunDir
 from tests import fabricated
 from tests.fabricated import LIVE, STATES, put
 from tests.tiny import make_plan

@@ -13,7 +13,8 @@ import pytest
 from filelock import Timeout
 
 from kdcluster.errors import ConfigError, NotFound
-from kdcluster.runs import RunDir, find_run, is_alive, process_record, process_start_time
+from kdcluster.processes import is_alive, process_record, process_start_time
+from kdcluster.runs import RunDir, find_run
 from tests.fabricated import DEAD, LIVE, ended, publish
 from tests.tiny import make_run
 

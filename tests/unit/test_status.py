@@ -203,27 +203,30 @@ def test_blocked_is_passed_on(made: Plan) -> None:
     assert blocked_by(student, found) == f"{student.needs[0]} is blocked: x is failed"
 
 
-SAVED = "  # goes on from what is saved"
-MISSING = "  # starts what is missing, goes on from what is saved"
-
-
 @pytest.mark.parametrize(
     ("states", "steps"),
     [
         (("done", "running", "blocked"), []),
         (
             ("done", "failed", "blocked"),
-            ["kdcluster logs r1 --runs-dir x", "kdcluster submit demo --runs-dir x --retry" + SAVED],
+            ["kdcluster logs r1 --runs-dir x", "kdcluster submit demo --runs-dir x --retry"],
         ),
-        (("cancelled", "lost"), ["kdcluster submit demo --runs-dir x --retry" + SAVED]),
-        (("preempted", "done"), ["kdcluster submit demo --runs-dir x" + MISSING]),
-        (("lost",), ["kdcluster submit demo --runs-dir x" + MISSING]),
-        (("planned", "done"), ["kdcluster submit demo --runs-dir x" + MISSING]),
+        (("cancelled", "lost"), ["kdcluster submit demo --runs-dir x --retry"]),
+        (("preempted", "done"), ["kdcluster submit demo --runs-dir x"]),
+        (("lost",), ["kdcluster submit demo --runs-dir x"]),
+        (("planned", "done"), ["kdcluster submit demo --runs-dir x"]),
     ],
 )
 def test_what_to_type_next(states: tuple[str, ...], steps: list[str]) -> None:
     found = {f"r{number}": status.Status(state) for number, state in enumerate(states)}
-    assert status.next_steps(found, "demo", " --runs-dir x") == steps
+    assert status.next_steps(found, dict.fromkeys(found, "demo"), " --runs-dir x") == steps
+
+
+def test_each_run_goes_on_with_the_words_that_started_it() -> None:
+    found = {name: status.Status(state) for name, state in (("a", "failed"), ("b", "lost"), ("c", "done"))}
+    words = {"a": "x --gpus 2", "b": "y", "c": "z"}
+    steps = ["kdcluster logs a", "kdcluster submit x --gpus 2 --retry", "kdcluster submit y"]
+    assert status.next_steps(found, words, "") == steps
 
 
 def test_a_teacher_whose_weights_are_gone_is_lost_to_a_student_that_needs_them(made: Plan, root: Path) -> None:

@@ -503,7 +503,7 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch, found, local_rank):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    message = f"rank 0 was to run on GPU {local_rank} of this machine, but torch sees {found}; .* --gpus, .* --procs"
+    message = f"rank 0 was to run on GPU {local_rank} of this machine, but torch sees {found}; .* --gpus, .*--procs"
     with pytest.raises(KdclusterError, match=message), distributed.join("cuda", None):
         pytest.fail("it went on without")
 

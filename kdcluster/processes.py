@@ -1,0 +1,35 @@
+"""Processes of this machine, so that they can be found again, and the cores that this one may use."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+
+def process_record(pid: int) -> dict[str, Any]:
+    """A process so that it can be found again: host, pid and start time (a pid alone may be used again)."""
+    return {"host": socket.gethostname(), "pid": pid, "start_time": process_start_time(pid)}
+
+
+def process_start_time(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot, or None where it is gone (proc(5), field 22)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def is_alive(record: dict[str, Any] | None) -> bool:
+    """Whether a recorded process still runs on this machine."""
+    if not record or record["host"] != socket.gethostname():
+        return False
+    return record["start_time"] is not None and process_start_time(record["pid"]) == record["start_time"]
+
+
+def threads_available() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
