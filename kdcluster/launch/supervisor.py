@@ -8,46 +8,22 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock
 
 from kdcluster.files import read_json, write_json
-from kdcluster.launch.agent import AWAITED, dies_with
-from kdcluster.launch.code import code_state
+from kdcluster.launch.agent import AWAITED
+from kdcluster.launch.child import Child
 from kdcluster.launch.gpus import GpuPool, visible_gpus
-from kdcluster.launch.outcome import outcome
 from kdcluster.launch.status import Status, blocked_by, run_status
-from kdcluster.launch.torchrun import Layout, command, environment
+from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
 from kdcluster.processes import process_record, threads_available
-from kdcluster.runs import Attempt, RunDir
+from kdcluster.runs import RunDir
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Child:
-    """One torchrun."""
-
-    run: Run
-    attempt: Attempt
-    process: subprocess.Popen[bytes]
-    layout: Layout
-    locks: list[FileLock]
-    output: IO[bytes]
-    told: bool = False
-
-    def tell_to_stop(self) -> None:
-        """Once: a second SIGTERM would have torchrun give up waiting."""
-        if not self.told:
-            self.told = True
-            self.process.terminate()
 
 
 class Supervisor:
@@ -81,18 +57,14 @@ class Supervisor:
     def reap(self) -> None:
         """Write the outcome of every torchrun that has ended."""
         for run_id, child in list(self.children.items()):
-            code = child.process.poll()
-            if code is None:
+            if child.process.poll() is None:
                 continue
             del self.children[run_id]
-            child.output.close()
-            ended = outcome(RunDir(self.root, run_id), child.attempt, code, told_to_stop=self.stopping)
+            ended = child.outcome(told_to_stop=self.stopping)
             try:
-                child.attempt.write_last("outcome", {**ended, "time": time.time()})
+                child.attempt.write_last("outcome", ended)
             except OSError as error:  # the run is then lost, and submit heals it; the others go on
                 log.error("%s: its outcome cannot be written: %s", run_id, error)
-            for lock in child.locks:
-                lock.release()
             log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
 
     def stop_what_was_cancelled(self) -> None:
@@ -147,37 +119,10 @@ class Supervisor:
             gpus, locks = [gpu for gpu, _ in taken], [lock for _, lock in taken]
         elif self.children and self._busy_cores() + layout.cores > threads_available():
             return
-        run_dir = RunDir(self.root, run.id)
-        argv = command(run_dir.path, self.data_dir, layout)
-        code, diff = code_state()
-        attempt = run_dir.start_attempt(
-            {
-                "supervisor": self.record,
-                "command": argv,
-                "device": layout.device,
-                "procs": layout.procs,
-                "threads": layout.threads,
-                "gpus": gpus,
-                "gpus_held": len(gpus),
-                "code": code,
-                "from_step": run_dir.saved_step(),
-            }
-        )
-        if diff:
-            (attempt.path / "code.diff").write_text(diff)
-        output = attempt.log().open("ab")
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment(os.environ, layout, attempt=attempt.number, gpus=gpus),
-            preexec_fn=dies_with(os.getpid()),
-        )
-        attempt.write("agent", process_record(process.pid))
+        child = Child.start(RunDir(self.root, run.id), self.data_dir, layout, gpus, locks)
         del self.pending[run.id]
-        self.children[run.id] = Child(run, attempt, process, layout, locks, output)
-        log.info("%s attempt %d: started on %s", run.id, attempt.number, layout)
+        self.children[run.id] = child
+        log.info("%s attempt %d: started on %s", run.id, child.attempt.number, layout)
 
     def _busy_cores(self) -> int:
         return sum(child.layout.cores for child in self.children.values())

@@ -22,7 +22,7 @@ import pytest
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
-from kdcluster.launch import local, supervisor
+from kdcluster.launch import child, local, supervisor
 from kdcluster.launch.code import code_state
 from kdcluster.launch.gpus import GpuPool
 from kdcluster.launch.local import Local, check_room, layouts
@@ -311,8 +311,8 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
         there.write_tickets()
         return there
 
-    monkeypatch.setattr(supervisor, "command", command)
-    monkeypatch.setattr(supervisor, "code_state", lambda: ({"git": {}}, ""))
+    monkeypatch.setattr(child, "command", command)
+    monkeypatch.setattr(child, "code_state", lambda: ({"git": {}}, ""))
     monkeypatch.setattr(supervisor, "threads_available", lambda: 2)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield make
