@@ -16,6 +16,7 @@ from kdcluster.errors import ConfigError, NotFound
 from kdcluster.terminal import say
 
 if TYPE_CHECKING:
+    from kdcluster.configfile import LoadedExperiment
     from kdcluster.launch.local import Local
     from kdcluster.launch.slurm import Slurm
     from kdcluster.plan import Plan
@@ -84,6 +85,17 @@ class Chosen:
                     raise
                 found[run_dir.id] = run_dir
         return list(found.values())
+
+    def load(self, name: str) -> LoadedExperiment:
+        """One experiment with the command line on top of its file."""
+        from kdcluster import configfile
+
+        return configfile.load(name, self.settings)
+
+    @property
+    def settings(self) -> list[str]:
+        """All that the command line sets on top of a file, as --set takes it."""
+        return [*self.overrides, *self._short()]
 
     def plan(self, *names: str) -> Plan:
         """The plan of the named experiments (or of `names`) with the command line on top of their files.

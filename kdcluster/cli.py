@@ -310,6 +310,79 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
 
 
 @main.command()
+@click.argument("experiment", metavar="EXP")
+@takes(arguments.settings, arguments.resources, arguments.runs_dir, arguments.data_dir)
+@click.option("--trials", type=click.IntRange(1), default=None, help="Points to try.  [default: sweep.trials]")
+@click.option(
+    "--confirm",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Fresh seeds for the winner, the file's own settings and the baseline on the whole training set; 0: none.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the points and their runs; start nothing.")
+def sweep(chosen: Chosen, experiment: str, trials: int | None, confirm: int, dry_run: bool) -> None:
+    """Search the best alpha and temperature with Ray Tune.
+
+    Or other keys: the space stands in the experiment's `sweep` block. Every trial is an ordinary run.
+    """
+    from kdcluster import sweep as sweeping
+    from kdcluster import trials as trying
+
+    loaded, overrides = chosen.load(experiment), chosen.settings
+    points = sweeping.points(loaded, overrides, trials)
+    if dry_run:
+        for number, point in enumerate(points, 1):
+            show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(run.id for run in point.runs)}")
+        return show(f"{count(len(points), 'trial')}; nothing was started")
+    _train_teacher_first(chosen, experiment)
+    trying.search(loaded, points, chosen.root, chosen.data)
+    tried = sweeping.tried(points, loaded.config.sweep, chosen.root)
+    for line in sweeping.table(tried, loaded.config.sweep.metric):
+        show(line)
+    best = tried[0]
+    if best.value is None:
+        leave("no trial came to an end", 1)
+    again = f"kdcluster submit {chosen.again(experiment)} {' '.join(f'--set {one}' for one in best.point.settings)}"
+    say(f"best of {count(len(points), 'trial')}, selected on held-out images: {' '.join(best.point.settings)}")
+    say(f"next: {again}")
+    if confirm:
+        _confirm(chosen, sweeping.confirmation(loaded, overrides, best.point, confirm))
+
+
+def _train_teacher_first(chosen: Chosen, experiment: str) -> None:
+    """The teacher is an ordinary run, made once."""
+    from kdcluster.launch import submission
+    from kdcluster.launch.local import Local
+    from kdcluster.launch.preflight import preflight
+    from kdcluster.launch.progress import follow
+
+    made = chosen.plan(experiment)
+    preflight(made.runs, chosen.data, fetch=True)
+    teacher = made.only(["teacher"])
+    submission.submit(teacher, chosen.root, chosen.data, Local(), lambda runs: None, words=f"{experiment}")
+    found = follow(teacher, chosen.root, sys.stderr)
+    if any(status.state != "done" for status in found.values()):
+        _say_next_steps(found, chosen.again(experiment), chosen)
+        leave("without its teacher nothing can be searched", 1)
+
+
+def _confirm(chosen: Chosen, made: Plan) -> None:
+    """Train the confirmation and print its table."""
+    from kdcluster.launch import submission
+    from kdcluster.launch.local import Local
+    from kdcluster.launch.progress import follow
+    from kdcluster.results import render, table
+
+    submission.submit(made, chosen.root, chosen.data, Local(), lambda runs: None)
+    found = follow(made, chosen.root, sys.stderr)
+    states = {i: (status.state, status.reason, str(status.log) if status.log else None) for i, status in found.items()}
+    show(render.render(table.build(made, chosen.root, states=states), ascii=not can_show("±×αΔ–")), nl=False)
+    if any(status.state != "done" for status in found.values()):
+        leave("not every run of the confirmation is done", 1)
+
+
+@main.command()
 @click.argument("names", nargs=-1, metavar="[EXP|RUN...]")
 @takes(arguments.settings, arguments.runs_dir)
 @click.option("--watch", is_flag=True, help="Stay until every run has ended.")

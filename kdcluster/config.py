@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from kdcluster.space import domain_problem
+
 DATASETS = {"cifar100": (100, 3), "cifar10": (10, 3), "mnist5k": (10, 1)}
 """Built-in data sets: number of classes, colour channels. An `image_folder` has what its folders say, in RGB."""
 
@@ -199,6 +201,54 @@ class Resources(Block):
     )
 
 
+def _domains(space: dict[str, Any] | None) -> dict[str, Any] | None:
+    if space is not None and not space:
+        raise ValueError("must have at least one key")
+    problems = [f"{key}: {problem}" for key, domain in (space or {}).items() if (problem := domain_problem(domain))]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return space
+
+
+class Sweep(Block):
+    """The search for better settings of the distilled student (`kdcluster sweep`)."""
+
+    space: Annotated[dict[str, Any] | None, AfterValidator(_domains)] = field(
+        "What is searched: dotted keys of this file, each with uniform, loguniform, quniform, randint, choice or "
+        "grid. null: alpha (uniform, 0.05 to 0.95) and temperature (loguniform, 1 to 16).",
+        None,
+        hashed=False,
+    )
+    trials: int = field("Points that are tried; a grid is tried as a whole.", 12, hashed=False, ge=1)
+    metric: Literal["val/top1", "val/top5", "val/loss"] = field(
+        "What is optimised, on images that no trial trains on; val/loss is to be small.", "val/top1", hashed=False
+    )
+    scheduler: Literal["none", "asha"] = field(
+        "asha stops a trial early that is worse than others were after as many epochs.", "none", hashed=False
+    )
+    seeds: int = field(
+        "Runs of each point with different seeds, whose mean is optimised; more than 1 needs scheduler none.",
+        1,
+        hashed=False,
+        ge=1,
+    )
+    val_fraction: float = field(
+        "Share of the training images that trials do not train on, where data.val_fraction is 0.",
+        0.1,
+        hashed=False,
+        gt=0.0,
+        lt=1.0,
+    )
+    seed: int = field("Seed of the search.", 0, hashed=False, ge=0, lt=2**31)
+    at_once: int | None = field(
+        "Most trials at the same time; null: as many as there is room for.", None, hashed=False, ge=1
+    )
+    time_budget_min: float | None = field(
+        "No trial starts, and none goes on, after so long; null: no limit.", None, unit="minutes", hashed=False, gt=0.0
+    )
+    max_failures: int = field("How often a trial that fails is started again.", 1, hashed=False, ge=0)
+
+
 class Reference(Block):
     """Published figures, shown in a column of their own."""
 
@@ -225,6 +275,7 @@ class Experiment(Block):
         (),
         strict=False,
     )
+    sweep: Sweep = field("The search for better settings.", Sweep(), hashed=False)
     reference: Reference = field("Published figures.", Reference(), hashed=False)
 
     @field_validator("seeds")
@@ -249,6 +300,9 @@ class Experiment(Block):
         if self.train.warmup_epochs >= self.train.epochs:
             what = f"must be less than train.epochs, {self.train.epochs} (got {self.train.warmup_epochs:g})"
             found.append((("train", "warmup_epochs"), what))
+        if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
+            what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"
+            found.append((("sweep", "seeds"), what))
         own, merged = self.teacher.train, self.teacher_train()
         if own is None or merged is None:
             if self.teacher.pretrained is False:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,9 +135,28 @@ def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
     return Plan(tuple(ordered), wanted, experiments)
 
 
-def _runs_of(loaded: LoadedExperiment) -> dict[Role, list[Run]]:
+def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float) -> list[Run]:
+    """The distilled runs of one point of a sweep, which hold images out to be measured on.
+
+    Their teacher is the experiment's own run: it sees all training images, also those that the trials hold out.
+
+    Args:
+        loaded: the experiment at that point.
+        seeds: of the runs.
+        val_fraction: share that is held out where the file holds out none.
+    """
+    data = loaded.config.data
+    held = data if data.val_fraction else data.model_copy(update={"val_fraction": val_fraction})
+    changes = {"data": held, "seeds": tuple(seeds)}
+    return _runs_of(loaded, replace(loaded, config=loaded.config.model_copy(update=changes)))["distilled"]
+
+
+def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None) -> dict[Role, list[Run]]:
+    """All runs; `students`: the experiment as they see it, where that differs from how the teacher does."""
     config = loaded.config
     teacher = _run(loaded, "teacher", config.teacher.seed, config.teacher, config.teacher_train())
+    loaded = students or loaded
+    config = loaded.config
     ref = TeacherRef(id=teacher.id, model=teacher.model, min_top1=config.teacher.min_top1)
     baseline = [_run(loaded, "baseline", seed, config.student, config.train) for seed in config.seeds]
     if config.distill.alpha == 0:

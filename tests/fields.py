@@ -76,7 +76,7 @@ def another(info: FieldInfo, value: Any) -> Any:
     if float in kinds:
         return (value or 0.0) + 0.25
     if dict in kinds:
-        return {**value, "drop_rate": 0.25}
+        return {**(value or {}), "drop_rate": {"choice": [0.25]}}
     assert tuple in kinds, f"no other value is known for {info.annotation}"
     return (*value, "/my_models.py" if "str" in str(info.annotation) else 7)
 

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "schema": ("--json",),
     "cancel": (*EXP, *RUNS, "--shared"),
     "rm": (*RUNS, "--yes"),
+    "sweep": (*EXP, "--gpus", "--procs", *WHERE, "--trials", "--confirm", "--dry-run"),
     "doctor": (*EXP, *WHERE, "--cluster", "--with-job", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
@@ -55,6 +56,7 @@ ARGUMENTS = {
     "results": "EXP...",
     "cancel": "EXP|RUN...",
     "rm": "RUN...",
+    "sweep": "EXP",
     "doctor": "[EXP...]",
 }
 
