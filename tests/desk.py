@@ -145,6 +145,7 @@ MODELS = {
     "imports": ["models.py", TINY_MODELS],
     "teacher": {"model": "tiny_net", "train": {"epochs": 2}},  # of its own, so that it is the same one everywhere
     "student": {"model": "slow"},
+    "train.epochs": 6,
 }
 PROFILE = {"device": "cpu", "gpus_per_node": 8, "cpus_per_gpu": 1, "signal_lead_s": 10, "shutdown_timeout_s": 8}
 
@@ -206,8 +207,10 @@ class OnSlurm:
         argv = ["sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--cpus-per-task=16"]
         urgent = self.desk.slurm(*argv, "--export=NONE", "--output=/dev/null", "--wrap=sleep 600").strip()
         wait_until(lambda: self.slurm_state() in ("PENDING", "REQUEUED"))
-        yield
-        self.desk.slurm("scancel", urgent)
+        try:
+            yield
+        finally:
+            self.desk.slurm("scancel", urgent)
 
     def start_now(self, after: int) -> None:
         """Cut the wait of a requeued job short, once nothing is left of that attempt: a node takes a job once."""

@@ -118,6 +118,7 @@ class Publisher:
     def preempted(self, step: int) -> None:
         """Say that the run was stopped on request and can go on from `step`; the checkpoint is on disk."""
         if self.active and self.attempt is not None:
+            self.tracker.heartbeat(force=True, step=step)  # where it stands while it waits to go on
             self.attempt.write("preempted", {"step": step})
             log.info("stopped on request at step %d; the next submit goes on from there", step)
 
