@@ -237,7 +237,7 @@ def test_a_full_disk_under_a_job(
     run = student(with_signal, **{"train.checkpoint_every": "1steps"})
     with small_disk(run.run.path):
         run.submit(gpus=2)
-        run.trains(1)
+        wait_until(run.run.saved_step)
         filler = fill(run.run.path)
         row = run.wait()
         assert row["state"] == "failed"
