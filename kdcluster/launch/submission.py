@@ -96,6 +96,11 @@ def submit(
     Raises:
         KdclusterError: what is asked for cannot run there, or could not be started; nothing is then.
     """
+    found = statuses(plan, root)
+    asked = to_start(plan, found, retry=retry)
+    if asked:  # before anything is written
+        refuse_mixed(plan, found, asked, backend.name)
+        backend.check(plan, asked, root)
     root.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(root):
         found = statuses(plan, root)
@@ -105,7 +110,8 @@ def submit(
         if not chosen:
             return Submission([], left)
         refuse_mixed(plan, found, chosen, backend.name)
-        backend.check(plan, chosen, root)
+        if not set(chosen) <= set(asked):  # it has ended or failed meanwhile
+            backend.check(plan, chosen, root)
         prepare([run for run in plan.runs if run.id in chosen])
         for run in plan.runs:
             if run.id in chosen:

@@ -228,6 +228,7 @@ def test_what_status_says_while_things_are_done_to_a_job(
     row = run.wait()
     assert (row["state"], row["attempts"]) == ("done", 2)
     subprocess.run(["slurmctld"], env=with_signal, check=True)
+    wait_until(lambda: set(run.desk.slurm("sinfo", "--noheader", "--Node", "--format=%T").split()) == {"idle"})
     run.desk.run("logs", run.run.id)
 
 

@@ -440,7 +440,7 @@ def test_gpus_that_are_not_there_are_an_error(empty_folder: Path, monkeypatch: p
     monkeypatch.setattr("kdcluster.launch.local.visible_gpus", list)
     monkeypatch.setattr("kdcluster.launch.preflight.preflight", _raiser(AssertionError("it fetches")))
     assert "8 GPUs asked for, this machine shows none" in fails(1, "submit", "exp1", "--gpus", "8")
-    assert list((empty_folder / "runs").glob("[!.]*")) == []
+    assert everything(empty_folder) == []
 
 
 def test_debug_leaves_with_the_trainers_code(empty_folder: Path, no_start: list[Any]) -> None:
