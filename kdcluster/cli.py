@@ -311,8 +311,16 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
 
 @main.command()
 @click.argument("experiment", metavar="EXP")
-@takes(arguments.settings, arguments.resources, arguments.runs_dir, arguments.data_dir)
+@takes(arguments.settings, arguments.resources, arguments.runs_dir, arguments.data_dir, arguments.place)
 @click.option("--trials", type=click.IntRange(1), default=None, help="Points to try.  [default: sweep.trials]")
+@click.option(
+    "--gpus-per-trial",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="GPUs of each trial, or a share of one; --gpus is of the whole sweep then.",
+)
+@click.option("--ray-address", default=None, metavar="HOST:PORT|auto", help="A Ray cluster that is there already.")
+@click.option("--allow-teacher", is_flag=True, help="Also search what changes the teacher; each is trained first.")
 @click.option(
     "--confirm",
     type=click.IntRange(0),
@@ -320,66 +328,17 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
     show_default=True,
     help="Fresh seeds for the winner, the file's own settings and the baseline on the whole training set; 0: none.",
 )
+@click.option("--write-best", is_flag=True, help="Write configs/EXP-best.yaml.")
 @click.option("--dry-run", is_flag=True, help="Print the points and their runs; start nothing.")
-def sweep(chosen: Chosen, experiment: str, trials: int | None, confirm: int, dry_run: bool) -> None:
+def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
     """Search the best alpha and temperature with Ray Tune.
 
-    Or other keys: the space stands in the experiment's `sweep` block. Every trial is an ordinary run.
+    Or other keys: the space stands in the experiment's `sweep` block. Every trial is an ordinary run, and the same
+    command goes on after whatever stopped it. In SLURM the search is one job of --nodes and --gpus in all.
     """
-    from kdcluster import sweep as sweeping
-    from kdcluster import trials as trying
+    from kdcluster import sweep_command
 
-    loaded, overrides = chosen.load(experiment), chosen.settings
-    points = sweeping.points(loaded, overrides, trials)
-    if dry_run:
-        for number, point in enumerate(points, 1):
-            show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(run.id for run in point.runs)}")
-        return show(f"{count(len(points), 'trial')}; nothing was started")
-    _train_teacher_first(chosen, experiment)
-    trying.search(loaded, points, chosen.root, chosen.data)
-    tried = sweeping.tried(points, loaded.config.sweep, chosen.root)
-    for line in sweeping.table(tried, loaded.config.sweep.metric):
-        show(line)
-    best = tried[0]
-    if best.value is None:
-        leave("no trial came to an end", 1)
-    again = f"kdcluster submit {chosen.again(experiment)} {' '.join(f'--set {one}' for one in best.point.settings)}"
-    say(f"best of {count(len(points), 'trial')}, selected on held-out images: {' '.join(best.point.settings)}")
-    say(f"next: {again}")
-    if confirm:
-        _confirm(chosen, sweeping.confirmation(loaded, overrides, best.point, confirm))
-
-
-def _train_teacher_first(chosen: Chosen, experiment: str) -> None:
-    """The teacher is an ordinary run, made once."""
-    from kdcluster.launch import submission
-    from kdcluster.launch.local import Local
-    from kdcluster.launch.preflight import preflight
-    from kdcluster.launch.progress import follow
-
-    made = chosen.plan(experiment)
-    preflight(made.runs, chosen.data, fetch=True)
-    teacher = made.only(["teacher"])
-    submission.submit(teacher, chosen.root, chosen.data, Local(), lambda runs: None, words=f"{experiment}")
-    found = follow(teacher, chosen.root, sys.stderr)
-    if any(status.state != "done" for status in found.values()):
-        _say_next_steps(found, chosen.again(experiment), chosen)
-        leave("without its teacher nothing can be searched", 1)
-
-
-def _confirm(chosen: Chosen, made: Plan) -> None:
-    """Train the confirmation and print its table."""
-    from kdcluster.launch import submission
-    from kdcluster.launch.local import Local
-    from kdcluster.launch.progress import follow
-    from kdcluster.results import render, table
-
-    submission.submit(made, chosen.root, chosen.data, Local(), lambda runs: None)
-    found = follow(made, chosen.root, sys.stderr)
-    states = {i: (status.state, status.reason, str(status.log) if status.log else None) for i, status in found.items()}
-    show(render.render(table.build(made, chosen.root, states=states), ascii=not can_show("±×αΔ–")), nl=False)
-    if any(status.state != "done" for status in found.values()):
-        leave("not every run of the confirmation is done", 1)
+    sweep_command.sweep(chosen, experiment, sweep_command.Wanted(**options))
 
 
 @main.command()
@@ -540,8 +499,11 @@ def prefetch(chosen: Chosen) -> None:
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
 )
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
+@click.option("--sweep", "of_sweep", is_flag=True, help="The trials of the experiment's sweep instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def results(chosen: Chosen, style: str, protocol: str, output: Path | None, strict: bool, as_json: bool) -> None:
+def results(
+    chosen: Chosen, style: str, protocol: str, output: Path | None, strict: bool, of_sweep: bool, as_json: bool
+) -> None:
     """The results table, and what is missing from it.
 
     Accuracy, gain over the baseline, parameters, reduction and retention of each configuration.
@@ -550,21 +512,29 @@ def results(chosen: Chosen, style: str, protocol: str, output: Path | None, stri
     from kdcluster.launch.status import statuses
     from kdcluster.results import render, table
 
-    made, root = chosen.plan(), chosen.root
-    states = {
-        run_id: (status.state, status.reason, str(status.log) if status.log else None)
-        for run_id, status in statuses(made, root).items()
-    }
-    built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
     style = "json" if as_json else style
+    in_ascii = output is None and not can_show("±×αΔ–")
+    complete = True
+    if of_sweep:
+        from kdcluster.sweep_command import results_of
+
+        text, complete = results_of(chosen, style, ascii=in_ascii)
+    else:
+        made, root = chosen.plan(), chosen.root
+        states = {
+            run_id: (status.state, status.reason, str(status.log) if status.log else None)
+            for run_id, status in statuses(made, root).items()
+        }
+        built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
+        text, complete = render.render(built, style, ascii=in_ascii), built.complete  # type: ignore[arg-type]
     if output is not None:
         try:
-            write_aside(output, render.render(built, style))  # type: ignore[arg-type]
+            write_aside(output, text)
         except OSError as error:
             raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
     else:
-        show(render.render(built, style, ascii=not can_show("±×αΔ–")), nl=False)  # type: ignore[arg-type]
-    if strict and not built.complete:
+        show(text, nl=False)
+    if strict and not complete:
         sys.exit(1)
 
 

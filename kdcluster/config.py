@@ -223,6 +223,11 @@ class Sweep(Block):
     metric: Literal["val/top1", "val/top5", "val/loss"] = field(
         "What is optimised, on images that no trial trains on; val/loss is to be small.", "val/top1", hashed=False
     )
+    search: Literal["random", "optuna"] = field(
+        "How points are found: drawn at random (and each of a grid), or by Optuna from the results of those before.",
+        "random",
+        hashed=False,
+    )
     scheduler: Literal["none", "asha"] = field(
         "asha stops a trial early that is worse than others were after as many epochs.", "none", hashed=False
     )
@@ -303,6 +308,10 @@ class Experiment(Block):
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
             what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"
             found.append((("sweep", "seeds"), what))
+        grids = [key for key, domain in (self.sweep.space or {}).items() if "grid" in domain]
+        if grids and self.sweep.search == "optuna":
+            what = f"optuna tries no grid as a whole; make {grids[0]} a choice, or search at random"
+            found.append((("sweep", "search"), what))
         own, merged = self.teacher.train, self.teacher_train()
         if own is None or merged is None:
             if self.teacher.pretrained is False:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdcluster import wording
+from kdcluster import wording, yamlfile
 from kdcluster.config import DATASETS, Experiment
 from kdcluster.errors import ConfigError, NotFound
 from kdcluster.files import file_digest, folder_classes, folder_digest, image_folder_problem, shipped
@@ -75,6 +75,11 @@ def load(name: str, overrides: Iterable[str] = ()) -> LoadedExperiment:
     if malformed or problems or missing:
         raise ConfigError(*source.report([*problems, *missing]), *malformed)
     return LoadedExperiment(path.stem, path, config, digests, _num_classes(config))
+
+
+def edited(loaded: LoadedExperiment, overrides: Iterable[str]) -> str:
+    """An experiment's file with overrides put into it, and with absolute paths, so that it can lie anywhere."""
+    return yamlfile.edited(loaded.path, overrides, _make_absolute)
 
 
 _STAND_INS = {"data": {"name": "cifar10"}, "teacher": {"model": "-"}, "student": {"model": "-"}}

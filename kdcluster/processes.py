@@ -30,6 +30,24 @@ def is_alive(record: dict[str, Any] | None) -> bool:
     return record["start_time"] is not None and process_start_time(record["pid"]) == record["start_time"]
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes below one, all generations, by today's parents."""
+    below: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stat = path.read_text()
+        except OSError:
+            continue
+        below.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        children = below.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return sorted(found)
+
+
 def threads_available() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))

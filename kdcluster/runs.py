@@ -6,6 +6,7 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
                                  torchrun.log rank<r>.log failure-rank<r>.json code.diff (further nodes of a SLURM
                                  job: torchrun-node<k>.log node<k>.json)
           submit.json experiments.json ticket.json cancel.json     who wants it, and what will start or stop it
+          trials.json            the points of sweeps that it tries
           slurm/<n>/             one for each SLURM job: job.sh task.pkl <job id>.log
           checkpoints/           step-<n>.ckpt (train/checkpoint.py)
           events/                TensorBoard files of all attempts, written by rank 0
@@ -249,6 +250,17 @@ class RunDir:
     def submitted(self) -> str | None:
         """Those arguments; None for a run that was never started."""
         return (read_json(self.path / "submit.json") or {}).get("words") or None
+
+    def trials_of(self, experiment: str) -> list[dict[str, Any]]:
+        """The points of an experiment's sweep that this run tries, each as {"experiment", "values"}."""
+        return [one for one in read_json(self.path / "trials.json") or [] if one["experiment"] == experiment]
+
+    def note_trial(self, experiment: str, values: dict[str, Any]) -> None:
+        """Remember that this run tries a point of an experiment's sweep."""
+        noted = {"experiment": experiment, "values": values}
+        known = list(read_json(self.path / "trials.json") or [])
+        if noted not in known:
+            write_json(self.path / "trials.json", [*known, noted])
 
     def result(self) -> dict[str, Any] | None:
         """result.json, or None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 KINDS = {
@@ -75,16 +75,20 @@ def draw(domain: Mapping[str, Any], chance: random.Random) -> Any:
     if kind == "randint":
         return chance.randint(low, high)
     if kind == "quniform":
-        steps = math.floor((high - low) / values[2] + 1e-9)
-        return rounded(low + values[2] * chance.randint(0, steps))
+        return rounded(low + values[2] * chance.randint(0, steps(values)), values)
     if kind == "loguniform":
-        return min(high, max(low, rounded(math.exp(chance.uniform(math.log(low), math.log(high))))))
-    return min(high, max(low, rounded(chance.uniform(low, high))))
+        return rounded(math.exp(chance.uniform(math.log(low), math.log(high))), values)
+    return rounded(chance.uniform(low, high), values)
 
 
-def rounded(value: float) -> float:
-    """To `DIGITS` significant digits."""
-    return float(f"{value:.{DIGITS}g}")
+def steps(values: Sequence[float]) -> int:
+    """Of a quniform [low, high, step]: how many steps there are from low to the last value that is not above high."""
+    return math.floor((values[1] - values[0]) / values[2] + 1e-9)
+
+
+def rounded(value: float, values: Sequence[float]) -> float:
+    """To `DIGITS` significant digits, inside [low, high, ...]."""
+    return min(values[1], max(values[0], float(f"{value:.{DIGITS}g}")))
 
 
 def _is_number(value: Any, *, whole: bool) -> bool:

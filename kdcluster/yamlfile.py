@@ -44,6 +44,27 @@ def dump(values: Any) -> str:
     return out.getvalue()
 
 
+def edited(path: Path, settings: Iterable[str], settle: Callable[[dict[str, Any], Path], None]) -> str:
+    """A sound file with `KEY=VALUE`s put into it; its comments stay.
+
+    Args:
+        path: the file.
+        settings: as `Source.override` takes them, and known to be sound.
+        settle: called with the values and the folder that relative paths in them count from.
+    """
+    yaml = YAML()
+    yaml.width = 4096
+    values = yaml.load(path.read_text(encoding="utf-8-sig"))
+    settle(values, path.parent)
+    for setting in settings:
+        dotted, _, value = setting.partition("=")
+        _put(values, tuple(dotted.split(".")), parse(value))
+        settle(values, Path.cwd())
+    out = io.StringIO()
+    yaml.dump(values, out)
+    return out.getvalue()
+
+
 def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)  # pure: libyaml knows YAML 1.1 alone
 

@@ -39,10 +39,10 @@ RANKS: dict[str, float] = {
     "launch": 5,
     "results": 5,
     "train": 5,
-    "trials": 5.9,
     "sweep": 6,
     "terminal": 6.1,
     "arguments": 6.2,
+    "sweep_command": 6.3,
     "cli": 7,
 }
 """A room imports itself and rooms of a lower rank; those of one rank are strangers. A new room belongs here."""
@@ -281,9 +281,14 @@ EFFECTS: dict[str, Effect] = {
     "resources.threads": COMMAND,
     "resources.collective_timeout_min": "train/worker.py",
     "imports": HASH,
-    **dict.fromkeys(("sweep.space", "sweep.trials", "sweep.seeds", "sweep.seed", "sweep.val_fraction"), "sweep.py"),
-    **dict.fromkeys(("sweep.scheduler", "sweep.at_once", "sweep.time_budget_min", "sweep.max_failures"), "trials.py"),
-    "sweep.metric": "trials.py",
+    **dict.fromkeys(
+        ("sweep.space", "sweep.trials", "sweep.seeds", "sweep.seed", "sweep.val_fraction"), "sweep/points.py"
+    ),
+    **dict.fromkeys(
+        ("sweep.search", "sweep.scheduler", "sweep.at_once", "sweep.time_budget_min", "sweep.max_failures"),
+        "sweep/flow.py",
+    ),
+    "sweep.metric": "sweep/report.py",
     "reference.teacher": TABLE,
     "reference.baseline": TABLE,
     "reference.distilled": TABLE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -35,9 +35,23 @@ class Child:
 
     @classmethod
     def start(
-        cls, run_dir: RunDir, data_dir: Path, layout: Layout, gpus: Sequence[str] = (), locks: Sequence[FileLock] = ()
+        cls,
+        run_dir: RunDir,
+        data_dir: Path,
+        layout: Layout,
+        gpus: Sequence[str] = (),
+        locks: Sequence[FileLock] = (),
+        known: Mapping[str, Any] | None = None,
     ) -> Child:
         """Begin an attempt; from the main thread only, with which the child ends.
+
+        Args:
+            run_dir: the run.
+            data_dir: decoded arrays.
+            layout: on what it runs.
+            gpus: that it gets.
+            locks: of these.
+            known: what else is to be known of the attempt, for its start.json.
 
         Raises:
             OSError: it cannot be written or started.
@@ -55,6 +69,7 @@ class Child:
                 "gpus_held": len(gpus),
                 "code": code,
                 "from_step": run_dir.saved_step(),
+                **(known or {}),
             }
         )
         if diff:

@@ -70,7 +70,7 @@ def script(name: str, layout: Layout, profile: Profile, folder: Path, after: Ite
         command=_command(layout, folder),
         folder=folder,
         setup=_setup(profile, folder),
-        additional_parameters=_options(name, layout, profile, folder, list(after)),
+        additional_parameters=options(name, layout, profile, folder, list(after)),
         **dict.fromkeys(("job_name", "time", "wckey")),
         nodes=layout.nodes,
         ntasks_per_node=1,
@@ -86,7 +86,8 @@ def log_of(folder: Path) -> str:
     return f"{folder}/%j.log"
 
 
-def _options(name: str, layout: Layout, profile: Profile, folder: Path, after: list[str]) -> dict[str, Any]:
+def options(name: str, layout: Layout, profile: Profile, folder: Path, after: list[str]) -> dict[str, Any]:
+    """The options of sbatch for one job, without those of its nodes and tasks."""
     gpus, ranks = layout.gpus // layout.nodes, layout.procs // layout.nodes
     options: dict[str, Any] = {
         "job-name": name,
@@ -120,20 +121,27 @@ def _cpus(layout: Layout, profile: Profile) -> int | None:
     return ranks * profile.cpus_per_gpu if profile.cpus_per_gpu else None
 
 
+def setup(profile: Profile, folder: Path) -> list[str]:
+    """Shell lines that a job begins with: what cannot stand in a #SBATCH line, the environment, the user's own."""
+    lines = [] if _plain(folder) else [f"exec >>{quoted(str(folder))}/$SLURM_JOB_ID.log 2>&1"]
+    lines += [f"export {key}={quoted(value)}" for key, value in profile.environment.items()]
+    return [*lines, *profile.setup]
+
+
 def _setup(profile: Profile, folder: Path) -> list[str]:
-    """Shell lines before the task: what cannot stand in a #SBATCH line, the environment, the user's own lines."""
-    lines = [] if _plain(folder) else [f"exec >>{_quoted(str(folder))}/$SLURM_JOB_ID.log 2>&1"]
-    lines += [f"export {key}={_quoted(value)}" for key, value in profile.environment.items()]
-    lines += profile.setup
-    task, own = f"{_quoted(str(folder / 'task.pkl'))}", f"{_quoted(str(folder))}/${{SLURM_JOB_ID}}_submitted.pkl"
-    return [*lines, f"[ -e {own} ] || cp {task} {own}  # so that it finds its work whatever became of who submitted it"]
+    """What comes before the task."""
+    task, own = f"{quoted(str(folder / 'task.pkl'))}", f"{quoted(str(folder))}/${{SLURM_JOB_ID}}_submitted.pkl"
+    return [
+        *setup(profile, folder),
+        f"[ -e {own} ] || cp {task} {own}  # so that it finds its work whatever became of who submitted it",
+    ]
 
 
 def _command(layout: Layout, folder: Path) -> str:
     srun = ["srun", "--unbuffered", "--cpu-bind=none", *(["--label"] if layout.nodes > 1 else [])]
     # A signal that comes before submitit has its handler would end the job; SLURM requeues a preempted one itself.
     shield = ["bash", "-c", """'trap "" USR2; exec "$0" "$@"'"""]
-    python = [*shield, _quoted(sys.executable), "-uP", "-m", "submitit.core._submit", _quoted(str(folder))]
+    python = [*shield, quoted(sys.executable), "-uP", "-m", "submitit.core._submit", quoted(str(folder))]
     return " ".join([*srun, "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}", *python])
 
 
@@ -142,7 +150,7 @@ def _plain(folder: Path) -> bool:
     return str(folder).isprintable() and not re.search(r"[\\%]", str(folder))
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """One word for bash, without line breaks in the script: SLURM refuses DOS ones."""
     if text.isprintable():
         return shlex.quote(text)

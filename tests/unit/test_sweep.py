@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdcluster import configfile, sweep, trials
+from kdcluster import configfile
+from kdcluster.config import Resources
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.files import write_json
+from kdcluster.launch.profile import Profile
+from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import plan
+from kdcluster.processes import is_alive, process_record
 from kdcluster.runs import RunDir
-from kdcluster.sweep import points, table, tried
-from kdcluster.trials import Point, Trainee
-from tests.fabricated import put
+from kdcluster.sweep import cluster, job, report, trial
+from kdcluster.sweep.adaptive import Adaptive
+from kdcluster.sweep.flow import Stop, trial_room
+from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.screen import Screen
+from kdcluster.sweep.trial import Order, Trainee
+from tests.fabricated import DEAD, LIVE, put, started
 from tests.tiny import write_experiment
 
 
-def load(folder: Path, block: dict[str, Any] | None = None, **changes: Any) -> configfile.LoadedExperiment:
+def space(folder: Path, block: dict[str, Any] | None = None, *, allow_teacher: bool = False, **changes: Any) -> Space:
     write_experiment(folder, {**changes, **({"sweep": block} if block else {})})
-    return configfile.load(str(folder / "tiny.yaml"))
+    return Space(configfile.load(str(folder / "tiny.yaml")), allow_teacher=allow_teacher)
+
+
+def points(searched: Space) -> list[Point]:
+    return searched.drawn(searched.size())
+
+
+# Which points there are
 
 
 def test_trials_hold_images_out_and_share_the_experiments_teacher(tmp_path: Path) -> None:
-    loaded = load(tmp_path, {"trials": 4, "seeds": 2})
-    made = points(loaded, [])
-    teacher = plan([loaded]).runs[0]
+    searched = space(tmp_path, {"trials": 4, "seeds": 2})
+    made = points(searched)
+    teacher = plan([searched.loaded]).runs[0]
     assert len(made) == 4
     for point in made:
         assert [run.seed for run in point.runs] == [0, 1]
@@ -36,119 +58,437 @@ def test_trials_hold_images_out_and_share_the_experiments_teacher(tmp_path: Path
             assert run.distill is not None
             assert f"distill.alpha={run.distill.alpha}" in point.settings
     assert teacher.data.val_fraction == 0.0
-    assert [point.values for point in points(loaded, [])] == [point.values for point in made]  # the same ones each time
+    assert [point.values for point in points(searched)] == [point.values for point in made]  # the same ones each time
 
 
 def test_a_split_of_the_file_is_kept(tmp_path: Path) -> None:
-    loaded = load(tmp_path, {"trials": 1}, **{"data.val_fraction": 0.25})
-    assert points(loaded, [])[0].runs[0].data.val_fraction == 0.25
+    assert points(space(tmp_path, {"trials": 1}, **{"data.val_fraction": 0.25}))[0].runs[0].data.val_fraction == 0.25
 
 
 def test_a_grid_is_tried_as_a_whole_and_a_point_once(tmp_path: Path) -> None:
-    loaded = load(tmp_path, {"space": {"distill.temperature": {"grid": [1.0, 2.0, 4]}}, "trials": 1})
-    assert [point.values["distill.temperature"] for point in points(loaded, [])] == [1.0, 2.0, 4]
-    loaded = load(tmp_path, {"space": {"distill.temperature": {"choice": [1.0, 2.0]}}, "trials": 9})
-    assert len(points(loaded, [])) == 2
+    searched = space(tmp_path, {"space": {"distill.temperature": {"grid": [1.0, 2.0, 4]}}, "trials": 1})
+    assert [point.values["distill.temperature"] for point in points(searched)] == [1.0, 2.0, 4]
+    assert len(points(space(tmp_path, {"space": {"distill.temperature": {"choice": [1.0, 2.0]}}, "trials": 9}))) == 2
 
 
 def test_no_weight_on_the_teacher_is_the_baseline(tmp_path: Path) -> None:
-    loaded = load(tmp_path, {"space": {"distill.alpha": {"grid": [0.0, 0.5]}}})
-    baseline, distilled = (point.runs[0] for point in points(loaded, []))
+    searched = space(tmp_path, {"space": {"distill.alpha": {"grid": [0.0, 0.5]}}})
+    baseline, distilled = (point.runs[0] for point in points(searched))
     assert (baseline.role, distilled.role) == ("baseline", "distilled")
+
+
+def test_settings_are_yaml_that_set_takes(tmp_path: Path) -> None:
+    values = {"distill.alpha": 0.5, "train.lr": 1e-5, "train.grad_clip": None, "teacher.pretrained": False}
+    settings = Point(values, ()).settings
+    assert settings == ["distill.alpha=0.5", "train.lr=1e-05", "train.grad_clip=null", "teacher.pretrained=false"]
+    write_experiment(tmp_path)
+    config = configfile.load(str(tmp_path / "tiny.yaml"), settings).config
+    assert (config.train.lr, config.train.grad_clip, config.teacher.pretrained) == (1e-5, None, False)
 
 
 @pytest.mark.parametrize(
     ("domains", "said"),
     [
-        ({"distill.alhpa": {"uniform": [0, 1]}}, "did you mean"),
-        ({"distill.alpha": {"uniform": [0, 2]}}, "distill.alpha"),
-        ({"train.lr": {"loguniform": [1e-4, 1e-2]}}, "makes another teacher; only the students can be searched"),
-        ({"teacher.seed": {"grid": [1, 2]}}, "makes another teacher"),
+        ({"distill.alhpa": {"uniform": [0, 1]}}, r"^sweep\.space: distill\.alhpa: unknown key; did you mean"),
+        ({"distill.alpha": {"uniform": [0, 2]}}, r"^sweep\.space: distill\.alpha: .*\(got 2\)"),
+        ({"train.lr": {"loguniform": [1e-4, 1e-2]}}, "train.lr=0.0001 makes another teacher, .* --allow-teacher"),
+        ({"teacher.seed": {"grid": [1, 2]}}, "teacher.seed=1 makes another teacher"),
+        ({"seeds": {"choice": [[0], [1]]}}, r"^sweep\.space: seeds makes no other student"),
+        ({"resources.threads": {"randint": [1, 2]}}, "resources.threads makes no other student"),
     ],
 )
 def test_what_cannot_be_searched_is_said_before_anything_starts(
     tmp_path: Path, domains: dict[str, Any], said: str
 ) -> None:
-    loaded = load(tmp_path, {"space": domains})
     with pytest.raises(ConfigError, match=said):
-        points(loaded, [])
+        space(tmp_path, {"space": domains}).check()
 
 
-def test_a_bad_space_stands_at_its_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"distill\.alpha: choice takes a list of values"):
-        load(tmp_path, {"space": {"distill.alpha": {"choice": []}}})
-    with pytest.raises(ConfigError, match=r"sweep.seeds: must be 1 with scheduler asha, .* \(got 2\)"):
-        load(tmp_path, {"seeds": 2, "scheduler": "asha"})
+def test_teachers_may_be_searched_if_that_is_allowed_and_are_counted(tmp_path: Path) -> None:
+    searched = space(tmp_path, {"space": {"teacher.seed": {"grid": [0, 1, 2]}}}, allow_teacher=True)
+    searched.check()
+    made = points(searched)
+    teachers = searched.teachers(made)
+    assert [run.role for run in teachers.runs] == ["teacher"] * 3  # seed 0 is the experiment's own
+    assert {need for point in made for run in point.runs for need in run.needs} == {run.id for run in teachers.runs}
 
 
-def test_the_best_comes_first_and_what_was_stopped_is_not_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load(tmp_path, {"trials": 4})
-    chosen = points(loaded, [])
-    states = ("done", "stopped", "done", "failed")
-    values = {chosen[0].runs[0].id: [50.0, 60.0], chosen[1].runs[0].id: [99.0], chosen[2].runs[0].id: [70.0, 65.0]}
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"space": {"distill.alpha": {"choice": []}}}, r"distill\.alpha: choice takes a list of values"),
+        ({"space": {"train.lr": {"loguniform": [0, 1]}}}, r"train\.lr: loguniform: low must be above 0"),
+        ({"seeds": 2, "scheduler": "asha"}, r"sweep\.seeds: must be 1 with scheduler asha, .* \(got 2\)"),
+        ({"space": {"distill.alpha": {"grid": [0.5]}}, "search": "optuna"}, r"sweep\.search: optuna tries no grid"),
+    ],
+)
+def test_a_bad_sweep_stands_at_its_line(tmp_path: Path, block: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"tiny\.yaml:\d+:\d+: .*{said}"):
+        space(tmp_path, block)
 
-    class Found:
-        def __init__(self, measured: list[float]) -> None:
-            self.points = {"val/top1": [type("P", (), {"value": value}) for value in measured]}
 
-    root = tmp_path / "runs"
-    known = {point.runs[0].id: state for point, state in zip(chosen, states, strict=True)}
-    monkeypatch.setattr(sweep, "run_status", lambda run_dir: type("S", (), {"state": known[run_dir.id]}))
-    monkeypatch.setattr(sweep, "read_scalars", lambda events, tags: Found(values.get(events.parent.name, [])))
-    found = tried(chosen, loaded.config.sweep, root)
-    assert [(one.states, one.value) for one in found] == [
-        (("done",), 70.0),
-        (("done",), 60.0),
-        (("stopped",), 99.0),
-        (("failed",), None),
-    ]
-    lines = table(found, "val/top1")
-    assert len(lines) == 5
-    assert "70.00" in lines[1]
+def test_asha_knows_the_longest_trial(tmp_path: Path) -> None:
+    assert space(tmp_path, {"trials": 1}).most_epochs() == 2
+    assert space(tmp_path, {"space": {"train.epochs": {"choice": [3, 9, 5]}}}).most_epochs() == 9
 
 
 def test_the_confirmation_uses_seeds_that_no_trial_had_and_the_whole_training_set(tmp_path: Path) -> None:
-    loaded = load(tmp_path, {"trials": 1})
-    (best,) = points(loaded, [])
-    made = sweep.confirmation(loaded, [], best, 2)
+    searched = space(tmp_path, {"trials": 1})
+    made = searched.confirmation(points(searched)[0], 2)
     assert list(made.wanted) == ["tiny", "tiny-best"]
     assert {run.seed for run in made.runs if run.role != "teacher"} == {1000, 1001}
     assert all(run.data.val_fraction == 0 for run in made.runs)
     assert len({run.id for run in made.runs}) == 1 + 2 + 2 + 2
 
 
+def test_points_of_an_earlier_sweep_are_found_while_the_file_makes_the_same_runs(tmp_path: Path) -> None:
+    searched = space(tmp_path, {"trials": 3})
+    root = tmp_path / "runs"
+    first, second, _ = made = points(searched)
+    for point in (second, first):
+        put(root, point.runs[0], "done").note_trial("tiny", point.values)
+    assert [point.values for point in searched.recorded(root)] == [second.values, first.values]
+    run_dir = RunDir(root, first.ids[0])
+    run_dir.note_trial("tiny", first.values)
+    assert len(run_dir.trials_of("tiny")) == 1
+    assert run_dir.trials_of("another") == []
+    longer = space(tmp_path, {"trials": 3}, **{"train.epochs": 3})
+    assert longer.recorded(root) == []
+    assert made[2].ids not in [point.ids for point in searched.recorded(root)]
+
+
+# Points from Optuna
+
+
+def good(point: Point) -> float:
+    return 100 - abs(point.values["distill.alpha"] - 0.3) * 100
+
+
+def asked(source: Adaptive | Drawn, value: Callable[[Point], float] = good) -> list[Point]:
+    found = []
+    while (point := source.next()) is not None:
+        found.append(point)
+        source.heard(point, 1, value(point))
+        source.ended(point, value(point), whole=True)
+    return found
+
+
+def test_optuna_gives_the_same_points_again_and_comes_nearer(tmp_path: Path) -> None:
+    searched = space(tmp_path, {"trials": 20, "search": "optuna"})
+    found = asked(Adaptive(searched, 20))
+    assert len({point.ids for point in found}) == 20
+    assert [point.values for point in asked(Adaptive(searched, 20))] == [point.values for point in found]
+    assert max(map(good, found[7:])) >= max(map(good, found[:7]))
+    assert all(point.values == json.loads(json.dumps(point.values)) for point in found)
+
+
+def test_optuna_tries_what_was_tried_before_first_and_counts_it(tmp_path: Path) -> None:
+    searched = space(tmp_path, {"trials": 5, "search": "optuna"})
+    before = asked(Adaptive(searched, 3))
+    elsewhere = Point({"train.lr": 0.1}, ())
+    outside = Point({"distill.alpha": 0.99, "distill.temperature": 4.0}, ())
+    found = asked(Adaptive(searched, 5, [*before, elsewhere, outside]))
+    assert [point.ids for point in found[:3]] == [point.ids for point in before]
+    assert len(found) == 5
+
+
+def test_optuna_knows_every_kind_of_domain_and_ends_with_a_small_space(tmp_path: Path) -> None:
+    domains = {
+        "distill.alpha": {"quniform": [0.1, 0.3, 0.1]},
+        "student.model_args": {"choice": [{"embed_dim": 16}, {"embed_dim": 24}]},
+        "train.epochs": {"randint": [2, 3]},
+    }
+    searched = space(tmp_path, {"space": domains, "trials": 40, "search": "optuna"}, **{"teacher.train": {"epochs": 2}})
+    found = asked(Adaptive(searched, 40))
+    assert len(found) <= 12
+    assert {point.values["distill.alpha"] for point in found} == {0.1, 0.2, 0.3}
+    again = asked(Adaptive(searched, 40, found))
+    assert {point.ids for point in again} == {point.ids for point in found}
+
+
+def test_what_failed_or_was_stopped_is_told_to_optuna_as_that(tmp_path: Path) -> None:
+    source = Adaptive(space(tmp_path, {"trials": 3, "search": "optuna"}), 3)
+    for value, whole in ((None, False), (50.0, False), (60.0, True)):
+        point = source.next()
+        assert point is not None
+        if value is not None:
+            source.heard(point, 1, value)
+        source.ended(point, value, whole=whole)
+    assert [one.state.name for one in source._study.trials] == ["FAIL", "PRUNED", "COMPLETE"]
+
+
+# What came of them
+
+
+@pytest.fixture
+def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Space, list[report.Tried]]:
+    """Four points: one that was best after its first epoch but stopped, one that failed, two that are done."""
+    searched = space(tmp_path, {"trials": 4})
+    made, root = points(searched), tmp_path / "runs"
+    for point, state in zip(made, ("done", "stopped", "done", "failed"), strict=True):
+        put(root, point.runs[0], state)
+    values = dict(zip((point.ids[0] for point in made), ([50.0, 60.0], [99.0], [70.0, 65.0], []), strict=True))
+    monkeypatch.setattr(report, "values_of", lambda run_dir, metric: values[run_dir.id])
+    return searched, report.tried(made, searched.sweep, root)
+
+
+def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space, list[report.Tried]]) -> None:
+    searched, found = tried
+    assert [(one.state, one.value, one.epochs) for one in found] == [
+        ("done", 70.0, 2),
+        ("done", 60.0, 2),
+        ("stopped", 99.0, 1),
+        ("failed", None, 0),
+    ]
+    text = report.render(searched, found, "table").splitlines()
+    assert text[1].split()[3:6] == ["70.00", "2", "done"]
+    assert text[5] == f"{found[3].point.ids[0]}: failed: rank 1, step 7: ValueError: no; nothing is saved yet"
+    assert "best of 3, selected by val/top1" in text[7]
+    assert "10 % of the training images" in text[8]
+    assert "their teacher is the experiment's own and was trained on these, too" in text[8]
+
+
+def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tried]]) -> None:
+    searched, found = tried
+    document = json.loads(report.render(searched, found, "json"))
+    assert (document["schema"], document["selected"], len(document["trials"])) == ("kdcluster.sweep/1", True, 4)
+    assert document["trials"][3]["metric_mean"] is None
+    lines = report.render(searched, found, "csv").splitlines()
+    assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,epochs,state,reason,runs"
+    assert len(lines) == 5
+    assert report.render(searched, found, "md").splitlines()[1] == "| --- | --- | --- | --- | --- | --- |"
+
+
+def test_the_best_is_written_as_an_experiment_with_its_comments(tmp_path: Path) -> None:
+    searched = space(tmp_path, {"trials": 1})
+    path = tmp_path / "tiny.yaml"
+    path.write_text(path.read_text() + "# a word\n")
+    target = tmp_path / "configs" / "tiny-best.yaml"
+    report.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, target)
+    assert "# a word" in target.read_text()
+    assert target.read_text().startswith(
+        "# tiny with the best of its sweep: distill.alpha 0.25, distill.temperature 2.0"
+    )
+    assert configfile.load(str(target)).config.distill.alpha == 0.25
+    with pytest.raises(ConfigError, match="is there already and is not overwritten"):
+        report.write_best(searched, {}, target)
+
+
+def test_off_a_terminal_each_change_is_one_line(
+    tried: tuple[Space, list[report.Tried]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched, found = tried
+    with Screen([one.point for one in found], 4, searched.sweep, tmp_path / "runs", sys.stderr) as screen:
+        screen.show()
+        screen.show()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0].endswith("done  val/top1 70.00 after 2 epochs")
+    assert "stopped  val/top1 99.00 after 1 epoch" in lines[2]
+    assert lines[3].endswith("failed  (rank 1, step 7: ValueError: no; nothing is saved yet)")
+
+
+def test_on_a_terminal_what_runs_comes_first(tried: tuple[Space, list[report.Tried]]) -> None:
+    from rich.console import Console
+
+    from kdcluster.sweep.screen import screen
+
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(screen(tried[1], 12, "val/top1"))
+    text = console.export_text()
+    console.file.close()
+    assert "12 trials: 2 done, 1 stopped, 1 failed, 8 to come" in text
+    assert "70.00" in text
+
+
 # One run of a trial
 
 
-def trainee(tmp_path: Path, state: str) -> Trainee:
-    (point,) = points(load(tmp_path, {"trials": 1}), [])
-    run_dir: RunDir = put(tmp_path / "runs", point.runs[0], state)
-    return Trainee(point.runs[0], run_dir.root, tmp_path / "data", Layout("cpu", 1, 1), "val/top1", "tiny")
+def order(folder: Path, **changes: Any) -> Order:
+    given = {"metric": "val/top1", "token": "ours", "ending": folder / "ending.json", "gpus": 0, **changes}
+    return Order("tiny", folder / "runs", folder / "data", Layout("cpu", 1, 1), **given)
 
 
-@pytest.mark.parametrize("state", ["done", "running", "queued"])
-def test_a_run_that_is_done_or_under_way_is_not_started_again(
+def trainee(folder: Path, state: str) -> Trainee:
+    (point,) = points(space(folder, {"trials": 1}))
+    put(folder / "runs", point.runs[0], state)
+    return Trainee(point.runs[0], point.values, order(folder))
+
+
+@pytest.mark.parametrize("state", ["done", "running", "queued", "stopped"])
+def test_a_run_that_has_ended_well_or_is_under_way_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    monkeypatch.setattr(trials.Child, "start", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr(trial.Child, "start", lambda *_, **__: pytest.fail("it was started"))
     one = trainee(tmp_path, state)
     one.begin()
     one.stop()
     assert one.child is None
+    assert one.run_dir.trials_of("tiny") == [{"experiment": "tiny", "values": one.values}]
+    assert one.run_dir.experiments() == ["tiny"]
+
+
+@pytest.mark.parametrize("state", ["planned", "failed", "lost", "preempted", "cancelled"])
+def test_a_run_that_is_not_done_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    begun = []
+    monkeypatch.setattr(trial.Child, "start", lambda run_dir, *_, **known: begun.append(known["known"]["sweep"]))
+    trainee(tmp_path, state).begin()
+    assert begun == ["ours"]
+
+
+def test_a_trial_that_tune_restarts_takes_its_run_over_from_a_node_that_nobody_can_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    monkeypatch.setattr(trial.Child, "start", lambda *_, **__: begun.append(1))
+    one = trainee(tmp_path, "planned")
+    one.run_dir.start_attempt({"supervisor": LIVE, "sweep": "ours"}).write("agent", LIVE)
+    one.begin()
+    assert begun == [1]
+
+
+def test_a_trial_that_somebody_cancelled_is_not_tried_again_in_the_same_sweep(tmp_path: Path) -> None:
+    one = trainee(tmp_path, "planned")
+    attempt = one.run_dir.start_attempt({"supervisor": DEAD, "sweep": "ours"})
+    attempt.write("outcome", {"state": "cancelled", "reason": "stopped", "rank": None})
+    with pytest.raises(KdclusterError, match="is cancelled"):
+        one.begin()
 
 
 def test_a_finished_run_reports_all_its_epochs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainee(tmp_path, "done")
-    monkeypatch.setattr(Trainee, "measured", lambda self: [1.0, 2.0, 3.0])
+    monkeypatch.setattr(trial, "values_of", lambda *_: [1.0, 2.0, 3.0])
     assert [one.next() for _ in range(3)] == [(1.0, False), (2.0, False), (3.0, True)]
+    assert one.is_done
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainee(tmp_path, "failed")
-    monkeypatch.setattr(Trainee, "measured", lambda self: [])
+    monkeypatch.setattr(trial, "values_of", lambda *_: [])
     with pytest.raises(KdclusterError, match="is failed: rank 1, step 7: ValueError: no"):
         one.next()
 
 
-def test_points_name_their_settings() -> None:
-    assert Point({"distill.alpha": 0.5, "train.lr": 1e-3}, ()).settings == ["distill.alpha=0.5", "train.lr=0.001"]
+class Torchrun:
+    """A child that saves and ends when it is told to."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir, self.attempt, self.process = run_dir, started(run_dir, agent=DEAD), self
+
+    def wait(self, timeout: float) -> None:
+        assert timeout < 10
+
+    def tell_to_stop(self) -> None:
+        self.attempt.write("preempted", {"step": 7})
+
+    def outcome(self, *, told_to_stop: bool) -> dict[str, Any]:
+        return {"state": "preempted", "reason": "stopped at step 7", "rank": None}
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_what_the_scheduler_stops_is_stopped_and_what_an_interruption_stops_goes_on_later(
+    tmp_path: Path, ending: bool
+) -> None:
+    one = trainee(tmp_path, "planned")
+    one.child = Torchrun(one.run_dir)  # type: ignore[assignment]
+    if ending:
+        write_json(tmp_path / "ending.json", {"why": "told to stop by SIGINT"})
+    one.stop()
+    status = run_status(one.run_dir)
+    assert status.state == ("preempted" if ending else "stopped")
+    assert ("told to stop by SIGINT" if ending else trial.OTHERS_WERE_BETTER) in status.reason
+
+
+# Where it runs
+
+
+@pytest.mark.parametrize(
+    ("resources", "per_trial", "cores", "expected"),
+    [
+        ({"device": "cpu"}, None, 4, (Layout("cpu", 1, 4), 0)),
+        ({"device": "cpu", "procs": 2}, None, 4, (Layout("cpu", 2, 2), 0)),
+        ({"device": "cpu", "threads": 1}, None, 4, (Layout("cpu", 1, 1), 0)),
+        ({"device": "cpu"}, 2, 4, (Layout("cpu", 2, 2), 2)),
+        ({"device": "cuda"}, None, 4, (Layout("cuda", 1, None), 1)),
+        ({"gpus": 4}, None, 4, (Layout("cuda", 4, None), 4)),
+        ({"gpus": 4}, 0.5, 4, (Layout("cuda", 1, None), 0.5)),
+        ({}, 2, 4, (Layout("cuda", 2, None), 2)),
+    ],
+)
+def test_on_what_a_trial_runs(
+    resources: dict[str, Any], per_trial: float | None, cores: int, expected: tuple[Layout, float]
+) -> None:
+    assert trial_room(Resources(**resources), per_trial, cores) == expected
+
+
+def test_more_than_one_gpu_is_whole() -> None:
+    with pytest.raises(ConfigError, match=r"--gpus-per-trial 1\.5: a share of one GPU, or whole GPUs"):
+        trial_room(Resources(), 1.5, 1)
+
+
+def test_a_sweep_removes_what_an_earlier_one_left_and_no_process_that_got_its_number(tmp_path: Path) -> None:
+    left = subprocess.Popen(["sleep", "600"])
+    try:
+        record = process_record(left.pid)
+        known = [record, {**LIVE, "start_time": "1"}]  # this process, by its number alone
+        write_json(tmp_path / "processes.json", {"driver": DEAD, "temp": "", "processes": known})
+        session = cluster.Session(tmp_path)
+        assert session.begin() == [left.pid]
+        assert left.wait(10) == -signal.SIGKILL
+        assert not is_alive(record)
+    finally:
+        left.kill()
+
+
+def test_two_sweeps_of_one_experiment_do_not_run_at_once(tmp_path: Path) -> None:
+    cluster.Session(tmp_path).begin()
+    with pytest.raises(KdclusterError, match=r"is under way here already \(process \d+\)"):
+        cluster.Session(tmp_path).begin()
+
+
+def test_a_signal_ends_a_search_and_a_second_ctrl_c_at_once() -> None:
+    stop = Stop()
+    with stop.on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.why == "the sweep was told to stop by SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# In SLURM
+
+
+def test_a_sweep_as_one_job(tmp_path: Path) -> None:
+    profile = Profile(device="cpu", gpus_per_node=8, cpus_per_gpu=2, partition="normal", signal_lead_s=60)
+    layout, words = job.allocation(Resources(), profile, 4, 2, None, 1)
+    assert layout == Layout("cpu", 4, 2, 2, 4)
+    assert words[:2] == ["--gpus-per-trial", "1"]
+    assert "resources.device=cpu" in words
+    text = job.script("sweep-tiny.1", layout, profile, tmp_path, ["7"], ["tiny", "--set", "distill.alpha='a b'"])
+    lines = text.splitlines()
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=1",
+        "#SBATCH --no-kill",
+        "#SBATCH --signal=B:USR2@60",
+        "#SBATCH --gres=gpu:2",
+        "#SBATCH --cpus-per-task=4",
+        "#SBATCH --dependency=afterok:7",
+        "#SBATCH --partition=normal",
+    ):
+        assert line in lines
+    assert "set -- tiny --set 'distill.alpha='\"'\"'a b'\"'\"''" in lines
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_a_sweep_without_gpus_gets_cores_for_its_trials_at_once() -> None:
+    layout, words = job.allocation(Resources(threads=3), Profile(), None, 2, None, 4)
+    assert layout == Layout("cpu", 4, 3, 2, 0)
+    assert words == ["--set", "resources.device=cpu", "--set", "resources.threads=3"]
+
+
+def test_real_gpus_leave_the_trials_device_alone() -> None:
+    layout, words = job.allocation(Resources(), Profile(gpus_per_node=8), 16, None, 0.5, 1)
+    assert layout == Layout("cuda", 16, None, 2, 16)
+    assert words == ["--gpus-per-trial", "0.5"]

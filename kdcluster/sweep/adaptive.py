@@ -1,0 +1,116 @@
+"""Points that follow from the results of those before: Optuna's tree-structured Parzen estimator.
+
+Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; Optuna's TPESampler.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdcluster import space
+from kdcluster.errors import KdclusterError
+from kdcluster.sweep.points import AGAIN, Point, Space
+
+
+class Adaptive:
+    """A source of points from Optuna, which hears what came of them.
+
+    Args:
+        searched: the space.
+        count: points that are wanted.
+        known: points of an earlier sweep of this space: they are tried first, and those that are done cost nothing.
+
+    Raises:
+        KdclusterError: Optuna is not installed.
+    """
+
+    def __init__(self, searched: Space, count: int, known: Sequence[Point] = ()) -> None:
+        try:
+            import optuna
+        except ImportError:
+            raise KdclusterError("sweep.search: optuna needs Optuna: pip install 'kdcluster[optuna]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna, self._space = optuna, searched
+        self._domains = {key: _distribution(domain) for key, domain in searched.domains.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # A third is drawn at random; a trial that runs counts as a bad one, so that others keep away from it.
+            sampler = optuna.samplers.TPESampler(
+                seed=searched.sweep.seed, n_startup_trials=min(10, -(-count // 3)), constant_liar=True
+            )
+        directions = optuna.study.StudyDirection
+        direction = directions.MINIMIZE if searched.sweep.metric == "val/loss" else directions.MAXIMIZE
+        self._study = optuna.create_study(direction=direction, sampler=sampler)
+        self._left = count
+        self._trials: dict[tuple[str, ...], Any] = {}
+        for point in known:
+            if point.values.keys() == searched.domains.keys() and all(
+                _contains(domain, point.values[key]) for key, domain in searched.domains.items()
+            ):
+                self._study.enqueue_trial(
+                    {key: _encoded(domain, point.values[key]) for key, domain in searched.domains.items()}
+                )
+
+    def next(self) -> Point | None:
+        """The next point to try; None: there are no more, or only ones that were tried."""
+        for _ in range(AGAIN if self._left else 0):
+            trial = self._study.ask(self._domains)
+            drawn = {key: _decoded(domain, trial.params[key]) for key, domain in self._space.domains.items()}
+            point = self._space.point(drawn)
+            if point.ids not in self._trials:
+                self._trials[point.ids] = trial
+                self._left -= 1
+                return point
+            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        return None
+
+    def heard(self, point: Point, epoch: int, value: float) -> None:
+        """A point has reached so much after an epoch."""
+        self._trials[point.ids].report(value, epoch)
+
+    def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
+        """A point has ended, with its last value, or without one; `whole`: it was not stopped early."""
+        states = self._optuna.trial.TrialState
+        if value is None:
+            self._study.tell(self._trials[point.ids], state=states.FAIL)
+        elif whole:
+            self._study.tell(self._trials[point.ids], value)
+        else:
+            self._study.tell(self._trials[point.ids], state=states.PRUNED)
+
+
+def _distribution(domain: Mapping[str, Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    ((kind, values),) = domain.items()
+    if kind == "choice":
+        return CategoricalDistribution(range(len(values)))  # a value may be a list, or equal another one
+    if kind == "randint":
+        return IntDistribution(values[0], values[1])
+    low, high = map(float, values[:2])
+    if kind == "quniform":
+        return IntDistribution(0, space.steps(values))
+    return FloatDistribution(low, high, log=kind == "loguniform")
+
+
+def _decoded(domain: Mapping[str, Any], drawn: Any) -> Any:
+    ((kind, values),) = domain.items()
+    if kind == "choice":
+        return values[drawn]
+    if kind == "randint":
+        return drawn
+    return space.rounded(values[0] + values[2] * drawn if kind == "quniform" else drawn, values)
+
+
+def _encoded(domain: Mapping[str, Any], value: Any) -> Any:
+    ((kind, values),) = domain.items()
+    if kind == "choice":
+        return list(values).index(value)
+    return round((value - values[0]) / values[2]) if kind == "quniform" else value
+
+
+def _contains(domain: Mapping[str, Any], value: Any) -> bool:
+    ((kind, values),) = domain.items()
+    return value in values if kind == "choice" else values[0] <= value <= values[1]

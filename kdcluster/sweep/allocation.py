@@ -1,0 +1,159 @@
+"""A Ray on the nodes of this SLURM job, for one sweep: started here, joined here, taken down at the end.
+
+Each node has a step of its own (srun), so that a node that dies ends nothing but its step. Ray gets the cores and GPUs
+of the allocation, not those of the node, and ports that the system gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdcluster.files import shipped
+from kdcluster.launch import nodes, ownjob, scheduler
+from kdcluster.launch.agent import dies_with
+from kdcluster.sweep.cluster import joined
+
+log = logging.getLogger(__name__)
+
+START_S = 180.0
+"""How long nodes may take to have their Ray up."""
+END_S = 20.0
+
+
+def main(kdcluster: Callable[..., object]) -> None:
+    """`jobs/sweep.py ARGS`: on the first node, `kdcluster sweep ARGS` (the given command) in a Ray on all nodes.
+
+    `jobs/sweep.py --node ADDRESS TEMP HOST`: on each node, its part of that Ray (HOST is where the first one is).
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if sys.argv[1:2] == ["--node"]:
+        sys.exit(_node(*sys.argv[2:5]))
+    told: list[int] = []
+
+    def near_the_limit(number: int, frame: Any) -> None:
+        told.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)  # ends a search in an orderly way
+
+    signal.signal(signal.SIGUSR2, near_the_limit)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with ray_on_all_nodes() as address:
+            kdcluster(["sweep", *sys.argv[1:], "--backend", "local", "--ray-address", address], standalone_mode=False)
+    except SystemExit:
+        if told and ownjob.restarts() < int(os.environ.get("KDCLUSTER_MAX_REQUEUES", "10")):
+            log.info("the time limit is near: the job is requeued, and goes on")
+            scheduler.requeue(ownjob.number())
+            signal.pause()  # SLURM ends it; a job that returned would count as ended
+        raise
+
+
+@contextmanager
+def ray_on_all_nodes() -> Iterator[str]:
+    """The address of a Ray on every node of this job; this process has joined it on the first node."""
+    folder = Path(os.environ.get("KDCLUSTER_RAY_DIR") or Path.cwd()) / f".ray-{ownjob.number()}-{ownjob.restarts()}"
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    first, *others = nodes.names(os.environ["SLURM_JOB_NODELIST"])
+    address, temp = f"{_own_address(first)}:{_free_port()}", f"/tmp/kdc-{ownjob.number()}-{ownjob.restarts()}"
+    steps = {first: _step(first, address, temp)}
+    try:
+        _until(lambda: _answers(address) or steps[first].poll() is not None)
+        with joined(address):  # before other nodes are there: then this process hangs on no other node
+            steps |= {node: _step(node, address, temp) for node in others}
+            import ray
+
+            def there() -> bool:
+                going = sum(step.poll() is None for step in steps.values())
+                return sum(node["Alive"] for node in ray.nodes()) >= going
+
+            _until(there)
+            found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            cores, gpus = (sum(node.get(kind, 0) for node in found) for kind in ("CPU", "GPU"))
+            log.info("Ray has %d of %d nodes: %g cores, %g GPUs", len(found), len(steps), cores, gpus)
+            yield address
+    finally:
+        for step in steps.values():
+            step.terminate()
+        for step in steps.values():
+            try:
+                step.wait(END_S)
+            except subprocess.TimeoutExpired:
+                step.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _step(node: str, address: str, temp: str) -> subprocess.Popen[bytes]:
+    """One node's part of the Ray."""
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    argv = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--cpu-bind=none", "--unbuffered"]
+    argv += [f"--cpus-per-task={cpus}"] if cpus else []
+    argv += [sys.executable, "-uP", str(shipped("jobs/sweep.py")), "--node", address, temp, socket.gethostname()]
+    env = {name: value for name, value in os.environ.items() if name not in ("SLURM_NODELIST", "SLURM_NNODES")}
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=env, preexec_fn=dies_with(os.getpid()))
+
+
+def _node(address: str, temp: str, first_host: str) -> int:
+    """In a step: Ray with what this job has on this node, until it is told to end."""
+    is_first = os.environ["SLURMD_NODENAME"] == nodes.names(os.environ["SLURM_JOB_NODELIST"])[0]
+    cores = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ["SLURM_CPUS_ON_NODE"]
+    shown = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    host, port = address.rsplit(":", 1)
+    where = (
+        ["--head", f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={temp}", "--include-dashboard=false"]
+        if is_first
+        else [f"--address={address}"]
+    )
+    argv = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *where, "--block", "--disable-usage-stats"]
+    argv += [f"--num-cpus={cores}", f"--num-gpus={len(shown)}", "--dashboard-agent-listen-port=0"]
+    argv += ["--min-worker-port=0", "--max-worker-port=0"]
+    process = subprocess.Popen(argv, preexec_fn=dies_with(os.getpid()))
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    code = process.wait()
+    if socket.gethostname() != first_host:
+        shutil.rmtree(temp, ignore_errors=True)
+    return code
+
+
+def _own_address(node: str) -> str:
+    """This node's as SLURM has it; of a cluster that is one machine, what Ray takes."""
+    known = nodes.address(node)
+    if not known.startswith("127."):
+        return known
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def _until(condition: Any) -> None:
+    deadline = time.monotonic() + START_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)

@@ -1,0 +1,201 @@
+"""The Ray in which a search runs: one of our own on this machine, or one that is there already.
+
+What a Ray of our own starts is written down with pid and start time, so that the next call can remove what a kill left.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.files import read_json, trainer_code, write_aside, write_json
+from kdcluster.launch.torchrun import Layout
+from kdcluster.processes import descendants, is_alive, process_record, threads_available
+from kdcluster.sweep.tuning import quiet
+
+GONE_S = 30.0
+"""How long a killed process may take to be gone."""
+
+
+class Session:
+    """One search at a time of an experiment in a runs directory, and the processes that it has started here.
+
+    Args:
+        folder: `<runs>/.sweeps/<experiment>`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = secrets.token_hex(8)
+        self.ending = folder / "ending.json"
+        self.temp = ""
+        self._file = folder / "processes.json"
+        self._known: list[dict[str, Any]] | None = None
+
+    def begin(self) -> list[int]:
+        """Take the experiment's sweep over; returns the pids of what an earlier one left here and is removed.
+
+        Raises:
+            KdclusterError: another one is under way.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = read_json(self._file) or {}
+        if is_alive(before.get("driver")):
+            raise KdclusterError(
+                f"a sweep of {self.folder.name} is under way here already (process {before['driver']['pid']}); "
+                f"wait for it, or stop it first"
+            )
+        left = [record for record in before.get("processes", ()) if is_alive(record)]
+        for record in left:
+            os.kill(record["pid"], signal.SIGKILL)
+        deadline = time.monotonic() + GONE_S
+        while any(map(is_alive, left)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if before.get("temp"):
+            shutil.rmtree(before["temp"], ignore_errors=True)
+        self.ending.unlink(missing_ok=True)
+        self.note()
+        return [record["pid"] for record in left]
+
+    def note(self) -> None:
+        """Write down which processes there are below this one."""
+        found = [process_record(pid) for pid in descendants(os.getpid())]
+        if found != self._known:
+            self._known = found
+            known = {"driver": process_record(os.getpid()), "temp": self.temp, "processes": found}
+            write_json(self._file, known, sync=False)
+
+    def end(self, why: str) -> None:
+        """From now on what is stopped goes on another time."""
+        write_json(self.ending, {"why": why})
+
+    @contextmanager
+    def ray_here(self, gpus: int) -> Iterator[None]:
+        """A Ray of this machine's cores and of so many GPUs, which listens on the loopback alone and wants a token."""
+        quiet()
+        self.temp = tempfile.mkdtemp(prefix="kdc-", dir="/tmp")  # short: the names of Unix sockets are
+        token = Path(self.temp) / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only switch for 127.0.0.1, whatever its name says
+        }
+        self.note()
+        ray = _ray()
+        try:
+            ray.init(
+                num_cpus=threads_available(),
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=self.temp,
+            )
+            self.note()
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(self.temp, ignore_errors=True)
+
+    @contextmanager
+    def ray_at(self, address: str, data_dir: Path) -> Iterator[None]:
+        """A Ray that is there already, on nodes that all see the runs directory.
+
+        Raises:
+            KdclusterError: there is none, or a node cannot do a trial's work.
+        """
+        with joined(address):
+            check_nodes(self.folder, data_dir)
+            yield
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """This process as a driver of a Ray; one that it has joined already is kept.
+
+    Raises:
+        KdclusterError: there is no Ray at the address.
+    """
+    quiet()
+    ray = _ray()
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise KdclusterError(f"--ray-address {address}: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.tune
+    except ImportError:
+        raise KdclusterError("a sweep needs Ray Tune: pip install 'kdcluster[sweep]'") from None
+    return ray
+
+
+def check_fit(layout: Layout, gpus: float) -> None:
+    """Refuse a trial that no node of the connected Ray could ever run.
+
+    Raises:
+        ConfigError: what a trial needs, and the most that a node has.
+    """
+    nodes = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
+    cpus = layout.cores or 1
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        here = "; ".join(sorted({f"{node.get('CPU', 0):g} cores, {node.get('GPU', 0):g} GPUs" for node in nodes}))
+        raise ConfigError(
+            f"a trial needs {cpus} cores and {gpus:g} GPUs on one node, and no node has that (there are: {here}); "
+            f"ask for less with --gpus-per-trial, --procs or resources.threads"
+        )
+
+
+def check_nodes(folder: Path, data_dir: Path) -> None:
+    """Have every node of the connected Ray look for the runs directory, the data and the same trainer.
+
+    Raises:
+        KdclusterError: what a node does not have.
+    """
+    ray = _ray()
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    word, code, place = secrets.token_hex(8), trainer_code(), folder / "here"
+    write_aside(place, word)
+
+    def look() -> str:
+        try:
+            from kdcluster.files import trainer_code
+        except ImportError as error:
+            return f"kdcluster cannot be imported there ({error}); install it on every node"
+        if not place.is_file() or place.read_text() != word:
+            return f"it does not see {folder}; --runs-dir must lie on a file system that all nodes share"
+        if not data_dir.is_dir():
+            return f"it does not see {data_dir}; --data-dir must lie on a file system that all nodes share"
+        return "" if trainer_code() == code else "its kdcluster is another version than this one"
+
+    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    asked = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked.append((node["NodeManagerHostname"], task.options(scheduling_strategy=there).remote()))
+    for name, answer in asked:
+        if wrong := ray.get(answer):
+            raise KdclusterError(f"node {name}: {wrong}")

@@ -1,0 +1,247 @@
+"""A whole sweep: the search, and the confirmation of its best, in one Ray, from whatever the run directories hold."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from filelock import FileLock
+
+from kdcluster.config import Resources
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.launch.gpus import GpuPool, visible_gpus
+from kdcluster.launch.status import run_status
+from kdcluster.launch.torchrun import Layout
+from kdcluster.plan import Plan
+from kdcluster.processes import threads_available
+from kdcluster.runs import RunDir
+from kdcluster.sweep.cluster import Session, check_fit
+from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.screen import Screen
+from kdcluster.sweep.trial import Order
+from kdcluster.sweep.tuning import Source, search
+
+KNOWN = ("done", "stopped")
+"""States of a run that a search takes as they are."""
+
+
+@dataclass
+class Stop:
+    """Why the search has to end; empty while it need not."""
+
+    why: str = ""
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the search in an orderly way; a second Ctrl-C at once."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self._note) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, old in zip(numbers, before, strict=True):
+                signal.signal(number, old)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.why and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.why = self.why or f"the sweep was told to stop by {signal.Signals(number).name}"
+
+
+@dataclass
+class Sweeping:
+    """One sweep of an experiment.
+
+    Args:
+        searched: the space.
+        root: the runs directory.
+        data_dir: decoded arrays.
+        gpus: of the whole sweep on this machine; None: all that are free.
+        gpus_per_trial: None: as many as the experiment's `resources` say.
+        address: of a Ray that is there already; None: one of our own on this machine.
+        trials: instead of the file's number.
+    """
+
+    searched: Space
+    root: Path
+    data_dir: Path
+    gpus: int | None = None
+    gpus_per_trial: float | None = None
+    address: str | None = None
+    trials: int | None = None
+
+    def __post_init__(self) -> None:
+        self.session = Session(self.root / ".sweeps" / self.searched.loaded.name)
+        self.stop = Stop()
+        self._stack = ExitStack()
+        self._in_ray = False
+
+    @cached_property
+    def count(self) -> int:
+        """Points that are tried."""
+        return self.searched.size(self.trials)
+
+    @cached_property
+    def room(self) -> tuple[Layout, float]:
+        """On what one trial runs, and the GPUs that Ray keeps for it.
+
+        Raises:
+            ConfigError: GPUs that cannot be given.
+        """
+        cores = threads_available() if self.address is None else 1
+        block = self.searched.loaded.config
+        return trial_room(block.resources, self.gpus_per_trial, cores // (block.sweep.at_once or 1))
+
+    def search(self, stream: TextIO) -> list[Point]:
+        """Try all points; returns them, with those of Optuna that an earlier call has tried."""
+        sweep = self.searched.sweep
+        if sweep.search == "optuna":
+            from kdcluster.sweep.adaptive import Adaptive
+
+            source: Source = Adaptive(self.searched, self.count, self.searched.recorded(self.root))
+        else:
+            points = self.searched.drawn(self.count)
+            if self._all_known(points):
+                return points
+            source = Drawn(points)
+        deadline = None if sweep.time_budget_min is None else time.monotonic() + 60 * sweep.time_budget_min
+
+        def out_of_time() -> str:
+            over = deadline is not None and time.monotonic() > deadline
+            return f"sweep.time_budget_min {sweep.time_budget_min:g} is over" if over else ""
+
+        asha = self.searched.most_epochs() if sweep.scheduler == "asha" else None
+        return self._search(source, self.order(sweep.metric), self.count, asha, stream, out_of_time)
+
+    def confirm(self, made: Plan, stream: TextIO) -> None:
+        """Train the runs of a confirmation that are not done, in the same Ray."""
+        points = [Point({}, (run,)) for run in made.runs if run.role != "teacher"]
+        missing = [one for one in points if run_status(RunDir(self.root, one.ids[0])).state != "done"]
+        if missing:
+            order = replace(self.order("test/top1"), noted=False)
+            self._search(Drawn(missing), order, len(missing), None, stream, lambda: "")
+
+    def order(self, metric: str) -> Order:
+        """What each trial has to know."""
+        layout, gpus = self.room
+        name, where = self.searched.loaded.name, (self.root, self.data_dir)
+        return Order(name, *where, layout, gpus, metric, self.session.token, self.session.ending)
+
+    def _search(
+        self, source: Source, order: Order, count: int, asha: int | None, stream: TextIO, why: Callable[[], str]
+    ) -> list[Point]:
+        sweep = self.searched.sweep
+        given: list[Point] = []
+        ended = False
+        self._enter_ray()
+        with Screen(given, count, sweep, self.root, stream) as screen, self.stop.on_signals():
+
+            def watch() -> bool:
+                nonlocal ended
+                self.session.note()
+                screen.show()
+                if not ended and (reason := self.stop.why or why()):
+                    ended = True
+                    self.session.end(reason)
+                return ended
+
+            search(
+                _Noting(source, given),
+                order,
+                asha_epochs=asha,
+                at_once=sweep.at_once,
+                max_failures=sweep.max_failures,
+                watch=watch,
+            )
+        return given
+
+    def _enter_ray(self) -> None:
+        if self._in_ray:
+            return
+        if self.address is not None:
+            self._stack.enter_context(self.session.ray_at(self.address, self.data_dir))
+        else:
+            self._stack.enter_context(self._own_gpus())
+        layout, gpus = self.room
+        check_fit(layout, gpus)
+        self._in_ray = True
+
+    @contextmanager
+    def _own_gpus(self) -> Iterator[None]:
+        """A Ray with this machine's free GPUs, which nobody else is given as long as it is up."""
+        layout, _ = self.room
+        taken: list[tuple[str, FileLock]] = []
+        if layout.device == "cuda":
+            pool, here = GpuPool(visible_gpus()), len(visible_gpus())
+            wanted = self.gpus or here
+            if wanted > here or not here:
+                raise KdclusterError(f"{wanted or 1} GPUs asked for, this machine shows {here or 'none'}")
+            while len(taken) < wanted and (one := pool.take(1)):
+                taken += one
+            if len(taken) < (self.gpus or 1):
+                raise KdclusterError(
+                    f"{len(taken)} of {here} GPUs are free, the others have runs; wait, or ask for less"
+                )
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for gpu, _ in taken)
+        try:
+            with self.session.ray_here(len(taken)):
+                yield
+        finally:
+            for _, lock in taken:
+                lock.release()
+
+    def _all_known(self, points: Sequence[Point]) -> bool:
+        return all(run_status(RunDir(self.root, run_id)).state in KNOWN for point in points for run_id in point.ids)
+
+    def __enter__(self) -> Sweeping:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class _Noting:
+    """A source that remembers what it gave."""
+
+    def __init__(self, source: Source, given: list[Point]) -> None:
+        self.source, self.given = source, given
+        self.heard, self.ended = source.heard, source.ended
+
+    def next(self) -> Point | None:
+        point = self.source.next()
+        if point is not None:
+            self.given.append(point)
+        return point
+
+
+def trial_room(resources: Resources, gpus_per_trial: float | None, cores: int) -> tuple[Layout, float]:
+    """On what one trial runs, and the GPUs that Ray keeps for it: a fraction is a share of one.
+
+    Args:
+        resources: of the experiment.
+        gpus_per_trial: instead of its `gpus`; with device cpu they are pretended, a process for each.
+        cores: that a trial may take, where `resources` leave it open.
+
+    Raises:
+        ConfigError: more than one GPU, and not whole.
+    """
+    if gpus_per_trial is not None and gpus_per_trial > 1 and gpus_per_trial % 1:
+        raise ConfigError(f"--gpus-per-trial {gpus_per_trial:g}: a share of one GPU, or whole GPUs")
+    procs = math.ceil(gpus_per_trial or 1)
+    on_gpu = resources.device == "cuda" or resources.gpus is not None
+    if resources.device == "auto" and resources.procs is None:
+        on_gpu = on_gpu or gpus_per_trial is not None or bool(visible_gpus())
+    if on_gpu:
+        gpus = gpus_per_trial or resources.gpus or 1
+        return Layout("cuda", math.ceil(gpus), None), gpus
+    procs = resources.procs or procs
+    return Layout("cpu", procs, resources.threads or max(1, cores // procs)), gpus_per_trial or 0

@@ -1,0 +1,125 @@
+"""A sweep as one SLURM job: slurm/ray.sbatch with the cluster profile's options and this sweep's arguments."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+from kdcluster.config import Resources
+from kdcluster.files import shipped, write_aside
+from kdcluster.launch import jobs, sbatch, scheduler
+from kdcluster.launch.profile import Profile
+from kdcluster.launch.scheduler import Job
+from kdcluster.launch.slurm import Slurm
+from kdcluster.launch.torchrun import Layout
+
+
+def allocation(
+    resources: Resources, profile: Profile, gpus: int | None, nodes: int | None, per_trial: float | None, at_once: int
+) -> tuple[Layout, list[str]]:
+    """On what a whole sweep runs, and the arguments by which its trials know what each of them gets.
+
+    Args:
+        resources: of the experiment, for one trial.
+        profile: of the cluster.
+        gpus: of the whole sweep, over all nodes; None: no GPUs, but `at_once` trials on CPU cores.
+        nodes: None: as few as hold them.
+        per_trial: GPUs of a trial; None: what `resources` say.
+        at_once: trials at the same time, where there are no GPUs to count.
+
+    Raises:
+        ConfigError: the GPUs cannot be spread evenly over the nodes.
+    """
+    threads = resources.threads or profile.cpus_per_gpu or 1
+    if gpus is None:
+        procs = resources.procs or 1
+        whole = resources.model_copy(update={"device": "cpu", "gpus": None, "procs": procs * at_once})
+        layout = sbatch.slurm_layout(whole.model_copy(update={"threads": threads}), profile, nodes, None)
+        return layout, ["--set", "resources.device=cpu", "--set", f"resources.threads={threads}"]
+    whole = resources.model_copy(update={"device": "cuda", "gpus": gpus, "procs": None})
+    layout = sbatch.slurm_layout(whole, profile, nodes, profile.gpus_per_node)
+    each = per_trial or resources.gpus or 1
+    words = ["--gpus-per-trial", f"{each:g}"]
+    if layout.device == "cpu":  # a profile that pretends
+        plain = {"device": "cpu", "gpus": "null", "procs": math.ceil(each), "threads": threads}
+        words += [word for key, value in plain.items() for word in ("--set", f"resources.{key}={value}")]
+    return layout, words
+
+
+def script(name: str, layout: Layout, profile: Profile, folder: Path, after: list[str], words: list[str]) -> str:
+    """The batch script.
+
+    Args:
+        name: of the job.
+        layout: of the whole allocation.
+        profile: how the cluster wants to be asked.
+        folder: of this job.
+        after: jobs that must have succeeded before, as the teacher's.
+        words: arguments of `kdcluster sweep`.
+    """
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    given = sbatch.options(name, layout, profile, folder, after)
+    known = {"no-kill": True, "signal": f"B:USR2@{profile.signal_lead_s}"}
+    lines = [
+        *sbatch.setup(profile, folder),
+        f"export KDCLUSTER_PYTHON={sbatch.quoted(sys.executable)} KDCLUSTER_RAY_DIR={sbatch.quoted(str(folder))}",
+        f"export KDCLUSTER_MAX_REQUEUES={profile.max_requeues}",
+        f"set -- {' '.join(map(sbatch.quoted, words))}",
+    ]
+    body = [line for line in shipped("slurm/ray.sbatch").read_text().splitlines() if not line.startswith("#")]
+    text: str = _make_sbatch_string(
+        command="\n".join(body),
+        folder=folder,
+        setup=lines,
+        additional_parameters={**given, **known},
+        **dict.fromkeys(("job_name", "time", "wckey")),
+        nodes=layout.nodes,
+        ntasks_per_node=1,
+        signal_delay_s=profile.signal_lead_s,
+        stderr_to_stdout=True,
+        use_srun=False,
+    )
+    return text
+
+
+def under_way(folder: Path) -> Job | None:
+    """The job of an experiment's sweep in this runs directory that waits or runs.
+
+    Raises:
+        SchedulerError: SLURM does not answer.
+    """
+    beginning = _name(folder, 0).removesuffix("0")
+    live = [job for job in scheduler.queue() if job.name.startswith(beginning)]
+    return next((job for job in live if job.state in (*jobs.WAITING, *jobs.ACTIVE)), None)
+
+
+def submit(folder: Path, layout: Layout, slurm: Slurm, after: list[str], words: list[str]) -> tuple[str, Path]:
+    """Queue the sweep; returns the job's id and its log.
+
+    Args:
+        folder: `<runs>/.sweeps/<experiment>`.
+        layout: of the whole allocation.
+        slurm: the cluster.
+        after: jobs that must have succeeded before.
+        words: arguments of `kdcluster sweep`.
+
+    Raises:
+        Refused: SLURM does not take it.
+        SchedulerError: SLURM does not answer.
+    """
+    number = 1 + max((int(path.name) for path in (folder / "slurm").glob("*") if path.name.isdigit()), default=0)
+    own = folder / "slurm" / str(number)
+    own.mkdir(parents=True)
+    name = _name(folder, number)
+    path = own / "job.sh"
+    text = script(name, layout, slurm.profile, own, after, words)
+    write_aside(path, text.encode("utf-8", "surrogateescape"))
+    job_id = scheduler.submit(path, name)
+    return job_id, Path(os.path.realpath(own)) / f"{job_id}.log"
+
+
+def _name(folder: Path, number: int) -> str:
+    return sbatch.job_name(folder.with_name(f"sweep-{folder.name}"), number)

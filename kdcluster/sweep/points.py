@@ -1,0 +1,185 @@
+"""Which points of an experiment's space are tried, by which runs, and which were tried before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kdcluster import configfile, space
+from kdcluster.config import Sweep
+from kdcluster.configfile import LoadedExperiment
+from kdcluster.errors import ConfigError
+from kdcluster.plan import Plan, Run, plan, trial
+from kdcluster.runs import RunDir, run_dirs
+
+FRESH = 1000
+"""First seed of the confirmation: no trial has used it."""
+AGAIN = 20
+"""Small spaces repeat themselves: so many draws for each point that is wanted."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the space, and the runs that try it."""
+
+    values: dict[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def settings(self) -> list[str]:
+        """As --set takes it."""
+        return [f"{key}={json.dumps(value)}" for key, value in self.values.items()]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of its runs: what makes it another point than others."""
+        return tuple(run.id for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The points of one experiment's `sweep` block.
+
+    Args:
+        loaded: the experiment.
+        overrides: `KEY=VALUE` that hold for every point.
+        allow_teacher: keys that change the teacher may be searched.
+    """
+
+    loaded: LoadedExperiment
+    overrides: tuple[str, ...] = ()
+    allow_teacher: bool = False
+
+    @property
+    def sweep(self) -> Sweep:
+        """The experiment's block."""
+        return self.loaded.config.sweep
+
+    @cached_property
+    def domains(self) -> dict[str, Any]:
+        """What is searched, by key."""
+        default = {"distill.alpha": {"uniform": [0.05, 0.95]}, "distill.temperature": {"loguniform": [1, 16]}}
+        return self.sweep.space or default
+
+    def size(self, trials: int | None = None) -> int:
+        """How many points are tried: as many as asked for, of grids alone all."""
+        drawn = any("grid" not in domain for domain in self.domains.values())
+        return trials or (self.sweep.trials if drawn else space.grid_size(self.domains))
+
+    def drawn(self, count: int) -> list[Point]:
+        """The points in the order in which they are tried, the same ones each time; fewer where there are no more."""
+        found: dict[tuple[str, ...], Point] = {}
+        for values in islice(space.points(self.domains, self.sweep.seed), AGAIN * count):
+            made = self.point(values)
+            found.setdefault(made.ids, made)
+            if len(found) == count:
+                break
+        return list(found.values())
+
+    def point(self, values: dict[str, Any]) -> Point:
+        """One point with its runs.
+
+        Raises:
+            ConfigError: it is no experiment.
+        """
+        settings = Point(values, ()).settings
+        there = configfile.load(str(self.loaded.path), [*self.overrides, *settings])
+        seeds = range(self.sweep.seeds)
+        return Point(values, tuple(trial(replace(there, name=self.loaded.name), seeds, self.sweep.val_fraction)))
+
+    def recorded(self, root: Path) -> list[Point]:
+        """The points that were tried before with today's file, in the order of their first start."""
+        found: dict[tuple[str, ...], Point] = {}
+        tried = ((one, noted["values"]) for one in run_dirs(root) for noted in one.trials_of(self.loaded.name))
+        for run_dir, values in sorted(tried, key=lambda pair: _first_noted(pair[0])):
+            try:
+                made = self.point(values)
+            except ConfigError:  # of an earlier file, which allowed it
+                continue
+            if run_dir.id in made.ids:
+                found.setdefault(made.ids, made)
+        return list(found.values())
+
+    def most_epochs(self) -> int:
+        """Epochs of the longest trial."""
+        searched = self.domains.get("train.epochs")
+        return max(space.corners(searched)) if searched else self.loaded.config.train.epochs
+
+    def check(self) -> None:
+        """Every corner of the space must be an experiment, with the same teacher unless that is allowed.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        problems = [f"sweep.space: {what}" for key, domain in self.domains.items() for what in self._wrong(key, domain)]
+        if problems:
+            raise ConfigError(*dict.fromkeys(problems))
+
+    def _wrong(self, key: str, domain: Any) -> list[str]:
+        problems: list[str] = []
+        made = []
+        for value in space.corners(domain):
+            (setting,) = Point({key: value}, ()).settings
+            try:
+                made.append((setting, plan([configfile.load(str(self.loaded.path), [*self.overrides, setting])])))
+            except ConfigError as error:
+                problems += [problem.removeprefix(f"--set {setting}: ") for problem in error.problems]
+        teacher = plan([self.loaded]).runs[0].id
+        if others := [setting for setting, there in made if there.runs[0].id != teacher and not self.allow_teacher]:
+            hint = "--allow-teacher does that, --dry-run says how many"
+            problems.append(f"{others[0]} makes another teacher, and each has to be trained; {hint}")
+        students = [{run.hash for run in there.runs} for _, there in made]
+        if (
+            not problems
+            and len(made) > 1
+            and self.loaded.config.distill.alpha
+            and all(s == students[0] for s in students)
+        ):
+            problems.append(f"{key} makes no other student, so there is nothing to search")
+        if not problems and key == "seeds":
+            problems.append("seeds makes no other student: sweep.seeds says how many each point has")
+        return problems
+
+    def teachers(self, points: Sequence[Point]) -> Plan:
+        """The teachers of the experiment and of all points, as a plan."""
+        there = [configfile.load(str(self.loaded.path), [*self.overrides, *point.settings]) for point in points]
+        own = plan([self.loaded]).only(["teacher"])
+        return own.joined(run for one in there for run in plan([one]).only(["teacher"]).runs)
+
+    def confirmation(self, best: Point, count: int) -> Plan:
+        """The winner, the file's own settings, and the baseline on all images, with seeds that no trial had."""
+        fresh = f"seeds=[{', '.join(str(FRESH + number) for number in range(count))}]"
+        own = configfile.load(str(self.loaded.path), [*self.overrides, fresh])
+        winner = configfile.load(str(self.loaded.path), [*self.overrides, *best.settings, fresh])
+        return plan([own, replace(winner, name=f"{self.loaded.name}-best")])
+
+
+def _after(problem: str, setting: str) -> str:
+    """What is wrong with a setting, without the setting itself."""
+    return problem.removeprefix(f"--set {setting}: ")
+
+
+def _first_noted(run_dir: RunDir) -> float:
+    return (run_dir.path / "trials.json").stat().st_mtime
+
+
+class Drawn:
+    """A source of points that are known beforehand."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self._left: Iterator[Point] = iter(points)
+
+    def next(self) -> Point | None:
+        """The next point to try; None: there are no more."""
+        return next(self._left, None)
+
+    def heard(self, point: Point, epoch: int, value: float) -> None:
+        """A point has reached so much after an epoch."""
+
+    def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
+        """A point has ended, with its last value, or without one; `whole`: it was not stopped early."""

@@ -1,0 +1,177 @@
+"""What came of a sweep's points: from their run directories alone, for the terminal, for files, and for scripts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcluster import configfile
+from kdcluster.config import Sweep
+from kdcluster.errors import ConfigError
+from kdcluster.files import write_aside
+from kdcluster.launch.status import Status, statuses_of
+from kdcluster.runs import RunDir
+from kdcluster.sweep.points import Point, Space
+from kdcluster.sweep.trial import values_of
+
+SCHEMA = "kdcluster.sweep/1"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a point: the mean over its seeds of the best epoch's metric; None where a run has none."""
+
+    point: Point
+    states: tuple[str, ...]
+    value: float | None
+    sd: float | None
+    epochs: int = 0
+    """Epochs of the run that is furthest."""
+    reason: str = ""
+    """Why a run of it failed."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its runs came to their end."""
+        return set(self.states) == {"done"}
+
+    @property
+    def state(self) -> str:
+        """Of its runs, in one word where they agree."""
+        return ", ".join(dict.fromkeys(self.states))
+
+
+def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
+    """All points, the best first; one that was stopped early or failed comes last."""
+    best = min if sweep.metric == "val/loss" else max
+    known = statuses_of(RunDir(root, run_id) for point in chosen for run_id in point.ids)
+    found = []
+    for point in chosen:
+        run_dirs = [RunDir(root, run_id) for run_id in point.ids]
+        measured = [values_of(run_dir, sweep.metric) for run_dir in run_dirs]
+        values = [best(values) for values in measured if values]
+        whole = len(values) == len(run_dirs)
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        found.append(
+            Tried(
+                point,
+                tuple(known[run_dir].state for run_dir in run_dirs),
+                statistics.fmean(values) if whole else None,
+                spread,
+                max(map(len, measured)),
+                next((_why(known[one]) for one in run_dirs if known[one].state not in ("done", "stopped")), ""),
+            )
+        )
+    sign = 1 if sweep.metric == "val/loss" else -1
+
+    def order(one: Tried) -> tuple[bool, bool, float]:
+        return one.value is None, not one.is_done, sign * (one.value or 0.0)
+
+    return sorted(found, key=order)
+
+
+def _why(status: Status) -> str:
+    return " ".join(status.reason.split())
+
+
+def table(found: Sequence[Tried], metric: str) -> list[str]:
+    """The trials as lines, the best first, and below them why some did not come to an end."""
+    head, *rows = _cells(found, metric)
+    cells = [["", *head], *([str(number), *row] for number, row in enumerate(rows, 1))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return [*lines, *(f"{one.point.ids[0]}: {one.state}: {one.reason}" for one in found if one.reason)]
+
+
+def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
+    """Headings and rows."""
+    rows = []
+    for one in found:
+        value = "-" if one.value is None else f"{one.value:.2f}" + (f" ± {one.sd:.2f}" if one.sd is not None else "")
+        rows.append([*map(str, one.point.values.values()), value, str(one.epochs), one.state, " ".join(one.point.ids)])
+    return [[*found[0].point.values, metric, "epochs", "state", "runs"], *rows]
+
+
+def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
+    """How the numbers are to be taken."""
+    sweep = searched.sweep
+    many = sum(one.value is not None for one in found)
+    said = [
+        f"the first line is the best of {many}, selected by {sweep.metric}: expect less of it on other images; "
+        f"the confirmation on fresh seeds is what counts"
+    ]
+    if searched.loaded.config.data.val_fraction == 0:
+        share = f"{100 * sweep.val_fraction:g} %"
+        said.append(
+            f"{sweep.metric} is measured on {share} of the training images, which the trials hold out; "
+            f"their teacher is the experiment's own and was trained on these, too"
+        )
+    return said
+
+
+def render(searched: Space, found: Sequence[Tried], style: str) -> str:
+    """The trials as `table`, `md`, `csv` or `json`; ends with a line break."""
+    metric = searched.sweep.metric
+    if style == "json":
+        return json.dumps(document(searched, found), indent=1, allow_nan=False) + "\n"
+    if style == "table":
+        return "\n".join([*table(found, metric), "", *notes(searched, found)]) + "\n"
+    if style == "md":
+        head, *rows = _cells(found, metric)
+        lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+        return "\n".join([*lines, "", *(f"- {note}" for note in notes(searched, found))]) + "\n"
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*found[0].point.values, metric, "sd", "epochs", "state", "reason", "runs"])
+    for one in found:
+        values = one.point.values.values()
+        writer.writerow([*values, one.value, one.sd, one.epochs, one.state, one.reason, " ".join(one.point.ids)])
+    return out.getvalue()
+
+
+def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
+    """`results --sweep --format json`."""
+    rows = [
+        {
+            "values": one.point.values,
+            "settings": one.point.settings,
+            "metric_mean": one.value,
+            "metric_sd": one.sd,
+            "epochs": one.epochs,
+            "state": one.state,
+            "reason": one.reason,
+            "runs": list(one.point.ids),
+        }
+        for one in found
+    ]
+    return {
+        "schema": SCHEMA,
+        "experiment": searched.loaded.name,
+        "metric": searched.sweep.metric,
+        "selected": True,
+        "trials": rows,
+        "notes": notes(searched, found),
+    }
+
+
+def write_best(searched: Space, best: Mapping[str, Any], target: Path) -> None:
+    """The experiment with the best values, as a file of its own; comments stay.
+
+    Raises:
+        ConfigError: the file is there already, or cannot be written.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} is there already and is not overwritten; move it away, or leave --write-best out")
+    text = configfile.edited(searched.loaded, [*searched.overrides, *Point(dict(best), ()).settings])
+    header = f"# {searched.loaded.name} with the best of its sweep: {', '.join(f'{k} {v}' for k, v in best.items())}\n"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(target, header + text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}") from None

@@ -1,0 +1,103 @@
+"""What a person sees while a sweep goes on: the trials as a table on a terminal, one line a change of state off it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kdcluster.config import Sweep
+from kdcluster.sweep.points import Point
+from kdcluster.sweep.report import Tried, tried
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EVERY_S = 1.0
+SHARE = 20
+"""A look at many run directories takes time: at most this part of all."""
+SHOWN = 12
+"""Trials on the screen: those that run, then the best."""
+
+
+class Screen:
+    """Shows the points of a search from their run directories.
+
+    Args:
+        points: those that were begun; it grows.
+        count: how many there will be.
+        sweep: the experiment's block.
+        root: the runs directory.
+        stream: a terminal, or not.
+    """
+
+    def __init__(self, points: Sequence[Point], count: int, sweep: Sweep, root: Path, stream: TextIO) -> None:
+        self.points, self.count, self.sweep, self.root, self.stream = points, count, sweep, root, stream
+        self._next = 0.0
+        self._said: dict[tuple[str, ...], str] = {}
+        self._live: Any = None
+
+    def __enter__(self) -> Screen:
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=self.stream), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._next = 0.0
+        self.show()
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self) -> None:
+        """Look at the runs and say what has changed, unless that was just done."""
+        begun = time.monotonic()
+        if begun < self._next or not self.points:
+            return
+        found = tried(list(self.points), self.sweep, self.root)
+        if self._live is not None:
+            self._live.update(screen(found, self.count, self.sweep.metric), refresh=True)
+        else:
+            self._say(found)
+        self._next = time.monotonic() + max(EVERY_S, SHARE * (time.monotonic() - begun))
+
+    def _say(self, found: Sequence[Tried]) -> None:
+        known = {one.point.ids: one for one in found}
+        for number, point in enumerate(list(self.points), 1):
+            one = known[point.ids]
+            if one.state != "planned" and self._said.get(point.ids) != one.state:
+                self._said[point.ids] = one.state
+                self.stream.write(line(number, self.count, one, self.sweep.metric) + "\n")
+                self.stream.flush()
+
+
+def line(number: int, count: int, one: Tried, metric: str) -> str:
+    """One trial for a file or a pipe."""
+    words = [f"trial {number}/{count}", " ".join(one.point.settings), one.state]
+    if one.value is not None and one.state != "running":
+        words.append(f"{metric} {one.value:.2f} after {one.epochs} epoch{'' if one.epochs == 1 else 's'}")
+    return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
+
+
+def screen(found: Sequence[Tried], count: int, metric: str) -> Table:
+    """The trials that run, then the best, and how many there are of each kind."""
+    from rich.table import Table
+
+    begun = [one for one in found if one.state != "planned"]
+    chosen = sorted(begun, key=lambda one: one.state != "running")[:SHOWN]  # stable: the best come first
+    kinds = {state: sum(one.state == state for one in begun) for state in dict.fromkeys(one.state for one in begun)}
+    waiting = count - len(begun)
+    said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
+    table = Table(box=None, pad_edge=False, caption=f"{count} trials: {', '.join(said)}", caption_justify="left")
+    for key in (*found[0].point.values, metric, "epochs"):
+        table.add_column(key, justify="right", no_wrap=True)
+    table.add_column("state")
+    table.add_column("run", overflow="fold")
+    for one in chosen:
+        value = "" if one.value is None else f"{one.value:.2f}"
+        table.add_row(*map(str, one.point.values.values()), value, str(one.epochs), one.state, one.point.ids[0])
+    return table

@@ -1,0 +1,143 @@
+"""One run of a trial: started where the trial is unless somebody has done that, and followed epoch by epoch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcluster.errors import KdclusterError
+from kdcluster.files import read_json
+from kdcluster.launch.child import Child
+from kdcluster.launch.status import run_status
+from kdcluster.launch.torchrun import Layout
+from kdcluster.plan import Run
+from kdcluster.results.events import read_scalars
+from kdcluster.runs import RunDir
+from kdcluster.sweep.points import Point
+
+POLL_S = 0.3
+STOP_S = 8.0
+"""How long a torchrun that is stopped has to save, before it is killed."""
+OTHERS_WERE_BETTER = "others were better after as many epochs"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every trial of one search has to know; pickled, so that it reaches other machines.
+
+    `ending` is a file that is there once the whole search is being ended: what it stops then goes on another time.
+    """
+
+    experiment: str
+    root: Path
+    data_dir: Path
+    layout: Layout
+    gpus: float
+    """Of each trial; a fraction is a share of one."""
+    metric: str
+    token: str
+    """Of this search: an attempt that has it was begun by a trial of this search."""
+    ending: Path
+    noted: bool = True
+    """Whether the runs are to be remembered as trials; those of the confirmation are not."""
+
+    @property
+    def best(self) -> Any:
+        """`min` or `max`."""
+        return min if self.metric.endswith("loss") else max
+
+
+class Trainee:
+    """A run that a trial waits for."""
+
+    def __init__(self, run: Run, values: dict[str, Any], order: Order) -> None:
+        self.run_dir, self.run, self.values, self.order = RunDir(order.root, run.id), run, values, order
+        self.reported = 0
+        self.child: Child | None = None
+
+    def begin(self) -> None:
+        """Start the run, from the main thread; one that is done, stopped early or under way is left as it is.
+
+        Raises:
+            KdclusterError: somebody has cancelled it.
+        """
+        status = run_status(self.run_dir)
+        newest = self.run_dir.newest()
+        # Tune restarts a trial only when its process is gone, also where that was on a node nobody can look at.
+        died_with_us = newest is not None and newest.read("start").get("sweep") == self.order.token
+        mine = status.state == "running" and died_with_us
+        if status.state == "cancelled" and died_with_us:
+            raise KdclusterError(f"{self.run.id} is cancelled")
+        done = status.state in ("done", "stopped")
+        if not (done or status.state in ("running", "queued")) or mine:
+            self.run_dir.prepare(self.run)
+            shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.order.layout.device == "cuda" else ()
+            known = {"sweep": self.order.token, "nodes": os.environ.get("SLURMD_NODENAME", "")}
+            gpus = [gpu for gpu in shown if gpu]
+            self.child = Child.start(self.run_dir, self.order.data_dir, self.order.layout, gpus, known=known)
+        self.run_dir.add_experiments([self.order.experiment])
+        if self.order.noted:
+            self.run_dir.note_trial(self.order.experiment, self.values)
+
+    def next(self) -> tuple[float, bool]:
+        """The metric of the next epoch, and whether it was the last one; waits for it.
+
+        Raises:
+            KdclusterError: the run ended without it.
+        """
+        while True:
+            ended = self._ended()  # before the look at what it wrote
+            measured = values_of(self.run_dir, self.order.metric)
+            if len(measured) > self.reported:
+                self.reported += 1
+                return measured[self.reported - 1], ended and self.reported == len(measured)
+            if ended:
+                status = run_status(self.run_dir)
+                raise KdclusterError(f"{self.run.id} is {status.state}: {status.reason}")
+            if self.child is not None and self.run_dir.is_cancelled():
+                self.child.tell_to_stop()
+            time.sleep(POLL_S)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it came to its end."""
+        return run_status(self.run_dir).state == "done"
+
+    def stop(self) -> None:
+        """End it early: it saves, and counts as stopped; where the whole search ends, as preempted, to go on later."""
+        if self.child is None or self.child.attempt.read("outcome"):
+            return
+        self.child.tell_to_stop()
+        try:
+            self.child.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.child.process.kill()
+            self.child.process.wait()
+        outcome = self.child.outcome(told_to_stop=True)
+        if outcome["state"] in ("preempted", "lost"):
+            ending = read_json(self.order.ending)
+            why = ending["why"] if ending else OTHERS_WERE_BETTER
+            outcome["reason"] += f": {why}"
+            outcome["state"] = outcome["state"] if ending else "stopped"
+        self.child.attempt.write_last("outcome", outcome)
+
+    def _ended(self) -> bool:
+        if self.child is not None and self.child.process.poll() is not None:
+            if not self.child.attempt.read("outcome"):
+                self.child.attempt.write_last("outcome", self.child.outcome())
+            return True
+        return self.child is None and run_status(self.run_dir).state not in ("running", "queued")
+
+
+def values_of(run_dir: RunDir, metric: str) -> list[float]:
+    """A metric of each epoch so far."""
+    return [point.value for point in read_scalars(run_dir.events, (metric,)).points.get(metric, [])]
+
+
+def trainees(point: Point, order: Order) -> list[Trainee]:
+    """One for each run of a point."""
+    return [Trainee(run, point.values, order) for run in point.runs]

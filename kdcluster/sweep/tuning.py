@@ -1,0 +1,179 @@
+"""Trials of Ray Tune: the only file that talks to Tune. What came out stands in the run directories, not in Tune."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from kdcluster.sweep.points import Point
+from kdcluster.sweep.trial import Order, trainees
+
+
+class Source(Protocol):
+    """Where points come from."""
+
+    def next(self) -> Point | None:
+        """The next point to try; None: there are no more."""
+
+    def heard(self, point: Point, epoch: int, value: float) -> None:
+        """A point has reached so much after an epoch."""
+
+    def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
+        """A point has ended, with its last value, or without one; `whole`: it was not stopped early."""
+
+
+def search(
+    source: Source,
+    order: Order,
+    *,
+    asha_epochs: int | None,
+    at_once: int | None,
+    max_failures: int,
+    watch: Callable[[], bool],
+) -> None:
+    """Try the points of a source in the Ray that this process is connected to; returns when every trial has ended.
+
+    Args:
+        source: the points.
+        order: what each trial has to know.
+        asha_epochs: epochs of the longest trial, for ASHA; None: no trial is stopped early.
+        at_once: most trials at the same time; None: as many as there is room for.
+        max_failures: how often a trial that fails is started again.
+        watch: called again and again meanwhile; True ends the search.
+    """
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    trainable = tune.with_resources(
+        tune.with_parameters(_trainable(), order=order), {"cpu": order.layout.cores or 1, "gpu": order.gpus}
+    )
+    asha = ASHAScheduler(max_t=asha_epochs, grace_period=1, reduction_factor=3) if asha_epochs else None
+    with tempfile.TemporaryDirectory(prefix="kdcluster-sweep-") as scratch:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                metric=order.metric,
+                mode=order.best.__name__,
+                search_alg=_searcher(source, order, asha_epochs),
+                scheduler=asha or FIFOScheduler(),
+                num_samples=-1,  # the source says when there are no more
+                max_concurrent_trials=at_once,
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                stop=_stopper(watch),
+                failure_config=tune.FailureConfig(max_failures=max_failures),
+            ),
+        ).fit()
+
+
+def quiet() -> None:
+    """Before Ray is imported: nothing goes out to its makers, Tune does not draw on the terminal, signals are ours."""
+    import logging
+
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    }
+    for name in ("ray", "ray.tune", "ray.air", "ray._private"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _stopper(watch: Callable[[], bool]) -> Any:
+    from ray import tune
+
+    class Watching(tune.Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return watch()
+
+    return Watching()
+
+
+def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:
+    from ray.tune.search import Searcher
+
+    class Points(Searcher):
+        """Asks the source, and tells it what it hears."""
+
+        def __init__(self) -> None:
+            super().__init__(metric=order.metric, mode=order.best.__name__)
+            self.given: dict[str, Point] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            point = source.next()
+            if point is None:
+                return Searcher.FINISHED
+            self.given[trial_id] = point
+            return {"point": point}
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            source.heard(self.given[trial_id], result["training_iteration"], result[order.metric])
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False, **_: Any
+        ) -> None:
+            value = None if error or not result else result[order.metric]
+            whole = bool(result) and (asha_epochs is None or bool(result.get("whole")))  # type: ignore[union-attr]
+            source.ended(self.given[trial_id], value, whole=whole)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: a sweep is rebuilt from the run directories."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing."""
+
+    return Points()
+
+
+def _trainable() -> type:
+    from ray import tune
+
+    class Trial(tune.Trainable):
+        """A point: its runs, one after another; with one run each epoch is a result, with several their mean is."""
+
+        def setup(self, config: dict[str, Any], order: Order) -> None:  # type: ignore[override]
+            self.order = order
+            self.trainees = trainees(config["point"], order)
+            self.begun = False
+
+        def step(self) -> dict[str, Any]:
+            metric = self.order.metric
+            if len(self.trainees) == 1:
+                (trainee,) = self.trainees
+                if not self.begun:
+                    self.begun = True
+                    trainee.begin()
+                value, last = trainee.next()
+                return {metric: value, "done": last, "whole": last and trainee.is_done}
+            values = []
+            for trainee in self.trainees:
+                trainee.begin()
+                measured, last = [], False
+                while not last:
+                    value, last = trainee.next()
+                    measured.append(value)
+                values.append(self.order.best(measured))
+            return {metric: statistics.fmean(values), "done": True, "whole": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            return {}  # a run's own checkpoints are enough
+
+        def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+            pass
+
+        def cleanup(self) -> None:
+            for trainee in self.trainees:
+                trainee.stop()
+
+    return Trial

@@ -1,0 +1,219 @@
+"""`kdcluster sweep`, and `kdcluster results --sweep`: from the options to the words that a person reads."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcluster.arguments import Chosen
+from kdcluster.errors import ConfigError
+from kdcluster.launch import submission
+from kdcluster.launch.preflight import preflight
+from kdcluster.launch.progress import follow
+from kdcluster.launch.slurm import Slurm, waited_for
+from kdcluster.launch.status import next_steps, run_status
+from kdcluster.results import render, table
+from kdcluster.runs import RunDir
+from kdcluster.sweep import job, report
+from kdcluster.sweep.flow import Sweeping, trial_room
+from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.terminal import can_show, count, leave, say, show
+
+if TYPE_CHECKING:
+    from kdcluster.launch.local import Local
+    from kdcluster.plan import Plan
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options that only a sweep has."""
+
+    trials: int | None
+    gpus_per_trial: float | None
+    ray_address: str | None
+    allow_teacher: bool
+    confirm: int
+    write_best: bool
+    dry_run: bool
+
+
+def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
+    """Teacher, search, table, confirmation; on a cluster all but the teacher in one job."""
+    for_teacher = chosen  # --gpus is of the whole sweep: its teacher takes them all, a trial what --gpus-per-trial says
+    chosen = replace(chosen, gpus=None)
+    loaded = chosen.load(experiment)
+    searched = Space(loaded, tuple(chosen.settings), wanted.allow_teacher)
+    if wanted.allow_teacher and loaded.config.sweep.search == "optuna":
+        raise ConfigError("--allow-teacher needs sweep.search random: teachers are trained before the search begins")
+    searched.check()
+    trial_room(loaded.config.resources, wanted.gpus_per_trial, 1)  # what is wrong with it is said before all else
+    target = Path("configs") / f"{loaded.name}-best.yaml"
+    if wanted.write_best and target.exists():
+        raise ConfigError(f"{target} is there already and is not overwritten; move it away, or leave --write-best out")
+    teachers = searched.teachers(searched.drawn(searched.size(wanted.trials)) if wanted.allow_teacher else [])
+    if wanted.dry_run:
+        return _show_dry_run(searched, wanted, teachers, chosen.root)
+    there = for_teacher.place()
+    preflight([*teachers.runs, *for_teacher.plan(experiment).runs], chosen.data, fetch=True)
+    if for_teacher.gpus is not None:
+        teachers = _with_gpus(teachers, for_teacher.gpus)
+    again = _again(chosen, experiment, wanted)
+    if isinstance(there, Slurm) and wanted.ray_address is None:
+        return _queue(for_teacher, searched, wanted, teachers, there)
+    _train(teachers, chosen, there, again)
+    swept = Sweeping(
+        searched,
+        chosen.root,
+        chosen.data,
+        for_teacher.gpus,
+        wanted.gpus_per_trial,
+        wanted.ray_address,
+        wanted.trials,
+    )
+    with swept:
+        for pid in swept.session.begin():
+            say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")
+        points = swept.search(sys.stderr)
+        best = _report(searched, points, chosen.root, swept.stop.why)
+        if swept.stop.why:
+            leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
+        if best is None:
+            leave("no trial came to an end", 1)
+        settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
+        say(f"next: kdcluster submit {chosen.again(experiment)} {settings}")
+        if wanted.write_best:
+            report.write_best(searched, best.values, target)
+            say(f"written: {target}")
+        if wanted.confirm:
+            _confirm(swept, searched.confirmation(best, wanted.confirm), again)
+
+
+def results_of(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
+    """The trials of the named experiments from the run directories, and whether each was done or stopped early.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if style in ("json", "csv") and len(chosen.experiments) > 1:
+        raise ConfigError(f"--sweep --format {style} takes one experiment at a time")
+    texts, complete = [], True
+    for name in chosen.experiments:
+        loaded = chosen.load(name)
+        searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
+        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep, chosen.root)
+        if not found:
+            raise ConfigError(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {name}")
+        texts.append(report.render(searched, found, style))
+        complete = complete and all(set(one.states) <= {"done", "stopped"} for one in found)
+    text = "\n".join(texts)
+    return (text.replace("±", "+/-") if ascii else text), complete
+
+
+def _again(chosen: Chosen, experiment: str, wanted: Wanted) -> str:
+    """The command that goes on."""
+    given = {"--trials": wanted.trials, "--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": wanted.ray_address}
+    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+    words += ["--allow-teacher"] if wanted.allow_teacher else []
+    return " ".join([f"kdcluster sweep {chosen.again(experiment)}", *map(shlex.quote, words)]) + chosen.where
+
+
+def _show_dry_run(searched: Space, wanted: Wanted, teachers: Plan, root: Path) -> None:
+    wishes = searched.size(wanted.trials)
+    if searched.loaded.config.sweep.search == "optuna":
+        from kdcluster.sweep.adaptive import Adaptive
+
+        source: Adaptive | Drawn = Adaptive(searched, wishes, searched.recorded(root))
+        points = [point for _ in range(-(-wishes // 3)) if (point := source.next())]
+    else:
+        points = searched.drawn(wishes)
+    for number, point in enumerate(points, 1):
+        known = [f"{run_id} ({run_status(RunDir(root, run_id)).state})" for run_id in point.ids]
+        show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(known)}")
+    if len(points) < wishes and searched.loaded.config.sweep.search == "optuna":
+        show(f"     and {wishes - len(points)} more, which follow from the results of these")
+    missing = [run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state != "done"]
+    for run_id in missing:
+        show(f"first {run_id}")
+    show(
+        f"{count(wishes, 'trial')}, {count(len(teachers.runs), 'teacher')} "
+        f"({len(missing)} to be trained); nothing was started"
+    )
+
+
+def _with_gpus(teachers: Plan, gpus: int) -> Plan:
+    """The teachers on all GPUs of the sweep."""
+    many = {"device": "cuda", "procs": None, "gpus": gpus}
+    runs = (run.model_copy(update={"resources": run.resources.model_copy(update=many)}) for run in teachers.runs)
+    return replace(teachers, runs=tuple(runs))
+
+
+def _train(made: Plan, chosen: Chosen, there: Local | Slurm, again: str) -> None:
+    """Train the teachers, ordinary runs that are made once, and wait for them."""
+    submission.submit(made, chosen.root, chosen.data, there, lambda runs: None)
+    found = follow(made, chosen.root, sys.stderr)
+    if any(status.state != "done" for status in found.values()):
+        for step in next_steps(found, dict.fromkeys(found, chosen.again()), chosen.where)[:1]:
+            say(f"next: {step}")
+        leave(f"without its teacher nothing can be searched; then: {again}", 1)
+
+
+def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:
+    """Print the trials; returns the best of those that came to an end."""
+    if not points:
+        return None
+    found = report.tried(points, searched.sweep, root)
+    text = report.render(searched, found, "table")
+    show(text if can_show("±") else text.replace("±", "+/-"), nl=False)
+    best = next((one for one in found if one.is_done and one.value is not None), None)
+    if best is not None and not interrupted:
+        spread = "" if best.sd is None else f" ± {best.sd:.2f} over {len(best.states)} seeds"
+        how = f"best of {count(len(points), 'trial')}, selected on held-out images"
+        what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.value:.2f}{spread}"
+        say(f"{how}: {what}")
+    return best.point if best else None
+
+
+def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
+    """Train the confirmation and print its table."""
+    from kdcluster.launch.status import statuses
+
+    swept.confirm(made, sys.stderr)
+    found = statuses(made, swept.root)
+    states = {i: (status.state, status.reason, str(status.log) if status.log else None) for i, status in found.items()}
+    show(render.render(table.build(made, swept.root, states=states), ascii=not can_show("±×αΔ–")), nl=False)
+    if swept.stop.why:
+        leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
+    if any(status.state != "done" for status in found.values()):
+        leave(f"not every run of the confirmation is done\nnext: {again}", 1)
+
+
+def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slurm: Slurm) -> None:
+    """The teachers as jobs of their own, everything else as one job after them."""
+    loaded, root = searched.loaded, chosen.root
+    folder = root / ".sweeps" / loaded.name
+    if going := job.under_way(folder):
+        return say(f"job {going.id} is at the sweep of {loaded.name} already ({going.state.lower()})")
+    resources, sweep = loaded.config.resources, loaded.config.sweep
+    at_once = sweep.at_once or chosen.nodes or 1
+    layout, words = job.allocation(resources, slurm.profile, chosen.gpus, chosen.nodes, wanted.gpus_per_trial, at_once)
+    slurm.check_layouts([layout])
+    submission.submit(teachers, root, chosen.data, slurm, lambda runs: None)
+    after = [job_id for run in teachers.runs if (job_id := waited_for(RunDir(root, run.id)))]
+    undone = [
+        run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state not in ("done", "queued", "running")
+    ]
+    if undone:
+        leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
+    given = [str(loaded.path.resolve()), *(word for one in searched.overrides for word in ("--set", one)), *words]
+    given += ["--confirm", str(wanted.confirm), "--runs-dir", str(root), "--data-dir", str(chosen.data)]
+    given += ["--trials", str(wanted.trials)] if wanted.trials else []
+    given += [
+        word for word, on in (("--allow-teacher", wanted.allow_teacher), ("--write-best", wanted.write_best)) if on
+    ]
+    job_id, log = job.submit(folder, layout, slurm, after, given)
+    name = shlex.quote(loaded.name)
+    say(f"job {job_id} sweeps {loaded.name} on {layout}; log: {log}")
+    say(f"next: kdcluster results {name} --sweep{chosen.where}; scancel {job_id} stops it, and the same sweep goes on")
