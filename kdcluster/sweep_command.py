@@ -18,8 +18,9 @@ from kdcluster.launch.status import next_steps, run_status
 from kdcluster.results import render, table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import job, report
+from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.flow import Sweeping, trial_room
-from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.points import Point, Space
 from kdcluster.terminal import can_show, count, leave, say, show
 
 if TYPE_CHECKING:
@@ -46,18 +47,21 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     chosen = replace(chosen, gpus=None)
     loaded = chosen.load(experiment)
     searched = Space(loaded, tuple(chosen.settings), wanted.allow_teacher)
-    if wanted.allow_teacher and loaded.config.sweep.search == "optuna":
+    if wanted.allow_teacher and searched.is_adaptive:
         raise ConfigError("--allow-teacher needs sweep.search random: teachers are trained before the search begins")
     searched.check()
     trial_room(loaded.config.resources, wanted.gpus_per_trial, 1)  # what is wrong with it is said before all else
     target = Path("configs") / f"{loaded.name}-best.yaml"
     if wanted.write_best and target.exists():
         raise ConfigError(f"{target} is there already and is not overwritten; move it away, or leave --write-best out")
-    teachers = searched.teachers(searched.drawn(searched.size(wanted.trials)) if wanted.allow_teacher else [])
+    wishes = searched.size(wanted.trials)
+    points = searched.corners() if searched.is_adaptive else searched.drawn(wishes)
+    teachers = searched.teachers(points if wanted.allow_teacher else [])
     if wanted.dry_run:
-        return _show_dry_run(searched, wanted, teachers, chosen.root)
+        return _show_dry_run(searched, wishes, points, teachers, chosen.root)
     there = for_teacher.place()
-    preflight([*teachers.runs, *for_teacher.plan(experiment).runs], chosen.data, fetch=True)
+    of_trials = [run for point in points for run in point.runs]
+    preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
         teachers = _with_gpus(teachers, for_teacher.gpus)
     again = _again(chosen, experiment, wanted)
@@ -71,13 +75,12 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         for_teacher.gpus,
         wanted.gpus_per_trial,
         wanted.ray_address,
-        wanted.trials,
     )
     with swept:
         for pid in swept.session.begin():
             say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")
-        points = swept.search(sys.stderr)
-        best = _report(searched, points, chosen.root, swept.stop.why)
+        tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
+        best = _report(searched, tried, chosen.root, swept.stop.why)
         if swept.stop.why:
             leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
         if best is None:
@@ -120,25 +123,20 @@ def _again(chosen: Chosen, experiment: str, wanted: Wanted) -> str:
     return " ".join([f"kdcluster sweep {chosen.again(experiment)}", *map(shlex.quote, words)]) + chosen.where
 
 
-def _show_dry_run(searched: Space, wanted: Wanted, teachers: Plan, root: Path) -> None:
-    wishes = searched.size(wanted.trials)
-    if searched.loaded.config.sweep.search == "optuna":
-        from kdcluster.sweep.adaptive import Adaptive
-
-        source: Adaptive | Drawn = Adaptive(searched, wishes, searched.recorded(root))
+def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: Plan, root: Path) -> None:
+    if searched.is_adaptive:
+        source = Adaptive(searched, wishes, searched.recorded(root))
         points = [point for _ in range(-(-wishes // 3)) if (point := source.next())]
-    else:
-        points = searched.drawn(wishes)
     for number, point in enumerate(points, 1):
         known = [f"{run_id} ({run_status(RunDir(root, run_id)).state})" for run_id in point.ids]
         show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(known)}")
-    if len(points) < wishes and searched.loaded.config.sweep.search == "optuna":
+    if searched.is_adaptive:
         show(f"     and {wishes - len(points)} more, which follow from the results of these")
     missing = [run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state != "done"]
     for run_id in missing:
         show(f"first {run_id}")
     show(
-        f"{count(wishes, 'trial')}, {count(len(teachers.runs), 'teacher')} "
+        f"{count(wishes if searched.is_adaptive else len(points), 'trial')}, {count(len(teachers.runs), 'teacher')} "
         f"({len(missing)} to be trained); nothing was started"
     )
 

@@ -24,6 +24,7 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
 from kdcluster.runs import RunDir
+from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session, check_fit
 from kdcluster.sweep.points import Drawn, Point, Space
 from kdcluster.sweep.screen import Screen
@@ -68,7 +69,6 @@ class Sweeping:
         gpus: of the whole sweep on this machine; None: all that are free.
         gpus_per_trial: None: as many as the experiment's `resources` say.
         address: of a Ray that is there already; None: one of our own on this machine.
-        trials: instead of the file's number.
     """
 
     searched: Space
@@ -77,18 +77,12 @@ class Sweeping:
     gpus: int | None = None
     gpus_per_trial: float | None = None
     address: str | None = None
-    trials: int | None = None
 
     def __post_init__(self) -> None:
         self.session = Session(self.root / ".sweeps" / self.searched.loaded.name)
         self.stop = Stop()
         self._stack = ExitStack()
         self._in_ray = False
-
-    @cached_property
-    def count(self) -> int:
-        """Points that are tried."""
-        return self.searched.size(self.trials)
 
     @cached_property
     def room(self) -> tuple[Layout, float]:
@@ -101,18 +95,16 @@ class Sweeping:
         block = self.searched.loaded.config
         return trial_room(block.resources, self.gpus_per_trial, cores // (block.sweep.at_once or 1))
 
-    def search(self, stream: TextIO) -> list[Point]:
-        """Try all points; returns them, with those of Optuna that an earlier call has tried."""
+    def search(self, wanted: list[Point] | int, stream: TextIO) -> list[Point]:
+        """Try these points, or so many that Optuna finds; returns them, with those that an earlier call has tried."""
         sweep = self.searched.sweep
-        if sweep.search == "optuna":
-            from kdcluster.sweep.adaptive import Adaptive
-
-            source: Source = Adaptive(self.searched, self.count, self.searched.recorded(self.root))
+        if isinstance(wanted, int):
+            source: Source = Adaptive(self.searched, wanted, self.searched.recorded(self.root))
+        elif self._all_known(wanted):
+            return wanted
         else:
-            points = self.searched.drawn(self.count)
-            if self._all_known(points):
-                return points
-            source = Drawn(points)
+            source = Drawn(wanted)
+        count = wanted if isinstance(wanted, int) else len(wanted)
         deadline = None if sweep.time_budget_min is None else time.monotonic() + 60 * sweep.time_budget_min
 
         def out_of_time() -> str:
@@ -120,7 +112,7 @@ class Sweeping:
             return f"sweep.time_budget_min {sweep.time_budget_min:g} is over" if over else ""
 
         asha = self.searched.most_epochs() if sweep.scheduler == "asha" else None
-        return self._search(source, self.order(sweep.metric), self.count, asha, stream, out_of_time)
+        return self._search(source, self.order(sweep.metric), count, asha, stream, out_of_time)
 
     def confirm(self, made: Plan, stream: TextIO) -> None:
         """Train the runs of a confirmation that are not done, in the same Ray."""

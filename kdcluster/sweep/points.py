@@ -66,6 +66,15 @@ class Space:
         default = {"distill.alpha": {"uniform": [0.05, 0.95]}, "distill.temperature": {"loguniform": [1, 16]}}
         return self.sweep.space or default
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether points follow from the results of others, and so are not known beforehand."""
+        return self.sweep.search == "optuna"
+
+    def corners(self) -> list[Point]:
+        """The points with one key at an end of its domain, or at each of its values, and the others as in the file."""
+        return [self.point({key: value}) for key, domain in self.domains.items() for value in space.corners(domain)]
+
     def size(self, trials: int | None = None) -> int:
         """How many points are tried: as many as asked for, of grids alone all."""
         drawn = any("grid" not in domain for domain in self.domains.values())

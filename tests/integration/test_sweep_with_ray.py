@@ -1,94 +1,234 @@
-"""A sweep with a real Ray: trials are runs, stopped early, never trained twice, and confirmed."""
+"""A sweep with a real Ray: trials are runs, stopped early, never trained twice, confirmed, and go on after any kill."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdcluster.files import read_json
+from kdcluster.processes import is_alive
 from kdcluster.runs import RunDir, run_dirs
-from tests.desk import SLOW_MODEL
+from tests.desk import SLOW_MODEL, wait_until
 from tests.tiny import VIT, put_images, write_experiment
 
 pytestmark = pytest.mark.integration
 
-
-def kdcluster(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "kdcluster.cli", *words]
-    env = {**os.environ, "SLOW": str(folder / "SLOW")}
-    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-
-
-def attempts(root: Path) -> dict[str, int]:
-    return {run_dir.id: len(run_dir.attempts()) for run_dir in run_dirs(root)}
+SLOW = {
+    "imports": ["models.py"],
+    "teacher": {**VIT, "train": {"epochs": 2, "lr": 1e-2}},
+    "student": {"model": "slow"},
+}
+"""0.2 s a step while the file SLOW is there; the teacher is another model, and of its own."""
 
 
-def ours(folder: Path) -> list[int]:
-    """Processes that were started from this folder, Ray's own among them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if (
-                path.joinpath("cwd").resolve() == folder.resolve()
-                or str(folder).encode() in path.joinpath("cmdline").read_bytes()
-            ):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
+BROKEN = """
+import torch
+from timm.models import register_model
+
+class Broken(torch.nn.Linear):
+    def forward(self, x):
+        raise ValueError("as it is")
+
+@register_model
+def broken(pretrained=False, num_classes=10, in_chans=3, **_):
+    return Broken(in_chans, num_classes)
+"""
 
 
-def test_a_sweep_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
-    put_images(tmp_path / "data")
-    (tmp_path / "models.py").write_text(SLOW_MODEL)
-    (tmp_path / "SLOW").touch()  # 0.6 s an epoch: whoever is worse after the first one can be stopped before the last
-    changes = {
-        "imports": ["models.py"],
-        "teacher": {**VIT, "train": {"epochs": 2, "lr": 1e-2}},
-        "student": {"model": "slow"},
-        "train.epochs": 9,
-        "sweep": {
-            "space": {"train.lr": {"grid": [0.03, 1e-3, 1e-4, 1e-5, 1e-6]}, "distill.alpha": {"uniform": [0.4, 0.6]}},
-            "trials": 5,
-            "metric": "val/loss",
-            "scheduler": "asha",
-        },
+class Desk:
+    """A folder from which somebody sweeps."""
+
+    def __init__(self, folder: Path, changes: dict[str, Any]) -> None:
+        self.folder, self.root = folder, folder / "runs"
+        put_images(folder / "data")
+        (folder / "models.py").write_text(SLOW_MODEL)
+        (folder / "SLOW").touch()
+        write_experiment(folder, changes)
+        self.env = {**os.environ, "SLOW": str(folder / "SLOW"), "KDCLUSTER_BACKEND": "local"}
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "kdcluster.cli", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(argv, cwd=self.folder, env=self.env, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+    def run(self, *words: str, expect: int = 0) -> tuple[str, str]:
+        out, err = (process := self.start(*words)).communicate(timeout=300)
+        assert process.returncode == expect, err
+        return out, err
+
+    def ended_attempts(self) -> dict[str, list[str]]:
+        """Of each run: how its attempts ended."""
+        return {one.id: [a.read("outcome").get("state", "") for a in one.attempts()] for one in run_dirs(self.root)}
+
+    def trains(self, process: subprocess.Popen[str]) -> RunDir:
+        """Wait for a trial that does steps now, and that has saved an epoch."""
+
+        def found() -> RunDir | None:
+            assert process.poll() is None, process.communicate()
+            for run_dir in run_dirs(self.root):
+                newest = run_dir.newest()
+                if newest and newest.number and run_dir.id.startswith("distilled") and run_dir.saved_step():
+                    beat, start = newest.read("heartbeat"), newest.read("start")
+                    if beat and beat["step"] > start["from_step"] and not newest.read("outcome"):
+                        return run_dir
+            return None
+
+        return wait_until(found)  # type: ignore[no-any-return]
+
+    def processes(self) -> list[int]:
+        """Every process that knows this folder's SLOW file: drivers, Ray, torchruns and ranks."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"SLOW={self.env['SLOW']}".encode() in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[list[Desk]]:
+    """Desks whose processes must all be gone within two minutes of their last command."""
+    desks: list[Desk] = []
+    yield desks
+    for desk in desks:
+        wait_until(lambda desk=desk: not desk.processes())  # type: ignore[misc]
+
+
+def test_a_sweep_from_the_file_to_the_confirmed_winner(tmp_path: Path, nothing_left: list[Desk]) -> None:
+    sweep = {
+        "space": {"train.lr": {"grid": [0.03, 1e-3, 1e-4, 1e-5, 1e-6]}, "distill.alpha": {"uniform": [0.4, 0.6]}},
+        "trials": 5,
+        "metric": "val/loss",
+        "scheduler": "asha",
     }
-    write_experiment(tmp_path, changes)
-    root = tmp_path / "runs"
-    done = kdcluster(tmp_path, "sweep", "tiny.yaml", "--confirm", "1")
-    assert done.returncode == 0, done.stderr
-    assert "best of 5 trials, selected on held-out images: train.lr=0.03" in done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].split() == ["train.lr", "distill.alpha", "val/loss", "state", "runs"]
+    desk = Desk(tmp_path, {**SLOW, "train.epochs": 9, "sweep": sweep})
+    nothing_left.append(desk)
+    process = desk.start("sweep", "tiny.yaml", "--confirm", "1", "--write-best")
+    wait_until(lambda: (read_json(desk.root / ".sweeps/tiny/processes.json") or {}).get("processes"))
+    assert _listening(desk.processes()) <= {"127.0.0.1"}
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert re.search(r"^trial 1/5  train\.lr=0\.03 distill\.alpha=0\.\d+  running$", err, re.MULTILINE)
+    assert "best of 5 trials, selected on held-out images: train.lr=0.03" in err
+    lines = out.splitlines()
+    assert lines[0].split() == ["train.lr", "distill.alpha", "val/loss", "epochs", "state", "runs"]
     trials = [line.split() for line in lines[1:6]]
-    states = [words[4] for words in trials]
+    states = [words[5] for words in trials]
     assert states[0] == "done"
     assert states.count("stopped") >= 3  # at most one of the worse ones can be the first to report
     assert set(states) <= {"done", "stopped"}
-    assert "tiny-best: best test/top1 in percent" in done.stdout
-    (teacher,) = (run_dir for run_dir in run_dirs(root) if run_dir.id.startswith("teacher"))
+    assert "tiny-best: best test/top1 in percent" in out
+    assert (tmp_path / "configs" / "tiny-best.yaml").is_file()
+    (teacher,) = (run_dir for run_dir in run_dirs(desk.root) if run_dir.id.startswith("teacher"))
     assert len(teacher.attempts()) == 1
-    stopped = RunDir(root, trials[states.index("stopped")][5])
-    outcome = stopped.attempt(1).read("outcome")
-    assert outcome["reason"].endswith("others were better after as many epochs")
+    for words in trials:
+        if words[5] == "stopped":
+            attempt = RunDir(desk.root, words[6]).attempt(1)
+            assert attempt.read("outcome")["reason"].endswith("others were better after as many epochs")
+            assert not is_alive(attempt.read("agent"))
 
     # Again: everything is known, nothing is trained, and the table is the same.
-    before = attempts(root)
-    assert set(before.values()) == {1}
-    again = kdcluster(tmp_path, "sweep", "tiny.yaml", "--confirm", "0")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines() == lines[:6]
-    assert attempts(root) == before
-    document = json.loads(kdcluster(tmp_path, "status", "--json").stdout)
+    before = desk.ended_attempts()
+    assert {len(states) for states in before.values()} == {1}
+    again, _ = desk.run("sweep", "tiny.yaml", "--confirm", "0")
+    assert again.splitlines()[:6] == lines[:6]
+    assert desk.ended_attempts() == before
+    document = json.loads(desk.run("status", "--json")[0])
     assert {row["state"] for row in document["runs"]} == {"done", "stopped"}
+    shown = json.loads(desk.run("results", "tiny.yaml", "--sweep", "--json")[0])
+    assert [row["state"] for row in shown["trials"]] == states
 
-    deadline = time.monotonic() + 120
-    while left := ours(tmp_path):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
+
+def _listening(pids: list[int]) -> set[str]:
+    """The IPv4 addresses on which processes listen, as far as they are not a rank's."""
+    inodes = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                inodes[fields[9]] = fields[1].split(":")[0][-8:]
+    found = set()
+    for pid in pids:
+        try:
+            if b"jobs/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                continue  # torchrun's own store
+            links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115
+        except OSError:
+            continue
+        found |= {inodes[link[8:-1]] for link in links if link[8:-1] in inodes}
+    return {".".join(str(byte) for byte in reversed(bytes.fromhex(address))) for address in found}
+
+
+def test_kills_of_driver_trial_and_ray_lose_nothing(tmp_path: Path, nothing_left: list[Desk]) -> None:
+    sweep = {"space": {"distill.alpha": {"grid": [0.2, 0.4, 0.6, 0.8]}}}
+    desk = Desk(tmp_path, {**SLOW, "train.epochs": 8, "sweep": sweep})
+    nothing_left.append(desk)
+    words = ("sweep", "tiny.yaml", "--confirm", "0")
+
+    driver = desk.start(*words)
+    desk.trains(driver)
+    driver.kill()
+    driver.communicate()
+
+    driver = desk.start(*words)
+    run_dir = desk.trains(driver)
+    newest = run_dir.newest()
+    assert newest is not None
+    os.kill(newest.read("start")["supervisor"]["pid"], signal.SIGKILL)  # the trial's process, and torchrun with it
+    wait_until(lambda: run_dir.newest() != newest)  # Tune has started it again
+
+    desk.trains(driver)
+    recorded = read_json(desk.root / ".sweeps" / "tiny" / "processes.json")["processes"]
+    raylets = [record["pid"] for record in recorded if _name(record["pid"]) == "raylet"]
+    assert len(raylets) == 1
+    os.kill(raylets[0], signal.SIGKILL)
+    driver.communicate(timeout=120)
+    assert driver.returncode != 0
+
+    out, _ = desk.run(*words)
+    assert [line.split()[4] for line in out.splitlines()[1:5]] == ["done"] * 4
+    ended = desk.ended_attempts()
+    assert {len(states) for run_id, states in ended.items() if run_id.startswith("teacher")} == {1}
+    for states in ended.values():
+        assert states[-1] == "done"
+        assert "done" not in states[:-1]
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def test_ctrl_c_has_trials_save_and_one_that_fails_ends_nothing_else(tmp_path: Path, nothing_left: list[Desk]) -> None:
+    sweep = {"space": {"student.model": {"grid": ["slow", "broken"]}}, "max_failures": 1}
+    desk = Desk(tmp_path, {**SLOW, "imports": ["models.py", "broken.py"], "train.epochs": 8, "sweep": sweep})
+    (tmp_path / "broken.py").write_text(BROKEN)
+    nothing_left.append(desk)
+    driver = desk.start("sweep", "tiny.yaml", "--confirm", "0")
+    run_dir = desk.trains(driver)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    assert "interrupted: the sweep was told to stop by SIGINT\nnext: kdcluster sweep tiny.yaml" in err
+    assert desk.ended_attempts()[run_dir.id] == ["preempted"]
+    saved = run_dir.saved_step()
+
+    out, err = desk.run("sweep", "tiny.yaml", "--confirm", "0")
+    assert [line.split()[4] for line in out.splitlines()[1:3]] == ["done", "failed"]
+    assert re.search("broken.*: failed: .*ValueError: as it is", out.splitlines()[3])
+    assert run_dir.attempt(2).read("start")["from_step"] == saved
+    failed = next(states for run_id, states in desk.ended_attempts().items() if "broken" in run_id)
+    assert failed == ["failed", "failed"]  # tried once more, as sweep.max_failures says

@@ -38,12 +38,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", *WHERE),
     "status": (*EXP, *RUNS, "--watch", "--json"),
     "logs": (*RUNS, "--follow", "--rank", "--json"),
-    "results": (*EXP, "--role", *RUNS, "--format", "--protocol", "--output", "--strict", "--json"),
+    "results": (*EXP, "--role", *RUNS, "--format", "--protocol", "--output", "--strict", "--sweep", "--json"),
     "prefetch": (*EXP, "--role", *WHERE),
     "schema": ("--json",),
     "cancel": (*EXP, *RUNS, "--shared"),
     "rm": (*RUNS, "--yes"),
-    "sweep": (*EXP, "--gpus", "--procs", *WHERE, "--trials", "--confirm", "--dry-run"),
+    "sweep": (
+        *(*EXP, "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
+        *("--ray-address", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
+    ),
     "doctor": (*EXP, *WHERE, "--cluster", "--with-job", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
