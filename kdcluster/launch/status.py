@@ -139,6 +139,9 @@ def run_status(run_dir: RunDir, jobs: Jobs | None = None) -> Status:
         return _of(run_dir, newest, "running", "being stopped" if cancelled else "")
     if saved := newest.read("preempted"):
         return _of(run_dir, newest, "preempted", _and_safe(f"stopped at step {saved['step']}", run_dir))
+    silent_s = time.time() - last_sign(newest)
+    if start.get("host") != socket.gethostname() and silent_s < STALE_S:  # as a trial on another node of a Ray
+        return _of(run_dir, newest, "running", f"on {start['host']}, last heard of {silent_s:.0f} s ago")
     if cancelled:
         return _of(run_dir, newest, "cancelled", _and_safe("stopped", run_dir))
     return _of(run_dir, newest, "lost", _and_safe(f"its processes on {start.get('host', '?')} are gone", run_dir))

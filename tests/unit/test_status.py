@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +244,15 @@ def test_a_teacher_whose_weights_are_gone_is_lost_to_a_student_that_needs_them(m
     teacher.weights("best").unlink()
     fabricated.done(student, 60.0)
     assert statuses(made, root)[teacher.id].state == "done"
+
+
+def test_a_run_of_another_machine_runs_as_long_as_it_is_heard_of(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path, "run")
+    attempt = started(run_dir, agent=DEAD)
+    attempt.write("start", {**attempt.read("start"), "host": "another"})
+    attempt.write("heartbeat", {**BEAT, "time": time.time() - 40})
+    found = run_status(run_dir)
+    assert found.state == "running"
+    assert re.fullmatch("on another, last heard of 4[0-9] s ago", found.reason)
+    attempt.write("heartbeat", {**BEAT, "time": time.time() - 700})
+    assert run_status(run_dir).state == "lost"
