@@ -87,10 +87,20 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+class _OfThisProcess:
+    """Tune pickles and copies all that it gets, for a state on disk that we never read."""
+
+    def __reduce__(self) -> Any:
+        return object, ()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
 def _stopper(watch: Callable[[], bool]) -> Any:
     from ray import tune
 
-    class Watching(tune.Stopper):
+    class Watching(_OfThisProcess, tune.Stopper):
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
@@ -103,7 +113,7 @@ def _stopper(watch: Callable[[], bool]) -> Any:
 def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:
     from ray.tune.search import Searcher
 
-    class Points(Searcher):
+    class Points(_OfThisProcess, Searcher):
         """Asks the source, and tells it what it hears."""
 
         def __init__(self) -> None:
