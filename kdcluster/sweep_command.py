@@ -64,21 +64,15 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
         teachers = _with_gpus(teachers, for_teacher.gpus)
-    again = _again(chosen, experiment, wanted)
     if isinstance(there, Slurm) and wanted.ray_address is None:
         return _queue(for_teacher, searched, wanted, teachers, there)
-    _train(teachers, chosen, there, again)
-    swept = Sweeping(
-        searched,
-        chosen.root,
-        chosen.data,
-        for_teacher.gpus,
-        wanted.gpus_per_trial,
-        wanted.ray_address,
-    )
-    with swept:
+    again = _again(chosen, experiment, wanted)
+    where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address)
+    with Sweeping(searched, chosen.root, chosen.data, *where) as swept:
         for pid in swept.session.begin():
             say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")
+        swept.check()
+        _train(teachers, chosen, there, again)
         tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
         best = _report(searched, tried, chosen.root, swept.stop.why)
         if swept.stop.why:
@@ -151,7 +145,10 @@ def _with_gpus(teachers: Plan, gpus: int) -> Plan:
 def _train(made: Plan, chosen: Chosen, there: Local | Slurm, again: str) -> None:
     """Train the teachers, ordinary runs that are made once, and wait for them."""
     submission.submit(made, chosen.root, chosen.data, there, lambda runs: None)
-    found = follow(made, chosen.root, sys.stderr)
+    try:
+        found = follow(made, chosen.root, sys.stderr)
+    except KeyboardInterrupt:
+        leave(f"\ndetached; the teacher goes on\nnext: {again}", 130)
     if any(status.state != "done" for status in found.values()):
         for step in next_steps(found, dict.fromkeys(found, chosen.again()), chosen.where)[:1]:
             say(f"next: {step}")

@@ -282,10 +282,11 @@ EFFECTS: dict[str, Effect] = {
     "resources.collective_timeout_min": "train/worker.py",
     "imports": HASH,
     **dict.fromkeys(
-        ("sweep.space", "sweep.trials", "sweep.seeds", "sweep.seed", "sweep.val_fraction"), "sweep/points.py"
+        ("sweep.space", "sweep.trials", "sweep.search", "sweep.seeds", "sweep.seed", "sweep.val_fraction"),
+        "sweep/points.py",
     ),
     **dict.fromkeys(
-        ("sweep.search", "sweep.scheduler", "sweep.at_once", "sweep.time_budget_min", "sweep.max_failures"),
+        ("sweep.scheduler", "sweep.at_once", "sweep.time_budget_min", "sweep.max_failures"),
         "sweep/flow.py",
     ),
     "sweep.metric": "sweep/report.py",

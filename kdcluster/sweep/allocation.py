@@ -23,7 +23,7 @@ from typing import Any
 from kdcluster.files import shipped
 from kdcluster.launch import nodes, ownjob, scheduler
 from kdcluster.launch.agent import dies_with
-from kdcluster.sweep.cluster import joined
+from kdcluster.sweep.cluster import joined, nodes_of_ray
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def ray_on_all_nodes() -> Iterator[str]:
                 return sum(node["Alive"] for node in ray.nodes()) >= going
 
             _until(there)
-            found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            cores, gpus = (sum(node.get(kind, 0) for node in found) for kind in ("CPU", "GPU"))
+            found = nodes_of_ray()
+            cores, gpus = (sum(node[kind] for node in found) for kind in (0, 1))
             log.info("Ray has %d of %d nodes: %g cores, %g GPUs", len(found), len(steps), cores, gpus)
             yield address
     finally:

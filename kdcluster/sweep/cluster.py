@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,20 +151,31 @@ def _ray() -> Any:
     return ray
 
 
-def check_fit(layout: Layout, gpus: float) -> None:
-    """Refuse a trial that no node of the connected Ray could ever run.
+def check_fit(layout: Layout, gpus: float, nodes: Iterable[tuple[float, float]]) -> None:
+    """Refuse a trial that could never run, instead of waiting for room for ever.
+
+    Args:
+        layout: of a trial.
+        gpus: that Ray keeps for it.
+        nodes: cores and GPUs of each.
 
     Raises:
-        ConfigError: what a trial needs, and the most that a node has.
+        ConfigError: what a trial needs, and what the nodes have.
     """
-    nodes = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
-    cpus = layout.cores or 1
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        here = "; ".join(sorted({f"{node.get('CPU', 0):g} cores, {node.get('GPU', 0):g} GPUs" for node in nodes}))
+    cores, nodes = layout.cores or 1, sorted(set(nodes))
+    if not any(node[0] >= cores and node[1] >= gpus for node in nodes):
+        here = "; ".join(f"{node[0]:g} cores and {node[1]:g} GPUs" for node in nodes)
+        needs = f"{cores} cores and {gpus:g} GPUs" if gpus else f"{cores} cores"
         raise ConfigError(
-            f"a trial needs {cpus} cores and {gpus:g} GPUs on one node, and no node has that (there are: {here}); "
+            f"a trial needs {needs} on one node, and none has that ({here}); "
             f"ask for less with --gpus-per-trial, --procs or resources.threads"
         )
+
+
+def nodes_of_ray() -> list[tuple[float, float]]:
+    """Cores and GPUs of each node of the Ray that this process is connected to."""
+    alive = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
+    return [(node.get("CPU", 0), node.get("GPU", 0)) for node in alive]
 
 
 def check_nodes(folder: Path, data_dir: Path) -> None:

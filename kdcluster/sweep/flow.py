@@ -25,7 +25,7 @@ from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
 from kdcluster.runs import RunDir
 from kdcluster.sweep.adaptive import Adaptive
-from kdcluster.sweep.cluster import Session, check_fit
+from kdcluster.sweep.cluster import Session, check_fit, nodes_of_ray
 from kdcluster.sweep.points import Drawn, Point, Space
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order
@@ -95,6 +95,20 @@ class Sweeping:
         block = self.searched.loaded.config
         return trial_room(block.resources, self.gpus_per_trial, cores // (block.sweep.at_once or 1))
 
+    def check(self) -> None:
+        """Before anything is trained: refuse a trial that could never run, and join a Ray that has to be there.
+
+        Raises:
+            ConfigError: what it needs, and what there is.
+            KdclusterError: there is no such Ray, or a node cannot do a trial's work.
+        """
+        layout, gpus = self.room
+        if self.address is not None:
+            self._enter_ray()
+        else:
+            here = len(visible_gpus()) if gpus else 0
+            check_fit(layout, gpus, [(threads_available(), min(here, self.gpus or here))])
+
     def search(self, wanted: list[Point] | int, stream: TextIO) -> list[Point]:
         """Try these points, or so many that Optuna finds; returns them, with those that an earlier call has tried."""
         sweep = self.searched.sweep
@@ -161,10 +175,10 @@ class Sweeping:
             return
         if self.address is not None:
             self._stack.enter_context(self.session.ray_at(self.address, self.data_dir))
+            layout, gpus = self.room
+            check_fit(layout, gpus, nodes_of_ray())
         else:
             self._stack.enter_context(self._own_gpus())
-        layout, gpus = self.room
-        check_fit(layout, gpus)
         self._in_ray = True
 
     @contextmanager

@@ -14,6 +14,7 @@ from kdcluster.launch.profile import Profile
 from kdcluster.launch.scheduler import Job
 from kdcluster.launch.slurm import Slurm
 from kdcluster.launch.torchrun import Layout
+from kdcluster.sweep.cluster import check_fit
 
 
 def allocation(
@@ -30,17 +31,19 @@ def allocation(
         at_once: trials at the same time, where there are no GPUs to count.
 
     Raises:
-        ConfigError: the GPUs cannot be spread evenly over the nodes.
+        ConfigError: the GPUs cannot be spread evenly over the nodes, or a trial fits on none of them.
     """
     threads = resources.threads or profile.cpus_per_gpu or 1
     if gpus is None:
         procs = resources.procs or 1
         whole = resources.model_copy(update={"device": "cpu", "gpus": None, "procs": procs * at_once})
         layout = sbatch.slurm_layout(whole.model_copy(update={"threads": threads}), profile, nodes, None)
+        check_fit(Layout("cpu", procs, threads), 0, [(layout.cores / layout.nodes, 0)])
         return layout, ["--set", "resources.device=cpu", "--set", f"resources.threads={threads}"]
     whole = resources.model_copy(update={"device": "cuda", "gpus": gpus, "procs": None})
     layout = sbatch.slurm_layout(whole, profile, nodes, profile.gpus_per_node)
     each = per_trial or resources.gpus or 1
+    check_fit(Layout("cuda", math.ceil(each), None), each, [(1, layout.gpus / layout.nodes)])
     words = ["--gpus-per-trial", f"{each:g}"]
     if layout.device == "cpu":  # a profile that pretends
         plain = {"device": "cpu", "gpus": "null", "procs": math.ceil(each), "threads": threads}

@@ -77,8 +77,9 @@ class Screen:
 
 def line(number: int, count: int, one: Tried, metric: str) -> str:
     """One trial for a file or a pipe."""
-    words = [f"trial {number}/{count}", " ".join(one.point.settings), one.state]
-    if one.value is not None and one.state != "running":
+    what = "trial" if one.point.values else "confirmation"
+    words = [f"{what} {number}/{count}", " ".join(one.point.settings or one.point.ids), one.state]
+    if one.point.values and one.value is not None and one.state != "running":
         words.append(f"{metric} {one.value:.2f} after {one.epochs} epoch{'' if one.epochs == 1 else 's'}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
@@ -92,7 +93,7 @@ def screen(found: Sequence[Tried], count: int, metric: str) -> Table:
     kinds = {state: sum(one.state == state for one in begun) for state in dict.fromkeys(one.state for one in begun)}
     waiting = count - len(begun)
     said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
-    table = Table(box=None, pad_edge=False, caption=f"{count} trials: {', '.join(said)}", caption_justify="left")
+    table = Table(box=None, pad_edge=False, caption=f"{count} runs: {', '.join(said)}", caption_justify="left")
     for key in (*found[0].point.values, metric, "epochs"):
         table.add_column(key, justify="right", no_wrap=True)
     table.add_column("state")

@@ -75,7 +75,6 @@ def test_a_sweep_uses_both_nodes_and_goes_on_without_one(desk: Callable[..., Des
     assert {len(one.attempts()) for one in run_dirs(here.root) if one.id.startswith("teacher")} == {1}
     assert not token.parent.exists()
     assert not Path(f"/tmp/kdc-{job}-0").exists()
-    here.slurm("scontrol", "update", "nodename=node2", "state=resume")
 
 
 def _state(desk: Desk, job: str) -> Any:

@@ -51,7 +51,8 @@ class Desk:
         self.folder, self.root = folder, folder / "runs"
         put_images(folder / "data")
         (folder / "models.py").write_text(SLOW_MODEL)
-        (folder / "SLOW").touch()
+        self.slow = folder / "SLOW"
+        self.slow.touch()
         write_experiment(folder, changes)
         self.env = {**os.environ, "SLOW": str(folder / "SLOW"), "KDCLUSTER_BACKEND": "local"}
 
@@ -105,22 +106,49 @@ def nothing_left() -> Iterator[list[Desk]]:
         wait_until(lambda desk=desk: not desk.processes())  # type: ignore[misc]
 
 
-def test_a_sweep_from_the_file_to_the_confirmed_winner(tmp_path: Path, nothing_left: list[Desk]) -> None:
+def readme_commands() -> list[list[str]]:
+    """What README.md's section on sweeps has a newcomer type."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    section = text.partition("## Search alpha and temperature")[2].partition("\n## ")[0]
+    block = section.split("```")[1]
+    lines = [line.partition("#")[0].split() for line in block.strip().splitlines()]
+    return [words[1:] for words in lines if words[0] == "kdcluster"]
+
+
+def test_what_the_readme_has_a_newcomer_type(tmp_path: Path, nothing_left: list[Desk]) -> None:
+    """From the file to the confirmed winner, with a demo of ours that takes seconds."""
     sweep = {
         "space": {"train.lr": {"grid": [0.03, 1e-3, 1e-4, 1e-5, 1e-6]}, "distill.alpha": {"uniform": [0.4, 0.6]}},
         "trials": 5,
         "metric": "val/loss",
         "scheduler": "asha",
     }
-    desk = Desk(tmp_path, {**SLOW, "train.epochs": 9, "sweep": sweep})
+    desk = Desk(tmp_path, {**SLOW, "imports": ["../models.py"], "train.epochs": 9, "sweep": sweep})
     nothing_left.append(desk)
-    process = desk.start("sweep", "tiny.yaml", "--confirm", "1", "--write-best")
-    wait_until(lambda: (read_json(desk.root / ".sweeps/tiny/processes.json") or {}).get("processes"))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "tiny.yaml").rename(tmp_path / "configs" / "demo.yaml")
+    dry, whole, results = readme_commands()
+    assert (dry, whole, results) == (
+        ["sweep", "demo", "--dry-run"],
+        ["sweep", "demo"],
+        ["results", "demo", "--sweep"],
+    )
+    out, _ = desk.run(*dry)
+    assert out.splitlines()[-1] == "5 trials, 1 teacher (1 to be trained); nothing was started"
+    assert not desk.root.exists()
+
+    process = desk.start(*whole, "--write-best")
+    assert process.stderr is not None
+    wait_until(lambda: (read_json(desk.root / ".sweeps/demo/processes.json") or {}).get("processes"))
     assert _listening(desk.processes()) <= {"127.0.0.1"}
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    err = ""
+    while "best of 5 trials, selected on held-out images: train.lr=0.03" not in err:
+        err += (line := process.stderr.readline())
+        assert line, err
+    desk.slow.unlink()
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
     assert re.search(r"^trial 1/5  train\.lr=0\.03 distill\.alpha=0\.\d+  running$", err, re.MULTILINE)
-    assert "best of 5 trials, selected on held-out images: train.lr=0.03" in err
     lines = out.splitlines()
     assert lines[0].split() == ["train.lr", "distill.alpha", "val/loss", "epochs", "state", "runs"]
     trials = [line.split() for line in lines[1:6]]
@@ -128,8 +156,9 @@ def test_a_sweep_from_the_file_to_the_confirmed_winner(tmp_path: Path, nothing_l
     assert states[0] == "done"
     assert states.count("stopped") >= 3  # at most one of the worse ones can be the first to report
     assert set(states) <= {"done", "stopped"}
-    assert "tiny-best: best test/top1 in percent" in out
-    assert (tmp_path / "configs" / "tiny-best.yaml").is_file()
+    for title in ("demo: best test/top1 in percent", "demo-best: best test/top1 in percent"):
+        assert re.match(r"baseline: slow +3 ", lines[lines.index(title) + 5])
+    assert (tmp_path / "configs" / "demo-best.yaml").is_file()
     (teacher,) = (run_dir for run_dir in run_dirs(desk.root) if run_dir.id.startswith("teacher"))
     assert len(teacher.attempts()) == 1
     for words in trials:
@@ -141,13 +170,13 @@ def test_a_sweep_from_the_file_to_the_confirmed_winner(tmp_path: Path, nothing_l
     # Again: everything is known, nothing is trained, and the table is the same.
     before = desk.ended_attempts()
     assert {len(states) for states in before.values()} == {1}
-    again, _ = desk.run("sweep", "tiny.yaml", "--confirm", "0")
+    again, _ = desk.run("sweep", "demo", "--confirm", "0")
     assert again.splitlines()[:6] == lines[:6]
     assert desk.ended_attempts() == before
     document = json.loads(desk.run("status", "--json")[0])
     assert {row["state"] for row in document["runs"]} == {"done", "stopped"}
-    shown = json.loads(desk.run("results", "tiny.yaml", "--sweep", "--json")[0])
-    assert [row["state"] for row in shown["trials"]] == states
+    shown, _ = desk.run(*results)
+    assert shown.splitlines()[:6] == lines[:6]
 
 
 def _listening(pids: list[int]) -> set[str]:
@@ -213,7 +242,7 @@ def _name(pid: int) -> str:
 
 
 def test_ctrl_c_has_trials_save_and_one_that_fails_ends_nothing_else(tmp_path: Path, nothing_left: list[Desk]) -> None:
-    sweep = {"space": {"student.model": {"grid": ["slow", "broken"]}}, "max_failures": 1}
+    sweep = {"space": {"student.model": {"choice": ["slow", "broken"]}}, "trials": 2, "search": "optuna"}
     desk = Desk(tmp_path, {**SLOW, "imports": ["models.py", "broken.py"], "train.epochs": 8, "sweep": sweep})
     (tmp_path / "broken.py").write_text(BROKEN)
     nothing_left.append(desk)
@@ -226,9 +255,12 @@ def test_ctrl_c_has_trials_save_and_one_that_fails_ends_nothing_else(tmp_path: P
     assert desk.ended_attempts()[run_dir.id] == ["preempted"]
     saved = run_dir.saved_step()
 
+    def failures() -> list[str]:
+        return next(states for run_id, states in desk.ended_attempts().items() if "broken" in run_id)
+
+    before = failures()
     out, err = desk.run("sweep", "tiny.yaml", "--confirm", "0")
     assert [line.split()[4] for line in out.splitlines()[1:3]] == ["done", "failed"]
     assert re.search("broken.*: failed: .*ValueError: as it is", out.splitlines()[3])
     assert run_dir.attempt(2).read("start")["from_step"] == saved
-    failed = next(states for run_id, states in desk.ended_attempts().items() if "broken" in run_id)
-    assert failed == ["failed", "failed"]  # tried once more, as sweep.max_failures says
+    assert failures() == [*before, "failed", "failed"]  # once more than once, as sweep.max_failures says

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from kdcluster import configfile
 from kdcluster.config import Resources
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import write_json
+from kdcluster.launch.gpus import GpuPool
 from kdcluster.launch.profile import Profile
 from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
 from kdcluster.runs import RunDir
-from kdcluster.sweep import cluster, job, report, trial
+from kdcluster.sweep import cluster, flow, job, report, trial
 from kdcluster.sweep.adaptive import Adaptive
-from kdcluster.sweep.flow import Stop, trial_room
+from kdcluster.sweep.flow import Stop, Sweeping, trial_room
 from kdcluster.sweep.points import Drawn, Point, Space
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order, Trainee
@@ -297,7 +299,7 @@ def test_on_a_terminal_what_runs_comes_first(tried: tuple[Space, list[report.Tri
     console.print(screen(tried[1], 12, "val/top1"))
     text = console.export_text()
     console.file.close()
-    assert "12 trials: 2 done, 1 stopped, 1 failed, 8 to come" in text
+    assert "12 runs: 2 done, 1 stopped, 1 failed, 8 to come" in text
     assert "70.00" in text
 
 
@@ -492,3 +494,63 @@ def test_real_gpus_leave_the_trials_device_alone() -> None:
     layout, words = job.allocation(Resources(), Profile(gpus_per_node=8), 16, None, 0.5, 1)
     assert layout == Layout("cuda", 16, None, 2, 16)
     assert words == ["--gpus-per-trial", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "per_trial", "said"),
+    [
+        ({}, 4, 3, "a trial needs 1 cores and 3 GPUs on one node, and none has that .1 cores and 2 GPUs."),
+        ({"procs": 2}, None, None, "a trial needs 2 cores on one node, and none has that .1 cores and 0 GPUs."),
+    ],
+)
+def test_a_trial_that_fits_on_no_node_is_not_queued(
+    resources: dict[str, Any], gpus: int | None, per_trial: float | None, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        job.allocation(Resources(**resources), Profile(gpus_per_node=8), gpus, 2, per_trial, 1)
+
+
+@pytest.mark.parametrize("said", ["gpus", "cores"])
+def test_a_trial_that_can_never_fit_is_an_error_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(flow, "visible_gpus", lambda: ["GPU-a", "GPU-b"])
+    resources = {"gpus": 4} if said == "gpus" else {"device": "cpu", "procs": 1000}
+    swept = Sweeping(space(tmp_path, {"trials": 1}, resources=resources), tmp_path / "runs", tmp_path / "data")
+    with pytest.raises(ConfigError, match="2 GPUs" if said == "gpus" else "a trial needs 1000 cores"):
+        swept.check()
+
+
+def test_a_sweep_holds_the_gpus_that_its_ray_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locked for everybody else, so that Ray's own account of shares is the only one."""
+    cards = [f"GPU-{tmp_path.name}-{letter}" for letter in "abc"]
+    monkeypatch.setattr(flow, "visible_gpus", lambda: cards)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    given = []
+
+    @contextmanager
+    def ray_here(self: cluster.Session, gpus: int) -> Iterator[None]:
+        given.append((gpus, os.environ["CUDA_VISIBLE_DEVICES"]))
+        assert GpuPool(cards).take(1) is None or gpus < 2
+        yield
+
+    monkeypatch.setattr(cluster.Session, "ray_here", ray_here)
+    monkeypatch.setattr(flow, "search", lambda *_, **__: None)
+    searched = space(tmp_path, {"trials": 1}, resources={"device": "cuda"})
+    other = GpuPool(cards[:1]).take(1)  # another run has the first one
+    assert other is not None
+
+    def swept(gpus: int | None = None) -> Sweeping:
+        return Sweeping(searched, tmp_path / "runs", tmp_path / "data", gpus, 0.5)
+
+    with swept() as one:
+        one.search(points(searched), sys.stderr)
+        with pytest.raises(KdclusterError, match="0 of 3 GPUs are free"), swept() as two:
+            two.search(points(searched), sys.stderr)
+    assert given == [(2, f"{cards[1]},{cards[2]}")]
+    with pytest.raises(KdclusterError, match="2 of 3 GPUs are free"), swept(3) as three:
+        three.search(points(searched), sys.stderr)
+    with swept(1) as four:  # all were let go
+        four.search(points(searched), sys.stderr)
+    assert given[1:] == [(1, cards[1])]
+    other[0][1].release()
