@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,8 @@ class Session:
         self.ending = folder / "ending.json"
         self.temp = ""
         self._file = folder / "processes.json"
-        self._known: list[dict[str, Any]] | None = None
+        self._known: dict[str, Any] = {}
+        self._ray: list[dict[str, Any]] = []
 
     def begin(self) -> list[int]:
         """Take the experiment's sweep over; returns the pids of what an earlier one left here and is removed.
@@ -69,10 +71,22 @@ class Session:
     def note(self) -> None:
         """Write down which processes there are below this one."""
         found = [process_record(pid) for pid in descendants(os.getpid())]
-        if found != self._known:
-            self._known = found
-            known = {"driver": process_record(os.getpid()), "temp": self.temp, "processes": found}
+        known = {"driver": process_record(os.getpid()), "temp": self.temp, "processes": found}
+        if known != self._known:
+            self._known = known
             write_json(self._file, known, sync=False)
+
+    def leave_if_ray_is_gone(self) -> None:
+        """End this process where Ray's daemons have died: Ray itself would hang in its shutdown, or end it wordlessly.
+
+        The trials die with them, as do they with this process.
+        """
+        if not all(map(is_alive, self._ray)):
+            again = "what was saved is safe, and the same command goes on"
+            sys.stderr.write(f"Ray has died under the sweep (killed, or out of memory?); {again}\n")
+            sys.stderr.flush()
+            shutil.rmtree(self.temp, ignore_errors=True)
+            os._exit(1)
 
     def end(self, why: str) -> None:
         """From now on what is stopped goes on another time."""
@@ -103,6 +117,7 @@ class Session:
                 _temp_dir=self.temp,
             )
             self.note()
+            self._ray = [record for record in self._known["processes"] if _name(record) in ("raylet", "gcs_server")]
             yield
         finally:
             ray.shutdown()
@@ -118,6 +133,13 @@ class Session:
         with joined(address):
             check_nodes(self.folder, data_dir)
             yield
+
+
+def _name(record: dict[str, Any]) -> str:
+    try:
+        return Path(f"/proc/{record['pid']}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -153,6 +153,7 @@ class Sweeping:
 
             def watch() -> bool:
                 nonlocal ended
+                self.session.leave_if_ray_is_gone()
                 self.session.note()
                 screen.show()
                 if not ended and (reason := self.stop.why or why()):

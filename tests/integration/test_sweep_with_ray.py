@@ -222,8 +222,9 @@ def test_kills_of_driver_trial_and_ray_lose_nothing(tmp_path: Path, nothing_left
     raylets = [record["pid"] for record in recorded if _name(record["pid"]) == "raylet"]
     assert len(raylets) == 1
     os.kill(raylets[0], signal.SIGKILL)
-    driver.communicate(timeout=120)
-    assert driver.returncode != 0
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 1
+    assert "Ray has died under the sweep" in err
 
     out, _ = desk.run(*words)
     assert [line.split()[4] for line in out.splitlines()[1:5]] == ["done"] * 4
