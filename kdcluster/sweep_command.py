@@ -75,6 +75,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         _train(teachers, chosen, there, again)
         tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
         best = _report(searched, tried, chosen.root, swept.stop.why)
+        if swept.cut_short and not swept.stop.why:
+            say(f"{swept.cut_short}: what was not tried to its end, the same command goes on with")
         if swept.stop.why:
             leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
         if best is None:
@@ -165,7 +167,7 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     best = next((one for one in found if one.is_done and one.value is not None), None)
     if best is not None and not interrupted:
         spread = "" if best.sd is None else f" ± {best.sd:.2f} over {len(best.states)} seeds"
-        how = f"best of {count(len(points), 'trial')}, selected on held-out images"
+        how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
         what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.value:.2f}{spread}"
         say(f"{how}: {what}")
     return best.point if best else None

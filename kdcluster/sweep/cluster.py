@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.processes import descendants, is_alive, process_record, threads_available
 from kdcluster.sweep.tuning import quiet
 
+REACHED_S = 10.0
 GONE_S = 30.0
 """How long a killed process may take to be gone."""
 
@@ -154,14 +156,31 @@ def joined(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if wrong := _unreachable(address):  # Ray itself would try for ever
+        raise KdclusterError(
+            f"--ray-address {address}: {wrong}; is a Ray up there? `ray start --head` prints its address"
+        )
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise KdclusterError(f"--ray-address {address}: {error}") from None
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; one that wants a token needs RAY_AUTH_MODE=token here"
+        raise KdclusterError(f"--ray-address {address}: {error}{hint}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _unreachable(address: str) -> str:
+    """Why nobody answers at HOST:PORT; empty where somebody does, or for Ray's own words, as auto."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return ""
+    try:
+        socket.create_connection((host, int(port)), REACHED_S).close()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _ray() -> Any:

@@ -81,6 +81,7 @@ class Sweeping:
     def __post_init__(self) -> None:
         self.session = Session(self.root / ".sweeps" / self.searched.loaded.name)
         self.stop = Stop()
+        self.cut_short = ""
         self._stack = ExitStack()
         self._in_ray = False
 
@@ -158,6 +159,7 @@ class Sweeping:
                 screen.show()
                 if not ended and (reason := self.stop.why or why()):
                     ended = True
+                    self.cut_short = reason
                     self.session.end(reason)
                 return ended
 
