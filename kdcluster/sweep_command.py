@@ -13,6 +13,7 @@ from kdcluster.errors import ConfigError
 from kdcluster.launch import submission
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.progress import follow
+from kdcluster.launch.scheduler import is_inside_job
 from kdcluster.launch.slurm import Slurm, waited_for
 from kdcluster.launch.status import next_steps, run_status
 from kdcluster.results import render, table
@@ -113,7 +114,8 @@ def results_of(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
 
 def _again(chosen: Chosen, experiment: str, wanted: Wanted) -> str:
     """The command that goes on."""
-    given = {"--trials": wanted.trials, "--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": wanted.ray_address}
+    there = None if is_inside_job() else wanted.ray_address  # the Ray of a job ends with it
+    given = {"--trials": wanted.trials, "--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": there}
     words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
     words += ["--allow-teacher"] if wanted.allow_teacher else []
     return " ".join([f"kdcluster sweep {chosen.again(experiment)}", *map(shlex.quote, words)]) + chosen.where
