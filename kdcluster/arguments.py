@@ -86,6 +86,28 @@ class Chosen:
                 found[run_dir.id] = run_dir
         return list(found.values())
 
+    def plan_with_runs(self) -> Plan:
+        """The plan of the named experiments, and the runs that were named one by one, with what they need.
+
+        Raises:
+            ConfigError: what is wrong with files and options; an option of experiments without one.
+        """
+        from kdcluster.plan import Plan
+
+        if not self.single:
+            return self.plan()
+        if not self.named and (self.overrides or self.seeds is not None or self.roles is not None):
+            raise ConfigError("--set, --seeds and --role are of an experiment; a run has its settings")
+        made = self.plan() if self.named else Plan((), {}, {})
+        asked = {name: count for name, count in (("gpus", self.gpus), ("procs", self.procs)) if count is not None}
+        self._short()  # what is wrong with them
+        runs = (run for run_dir in self.single for run in run_dir.with_needs())
+        if not asked:
+            return made.joined(runs)
+        there = {"device": "cuda" if "gpus" in asked else "cpu", "gpus": None, "procs": None, **asked}
+        resources = ((run, run.resources.model_copy(update=there)) for run in runs)
+        return made.joined(run.model_copy(update={"resources": where}) for run, where in resources)
+
     def load(self, name: str) -> LoadedExperiment:
         """One experiment with the command line on top of its file."""
         from kdcluster import configfile
@@ -168,7 +190,11 @@ class Chosen:
     def again(self, *names: str) -> str:
         """The arguments that name the same runs in another command."""
         sets = [word for override in self.overrides for word in ("--set", override)]
-        words = [*(names or self.named), *sets, *(["--seeds", self.seeds] if self.seeds is not None else [])]
+        words = [
+            *(names or (*self.named, *(run_dir.id for run_dir in self.single))),
+            *sets,
+            *(["--seeds", self.seeds] if self.seeds is not None else []),
+        ]
         return shlex.join(words)
 
     @property

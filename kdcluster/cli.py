@@ -173,8 +173,9 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
 
 
 @main.command()
+@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...")
 @takes(
-    *(arguments.experiments, arguments.settings, arguments.resources, arguments.role),
+    *(arguments.settings, arguments.resources, arguments.role),
     *(arguments.runs_dir, arguments.data_dir, arguments.place),
 )
 @click.option(
@@ -189,14 +190,14 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
 def submit(
     chosen: Chosen, max_gpu_hours: float | None, retry: bool, dry_run: bool, wait: bool, timeout: float | None
 ) -> None:
-    """Start what is missing. A second call starts nothing twice."""
+    """Start what is missing, or go on with a RUN. A second call starts nothing twice."""
     from kdcluster.launch import submission
     from kdcluster.launch.preflight import preflight
     from kdcluster.launch.status import statuses
 
     if timeout is not None and not wait:
         raise ConfigError("--timeout needs --wait")
-    made, root, data = chosen.plan(), chosen.root, chosen.data
+    made, root, data = chosen.plan_with_runs(), chosen.root, chosen.data
     there = chosen.place(max_gpu_hours)
     wanted = submission.to_start(made, statuses(made, root), retry=retry)
     if wanted:

@@ -77,7 +77,8 @@ class Tracker:
 
     def _session_start(self, run: Run) -> None:
         assert self._writer is not None
-        metrics = [summary_v2.Metric("test/top1"), summary_v2.Metric("test/loss")]
+        # One run's list stands for all in the tab, so it has what trials are selected by, too.
+        metrics = [summary_v2.Metric(tag) for tag in ("test/top1", "test/loss", "val/top1", "val/loss")]
         values = hparams(run)
         config = summary_v2.hparams_config_pb([summary_v2.HParam(name) for name in values], metrics)
         for summary in (config, summary_v2.hparams_pb(values, trial_id=run.id)):

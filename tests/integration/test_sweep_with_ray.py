@@ -178,6 +178,11 @@ def test_what_the_readme_has_a_newcomer_type(tmp_path: Path, nothing_left: list[
     shown, _ = desk.run(*results)
     assert shown.splitlines()[:6] == lines[:6]
 
+    # A trial that was stopped early goes on by its id.
+    stopped = trials[states.index("stopped")][6]
+    desk.run("submit", stopped, "--wait")
+    assert desk.ended_attempts()[stopped] == ["stopped", "done"]
+
 
 def _listening(pids: list[int]) -> set[str]:
     """The IPv4 addresses on which processes listen, as far as they are not a rank's."""

@@ -17,9 +17,11 @@ from click.testing import CliRunner, Result
 
 import kdcluster
 from kdcluster.cli import main
+from kdcluster.configfile import load
 from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
 from kdcluster.launch.status import Status
 from kdcluster.launch.submission import Submission
+from kdcluster.plan import plan
 from kdcluster.runs import RunDir
 from tests.fabricated import put
 from tests.tiny import make_run
@@ -52,7 +54,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
     "plan": "EXP...",
-    "submit": "EXP...",
+    "submit": "EXP|RUN...",
     "debug": "EXP",
     "status": "[EXP|RUN...]",
     "logs": "RUN",
@@ -419,6 +421,18 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "kdcluster.launch.preflight.preflight", lambda runs, data_dir, fetch: calls.append(len(list(runs)))
     )
     return calls
+
+
+def test_a_run_goes_on_by_its_id(empty_folder: Path, no_start: list[Any]) -> None:
+    teacher, _, distilled = plan([load("demo", ["seeds=[0]"])]).runs
+    put(Path("runs"), teacher, "done")
+    put(Path("runs"), distilled, "stopped")
+    result = run("submit", distilled.id[:20], "--procs", "2", "--dry-run")
+    assert result.exit_code == 0
+    assert "# started on 2 CPU processes of 1 thread as" in result.stdout
+    assert "1 of 2 runs would be started" in result.stdout
+    said = fails(2, "submit", distilled.id, "--set", "train.epochs=3")
+    assert "--set, --seeds and --role are of an experiment; a run has its settings" in said
 
 
 def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None:

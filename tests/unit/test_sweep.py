@@ -458,6 +458,53 @@ def test_a_signal_ends_a_search_and_a_second_ctrl_c_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+class OneNode:
+    """A Ray of one node, which is this process."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "NodeID": "0", "NodeManagerHostname": "node7"}]
+
+    def remote(self, **_: Any) -> Any:
+        def task(function: Callable[[], str]) -> Any:
+            return type("Task", (), {"options": lambda self, **_: self, "remote": lambda self: function()})()
+
+        return task
+
+    def get(self, answer: str) -> str:
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("", ""),
+        ("runs", "node node7: it does not see .*; --runs-dir must lie on a file system that all nodes share"),
+        ("data", "node node7: it does not see .*; --data-dir must lie on a file system that all nodes share"),
+        ("code", "node node7: its kdcluster is another version than this one"),
+    ],
+)
+def test_every_node_is_asked_for_what_a_trial_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, said: str
+) -> None:
+    monkeypatch.setattr(cluster, "_ray", OneNode)
+    data = tmp_path / "data"
+    if missing != "data":
+        data.mkdir()
+    if missing == "runs":
+        monkeypatch.setattr(cluster, "write_aside", lambda path, text: None)
+    if missing == "code":
+        monkeypatch.setattr(cluster, "trainer_code", lambda: "another")
+    if not missing:
+        return cluster.check_nodes(tmp_path, data)
+    with pytest.raises(KdclusterError, match=said):
+        cluster.check_nodes(tmp_path, data)
+
+
+def test_nobody_waits_for_a_ray_that_is_not_there() -> None:
+    with pytest.raises(KdclusterError, match="--ray-address 127.0.0.1:1: .*refused; is a Ray up there"):
+        cluster.joined("127.0.0.1:1").__enter__()
+
+
 # In SLURM
 
 

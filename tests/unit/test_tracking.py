@@ -102,7 +102,8 @@ def test_hparams_lie_in_the_runs_own_file(run_dir, run, success, status):
     assert values == hparams(run)
     experiment = found[TAGS[0]].experiment
     assert {info.name for info in experiment.hparam_infos} == set(values)
-    assert [info.name.tag for info in experiment.metric_infos] == ["test/top1", "test/loss"]
+    tags = [info.name.tag for info in experiment.metric_infos]
+    assert tags == ["test/top1", "test/loss", "val/top1", "val/loss"]
     end = found["_hparams_/session_end_info"].session_end_info
     assert api_pb2.Status.Name(end.status) == status
     assert end.end_time_secs > session.start_time_secs - 1 > 0
