@@ -462,7 +462,7 @@ class OneNode:
     """A Ray of one node, which is this process."""
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "NodeID": "0", "NodeManagerHostname": "node7"}]
+        return [{"Alive": True, "NodeID": "0" * 56, "NodeManagerHostname": "node7"}]
 
     def remote(self, **_: Any) -> Any:
         def task(function: Callable[[], str]) -> Any:
@@ -501,7 +501,7 @@ def test_every_node_is_asked_for_what_a_trial_needs(
 
 
 def test_nobody_waits_for_a_ray_that_is_not_there() -> None:
-    with pytest.raises(KdclusterError, match="--ray-address 127.0.0.1:1: .*refused; is a Ray up there"):
+    with pytest.raises(KdclusterError, match=r"--ray-address 127\.0\.0\.1:1: .*refused; is a Ray up there"):
         cluster.joined("127.0.0.1:1").__enter__()
 
 
