@@ -199,6 +199,8 @@ def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slur
     at_once = sweep.at_once or chosen.nodes or 1
     layout, words = job.allocation(resources, slurm.profile, chosen.gpus, chosen.nodes, wanted.gpus_per_trial, at_once)
     slurm.check_layouts([layout])
+    if limit := slurm.profile.time_limit:
+        say(f"worst case of the sweep: {layout.gpus * limit / 60 * (1 + slurm.profile.max_requeues):.4g} GPU-hours")
     submission.submit(teachers, root, chosen.data, slurm, lambda runs: None)
     after = [job_id for run in teachers.runs if (job_id := waited_for(RunDir(root, run.id)))]
     undone = [

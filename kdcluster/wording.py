@@ -106,7 +106,7 @@ def _words(problem: Any, key: Key) -> str:
         words += ", or none to take its weights as they are"
     if kind == "string_type" and got is not None and not isinstance(got, list | dict):
         words += "; put it in quotes"
-    return f"{words} (got {shown(got)})"
+    return words if "(got " in words else f"{words} (got {shown(got)})"  # a check of ours says which part of it
 
 
 def _unknown(root: type[BaseModel], key: Key) -> tuple[str, Key]:
