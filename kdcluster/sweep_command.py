@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcluster.arguments import Chosen
-from kdcluster.errors import ConfigError
+from kdcluster.errors import ConfigError, NotFound
 from kdcluster.launch import submission
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.progress import follow
 from kdcluster.launch.scheduler import is_inside_job
 from kdcluster.launch.slurm import Slurm, waited_for
-from kdcluster.launch.status import next_steps, run_status
+from kdcluster.launch.status import blocked_by, next_steps, run_status
 from kdcluster.results import render, table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import job, report
@@ -74,6 +74,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
             say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")
         swept.check()
         _train(teachers, chosen, there, again)
+        points = _with_a_good_teacher(points, chosen.root)
         tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
         best = _report(searched, tried, chosen.root, swept.stop.why)
         if swept.cut_short and not swept.stop.why:
@@ -95,7 +96,7 @@ def results_of(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
     """The trials of the named experiments from the run directories, and whether each was done or stopped early.
 
     Raises:
-        ConfigError: there is none.
+        NotFound: there is none.
     """
     if style in ("json", "csv") and len(chosen.experiments) > 1:
         raise ConfigError(f"--sweep --format {style} takes one experiment at a time")
@@ -105,7 +106,7 @@ def results_of(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
         searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
         found = report.tried(searched.recorded(chosen.root), loaded.config.sweep, chosen.root)
         if not found:
-            raise ConfigError(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {name}")
+            raise NotFound(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {name}")
         texts.append(report.render(searched, found, style))
         complete = complete and all(set(one.states) <= {"done", "stopped"} for one in found)
     text = "\n".join(texts)
@@ -159,6 +160,21 @@ def _train(made: Plan, chosen: Chosen, there: Local | Slurm, again: str) -> None
         leave(f"without its teacher nothing can be searched; then: {again}", 1)
 
 
+def _with_a_good_teacher(points: list[Point], root: Path) -> list[Point]:
+    """The points whose teacher reaches teacher.min_top1; why others are left out is said."""
+    why = {point.ids: _blocked(point, root) for point in points}
+    for reason in dict.fromkeys(filter(None, why.values())):
+        say(f"not tried: {reason}")
+    if not (good := [point for point in points if not why[point.ids]]):
+        leave("there is nothing to search", 1)
+    return good
+
+
+def _blocked(point: Point, root: Path) -> str:
+    needs = {need: run_status(RunDir(root, need)) for run in point.runs for need in run.needs}
+    return next(filter(None, (blocked_by(run, needs) for run in point.runs)), "")
+
+
 def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:
     """Print the trials; returns the best of those that came to an end."""
     if not points:
@@ -201,7 +217,8 @@ def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slur
     slurm.check_layouts([layout])
     if limit := slurm.profile.time_limit:
         say(f"worst case of the sweep: {layout.gpus * limit / 60 * (1 + slurm.profile.max_requeues):.4g} GPU-hours")
-    submission.submit(teachers, root, chosen.data, slurm, lambda runs: None)
+    for_teachers = slurm if chosen.gpus else Slurm(slurm.given, slurm.cluster)  # without GPUs --nodes is of the trials
+    submission.submit(teachers, root, chosen.data, for_teachers, lambda runs: None)
     after = [job_id for run in teachers.runs if (job_id := waited_for(RunDir(root, run.id)))]
     undone = [
         run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state not in ("done", "queued", "running")

@@ -189,19 +189,16 @@ class Sweeping:
         """A Ray with this machine's free GPUs, which nobody else is given as long as it is up."""
         layout, _ = self.room
         taken: list[tuple[str, FileLock]] = []
-        if layout.device == "cuda":
-            pool, here = GpuPool(visible_gpus()), len(visible_gpus())
-            wanted = self.gpus or here
-            if wanted > here or not here:
-                raise KdclusterError(f"{wanted or 1} GPUs asked for, this machine shows {here or 'none'}")
-            while len(taken) < wanted and (one := pool.take(1)):
-                taken += one
-            if len(taken) < (self.gpus or 1):
-                raise KdclusterError(
-                    f"{len(taken)} of {here} GPUs are free, the others have runs; wait, or ask for less"
-                )
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for gpu, _ in taken)
         try:
+            if layout.device == "cuda":
+                shown = visible_gpus()
+                pool, wanted = GpuPool(shown), self.gpus or len(shown)
+                while len(taken) < wanted and (one := pool.take(1)):
+                    taken += one
+                if len(taken) < (self.gpus or layout.procs):
+                    rest = "other runs have the rest; wait, or ask for less"
+                    raise KdclusterError(f"{len(taken)} of {len(shown)} GPUs are free, {rest}")
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for gpu, _ in taken)
             with self.session.ray_here(len(taken)):
                 yield
         finally:

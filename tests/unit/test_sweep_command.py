@@ -1,0 +1,139 @@
+"""`kdcluster sweep` and `results --sweep` as they are typed; nothing is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kdcluster import configfile, sweep_command
+from kdcluster.cli import main
+from kdcluster.launch.slurm import Slurm
+from kdcluster.plan import plan
+from kdcluster.sweep.points import Point, Space
+from tests.fabricated import done, put
+from tests.tiny import write_experiment
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCLUSTER_BACKEND", "local")
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def fails(code: int, *words: str) -> str:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    return result.stderr
+
+
+def space(folder: Path, block: dict[str, Any], **changes: Any) -> Space:
+    write_experiment(folder, {**changes, "sweep": block})
+    return Space(configfile.load(str(folder / "tiny.yaml")), allow_teacher=True)
+
+
+def test_a_dry_run_shows_points_runs_and_teachers_and_writes_nothing(folder: Path) -> None:
+    searched = space(folder, {"trials": 2})
+    first, second = searched.drawn(2)
+    teacher = plan([searched.loaded]).runs[0]
+    put(folder / "runs", teacher, "done")
+    put(folder / "runs", first.runs[0], "stopped")
+    assert run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines() == [
+        f"  1  {' '.join(first.settings)}  {first.ids[0]} (stopped)",
+        f"  2  {' '.join(second.settings)}  {second.ids[0]} (planned)",
+        "2 trials, 1 teacher (0 to be trained); nothing was started",
+    ]
+    assert not (folder / "runs" / ".sweeps").exists()
+
+
+def test_a_dry_run_counts_the_teachers_of_a_space_that_has_several(folder: Path) -> None:
+    space(folder, {"space": {"teacher.seed": {"grid": [1, 2, 3]}}})
+    assert "--allow-teacher does that, --dry-run says how many" in fails(2, "sweep", "tiny.yaml", "--dry-run")
+    lines = run("sweep", "tiny.yaml", "--allow-teacher", "--dry-run").stdout.splitlines()
+    assert len([line for line in lines if line.startswith("first teacher-")]) == 4
+    assert lines[-1] == "3 trials, 4 teachers (4 to be trained); nothing was started"
+
+
+def test_a_dry_run_with_optuna_shows_what_is_known_beforehand(folder: Path) -> None:
+    space(folder, {"trials": 9, "search": "optuna"})
+    lines = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
+    assert len(lines) == 3 + 1 + 1 + 1
+    assert lines[3] == "     and 6 more, which follow from the results of these"
+
+
+def test_what_is_wrong_with_the_options_is_said_first(folder: Path) -> None:
+    space(folder, {"trials": 2, "search": "optuna"})
+    assert "--allow-teacher needs sweep.search random" in fails(2, "sweep", "tiny.yaml", "--allow-teacher")
+    said = fails(2, "sweep", "tiny.yaml", "--gpus-per-trial", "1.5")
+    assert said == "--gpus-per-trial 1.5: a share of one GPU, or whole GPUs\n"
+    (folder / "configs").mkdir()
+    (folder / "configs" / "tiny-best.yaml").write_text("mine")
+    said = fails(2, "sweep", "tiny.yaml", "--write-best")
+    assert "configs/tiny-best.yaml is there already and is not overwritten" in said
+    assert not (folder / "runs").exists()
+
+
+def test_results_of_a_sweep_come_from_the_run_directories(folder: Path) -> None:
+    searched = space(folder, {"trials": 2})
+    assert "no trial of tiny.yaml in" in fails(5, "results", "tiny.yaml", "--sweep")
+    for point, state in zip(searched.drawn(2), ("done", "failed"), strict=True):
+        put(folder / "runs", point.runs[0], state).note_trial("tiny", point.values)
+    result = run("results", "tiny.yaml", "--sweep", "--strict")
+    assert result.exit_code == 1
+    assert "failed: rank 1, step 7: ValueError: no" in result.stdout
+    document = json.loads(run("results", "tiny.yaml", "--sweep", "--json").stdout)
+    assert {row["state"] for row in document["trials"]} == {"done", "failed"}
+    assert run("results", "tiny.yaml", "--sweep", "--output", "trials.csv", "--format", "csv").exit_code == 0
+    assert len((folder / "trials.csv").read_text().splitlines()) == 3
+
+
+def test_a_teacher_under_the_gate_has_no_trials(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {"space": {"teacher.seed": {"grid": [1, 2]}}}
+    searched = space(folder, grid, **{"teacher.min_top1": 60.0})
+    points = searched.drawn(2)
+    for run_, top1 in zip(searched.teachers(points).runs[1:], (70.0, 55.0), strict=True):
+        done(put(folder / "runs", run_, "planned"), top1)
+
+    def good(chosen: list[Point]) -> list[Point]:
+        with main.make_context("kdcluster", ["list"]) as context:
+            context.obj = {"quiet": False}
+            return sweep_command._with_a_good_teacher(chosen, folder / "runs")
+
+    assert good(points) == [points[0]]
+    assert "not tried: teacher-" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        good(points[1:])
+    assert "reached 55.00 %, under teacher.min_top1 60" in capsys.readouterr().err
+
+
+def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space(folder, {"trials": 2})
+    asked: list[Any] = []
+    monkeypatch.setattr(sweep_command, "preflight", lambda runs, data, fetch: None)
+    monkeypatch.setattr(sweep_command.job, "under_way", lambda folder: None)
+    monkeypatch.setattr(Slurm, "check_layouts", lambda self, layouts: asked.extend(layouts))
+    monkeypatch.setattr(
+        "kdcluster.launch.submission.submit", lambda made, root, data, there, prepare: asked.append(there.layouts(made))
+    )
+    monkeypatch.setattr(sweep_command.job, "submit", lambda *given: asked.append(given[4]) or ("7", Path("log")))
+    teacher = plan([configfile.load("tiny.yaml")]).runs[0]
+    put(folder / "runs", teacher, "done")
+    result = run("sweep", "tiny.yaml", "--backend", "slurm", "--cluster", "dev", "--nodes", "2", "--trials", "3")
+    assert result.exit_code == 0, result.output
+    layout, of_teacher, words = asked
+    assert (layout.procs, layout.nodes, layout.gpus) == (2, 2, 0)
+    assert of_teacher[teacher.id].nodes == 1
+    assert words[0] == str(folder / "tiny.yaml")
+    assert words[-2:] == ["--trials", "3"]
+    assert "worst case of the sweep: 0 GPU-hours" in result.stderr
+    assert "job 7 sweeps tiny on 2 CPU processes of 1 thread on 2 nodes; log: log" in result.stderr
