@@ -150,7 +150,8 @@ class Sweeping:
         given: list[Point] = []
         ended = False
         self._enter_ray()
-        with Screen(given, count, sweep, self.root, stream) as screen, self.stop.on_signals():
+        shown = sweep.model_copy(update={"metric": order.metric})
+        with Screen(given, count, shown, self.root, stream) as screen, self.stop.on_signals():
 
             def watch() -> bool:
                 nonlocal ended

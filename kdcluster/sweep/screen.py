@@ -79,7 +79,7 @@ def line(number: int, count: int, one: Tried, metric: str) -> str:
     """One trial for a file or a pipe."""
     what = "trial" if one.point.values else "confirmation"
     words = [f"{what} {number}/{count}", " ".join(one.point.settings or one.point.ids), one.state]
-    if one.point.values and one.value is not None and one.state != "running":
+    if one.value is not None and one.state != "running":
         words.append(f"{metric} {one.value:.2f} after {one.epochs} epoch{'' if one.epochs == 1 else 's'}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
