@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdcluster.errors import KdclusterError
 from kdcluster.files import shipped
 from kdcluster.launch import nodes, ownjob, scheduler
 from kdcluster.launch.agent import dies_with
@@ -50,9 +51,12 @@ def main(kdcluster: Callable[..., object]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with ray_on_all_nodes() as address:
-            kdcluster(["sweep", *sys.argv[1:], "--backend", "local", "--ray-address", address], standalone_mode=False)
-    except SystemExit:
-        if told and ownjob.restarts() < int(os.environ.get("KDCLUSTER_MAX_REQUEUES", "10")):
+            kdcluster(["sweep", *sys.argv[1:], "--backend", "local", "--ray-address", address])
+    except KdclusterError as error:  # from the Ray; the command prints its own
+        log.error("%s", error)
+        sys.exit(1)
+    except SystemExit as left:
+        if told and left.code and ownjob.restarts() < int(os.environ.get("KDCLUSTER_MAX_REQUEUES", "10")):
             log.info("the time limit is near: the job is requeued, and goes on")
             scheduler.requeue(ownjob.number())
             signal.pause()  # SLURM ends it; a job that returned would count as ended
