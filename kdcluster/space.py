@@ -87,7 +87,9 @@ def steps(values: Sequence[float]) -> int:
 
 
 def rounded(value: float, values: Sequence[float]) -> float:
-    """To `DIGITS` significant digits, inside [low, high, ...]."""
+    """To `DIGITS` significant digits, inside [low, high, ...]; of a quniform of whole numbers, whole."""
+    if len(values) == 3 and all(isinstance(one, int) for one in values):
+        return round(value)
     return min(values[1], max(values[0], float(f"{value:.{DIGITS}g}")))
 
 

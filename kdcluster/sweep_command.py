@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from kdcluster.plan import Plan
 
 
+CONFIRM = 3
+"""Seeds of the confirmation, unless told otherwise."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The options that only a sweep has."""
@@ -44,6 +49,7 @@ class Wanted:
 
 def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     """Teacher, search, table, confirmation; on a cluster all but the teacher in one job."""
+    chosen = replace(chosen, experiments=(experiment,))
     for_teacher = chosen  # --gpus is of the whole sweep: its teacher takes them all, a trial what --gpus-per-trial says
     chosen = replace(chosen, gpus=None)
     loaded = chosen.load(experiment)
@@ -53,8 +59,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     searched.check()
     trial_room(loaded.config.resources, wanted.gpus_per_trial, 1)  # what is wrong with it is said before all else
     target = Path("configs") / f"{loaded.name}-best.yaml"
-    if wanted.write_best and target.exists():
-        raise ConfigError(f"{target} is there already and is not overwritten; move it away, or leave --write-best out")
+    if wanted.write_best:
+        report.refuse_target(searched, target)
     wishes = searched.size(wanted.trials)
     points = searched.corners() if searched.is_adaptive else searched.drawn(wishes)
     teachers = searched.teachers(points if wanted.allow_teacher else [])
@@ -65,9 +71,9 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
         teachers = _with_gpus(teachers, for_teacher.gpus)
+    again = _again(for_teacher, wanted)
     if isinstance(there, Slurm) and wanted.ray_address is None:
-        return _queue(for_teacher, searched, wanted, teachers, there)
-    again = _again(chosen, experiment, wanted)
+        return _queue(for_teacher, searched, wanted, teachers, there, again)
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address)
     with Sweeping(searched, chosen.root, chosen.data, *where) as swept:
         for pid in swept.session.begin():
@@ -84,10 +90,9 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         if best is None:
             leave("no trial came to an end", 1)
         settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
-        say(f"next: kdcluster submit {chosen.again(experiment)} {settings}")
+        say(f"next: kdcluster submit {chosen.again()} {settings}{chosen.where}")
         if wanted.write_best:
-            report.write_best(searched, best.values, target)
-            say(f"written: {target}")
+            _write_best(searched, best, target)
         if wanted.confirm:
             _confirm(swept, searched.confirmation(best, wanted.confirm), again)
 
@@ -113,13 +118,17 @@ def results_of(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
     return (text.replace("±", "+/-") if ascii else text), complete
 
 
-def _again(chosen: Chosen, experiment: str, wanted: Wanted) -> str:
-    """The command that goes on."""
+def _again(chosen: Chosen, wanted: Wanted) -> str:
+    """The command that goes on; in a job, the one that queued it."""
+    if queued := os.environ.get("KDCLUSTER_SWEEP_AGAIN"):
+        return queued
     there = None if is_inside_job() else wanted.ray_address  # the Ray of a job ends with it
     given = {"--trials": wanted.trials, "--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": there}
+    given["--confirm"] = wanted.confirm if wanted.confirm != CONFIRM else None
     words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
     words += ["--allow-teacher"] if wanted.allow_teacher else []
-    return " ".join([f"kdcluster sweep {chosen.again(experiment)}", *map(shlex.quote, words)]) + chosen.where
+    words += ["--write-best"] if wanted.write_best else []
+    return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, words)]) + chosen.where
 
 
 def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: Plan, root: Path) -> None:
@@ -155,7 +164,9 @@ def _train(made: Plan, chosen: Chosen, there: Local | Slurm, again: str) -> None
     except KeyboardInterrupt:
         leave(f"\ndetached; the teacher goes on\nnext: {again}", 130)
     if any(status.state != "done" for status in found.values()):
-        for step in next_steps(found, dict.fromkeys(found, chosen.again()), chosen.where)[:1]:
+        for run_id, status in found.items():
+            say(f"{run_id}: {status.state}: {status.reason}" if status.reason else f"{run_id}: {status.state}")
+        for step in next_steps(found, {run_id: run_id for run_id in found}, chosen.where):
             say(f"next: {step}")
         leave(f"without its teacher nothing can be searched; then: {again}", 1)
 
@@ -191,6 +202,14 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     return best.point if best else None
 
 
+def _write_best(searched: Space, best: Point, target: Path) -> None:
+    try:
+        report.write_best(searched, best.values, target)
+    except ConfigError as error:  # of an earlier sweep, with another winner: the confirmation goes on
+        return say(str(error))
+    say(f"written: {target}")
+
+
 def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
     """Train the confirmation and print its table."""
     from kdcluster.launch.status import statuses
@@ -205,12 +224,14 @@ def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
         leave(f"not every run of the confirmation is done\nnext: {again}", 1)
 
 
-def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slurm: Slurm) -> None:
+def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slurm: Slurm, again: str) -> None:
     """The teachers as jobs of their own, everything else as one job after them."""
     loaded, root = searched.loaded, chosen.root
     folder = root / ".sweeps" / loaded.name
     if going := job.under_way(folder):
         return say(f"job {going.id} is at the sweep of {loaded.name} already ({going.state.lower()})")
+    if slurm.profile.container:
+        raise ConfigError("a sweep in SLURM cannot use the profile's container: its trials run in a Ray on the host")
     resources, sweep = loaded.config.resources, loaded.config.sweep
     at_once = sweep.at_once or chosen.nodes or 1
     layout, words = job.allocation(resources, slurm.profile, chosen.gpus, chosen.nodes, wanted.gpus_per_trial, at_once)
@@ -225,13 +246,13 @@ def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slur
     ]
     if undone:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
-    given = [str(loaded.path.resolve()), *(word for one in searched.overrides for word in ("--set", one)), *words]
+    given = [str(loaded.path.absolute()), *(word for one in searched.overrides for word in ("--set", one)), *words]
     given += ["--confirm", str(wanted.confirm), "--runs-dir", str(root), "--data-dir", str(chosen.data)]
     given += ["--trials", str(wanted.trials)] if wanted.trials else []
     given += [
         word for word, on in (("--allow-teacher", wanted.allow_teacher), ("--write-best", wanted.write_best)) if on
     ]
-    job_id, log = job.submit(folder, layout, slurm, after, given)
-    name = shlex.quote(loaded.name)
+    job_id, log = job.submit(folder, layout, slurm, after, given, again)
     say(f"job {job_id} sweeps {loaded.name} on {layout}; log: {log}")
-    say(f"next: kdcluster results {name} --sweep{chosen.where}; scancel {job_id} stops it, and the same sweep goes on")
+    say(f"next: kdcluster results {chosen.again()} --sweep{chosen.where}")
+    say(f"scancel {job_id} stops it; then: {again}")

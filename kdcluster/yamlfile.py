@@ -6,6 +6,7 @@ its line.
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -55,6 +56,8 @@ def edited(path: Path, settings: Iterable[str], settle: Callable[[dict[str, Any]
     yaml = YAML()
     yaml.width = 4096
     values = yaml.load(path.read_text(encoding="utf-8-sig"))
+    for key in values:  # what an alias shares between blocks is copied, so that a setting changes one place
+        values[key] = copy.deepcopy(values[key])
     settle(values, path.parent)
     for setting in settings:
         dotted, _, value = setting.partition("=")

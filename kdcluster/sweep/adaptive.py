@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdcluster import space
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.sweep.points import AGAIN, Point, Space
 
 
@@ -58,7 +58,11 @@ class Adaptive:
         for _ in range(AGAIN if self._left else 0):
             trial = self._study.ask(self._domains)
             drawn = {key: _decoded(domain, trial.params[key]) for key, domain in self._space.domains.items()}
-            point = self._space.point(drawn)
+            try:
+                point = self._space.point(drawn)
+            except ConfigError:  # its corners were sound, but not every combination is
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                continue
             if point.ids not in self._trials:
                 self._trials[point.ids] = trial
                 self._left -= 1
@@ -71,7 +75,7 @@ class Adaptive:
         self._trials[point.ids].report(value, epoch)
 
     def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
-        """A point has ended, with its last value, or without one; `whole`: it was not stopped early."""
+        """A point has ended, with its best value, or without one; `whole`: it was not stopped early."""
         states = self._optuna.trial.TrialState
         if value is None:
             self._study.tell(self._trials[point.ids], state=states.FAIL)
@@ -113,4 +117,6 @@ def _encoded(domain: Mapping[str, Any], value: Any) -> Any:
 
 def _contains(domain: Mapping[str, Any], value: Any) -> bool:
     ((kind, values),) = domain.items()
-    return value in values if kind == "choice" else values[0] <= value <= values[1]
+    if kind == "choice":
+        return value in values
+    return isinstance(value, int | float) and values[0] <= value <= values[1]

@@ -126,7 +126,11 @@ def _node(address: str, temp: str, first_host: str) -> int:
     argv = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *where, "--block", "--disable-usage-stats"]
     argv += [f"--num-cpus={cores}", f"--num-gpus={len(shown)}", "--dashboard-agent-listen-port=0"]
     argv += ["--min-worker-port=0", "--max-worker-port=0"]
-    process = subprocess.Popen(argv, preexec_fn=dies_with(os.getpid()))
+    env = dict(os.environ)
+    if scratch := os.path.expandvars(env.get("KDCLUSTER_SCRATCH", "")):  # of this node
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+        env["TMPDIR"] = scratch
+    process = subprocess.Popen(argv, env=env, preexec_fn=dies_with(os.getpid()))
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     code = process.wait()
     if socket.gethostname() != first_host:

@@ -31,6 +31,8 @@ from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order
 from kdcluster.sweep.tuning import Source, search
 
+SAVED_S = 60.0
+"""How long the runs of a search that is being ended have to save; torchrun gives them 30 s itself."""
 KNOWN = ("done", "stopped")
 """States of a run that a search takes as they are."""
 
@@ -94,7 +96,9 @@ class Sweeping:
         """
         cores = threads_available() if self.address is None else 1
         block = self.searched.loaded.config
-        return trial_room(block.resources, self.gpus_per_trial, cores // (block.sweep.at_once or 1))
+        asked = self.gpus is not None or self.gpus_per_trial is not None
+        on_gpu = asked and not (self.address is not None and block.resources.device == "cpu")
+        return trial_room(block.resources, self.gpus_per_trial, cores // (block.sweep.at_once or 1), on_gpu=on_gpu)
 
     def check(self) -> None:
         """Before anything is trained: refuse a trial that could never run, and join a Ray that has to be there.
@@ -148,24 +152,24 @@ class Sweeping:
     ) -> list[Point]:
         sweep = self.searched.sweep
         given: list[Point] = []
-        ended = False
+        over_at: float | None = None
         self._enter_ray()
         shown = sweep.model_copy(update={"metric": order.metric})
         with Screen(given, count, shown, self.root, stream) as screen, self.stop.on_signals():
 
             def watch() -> bool:
-                nonlocal ended
+                nonlocal over_at
                 self.session.leave_if_ray_is_gone()
                 self.session.note()
                 screen.show()
-                if not ended and (reason := self.stop.why or why()):
-                    ended = True
+                if over_at is None and (reason := self.stop.why or why()):
+                    over_at = time.monotonic() + SAVED_S
                     self.cut_short = reason
-                    self.session.end(reason)
-                return ended
+                    self.session.end(reason)  # the trials see it, and have their runs save
+                return over_at is not None and (time.monotonic() > over_at or not self._running(given))
 
             search(
-                _Noting(source, given),
+                _Noting(source, given, lambda: over_at is not None),
                 order,
                 asha_epochs=asha,
                 at_once=sweep.at_once,
@@ -206,6 +210,12 @@ class Sweeping:
             for _, lock in taken:
                 lock.release()
 
+    def _running(self, points: Sequence[Point]) -> bool:
+        """Whether a run that this search has begun is still at it."""
+        newest = (RunDir(self.root, run_id).newest() for point in points for run_id in point.ids)
+        ours = (one for one in newest if one and one.read("start").get("sweep") == self.session.token)
+        return any(not one.read("outcome") for one in ours)
+
     def _all_known(self, points: Sequence[Point]) -> bool:
         return all(run_status(RunDir(self.root, run_id)).state in KNOWN for point in points for run_id in point.ids)
 
@@ -217,26 +227,29 @@ class Sweeping:
 
 
 class _Noting:
-    """A source that remembers what it gave."""
+    """A source that remembers what it gave, and gives nothing once the search is over."""
 
-    def __init__(self, source: Source, given: list[Point]) -> None:
-        self.source, self.given = source, given
+    def __init__(self, source: Source, given: list[Point], is_over: Callable[[], bool]) -> None:
+        self.source, self.given, self.is_over = source, given, is_over
         self.heard, self.ended = source.heard, source.ended
 
     def next(self) -> Point | None:
-        point = self.source.next()
+        point = None if self.is_over() else self.source.next()
         if point is not None:
             self.given.append(point)
         return point
 
 
-def trial_room(resources: Resources, gpus_per_trial: float | None, cores: int) -> tuple[Layout, float]:
+def trial_room(
+    resources: Resources, gpus_per_trial: float | None, cores: int, *, on_gpu: bool = False
+) -> tuple[Layout, float]:
     """On what one trial runs, and the GPUs that Ray keeps for it: a fraction is a share of one.
 
     Args:
         resources: of the experiment.
         gpus_per_trial: instead of its `gpus`; with device cpu they are pretended, a process for each.
         cores: that a trial may take, where `resources` leave it open.
+        on_gpu: GPUs were asked for, whatever `resources` say.
 
     Raises:
         ConfigError: more than one GPU, and not whole.
@@ -244,7 +257,7 @@ def trial_room(resources: Resources, gpus_per_trial: float | None, cores: int) -
     if gpus_per_trial is not None and gpus_per_trial > 1 and gpus_per_trial % 1:
         raise ConfigError(f"--gpus-per-trial {gpus_per_trial:g}: a share of one GPU, or whole GPUs")
     procs = math.ceil(gpus_per_trial or 1)
-    on_gpu = resources.device == "cuda" or resources.gpus is not None
+    on_gpu = on_gpu or resources.device == "cuda" or resources.gpus is not None
     if resources.device == "auto" and resources.procs is None:
         on_gpu = on_gpu or gpus_per_trial is not None or bool(visible_gpus())
     if on_gpu:

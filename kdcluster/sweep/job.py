@@ -39,19 +39,24 @@ def allocation(
         whole = resources.model_copy(update={"device": "cpu", "gpus": None, "procs": procs * at_once})
         layout = sbatch.slurm_layout(whole.model_copy(update={"threads": threads}), profile, nodes, None)
         check_fit(Layout("cpu", procs, threads), 0, [(layout.cores / layout.nodes, 0)])
-        return layout, ["--set", "resources.device=cpu", "--set", f"resources.threads={threads}"]
+        return layout, _set("device=cpu", "gpus=null", f"procs={procs}", f"threads={threads}")
     whole = resources.model_copy(update={"device": "cuda", "gpus": gpus, "procs": None})
     layout = sbatch.slurm_layout(whole, profile, nodes, profile.gpus_per_node)
     each = per_trial or resources.gpus or 1
     check_fit(Layout("cuda", math.ceil(each), None), each, [(1, layout.gpus / layout.nodes)])
     words = ["--gpus-per-trial", f"{each:g}"]
-    if layout.device == "cpu":  # a profile that pretends
-        plain = {"device": "cpu", "gpus": "null", "procs": math.ceil(each), "threads": threads}
-        words += [word for key, value in plain.items() for word in ("--set", f"resources.{key}={value}")]
-    return layout, words
+    if layout.device == "cuda":
+        return layout, words + _set("device=cuda", "procs=null", f"gpus={math.ceil(each)}")
+    return layout, words + _set("device=cpu", "gpus=null", f"procs={math.ceil(each)}", f"threads={threads}")
 
 
-def script(name: str, layout: Layout, profile: Profile, folder: Path, after: list[str], words: list[str]) -> str:
+def _set(*resources: str) -> list[str]:
+    return [word for one in resources for word in ("--set", f"resources.{one}")]
+
+
+def script(
+    name: str, layout: Layout, profile: Profile, folder: Path, after: list[str], words: list[str], again: str = ""
+) -> str:
     """The batch script.
 
     Args:
@@ -61,6 +66,7 @@ def script(name: str, layout: Layout, profile: Profile, folder: Path, after: lis
         folder: of this job.
         after: jobs that must have succeeded before, as the teacher's.
         words: arguments of `kdcluster sweep`.
+        again: the command that goes on with it, for messages.
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
@@ -69,7 +75,7 @@ def script(name: str, layout: Layout, profile: Profile, folder: Path, after: lis
     lines = [
         *sbatch.setup(profile, folder),
         f"export KDCLUSTER_PYTHON={sbatch.quoted(sys.executable)} KDCLUSTER_RAY_DIR={sbatch.quoted(str(folder))}",
-        f"export KDCLUSTER_MAX_REQUEUES={profile.max_requeues}",
+        *_for_the_trials(profile, again),
         f"set -- {' '.join(map(sbatch.quoted, words))}",
     ]
     body = [line for line in shipped("slurm/ray.sbatch").read_text().splitlines() if not line.startswith("#")]
@@ -88,6 +94,19 @@ def script(name: str, layout: Layout, profile: Profile, folder: Path, after: lis
     return text
 
 
+def _for_the_trials(profile: Profile, again: str) -> list[str]:
+    """What tasks of ordinary jobs are told in other ways (launch/task.py)."""
+    given = {
+        "KDCLUSTER_MAX_REQUEUES": str(profile.max_requeues),
+        "KDCLUSTER_SWEEP_AGAIN": again,
+        "KDCLUSTER_SCRATCH": profile.scratch or "",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(profile.shutdown_timeout_s),
+    }
+    if profile.network_interface:
+        given |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface)
+    return [f"export {key}={sbatch.quoted(value)}" for key, value in given.items()]
+
+
 def under_way(folder: Path) -> Job | None:
     """The job of an experiment's sweep in this runs directory that waits or runs.
 
@@ -99,7 +118,9 @@ def under_way(folder: Path) -> Job | None:
     return next((job for job in live if job.state in (*jobs.WAITING, *jobs.ACTIVE)), None)
 
 
-def submit(folder: Path, layout: Layout, slurm: Slurm, after: list[str], words: list[str]) -> tuple[str, Path]:
+def submit(
+    folder: Path, layout: Layout, slurm: Slurm, after: list[str], words: list[str], again: str
+) -> tuple[str, Path]:
     """Queue the sweep; returns the job's id and its log.
 
     Args:
@@ -108,6 +129,7 @@ def submit(folder: Path, layout: Layout, slurm: Slurm, after: list[str], words: 
         slurm: the cluster.
         after: jobs that must have succeeded before.
         words: arguments of `kdcluster sweep`.
+        again: the command that goes on with it, for messages.
 
     Raises:
         Refused: SLURM does not take it.
@@ -118,7 +140,7 @@ def submit(folder: Path, layout: Layout, slurm: Slurm, after: list[str], words: 
     own.mkdir(parents=True)
     name = _name(folder, number)
     path = own / "job.sh"
-    text = script(name, layout, slurm.profile, own, after, words)
+    text = script(name, layout, slurm.profile, own, after, words, again)
     write_aside(path, text.encode("utf-8", "surrogateescape"))
     job_id = scheduler.submit(path, name)
     return job_id, Path(os.path.realpath(own)) / f"{job_id}.log"

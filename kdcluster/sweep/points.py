@@ -191,4 +191,4 @@ class Drawn:
         """A point has reached so much after an epoch."""
 
     def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
-        """A point has ended, with its last value, or without one; `whole`: it was not stopped early."""
+        """A point has ended, with its best value, or without one; `whole`: it was not stopped early."""

@@ -94,8 +94,17 @@ def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
     rows = []
     for one in found:
         value = "-" if one.value is None else f"{one.value:.2f}" + (f" ± {one.sd:.2f}" if one.sd is not None else "")
-        rows.append([*map(str, one.point.values.values()), value, str(one.epochs), one.state, " ".join(one.point.ids)])
-    return [[*found[0].point.values, metric, "epochs", "state", "runs"], *rows]
+        rows.append([*_values(one, found), value, str(one.epochs), one.state, " ".join(one.point.ids)])
+    return [[*_keys(found), metric, "epochs", "state", "runs"], *rows]
+
+
+def _keys(found: Sequence[Tried]) -> list[str]:
+    """Of all points: earlier ones may have been of a smaller space."""
+    return list(dict.fromkeys(key for one in found for key in one.point.values))
+
+
+def _values(one: Tried, found: Sequence[Tried]) -> list[str]:
+    return [str(one.point.values.get(key, "")) for key in _keys(found)]
 
 
 def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
@@ -128,10 +137,11 @@ def render(searched: Space, found: Sequence[Tried], style: str) -> str:
         return "\n".join([*lines, "", *(f"- {note}" for note in notes(searched, found))]) + "\n"
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*found[0].point.values, metric, "sd", "epochs", "state", "reason", "runs"])
+    writer.writerow([*_keys(found), metric, "sd", "epochs", "state", "reason", "runs"])
     for one in found:
-        values = one.point.values.values()
-        writer.writerow([*values, one.value, one.sd, one.epochs, one.state, one.reason, " ".join(one.point.ids)])
+        writer.writerow(
+            [*_values(one, found), one.value, one.sd, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
+        )
     return out.getvalue()
 
 
@@ -164,14 +174,28 @@ def write_best(searched: Space, best: Mapping[str, Any], target: Path) -> None:
     """The experiment with the best values, as a file of its own; comments stay.
 
     Raises:
-        ConfigError: the file is there already, or cannot be written.
+        ConfigError: another file is there already, or it cannot be written.
     """
-    if target.exists():
-        raise ConfigError(f"{target} is there already and is not overwritten; move it away, or leave --write-best out")
     text = configfile.edited(searched.loaded, [*searched.overrides, *Point(dict(best), ()).settings])
-    header = f"# {searched.loaded.name} with the best of its sweep: {', '.join(f'{k} {v}' for k, v in best.items())}\n"
+    text = f"{_header(searched)}: {', '.join(f'{key} {value}' for key, value in best.items())}\n{text}"
+    if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
+        raise ConfigError(f"{target} is there already and is not overwritten; move it away")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(target, header + text)
+        write_aside(target, text)
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}") from None
+
+
+def refuse_target(searched: Space, target: Path) -> None:
+    """Before anything is trained: refuse to write where there is a file that no sweep of the experiment wrote.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if target.exists() and not target.read_text(encoding="utf-8", errors="replace").startswith(_header(searched)):
+        raise ConfigError(f"{target} is there already and is not overwritten; move it away, or leave --write-best out")
+
+
+def _header(searched: Space) -> str:
+    return f"# {searched.loaded.name} with the best of its sweep"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class Order:
         return min if self.metric.endswith("loss") else max
 
 
+class Ending(Exception):
+    """The whole search is being ended, and this run with it."""
+
+
 class Trainee:
     """A run that a trial waits for."""
 
@@ -64,19 +69,23 @@ class Trainee:
 
         Raises:
             KdclusterError: somebody has cancelled it.
+            Ending: nothing is started any more.
         """
+        self._why_it_ends()
         status = run_status(self.run_dir)
         newest = self.run_dir.newest()
-        # Tune restarts a trial only when its process is gone, also where that was on a node nobody can look at.
-        died_with_us = newest is not None and newest.read("start").get("sweep") == self.order.token
-        mine = status.state == "running" and died_with_us
-        if status.state == "cancelled" and died_with_us:
+        known = newest.read("start") if newest else {}
+        if status.state == "cancelled" and known.get("sweep") == self.order.token:
             raise KdclusterError(f"{self.run.id} is cancelled")
-        done = status.state in ("done", "stopped")
-        if not (done or status.state in ("running", "queued")) or mine:
+        # This experiment's sweep has one driver at a time, and Tune restarts a trial only when its process is gone: an
+        # attempt of it that still seems to run was on a node that nobody can look at.
+        gone = known.get("sweep_of") == self.order.experiment and known.get("host") != socket.gethostname()
+        if status.state not in ("done", "stopped", "running", "queued") or (status.state == "running" and gone):
             self.run_dir.prepare(self.run)
+            self.run_dir.note_submit(self.run.id)
             shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.order.layout.device == "cuda" else ()
-            known = {"sweep": self.order.token, "nodes": os.environ.get("SLURMD_NODENAME", "")}
+            known = {"sweep": self.order.token, "sweep_of": self.order.experiment}
+            known["nodes"] = os.environ.get("SLURMD_NODENAME", "")
             gpus = [gpu for gpu in shown if gpu]
             self.child = Child.start(self.run_dir, self.order.data_dir, self.order.layout, gpus, known=known)
         self.run_dir.add_experiments([self.order.experiment])
@@ -84,23 +93,33 @@ class Trainee:
             self.run_dir.note_trial(self.order.experiment, self.values)
 
     def next(self) -> tuple[float, bool]:
-        """The metric of the next epoch, and whether it was the last one; waits for it.
+        """The metric of the next epoch, and whether it was the last one, after which the run has ended; waits for it.
 
         Raises:
             KdclusterError: the run ended without it.
+            Ending: it was ended with the whole search; it has saved, if it could.
         """
         while True:
             ended = self._ended()  # before the look at what it wrote
             measured = values_of(self.run_dir, self.order.metric)
-            if len(measured) > self.reported:
+            whole = self.run.train is not None and len(measured) >= self.run.train.epochs
+            last = self.reported + 1 == len(measured)
+            if len(measured) > self.reported and (ended or not (last and whole)):  # after the last it still has to save
                 self.reported += 1
-                return measured[self.reported - 1], ended and self.reported == len(measured)
+                return measured[self.reported - 1], ended and last
             if ended:
+                self._why_it_ends()
                 status = run_status(self.run_dir)
                 raise KdclusterError(f"{self.run.id} is {status.state}: {status.reason}")
-            if self.child is not None and self.run_dir.is_cancelled():
+            if self.child is None:
+                self._why_it_ends()  # it is somebody else's, and goes on
+            elif self.order.ending.exists() or self.run_dir.is_cancelled():
                 self.child.tell_to_stop()
             time.sleep(POLL_S)
+
+    def _why_it_ends(self) -> None:
+        if ending := read_json(self.order.ending):
+            raise Ending(ending["why"])
 
     @property
     def is_done(self) -> bool:
@@ -117,18 +136,21 @@ class Trainee:
         except subprocess.TimeoutExpired:
             self.child.process.kill()
             self.child.process.wait()
-        outcome = self.child.outcome(told_to_stop=True)
-        if outcome["state"] in ("preempted", "lost"):
+        self._write_outcome()
+
+    def _write_outcome(self) -> None:
+        assert self.child is not None
+        outcome = self.child.outcome(told_to_stop=self.child.told)
+        if self.child.told and outcome["state"] in ("preempted", "lost"):
             ending = read_json(self.order.ending)
-            why = ending["why"] if ending else OTHERS_WERE_BETTER
-            outcome["reason"] += f": {why}"
+            outcome["reason"] += f": {ending['why'] if ending else OTHERS_WERE_BETTER}"
             outcome["state"] = outcome["state"] if ending else "stopped"
         self.child.attempt.write_last("outcome", outcome)
 
     def _ended(self) -> bool:
         if self.child is not None and self.child.process.poll() is not None:
             if not self.child.attempt.read("outcome"):
-                self.child.attempt.write_last("outcome", self.child.outcome())
+                self._write_outcome()
             return True
         return self.child is None and run_status(self.run_dir).state not in ("running", "queued")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kdcluster.sweep.points import Point
-from kdcluster.sweep.trial import Order, trainees
+from kdcluster.sweep.trial import Ending, Order, trainees
 
 
 class Source(Protocol):
@@ -22,7 +22,7 @@ class Source(Protocol):
         """A point has reached so much after an epoch."""
 
     def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
-        """A point has ended, with its last value, or without one; `whole`: it was not stopped early."""
+        """A point has ended, with its best value, or without one; `whole`: it was not stopped early."""
 
 
 def search(
@@ -119,6 +119,7 @@ def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:
         def __init__(self) -> None:
             super().__init__(metric=order.metric, mode=order.best.__name__)
             self.given: dict[str, Point] = {}
+            self.best: dict[str, float] = {}
 
         def suggest(self, trial_id: str) -> Any:
             point = source.next()
@@ -128,12 +129,19 @@ def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:
             return {"point": point}
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            self._better(trial_id, result)
             source.heard(self.given[trial_id], result["training_iteration"], result[order.metric])
+
+        def _better(self, trial_id: str, result: dict[str, Any]) -> None:
+            value = result[order.metric]
+            self.best[trial_id] = order.best(value, self.best.get(trial_id, value))
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False, **_: Any
         ) -> None:
-            value = None if error or not result else result[order.metric]
+            if result:
+                self._better(trial_id, result)
+            value = None if error else self.best.get(trial_id)
             whole = bool(result) and (asha_epochs is None or bool(result.get("whole")))  # type: ignore[union-attr]
             source.ended(self.given[trial_id], value, whole=whole)
 
@@ -159,13 +167,19 @@ def _trainable() -> type:
 
         def step(self) -> dict[str, Any]:
             metric = self.order.metric
-            if len(self.trainees) == 1:
+            try:
+                if len(self.trainees) > 1:
+                    return {metric: self.mean(), "done": True, "whole": True}
                 (trainee,) = self.trainees
                 if not self.begun:
                     self.begun = True
                     trainee.begin()
                 value, last = trainee.next()
                 return {metric: value, "done": last, "whole": last and trainee.is_done}
+            except Ending:  # no failure, which Tune would try again; nobody reads the value
+                return {metric: 0.0, "done": True, "whole": False}
+
+        def mean(self) -> float:
             values = []
             for trainee in self.trainees:
                 trainee.begin()
@@ -174,7 +188,7 @@ def _trainable() -> type:
                     value, last = trainee.next()
                     measured.append(value)
                 values.append(self.order.best(measured))
-            return {metric: statistics.fmean(values), "done": True, "whole": True}
+            return statistics.fmean(values)
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
             return {}  # a run's own checkpoints are enough

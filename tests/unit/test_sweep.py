@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +33,7 @@ from kdcluster.sweep.flow import Stop, Sweeping, trial_room
 from kdcluster.sweep.points import Drawn, Point, Space
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order, Trainee
-from tests.fabricated import DEAD, LIVE, put, started
+from tests.fabricated import BEAT, DEAD, LIVE, put, started
 from tests.tiny import write_experiment
 
 
@@ -208,6 +210,16 @@ def test_optuna_knows_every_kind_of_domain_and_ends_with_a_small_space(tmp_path:
     assert {point.ids for point in again} == {point.ids for point in found}
 
 
+def test_optuna_goes_round_points_that_are_no_experiment(tmp_path: Path) -> None:
+    domains = {"train.epochs": {"randint": [2, 6]}, "train.warmup_epochs": {"quniform": [0, 5, 1]}}
+    changes = {"teacher.train": {"epochs": 6, "warmup_epochs": 0.0}, "train.epochs": 6}
+    searched = space(tmp_path, {"space": domains, "trials": 12, "search": "optuna"}, **changes)
+    found = asked(Adaptive(searched, 12), lambda point: float(point.values["train.epochs"]))
+    assert len(found) >= 5
+    assert all(isinstance(point.values["train.warmup_epochs"], int) for point in found)
+    assert all(point.values["train.warmup_epochs"] < point.values["train.epochs"] for point in found)
+
+
 def test_what_failed_or_was_stopped_is_told_to_optuna_as_that(tmp_path: Path) -> None:
     source = Adaptive(space(tmp_path, {"trials": 3, "search": "optuna"}), 3)
     for value, whole in ((None, False), (50.0, False), (60.0, True)):
@@ -261,6 +273,37 @@ def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tri
     assert report.render(searched, found, "md").splitlines()[1] == "| --- | --- | --- | --- | --- | --- |"
 
 
+def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, list[report.Tried]]) -> None:
+    searched, found = tried
+    found[1].point.values.pop("distill.temperature")
+    for style in ("table", "csv", "md", "json"):
+        assert report.render(searched, found, style)
+    rows = list(csv.reader(report.render(searched, found, "csv").splitlines()))
+    assert {len(row) for row in rows} == {8}
+    assert rows[2][1] == ""
+
+
+def test_an_alias_in_the_file_does_not_carry_the_best_to_the_teacher(tmp_path: Path) -> None:
+    searched = space(tmp_path, {"trials": 1})
+    text = (tmp_path / "tiny.yaml").read_text()
+    teacher, student = text.index("teacher:"), text.index("student:")
+    assert teacher < student
+    text = text.replace("  model_args:\n", "  model_args: &shared\n", 1)
+    head, _, tail = text.partition("student:")
+    (tmp_path / "tiny.yaml").write_text(
+        head
+        + "student:"
+        + tail[: tail.index("  model_args:")]
+        + "  model_args: *shared\n"
+        + tail[tail.index("train:") :]
+    )
+    searched = Space(configfile.load(str(tmp_path / "tiny.yaml")))
+    target = tmp_path / "best.yaml"
+    report.write_best(searched, {"student.model_args.depth": 2}, target)
+    best = configfile.load(str(target)).config
+    assert (best.teacher.model_args["depth"], best.student.model_args["depth"]) == (1, 2)
+
+
 def test_the_best_is_written_as_an_experiment_with_its_comments(tmp_path: Path) -> None:
     searched = space(tmp_path, {"trials": 1})
     path = tmp_path / "tiny.yaml"
@@ -272,8 +315,10 @@ def test_the_best_is_written_as_an_experiment_with_its_comments(tmp_path: Path) 
         "# tiny with the best of its sweep: distill.alpha 0.25, distill.temperature 2.0"
     )
     assert configfile.load(str(target)).config.distill.alpha == 0.25
+    report.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, target)  # the same again
+    report.refuse_target(searched, target)  # a sweep's own
     with pytest.raises(ConfigError, match="is there already and is not overwritten"):
-        report.write_best(searched, {}, target)
+        report.write_best(searched, {"distill.alpha": 0.5}, target)
 
 
 def test_off_a_terminal_each_change_is_one_line(
@@ -344,7 +389,9 @@ def test_a_trial_that_tune_restarts_takes_its_run_over_from_a_node_that_nobody_c
     begun = []
     monkeypatch.setattr(trial.Child, "start", lambda *_, **__: begun.append(1))
     one = trainee(tmp_path, "planned")
-    one.run_dir.start_attempt({"supervisor": LIVE, "sweep": "ours"}).write("agent", LIVE)
+    attempt = one.run_dir.start_attempt({"host": "another", "sweep": "an earlier one's", "sweep_of": "tiny"})
+    attempt.write("heartbeat", {**BEAT, "time": time.time()})
+    assert run_status(one.run_dir).state == "running"
     one.begin()
     assert begun == [1]
 
@@ -360,6 +407,8 @@ def test_a_trial_that_somebody_cancelled_is_not_tried_again_in_the_same_sweep(tm
 def test_a_finished_run_reports_all_its_epochs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainee(tmp_path, "done")
     monkeypatch.setattr(trial, "values_of", lambda *_: [1.0, 2.0, 3.0])
+    assert one.run.train is not None
+    assert one.run.train.epochs == 2
     assert [one.next() for _ in range(3)] == [(1.0, False), (2.0, False), (3.0, True)]
     assert one.is_done
 
@@ -372,19 +421,26 @@ def test_a_run_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 class Torchrun:
-    """A child that saves and ends when it is told to."""
+    """A child that saves and ends when it is told to, or when its last epoch is over."""
 
-    def __init__(self, run_dir: RunDir) -> None:
+    def __init__(self, run_dir: RunDir, polls: int = 10**6) -> None:
         self.run_dir, self.attempt, self.process = run_dir, started(run_dir, agent=DEAD), self
+        self.told, self.polls = False, polls
 
     def wait(self, timeout: float) -> None:
         assert timeout < 10
 
+    def poll(self) -> int | None:
+        self.polls -= 1
+        return 0 if self.told or self.polls < 0 else None
+
     def tell_to_stop(self) -> None:
+        self.told = True
         self.attempt.write("preempted", {"step": 7})
 
     def outcome(self, *, told_to_stop: bool) -> dict[str, Any]:
-        return {"state": "preempted", "reason": "stopped at step 7", "rank": None}
+        state = "preempted" if told_to_stop else "done"
+        return {"state": state, "reason": "stopped at step 7" if told_to_stop else "", "rank": None}
 
 
 @pytest.mark.parametrize("ending", [False, True])
@@ -399,6 +455,33 @@ def test_what_the_scheduler_stops_is_stopped_and_what_an_interruption_stops_goes
     status = run_status(one.run_dir)
     assert status.state == ("preempted" if ending else "stopped")
     assert ("told to stop by SIGINT" if ending else trial.OTHERS_WERE_BETTER) in status.reason
+
+
+def test_a_run_is_done_only_once_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last epoch is on disk a second before it has saved and left: that is no end, and then no failure."""
+    monkeypatch.setattr(trial, "values_of", lambda *_: [1.0, 2.0])
+    monkeypatch.setattr(trial, "POLL_S", 0.0)
+    one = trainee(tmp_path, "planned")
+    one.child = Torchrun(one.run_dir, polls=5)  # type: ignore[assignment]
+    assert one.next() == (1.0, False)
+    assert one.child.polls > 0  # type: ignore[union-attr]
+    assert one.next() == (2.0, True)
+    assert one.child.polls < 0  # type: ignore[union-attr]
+    assert one.is_done
+
+
+def test_in_the_middle_of_an_epoch_a_run_saves_when_the_search_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "values_of", lambda *_: [])
+    one = trainee(tmp_path, "planned")
+    one.child = Torchrun(one.run_dir)  # type: ignore[assignment]
+    write_json(tmp_path / "ending.json", {"why": "the time budget is over"})
+    with pytest.raises(trial.Ending, match="the time budget is over"):
+        one.next()
+    assert run_status(one.run_dir).reason.startswith("stopped at step 7: the time budget is over")
+    with pytest.raises(trial.Ending):  # and nothing is begun any more
+        one.begin()
 
 
 # Where it runs
@@ -534,13 +617,14 @@ def test_a_sweep_as_one_job(tmp_path: Path) -> None:
 def test_a_sweep_without_gpus_gets_cores_for_its_trials_at_once() -> None:
     layout, words = job.allocation(Resources(threads=3), Profile(), None, 2, None, 4)
     assert layout == Layout("cpu", 4, 3, 2, 0)
-    assert words == ["--set", "resources.device=cpu", "--set", "resources.threads=3"]
+    assert words[1::2] == [f"resources.{one}" for one in ("device=cpu", "gpus=null", "procs=1", "threads=3")]
 
 
-def test_real_gpus_leave_the_trials_device_alone() -> None:
-    layout, words = job.allocation(Resources(), Profile(gpus_per_node=8), 16, None, 0.5, 1)
+def test_real_gpus_are_what_trials_run_on_whatever_the_file_says() -> None:
+    layout, words = job.allocation(Resources(device="cpu", procs=2), Profile(gpus_per_node=8), 16, None, 0.5, 1)
     assert layout == Layout("cuda", 16, None, 2, 16)
-    assert words == ["--gpus-per-trial", "0.5"]
+    assert words[:2] == ["--gpus-per-trial", "0.5"]
+    assert words[3::2] == [f"resources.{one}" for one in ("device=cuda", "procs=null", "gpus=1")]
 
 
 @pytest.mark.parametrize(

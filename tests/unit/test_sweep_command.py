@@ -137,3 +137,5 @@ def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
     assert words[-2:] == ["--trials", "3"]
     assert "worst case of the sweep: 0 GPU-hours" in result.stderr
     assert "job 7 sweeps tiny on 2 CPU processes of 1 thread on 2 nodes; log: log" in result.stderr
+    again = "kdcluster sweep tiny.yaml --backend slurm --cluster dev --nodes 2 --trials 3"
+    assert f"next: kdcluster results tiny.yaml --sweep\nscancel 7 stops it; then: {again}\n" in result.stderr
