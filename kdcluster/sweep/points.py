@@ -106,8 +106,9 @@ class Space:
         found: dict[tuple[str, ...], Point] = {}
         tried = ((one, noted["values"]) for one in run_dirs(root) for noted in one.trials_of(self.loaded.name))
         for run_dir, values in sorted(tried, key=lambda pair: _first_noted(pair[0])):
+            order = {key: values[key] for key in self.domains if key in values}
             try:
-                made = self.point(values)
+                made = self.point({**order, **values})
             except ConfigError:  # of an earlier file, which allowed it
                 continue
             if run_dir.id in made.ids:
