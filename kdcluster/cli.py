@@ -321,6 +321,7 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
     help="GPUs of each trial, or a share of one; --gpus is of the whole sweep then.",
 )
 @click.option("--ray-address", default=None, metavar="HOST:PORT|auto", help="A Ray cluster that is there already.")
+@click.option("--dashboard", is_flag=True, help="Show Ray's dashboard, on this machine alone.")
 @click.option("--allow-teacher", is_flag=True, help="Also search what changes the teacher; each is trained first.")
 @click.option(
     "--confirm",

@@ -41,6 +41,7 @@ class Wanted:
     trials: int | None
     gpus_per_trial: float | None
     ray_address: str | None
+    dashboard: bool
     allow_teacher: bool
     confirm: int
     write_best: bool
@@ -74,7 +75,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     again = _again(for_teacher, wanted)
     if isinstance(there, Slurm) and wanted.ray_address is None:
         return _queue(for_teacher, searched, wanted, teachers, there, again)
-    where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address)
+    where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     with Sweeping(searched, chosen.root, chosen.data, *where) as swept:
         for pid in swept.session.begin():
             say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")

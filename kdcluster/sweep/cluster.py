@@ -5,6 +5,7 @@ What a Ray of our own starts is written down with pid and start time, so that th
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -24,6 +25,8 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.processes import descendants, is_alive, process_record, threads_available
 from kdcluster.sweep.tuning import quiet
 
+DASHBOARD = ("aiohttp_cors", "opencensus")
+"""What Ray's dashboard stands on, beside Ray."""
 REACHED_S = 10.0
 GONE_S = 30.0
 """How long a killed process may take to be gone."""
@@ -95,8 +98,12 @@ class Session:
         write_json(self.ending, {"why": why})
 
     @contextmanager
-    def ray_here(self, gpus: int) -> Iterator[None]:
-        """A Ray of this machine's cores and of so many GPUs, which listens on the loopback alone and wants a token."""
+    def ray_here(self, gpus: int, *, dashboard: bool = False) -> Iterator[None]:
+        """A Ray of this machine's cores and of so many GPUs, which listens on the loopback alone and wants a token.
+
+        Raises:
+            KdclusterError: its dashboard was asked for and is not installed.
+        """
         quiet()
         self.temp = tempfile.mkdtemp(prefix="kdc-", dir="/tmp")  # short: the names of Unix sockets are
         token = Path(self.temp) / "token"
@@ -110,14 +117,19 @@ class Session:
         self.note()
         ray = _ray()
         try:
-            ray.init(
+            if dashboard and not all(map(importlib.util.find_spec, DASHBOARD)):
+                raise KdclusterError("--dashboard needs more of Ray: pip install 'ray[default]'")
+            context = ray.init(
                 num_cpus=threads_available(),
                 num_gpus=gpus,
-                include_dashboard=False,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
                 log_to_driver=False,
                 configure_logging=False,
                 _temp_dir=self.temp,
             )
+            if dashboard:
+                sys.stderr.write(f"Ray's dashboard: http://{context.dashboard_url}\n")
             self.note()
             self._ray = [record for record in self._known["processes"] if _name(record) in ("raylet", "gcs_server")]
             yield

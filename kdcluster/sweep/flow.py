@@ -71,6 +71,7 @@ class Sweeping:
         gpus: of the whole sweep on this machine; None: all that are free.
         gpus_per_trial: None: as many as the experiment's `resources` say.
         address: of a Ray that is there already; None: one of our own on this machine.
+        dashboard: whether our own shows Ray's dashboard.
     """
 
     searched: Space
@@ -79,6 +80,7 @@ class Sweeping:
     gpus: int | None = None
     gpus_per_trial: float | None = None
     address: str | None = None
+    dashboard: bool = False
 
     def __post_init__(self) -> None:
         self.session = Session(self.root / ".sweeps" / self.searched.loaded.name)
@@ -204,7 +206,7 @@ class Sweeping:
                     rest = "other runs have the rest; wait, or ask for less"
                     raise KdclusterError(f"{len(taken)} of {len(shown)} GPUs are free, {rest}")
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for gpu, _ in taken)
-            with self.session.ray_here(len(taken)):
+            with self.session.ray_here(len(taken), dashboard=self.dashboard):
                 yield
         finally:
             for _, lock in taken:

@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rm": (*RUNS, "--yes"),
     "sweep": (
         *(*EXP, "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
-        *("--ray-address", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
+        *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
     ),
     "doctor": (*EXP, *WHERE, "--cluster", "--with-job", "--json"),
 }

@@ -588,6 +588,18 @@ def test_nobody_waits_for_a_ray_that_is_not_there() -> None:
         cluster.joined("127.0.0.1:1").__enter__()
 
 
+def test_a_dashboard_that_is_not_installed_is_an_error_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "DASHBOARD", ("no_such_package",))
+    monkeypatch.setattr(cluster, "_ray", lambda: type("Ray", (), {"shutdown": staticmethod(lambda: None)}))
+    session = cluster.Session(tmp_path)
+    session.begin()
+    with pytest.raises(KdclusterError, match=r"--dashboard needs more of Ray: pip install 'ray\[default\]'"):
+        session.ray_here(0, dashboard=True).__enter__()
+    assert not Path(session.temp).exists()
+
+
 # In SLURM
 
 
@@ -660,7 +672,7 @@ def test_a_sweep_holds_the_gpus_that_its_ray_gets(tmp_path: Path, monkeypatch: p
     given = []
 
     @contextmanager
-    def ray_here(self: cluster.Session, gpus: int) -> Iterator[None]:
+    def ray_here(self: cluster.Session, gpus: int, *, dashboard: bool) -> Iterator[None]:
         given.append((gpus, os.environ["CUDA_VISIBLE_DEVICES"]))
         assert GpuPool(cards).take(1) is None or gpus < 2
         yield
