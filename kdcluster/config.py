@@ -249,7 +249,11 @@ class Sweep(Block):
         "Most trials at the same time; null: as many as there is room for.", None, hashed=False, ge=1
     )
     time_budget_min: float | None = field(
-        "No trial starts, and none goes on, after so long; null: no limit.", None, unit="minutes", hashed=False, gt=0.0
+        "No trial starts, and none goes on, after so long in one call or job; null: no limit.",
+        None,
+        unit="minutes",
+        hashed=False,
+        gt=0.0,
     )
     max_failures: int = field("How often a trial that fails is started again.", 1, hashed=False, ge=0)
 

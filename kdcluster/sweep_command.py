@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcluster.arguments import Chosen
-from kdcluster.errors import ConfigError, NotFound
+from kdcluster.errors import ConfigError, NotFound, SchedulerError
 from kdcluster.launch import submission
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.progress import follow
-from kdcluster.launch.scheduler import is_inside_job
+from kdcluster.launch.scheduler import is_here, is_inside_job
 from kdcluster.launch.slurm import Slurm, waited_for
 from kdcluster.launch.status import blocked_by, next_steps, run_status
 from kdcluster.results import render, table
@@ -75,6 +75,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     again = _again(for_teacher, wanted)
     if isinstance(there, Slurm) and wanted.ray_address is None:
         return _queue(for_teacher, searched, wanted, teachers, there, again)
+    if going := _job_of(chosen.root, loaded.name):
+        leave(f"job {going} in SLURM is at the sweep of {loaded.name}; wait for it, or scancel {going} first", 1)
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     with Sweeping(searched, chosen.root, chosen.data, *where) as swept:
         for pid in swept.session.begin():
@@ -201,6 +203,17 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
         what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.value:.2f}{spread}"
         say(f"{how}: {what}")
     return best.point if best else None
+
+
+def _job_of(root: Path, name: str) -> str | None:
+    """The SLURM job that is at the sweep of an experiment, seen from outside; None: there is none, or no SLURM."""
+    if is_inside_job() or not is_here():
+        return None
+    try:
+        going = job.under_way(root / ".sweeps" / name)
+    except SchedulerError:  # a machine with SLURM's commands and no SLURM behind them
+        return None
+    return going.id if going else None
 
 
 def _write_best(searched: Space, best: Point, target: Path) -> None:

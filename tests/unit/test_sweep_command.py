@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from kdcluster import configfile, sweep_command
 from kdcluster.cli import main
+from kdcluster.launch.scheduler import Job
 from kdcluster.launch.slurm import Slurm
 from kdcluster.plan import plan
 from kdcluster.sweep.points import Point, Space
@@ -139,3 +140,13 @@ def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
     assert "job 7 sweeps tiny on 2 CPU processes of 1 thread on 2 nodes; log: log" in result.stderr
     again = "kdcluster sweep tiny.yaml --backend slurm --cluster dev --nodes 2 --trials 3"
     assert f"next: kdcluster results tiny.yaml --sweep\nscancel 7 stops it; then: {again}\n" in result.stderr
+
+
+def test_a_sweep_here_waits_for_the_one_in_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space(folder, {"trials": 2})
+    monkeypatch.setattr(sweep_command, "preflight", lambda runs, data, fetch: None)
+    monkeypatch.setattr(sweep_command, "is_here", lambda: True)
+    monkeypatch.setattr(sweep_command, "is_inside_job", lambda: False)
+    monkeypatch.setattr(sweep_command.job, "under_way", lambda folder: Job("7", "sweep-tiny.1234.1", "RUNNING"))
+    assert "job 7 in SLURM is at the sweep of tiny; wait for it" in fails(1, "sweep", "tiny.yaml")
+    assert not (folder / "runs").exists()
