@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -79,8 +80,12 @@ def clean_environment(base: Mapping[str, str]) -> dict[str, str]:
     return {n: v for n, v in kept.items() if n in ours or not n.startswith(("SLURM_", "SRUN_", "SBATCH_", "SUBMITIT_"))}
 
 
-def ask(*argv: str) -> str:
+def ask(*argv: str, shielded: bool = False) -> str:
     """What a command of SLURM prints.
+
+    Args:
+        argv: the command.
+        shielded: from the SIGTERM that SLURM sends to every process of a job that is being ended.
 
     Raises:
         Refused: it answered with an error.
@@ -88,7 +93,15 @@ def ask(*argv: str) -> str:
     """
     environment = {**clean_environment(os.environ), "LC_ALL": "C.UTF-8"}
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=ANSWER_S, env=environment)
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_S,
+            env=environment,
+            preexec_fn=_ignore_sigterm if shielded else None,
+        )
     except FileNotFoundError:
         raise SchedulerError(
             f"no {argv[0]} on this machine; submit from a login node, or use --backend local"
@@ -106,6 +119,10 @@ def ask(*argv: str) -> str:
     if any(words in said.lower() for words in PASSING):
         raise SchedulerError(f"SLURM cannot be reached: {said}; try again later, or use --backend local")
     raise Refused(said or f"{argv[0]} ended with {done.returncode}")
+
+
+def _ignore_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # stays so in the command
 
 
 def queue() -> list[Job]:
@@ -240,9 +257,9 @@ def requeue(job_id: str, *, without: Iterable[str] = ()) -> None:
         job_id: the job.
         without: nodes on which it may not start again.
     """
-    ask("scontrol", "requeue", job_id)
+    ask("scontrol", "requeue", job_id, shielded=True)
     if nodes := ",".join(without):
-        ask("scontrol", "update", f"jobid={job_id}", f"excnodelist={nodes}")
+        ask("scontrol", "update", f"jobid={job_id}", f"excnodelist={nodes}", shielded=True)
 
 
 def why_ended(job_id: str) -> str:

@@ -168,7 +168,7 @@ def test_a_killed_rank_and_a_killed_torchrun_spend_the_budget(
 ) -> None:
     run = student(with_signal, **{"train.checkpoint_every": "1steps"})
     run.submit(max_restarts=1)
-    run.trains(1)
+    wait_until(run.run.saved_step)
     agent = run.attempt(1)["agent"]["pid"]
     rank = int(Path(f"/proc/{agent}/task/{agent}/children").read_text().split()[0])
     os.kill(rank, signal.SIGKILL)

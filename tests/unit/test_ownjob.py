@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcluster.launch import ownjob
+from kdcluster.launch import ownjob, scheduler
 from kdcluster.runs import Attempt, RunDir
 from tests.fabricated import put
 from tests.tiny import make_run
@@ -103,3 +103,15 @@ def test_how_long_a_job_waited(slurm: Slurm) -> None:
     assert ownjob.waited_s() == 61.0
     slurm("n1", "", job="JobId=7 EligibleTime=Unknown StartTime=2026-11-25T15:52:07")
     assert ownjob.waited_s() is None
+
+
+def test_a_requeue_from_inside_survives_the_signal_that_it_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM sends SIGTERM to every process of the job that is requeued: scontrol, too, died of it now and then."""
+    program = tmp_path / "scontrol"
+    program.write_text(f'#!/bin/bash\nkill -TERM $$\necho "$*" >>{tmp_path}/asked\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    scheduler.requeue("7", without=["n1"])
+    assert (tmp_path / "asked").read_text().splitlines() == ["requeue 7", "update jobid=7 excnodelist=n1"]
