@@ -79,6 +79,18 @@ def dev_cluster(port: int, *options: str) -> Iterator[dict[str, str]]:
         assert not Path(folder).exists()
 
 
+def processes_of(slow: str) -> list[int]:
+    """Every process whose environment has SLOW=slow, as all have that were started from one desk."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"SLOW={slow}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
 class Desk:
     """A folder with tiny images and an experiment, from which somebody submits."""
 
@@ -106,14 +118,7 @@ class Desk:
 
     def processes(self) -> list[int]:
         """Every process that knows this folder's SLOW file: job scripts, tasks, torchruns and ranks."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if f"SLOW={self.env['SLOW']}".encode() in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return found
+        return processes_of(self.env["SLOW"])
 
 
 @contextmanager

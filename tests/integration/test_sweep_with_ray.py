@@ -17,7 +17,7 @@ import pytest
 from kdcluster.files import read_json
 from kdcluster.processes import is_alive
 from kdcluster.runs import RunDir, run_dirs
-from tests.desk import SLOW_MODEL, wait_until
+from tests.desk import SLOW_MODEL, processes_of, wait_until
 from tests.tiny import VIT, put_images, write_experiment
 
 pytestmark = pytest.mark.integration
@@ -87,14 +87,7 @@ class Desk:
 
     def processes(self) -> list[int]:
         """Every process that knows this folder's SLOW file: drivers, Ray, torchruns and ranks."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if f"SLOW={self.env['SLOW']}".encode() in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return found
+        return processes_of(self.env["SLOW"])
 
 
 @pytest.fixture
