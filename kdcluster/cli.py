@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from kdcluster import __version__, arguments
 from kdcluster.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, explain_disk
-from kdcluster.terminal import can_show, count, leave, say, show, show_json
-
-if TYPE_CHECKING:
-    from kdcluster.history import Record
-    from kdcluster.launch.local import Local
-    from kdcluster.launch.slurm import Slurm
-    from kdcluster.launch.status import Status
-    from kdcluster.launch.torchrun import Layout
-    from kdcluster.plan import Plan, Run
-    from kdcluster.runs import RunDir
+from kdcluster.terminal import count, leave, say, show, show_json
 
 
 class _Group(click.Group):
@@ -91,85 +79,9 @@ def list_(as_json: bool) -> None:
 @arguments.as_json
 def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
     """The DAG of runs: state, needs, command and batch script of each."""
-    from kdcluster.launch.status import statuses
-    from kdcluster.launch.submission import to_start
+    from kdcluster.commands import plan as command
 
-    made, root, data = chosen.plan(), chosen.root, chosen.data
-    there = chosen.place()
-    found, where, scripts = statuses(made, root), there.layouts(made), there.scripts(made, root)
-    checked = _check(made, data, there, root) if check else None
-    notes = [*there.notes(), *(checked["notes"] if checked else ())]
-    rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
-    for row in rows if checked else ():
-        row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
-    if as_json:
-        show_json({"schema": "kdcluster.plan/1", "runs": rows, "notes": notes})
-    else:
-        _show_plan(made, rows, where)
-        for note in notes:
-            show(f"note: {note}")
-        _say_worst_case(there, made, to_start(made, found))
-    if checked and checked.get("refused"):
-        leave("these runs could not run there", 1)
-
-
-def _check(made: Plan, data: Path, backend: Local | Slurm, root: Path) -> dict[str, Any]:
-    from kdcluster.launch.preflight import preflight
-
-    found = preflight(made.runs, data, fetch=False)
-    try:
-        backend.check(made, [run.id for run in made.runs], root)
-        if backend.name == "slurm":
-            found["notes"].append("SLURM would run these jobs (sbatch --test-only)")
-    except KdclusterError as error:
-        found["notes"].append(str(error))
-        found["refused"] = True
-    return found
-
-
-def _planned(
-    made: Plan, run: Run, root: Path, data: Path, status: Status, where: Layout, script: str | None
-) -> dict[str, Any]:
-    return {
-        "id": run.id,
-        "role": run.role,
-        "seed": run.seed,
-        "experiments": made.experiments_of(run.id),
-        "state": status.state,
-        "reason": status.reason,
-        "needs": run.needs,
-        "command": _command(root / run.id, data, where),
-        "sbatch": script,
-        "dir": str(root / run.id),
-        "hash": run.hash,
-    }
-
-
-def _command(run_dir: Path, data: Path, where: Layout) -> list[str]:
-    """argv of torchrun; on several nodes with stand-ins for what only the job knows."""
-    from kdcluster.launch.torchrun import Rendezvous, command
-
-    several = Rendezvous("<first node>:<port>", "<job>", True, "<this node>") if where.nodes > 1 else None
-    return command(run_dir, data, where, several)
-
-
-def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]) -> None:
-    teacher_params = {row["id"]: row.get("params") for row in rows if row["role"] == "teacher"}
-    for row in rows:
-        run = made[row["id"]]
-        show(f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
-        show(f"  for      {', '.join(row['experiments'])}; on {where[run.id]}")
-        if row.get("params"):
-            of = [teacher_params[need] for need in row["needs"] if teacher_params.get(need)]
-            smaller = f", {of[0] / row['params']:.1f}× smaller than its teacher" if of else ""
-            show(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
-        if row["needs"]:
-            show(f"  needs    {', '.join(row['needs'])}")
-        if row["state"] == "done":
-            continue
-        show(f"  command  {shlex.join(row['command'])}")
-        if row["sbatch"]:
-            show(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
+    command.plan(chosen, check=check, as_json=as_json)
 
 
 @main.command()
@@ -187,102 +99,11 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
 @click.option(
     "--timeout", type=click.FloatRange(0), default=None, metavar="MIN", help="With --wait: give up after MIN."
 )
-def submit(
-    chosen: Chosen, max_gpu_hours: float | None, retry: bool, dry_run: bool, wait: bool, timeout: float | None
-) -> None:
+def submit(chosen: Chosen, **options: Any) -> None:
     """Start what is missing, or go on with a RUN. A second call starts nothing twice."""
-    from kdcluster.launch import submission
-    from kdcluster.launch.preflight import preflight
-    from kdcluster.launch.status import statuses
+    from kdcluster.commands import submit as command
 
-    if timeout is not None and not wait:
-        raise ConfigError("--timeout needs --wait")
-    made, root, data = chosen.plan_with_runs(), chosen.root, chosen.data
-    there = chosen.place(max_gpu_hours)
-    wanted = submission.to_start(made, statuses(made, root), retry=retry)
-    if wanted:
-        _say_worst_case(there, made, wanted)
-    if dry_run:
-        return _show_dry_run(made, wanted, root, data, there)
-    words = chosen.submit_again()
-    prepare = partial(preflight, data_dir=data, fetch=True)
-    done = submission.submit(made, root, data, there, prepare, retry=retry, words=words)
-    _say_submission(made, done, chosen)
-    if wait:
-        _wait(made, chosen, timeout)
-
-
-def _say_next_steps(found: Mapping[str, Status], again: str, chosen: Chosen) -> None:
-    """`again`: arguments of submit for runs that were never submitted."""
-    from kdcluster.launch.status import next_steps
-    from kdcluster.runs import RunDir
-
-    words = {run_id: RunDir(chosen.root, run_id).submitted() or again for run_id in found}
-    for step in next_steps(found, words, chosen.where):
-        say(f"next: {step}")
-
-
-def _say_worst_case(backend: Local | Slurm, made: Plan, chosen: list[str]) -> None:
-    """What the runs could cost, before anything is queued."""
-    from kdcluster.launch.slurm import Slurm
-
-    if isinstance(backend, Slurm):
-        hours = backend.gpu_hours(made, chosen)
-        once = "" if hours is None else f" ({hours / backend.attempts:.4g} without restarts and requeues)"
-        cost = "not known: there is no time limit" if hours is None else f"{hours:.4g} GPU-hours{once}"
-        say(f"worst case of {count(len(chosen), 'run')}: {cost}")
-    for note in backend.notes():
-        say(f"note: {note}")
-
-
-def _show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend: Local | Slurm) -> None:
-    where, scripts = backend.layouts(made), backend.scripts(made, root)
-    for run_id in chosen:
-        show(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
-        show(f"# started on {where[run_id]} as\n{shlex.join(_command(root / run_id, data, where[run_id]))}\n")
-        if run_id in scripts:
-            show(f"# sent to sbatch\n{scripts[run_id]}")
-    show(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
-
-
-def _say_submission(made: Plan, submission: Any, chosen: Chosen) -> None:
-    from kdcluster.files import trainer_code
-    from kdcluster.runs import RunDir
-
-    for run_id, status in submission.left.items():
-        why = f" ({status.reason})" if status.reason else ""
-        how = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
-        say(f"  {run_id}  {status.state}{why}{how}")
-    for run_id in submission.started:
-        say(f"  {run_id}  {submission.word}")
-    done = [RunDir(chosen.root, i).newest() for i, status in submission.left.items() if status.state == "done"]
-    codes = [attempt.read("trainer").get("trainer_code") for attempt in done if attempt]
-    if other := sum(code not in (None, trainer_code()) for code in codes):
-        say(f"{other} of the done runs were made by other trainer code than today's")
-    if not submission.started:
-        return say(
-            f"nothing to start: {'the run is' if len(made.runs) == 1 else f'all {len(made.runs)} runs are'} as shown"
-        )
-    again, where = chosen.again(), chosen.where
-    say(f"{len(submission.started)} of {count(len(made.runs), 'run')} {submission.where}")
-    say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
-
-
-def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
-    """Until every run has ended."""
-    from kdcluster.launch.progress import follow
-
-    try:
-        found = follow(made, chosen.root, sys.stderr, timeout_min=timeout)
-    except KeyboardInterrupt:
-        from kdcluster.launch.status import ENDED, statuses
-
-        going = [i for i, status in statuses(made, chosen.root).items() if status.state not in (*ENDED, "planned")]
-        look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or kdcluster cancel to stop them"
-        leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}" + (f"\nnext: {look}" if going else ""), 130)
-    if any(status.state != "done" for status in found.values()):
-        _say_next_steps(found, chosen.submit_again(), chosen)
-        leave("not every run is done", 1)
+    command.submit(chosen, **options)
 
 
 @main.command()
@@ -338,9 +159,9 @@ def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
     Or other keys: the space stands in the experiment's `sweep` block. Every trial is an ordinary run, and the same
     command goes on after whatever stopped it. In SLURM the search is one job of --nodes and --gpus in all.
     """
-    from kdcluster import sweep_command
+    from kdcluster.commands import sweep as command
 
-    sweep_command.sweep(chosen, experiment, sweep_command.Wanted(**options))
+    command.sweep(chosen, experiment, command.Wanted(**options))
 
 
 @main.command()
@@ -353,95 +174,9 @@ def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
 
     Without names: every run in the runs directory, and what else its experiments want.
     """
-    from kdcluster.history import cost, history, post_mortem, spent
-    from kdcluster.launch.progress import follow
-    from kdcluster.launch.status import statuses
-    from kdcluster.plan import Plan
-    from kdcluster.runs import RunDir, run_dirs
+    from kdcluster.commands import status as command
 
-    root = chosen.root
-    named, single = chosen.named, {run_dir.id: run_dir for run_dir in chosen.single}
-    if not chosen.names:
-        named = _started_here(root)
-    here = single if chosen.names else {run_dir.id: run_dir for run_dir in run_dirs(root)}
-    made = (chosen.plan(*named) if named else Plan((), {}, {})).joined(_with_needs(here.values()))
-    if watch:
-        follow(made, root, sys.stderr)
-    found = statuses(made, root)
-    shown = [run for run in made.runs if run.id in here or made.experiments_of(run.id)]
-    records = {run.id: history(RunDir(root, run.id)) for run in shown}
-    rows = [_status_row(made, run, found[run.id], root, records[run.id]) for run in shown]
-    if as_json:
-        return show_json({"schema": "kdcluster.status/1", "runs": rows})
-    for row in rows:
-        done = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-"
-        best = f"{row['best_top1']:.2f} %" if row["best_top1"] is not None else "-"
-        show(f"{row['id']:<48} {row['state']:<9} {done:>7} {best:>8}  {row['reason']}".rstrip())
-        for line in post_mortem(records[row["id"]]) if row["id"] in single else ():
-            show(f"  {line}")
-    counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
-    states = ", ".join(f"{n} {state}" for state, n in counts.items())
-    if not chosen.names and not rows:
-        say(f"nothing was started yet in {root}; name an experiment")
-    total = spent(cost(record for one in records.values() for record in one))
-    show(f"{count(len(rows), 'run')}{f': {states}' if rows else ''}{f'; {total}' if total else ''}")
-    known = named or tuple(sorted({name for run_dir in here.values() for name in run_dir.experiments()}))
-    _say_next_steps({run.id: found[run.id] for run in shown}, chosen.again(*known), chosen)
-
-
-def _started_here(root: Path) -> tuple[str, ...]:
-    """Names of the experiments that are known here and have a run in this runs directory."""
-    from kdcluster import configfile
-    from kdcluster.plan import plan
-
-    names = []
-    for name in configfile.experiments():
-        try:
-            made = plan([configfile.load(name)])
-        except ConfigError:
-            continue  # a broken file says so when it is named
-        if any((root / run.id).is_dir() for run in made.runs):
-            names.append(name)
-    return tuple(names)
-
-
-def _with_needs(run_dirs: Iterable[RunDir]) -> Iterator[Run]:
-    """The runs of directories and what they need; one that this version cannot read is said and left out."""
-    for run_dir in run_dirs:
-        try:
-            yield from run_dir.with_needs()
-        except KdclusterError as error:
-            say(str(error))
-
-
-def _status_row(made: Plan, run: Run, status: Status, root: Path, records: list[Record]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from kdcluster.history import cost
-    from kdcluster.runs import RunDir
-
-    beat = status.heartbeat
-    return {
-        "id": run.id,
-        "experiments": made.experiments_of(run.id) or RunDir(root, run.id).experiments(),
-        "role": run.role,
-        "seed": run.seed,
-        "state": status.state,
-        "epoch": beat.get("epoch"),
-        "epochs": beat.get("epochs"),
-        "step": beat.get("step"),
-        "steps": beat.get("steps"),
-        "images_per_s": beat.get("images_per_s"),
-        "best_top1": status.top1 if status.top1 is not None else beat.get("best_top1"),
-        "job_id": status.job_id,
-        "attempts": status.attempts,
-        "reason": status.reason,
-        "failure": status.failure,
-        "log": str(status.log) if status.log else None,
-        "dir": str(root / run.id),
-        **asdict(cost(records)),
-        "history": [asdict(record) for record in records],
-    }
+    command.status(chosen, watch=watch, as_json=as_json)
 
 
 @main.command()
@@ -503,41 +238,14 @@ def prefetch(chosen: Chosen) -> None:
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
 @click.option("--sweep", "of_sweep", is_flag=True, help="The trials of the experiment's sweep instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def results(
-    chosen: Chosen, style: str, protocol: str, output: Path | None, strict: bool, of_sweep: bool, as_json: bool
-) -> None:
+def results(chosen: Chosen, **options: Any) -> None:
     """The results table, and what is missing from it.
 
     Accuracy, gain over the baseline, parameters, reduction and retention of each configuration.
     """
-    from kdcluster.files import trainer_code, write_aside
-    from kdcluster.launch.status import statuses
-    from kdcluster.results import render, table
+    from kdcluster.commands import results as command
 
-    style = "json" if as_json else style
-    in_ascii = output is None and not can_show("±×αΔ–")
-    complete = True
-    if of_sweep:
-        from kdcluster.sweep_command import results_of
-
-        text, complete = results_of(chosen, style, ascii=in_ascii)
-    else:
-        made, root = chosen.plan(), chosen.root
-        states = {
-            run_id: (status.state, status.reason, str(status.log) if status.log else None)
-            for run_id, status in statuses(made, root).items()
-        }
-        built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
-        text, complete = render.render(built, style, ascii=in_ascii), built.complete  # type: ignore[arg-type]
-    if output is not None:
-        try:
-            write_aside(output, text)
-        except OSError as error:
-            raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
-    else:
-        show(text, nl=False)
-    if strict and not complete:
-        sys.exit(1)
+    command.results(chosen, **options)
 
 
 @main.command()

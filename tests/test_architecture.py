@@ -42,7 +42,7 @@ RANKS: dict[str, float] = {
     "sweep": 6,
     "terminal": 6.1,
     "arguments": 6.2,
-    "sweep_command": 6.3,
+    "commands": 6.3,
     "cli": 7,
 }
 """A room imports itself and rooms of a lower rank; those of one rank are strangers. A new room belongs here."""

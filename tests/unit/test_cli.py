@@ -165,12 +165,12 @@ def test_no_such_run_is_5(empty_folder: Path) -> None:
 def test_an_error_of_ours_leaves_with_its_code(
     error: type[KdclusterError], code: int, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcluster.launch.status.statuses", _raiser(error("what to do")))
+    monkeypatch.setattr("kdcluster.commands.plan.statuses", _raiser(error("what to do")))
     assert fails(code, "plan", "exp1") == "what to do\n"
 
 
 def test_interrupted_is_130(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcluster.launch.status.statuses", _raiser(KeyboardInterrupt()))
+    monkeypatch.setattr("kdcluster.commands.plan.statuses", _raiser(KeyboardInterrupt()))
     assert fails(130, "plan", "exp1") == "interrupted\n"
 
 
@@ -319,7 +319,7 @@ def test_status_of_what_was_never_started(empty_folder: Path) -> None:
 def test_a_retry_is_told_with_the_options_of_the_submit(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [teacher] = (row["id"] for row in planned("demo", "--role", "teacher"))
     monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: Submission([teacher], {}, "here"))
-    monkeypatch.setattr("kdcluster.launch.progress.follow", lambda *_, **__: {teacher: Status("failed", "no")})
+    monkeypatch.setattr("kdcluster.commands.submit.follow", lambda *_, **__: {teacher: Status("failed", "no")})
     options = ("--set", "variant=a b", "--role", "teacher", "--procs", "2", "--data-dir", "the data", "--wait")
     result = run("submit", "demo", *options)
     assert result.exit_code == 1
@@ -390,7 +390,7 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcluster.launch.preflight.preflight", _raiser(AssertionError("it fetches")))
+    monkeypatch.setattr("kdcluster.commands.submit.preflight", _raiser(AssertionError("it fetches")))
     result = run("submit", "demo", "--dry-run", "--seeds", "0")
     assert (result.exit_code, result.stderr) == (0, "")
     for row in planned("demo", "--seeds", "0"):
@@ -417,9 +417,8 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr("kdcluster.launch.submission.submit", submit)
     monkeypatch.setattr("kdcluster.launch.local.debug", debug)
-    monkeypatch.setattr(
-        "kdcluster.launch.preflight.preflight", lambda runs, data_dir, fetch: calls.append(len(list(runs)))
-    )
+    for place in ("kdcluster.launch.preflight", "kdcluster.commands.submit"):
+        monkeypatch.setattr(f"{place}.preflight", lambda runs, data_dir, fetch: calls.append(len(list(runs))))
     return calls
 
 
@@ -455,7 +454,7 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
 
 def test_gpus_that_are_not_there_are_an_error(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdcluster.launch.local.visible_gpus", list)
-    monkeypatch.setattr("kdcluster.launch.preflight.preflight", _raiser(AssertionError("it fetches")))
+    monkeypatch.setattr("kdcluster.commands.submit.preflight", _raiser(AssertionError("it fetches")))
     assert "8 GPUs asked for, this machine shows none" in fails(1, "submit", "exp1", "--gpus", "8")
     assert everything(empty_folder) == []
 

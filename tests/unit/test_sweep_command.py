@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kdcluster import configfile, sweep_command
+from kdcluster import configfile
 from kdcluster.cli import main
+from kdcluster.commands import sweep as sweep_command
 from kdcluster.launch.scheduler import Job
 from kdcluster.launch.slurm import Slurm
 from kdcluster.plan import plan

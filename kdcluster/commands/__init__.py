@@ -1,0 +1,1 @@
+"""What the larger commands do with their options: they call, and say what came of it."""

@@ -1,0 +1,117 @@
+"""`kdcluster plan`: what would run, as rows, as scripts and in words."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from kdcluster.arguments import Chosen
+from kdcluster.errors import KdclusterError
+from kdcluster.launch.local import Local
+from kdcluster.launch.preflight import preflight
+from kdcluster.launch.slurm import Slurm
+from kdcluster.launch.status import Status, statuses
+from kdcluster.launch.submission import to_start
+from kdcluster.launch.torchrun import Layout, Rendezvous, command
+from kdcluster.plan import Plan, Run
+from kdcluster.terminal import count, leave, say, show, show_json
+
+
+def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
+    """Print the DAG; with `check`, also what stands in its way."""
+    made, root, data = chosen.plan(), chosen.root, chosen.data
+    there = chosen.place()
+    found, where, scripts = statuses(made, root), there.layouts(made), there.scripts(made, root)
+    checked = _check(made, data, there, root) if check else None
+    notes = [*there.notes(), *(checked["notes"] if checked else ())]
+    rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
+    for row in rows if checked else ():
+        row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
+    if as_json:
+        show_json({"schema": "kdcluster.plan/1", "runs": rows, "notes": notes})
+    else:
+        _show_plan(made, rows, where)
+        for note in notes:
+            show(f"note: {note}")
+        say_worst_case(there, made, to_start(made, found))
+    if checked and checked.get("refused"):
+        leave("these runs could not run there", 1)
+
+
+def _check(made: Plan, data: Path, backend: Local | Slurm, root: Path) -> dict[str, Any]:
+    found = preflight(made.runs, data, fetch=False)
+    try:
+        backend.check(made, [run.id for run in made.runs], root)
+        if backend.name == "slurm":
+            found["notes"].append("SLURM would run these jobs (sbatch --test-only)")
+    except KdclusterError as error:
+        found["notes"].append(str(error))
+        found["refused"] = True
+    return found
+
+
+def _planned(
+    made: Plan, run: Run, root: Path, data: Path, status: Status, where: Layout, script: str | None
+) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "role": run.role,
+        "seed": run.seed,
+        "experiments": made.experiments_of(run.id),
+        "state": status.state,
+        "reason": status.reason,
+        "needs": run.needs,
+        "command": _command(root / run.id, data, where),
+        "sbatch": script,
+        "dir": str(root / run.id),
+        "hash": run.hash,
+    }
+
+
+def _command(run_dir: Path, data: Path, where: Layout) -> list[str]:
+    """argv of torchrun; on several nodes with stand-ins for what only the job knows."""
+    several = Rendezvous("<first node>:<port>", "<job>", True, "<this node>") if where.nodes > 1 else None
+    return command(run_dir, data, where, several)
+
+
+def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]) -> None:
+    teacher_params = {row["id"]: row.get("params") for row in rows if row["role"] == "teacher"}
+    for row in rows:
+        run = made[row["id"]]
+        show(f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
+        show(f"  for      {', '.join(row['experiments'])}; on {where[run.id]}")
+        if row.get("params"):
+            of = [teacher_params[need] for need in row["needs"] if teacher_params.get(need)]
+            smaller = f", {of[0] / row['params']:.1f}× smaller than its teacher" if of else ""
+            show(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
+        if row["needs"]:
+            show(f"  needs    {', '.join(row['needs'])}")
+        if row["state"] == "done":
+            continue
+        show(f"  command  {shlex.join(row['command'])}")
+        if row["sbatch"]:
+            show(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
+
+
+def say_worst_case(backend: Local | Slurm, made: Plan, chosen: list[str]) -> None:
+    """What the runs could cost, before anything is queued."""
+    if isinstance(backend, Slurm):
+        hours = backend.gpu_hours(made, chosen)
+        once = "" if hours is None else f" ({hours / backend.attempts:.4g} without restarts and requeues)"
+        cost = "not known: there is no time limit" if hours is None else f"{hours:.4g} GPU-hours{once}"
+        say(f"worst case of {count(len(chosen), 'run')}: {cost}")
+    for note in backend.notes():
+        say(f"note: {note}")
+
+
+def show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend: Local | Slurm) -> None:
+    """What a submit would write and start."""
+    where, scripts = backend.layouts(made), backend.scripts(made, root)
+    for run_id in chosen:
+        show(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
+        show(f"# started on {where[run_id]} as\n{shlex.join(_command(root / run_id, data, where[run_id]))}\n")
+        if run_id in scripts:
+            show(f"# sent to sbatch\n{scripts[run_id]}")
+    show(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")

@@ -1,0 +1,99 @@
+"""`kdcluster status`: one row a run, and of a single one each attempt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kdcluster import configfile
+from kdcluster.arguments import Chosen
+from kdcluster.commands.submit import say_next_steps
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.history import Record, cost, history, post_mortem, spent
+from kdcluster.launch.progress import follow
+from kdcluster.launch.status import Status, statuses
+from kdcluster.plan import Plan, Run, plan
+from kdcluster.runs import RunDir, run_dirs
+from kdcluster.terminal import count, say, show, show_json
+
+
+def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
+    """Print the rows; with `watch`, once every run has ended."""
+    root = chosen.root
+    named, single = chosen.named, {run_dir.id: run_dir for run_dir in chosen.single}
+    if not chosen.names:
+        named = _started_here(root)
+    here = single if chosen.names else {run_dir.id: run_dir for run_dir in run_dirs(root)}
+    made = (chosen.plan(*named) if named else Plan((), {}, {})).joined(_with_needs(here.values()))
+    if watch:
+        follow(made, root, sys.stderr)
+    found = statuses(made, root)
+    shown = [run for run in made.runs if run.id in here or made.experiments_of(run.id)]
+    records = {run.id: history(RunDir(root, run.id)) for run in shown}
+    rows = [_status_row(made, run, found[run.id], root, records[run.id]) for run in shown]
+    if as_json:
+        return show_json({"schema": "kdcluster.status/1", "runs": rows})
+    for row in rows:
+        done = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-"
+        best = f"{row['best_top1']:.2f} %" if row["best_top1"] is not None else "-"
+        show(f"{row['id']:<48} {row['state']:<9} {done:>7} {best:>8}  {row['reason']}".rstrip())
+        for line in post_mortem(records[row["id"]]) if row["id"] in single else ():
+            show(f"  {line}")
+    counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
+    states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    if not chosen.names and not rows:
+        say(f"nothing was started yet in {root}; name an experiment")
+    total = spent(cost(record for one in records.values() for record in one))
+    show(f"{count(len(rows), 'run')}{f': {states}' if rows else ''}{f'; {total}' if total else ''}")
+    known = named or tuple(sorted({name for run_dir in here.values() for name in run_dir.experiments()}))
+    say_next_steps({run.id: found[run.id] for run in shown}, chosen.again(*known), chosen)
+
+
+def _started_here(root: Path) -> tuple[str, ...]:
+    """Names of the experiments that are known here and have a run in this runs directory."""
+    names = []
+    for name in configfile.experiments():
+        try:
+            made = plan([configfile.load(name)])
+        except ConfigError:
+            continue  # a broken file says so when it is named
+        if any((root / run.id).is_dir() for run in made.runs):
+            names.append(name)
+    return tuple(names)
+
+
+def _with_needs(run_dirs: Iterable[RunDir]) -> Iterator[Run]:
+    """The runs of directories and what they need; one that this version cannot read is said and left out."""
+    for run_dir in run_dirs:
+        try:
+            yield from run_dir.with_needs()
+        except KdclusterError as error:
+            say(str(error))
+
+
+def _status_row(made: Plan, run: Run, found: Status, root: Path, records: list[Record]) -> dict[str, Any]:
+    beat = found.heartbeat
+    return {
+        "id": run.id,
+        "experiments": made.experiments_of(run.id) or RunDir(root, run.id).experiments(),
+        "role": run.role,
+        "seed": run.seed,
+        "state": found.state,
+        "epoch": beat.get("epoch"),
+        "epochs": beat.get("epochs"),
+        "step": beat.get("step"),
+        "steps": beat.get("steps"),
+        "images_per_s": beat.get("images_per_s"),
+        "best_top1": found.top1 if found.top1 is not None else beat.get("best_top1"),
+        "job_id": found.job_id,
+        "attempts": found.attempts,
+        "reason": found.reason,
+        "failure": found.failure,
+        "log": str(found.log) if found.log else None,
+        "dir": str(root / run.id),
+        **asdict(cost(records)),
+        "history": [asdict(record) for record in records],
+    }

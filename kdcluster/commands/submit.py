@@ -1,0 +1,80 @@
+"""`kdcluster submit`: what was started, what was not, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+
+from kdcluster.arguments import Chosen
+from kdcluster.commands.plan import say_worst_case, show_dry_run
+from kdcluster.errors import ConfigError
+from kdcluster.files import trainer_code
+from kdcluster.launch import submission
+from kdcluster.launch.preflight import preflight
+from kdcluster.launch.progress import follow
+from kdcluster.launch.status import ENDED, Status, next_steps, statuses
+from kdcluster.plan import Plan
+from kdcluster.runs import RunDir
+from kdcluster.terminal import count, leave, say
+
+
+def submit(
+    chosen: Chosen, max_gpu_hours: float | None, retry: bool, dry_run: bool, wait: bool, timeout: float | None
+) -> None:
+    """Start what is missing; with `wait`, stay until it has ended."""
+    if timeout is not None and not wait:
+        raise ConfigError("--timeout needs --wait")
+    made, root, data = chosen.plan_with_runs(), chosen.root, chosen.data
+    there = chosen.place(max_gpu_hours)
+    wanted = submission.to_start(made, statuses(made, root), retry=retry)
+    if wanted:
+        say_worst_case(there, made, wanted)
+    if dry_run:
+        return show_dry_run(made, wanted, root, data, there)
+    words = chosen.submit_again()
+    prepare = partial(preflight, data_dir=data, fetch=True)
+    done = submission.submit(made, root, data, there, prepare, retry=retry, words=words)
+    _say_submission(made, done, chosen)
+    if wait:
+        _wait(made, chosen, timeout)
+
+
+def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> None:
+    for run_id, status in done.left.items():
+        why = f" ({status.reason})" if status.reason else ""
+        how = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
+        say(f"  {run_id}  {status.state}{why}{how}")
+    for run_id in done.started:
+        say(f"  {run_id}  {done.word}")
+    before = [RunDir(chosen.root, i).newest() for i, status in done.left.items() if status.state == "done"]
+    codes = [attempt.read("trainer").get("trainer_code") for attempt in before if attempt]
+    if other := sum(code not in (None, trainer_code()) for code in codes):
+        say(f"{other} of the done runs were made by other trainer code than today's")
+    if not done.started:
+        return say(
+            f"nothing to start: {'the run is' if len(made.runs) == 1 else f'all {len(made.runs)} runs are'} as shown"
+        )
+    again, where = chosen.again(), chosen.where
+    say(f"{len(done.started)} of {count(len(made.runs), 'run')} {done.where}")
+    say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
+
+
+def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
+    """Until every run has ended."""
+    try:
+        found = follow(made, chosen.root, sys.stderr, timeout_min=timeout)
+    except KeyboardInterrupt:
+        going = [i for i, status in statuses(made, chosen.root).items() if status.state not in (*ENDED, "planned")]
+        look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or kdcluster cancel to stop them"
+        leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}" + (f"\nnext: {look}" if going else ""), 130)
+    if any(status.state != "done" for status in found.values()):
+        say_next_steps(found, chosen.submit_again(), chosen)
+        leave("not every run is done", 1)
+
+
+def say_next_steps(found: Mapping[str, Status], again: str, chosen: Chosen) -> None:
+    """`again`: arguments of submit for runs that were never submitted."""
+    words = {run_id: RunDir(chosen.root, run_id).submitted() or again for run_id in found}
+    for step in next_steps(found, words, chosen.where):
+        say(f"next: {step}")
