@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
 from kdcluster.launch.status import Status, blocked_by, statuses
@@ -150,18 +150,27 @@ def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], bac
             )
 
 
+def acquire(lock: FileLock, without: str, timeout_s: float = -1) -> None:
+    """Take a lock, as far as its file system has locks; where it has none, a warning says what to keep to.
+
+    Raises:
+        filelock.Timeout: somebody else has it for so long; -1: wait for ever.
+    """
+    try:
+        lock.acquire(timeout_s)
+    except Timeout:
+        raise
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        log.warning("no file locks in %s (%s): %s", Path(lock.lock_file).parent, error, without)
+
+
 @contextmanager
 def one_at_a_time(root: Path) -> Iterator[None]:
     """The submit lock; where the file system has no locks, attempts and tickets alone protect."""
     lock = FileLock(root / ".submit.lock", fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise
-        log.warning("no file locks in %s (%s): do not submit twice at the same moment", root, error)
-        yield
-        return
+    acquire(lock, "do not submit twice at the same moment")
     try:
         yield
     finally:

@@ -19,8 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, trainer_code, write_aside, write_json
+from kdcluster.launch.scheduler import is_inside_job
+from kdcluster.launch.submission import acquire
 from kdcluster.launch.torchrun import Layout
 from kdcluster.processes import descendants, is_alive, process_record, threads_available
 from kdcluster.sweep.tuning import quiet
@@ -28,6 +32,8 @@ from kdcluster.sweep.tuning import quiet
 DASHBOARD = ("aiohttp_cors", "opencensus")
 """What Ray's dashboard stands on, beside Ray."""
 REACHED_S = 10.0
+LEASE_S = 120.0
+"""How long a job waits for the lock of a sweep whose node has died: file servers keep it a while (NFSv4: 90 s)."""
 GONE_S = 30.0
 """How long a killed process may take to be gone."""
 
@@ -46,6 +52,7 @@ class Session:
         self.temp = ""
         self._file = folder / "processes.json"
         self._known: dict[str, Any] = {}
+        self._lock = FileLock(folder / "lock", fallback_to_soft=False)
         self._ray: list[dict[str, Any]] = []
 
     def begin(self) -> list[int]:
@@ -55,12 +62,15 @@ class Session:
             KdclusterError: another one is under way.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        before = read_json(self._file) or {}
-        if is_alive(before.get("driver")):
+        try:
+            acquire(self._lock, "do not sweep twice at the same time", LEASE_S if is_inside_job() else 0)
+        except Timeout:
+            driver = (read_json(self._file) or {}).get("driver") or {"host": "another machine", "pid": "?"}
             raise KdclusterError(
-                f"a sweep of {self.folder.name} is under way here already (process {before['driver']['pid']}); "
+                f"a sweep of {self.folder.name} is under way already (process {driver['pid']} on {driver['host']}); "
                 f"wait for it, or stop it first"
-            )
+            ) from None
+        before = read_json(self._file) or {}
         left = [record for record in before.get("processes", ()) if is_alive(record)]
         for record in left:
             os.kill(record["pid"], signal.SIGKILL)
@@ -72,6 +82,10 @@ class Session:
         self.ending.unlink(missing_ok=True)
         self.note()
         return [record["pid"] for record in left]
+
+    def close(self) -> None:
+        """Let others sweep."""
+        self._lock.release()
 
     def note(self) -> None:
         """Write down which processes there are below this one."""

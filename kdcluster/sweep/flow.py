@@ -226,6 +226,7 @@ class Sweeping:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        self.session.close()
 
 
 class _Noting:

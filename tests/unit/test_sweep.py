@@ -19,7 +19,7 @@ import pytest
 from kdcluster import configfile
 from kdcluster.config import Resources
 from kdcluster.errors import ConfigError, KdclusterError
-from kdcluster.files import write_json
+from kdcluster.files import read_json, write_json
 from kdcluster.launch.gpus import GpuPool
 from kdcluster.launch.profile import Profile
 from kdcluster.launch.status import run_status
@@ -525,10 +525,23 @@ def test_a_sweep_removes_what_an_earlier_one_left_and_no_process_that_got_its_nu
         left.kill()
 
 
-def test_two_sweeps_of_one_experiment_do_not_run_at_once(tmp_path: Path) -> None:
-    cluster.Session(tmp_path).begin()
-    with pytest.raises(KdclusterError, match=r"is under way here already \(process \d+\)"):
+def test_two_sweeps_of_one_experiment_do_not_run_at_once_on_whatever_machines(tmp_path: Path) -> None:
+    first = cluster.Session(tmp_path)
+    first.begin()
+    there = read_json(tmp_path / "processes.json")
+    write_json(tmp_path / "processes.json", {**there, "driver": {"host": "login2", "pid": 77, "start_time": "1"}})
+    with pytest.raises(KdclusterError, match=r"is under way already \(process 77 on login2\); wait for it"):
         cluster.Session(tmp_path).begin()
+    first.close()
+    cluster.Session(tmp_path).begin()
+
+
+def test_a_job_waits_for_the_lock_of_a_node_that_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(cluster, "acquire", lambda lock, without, timeout_s: asked.append(timeout_s))
+    monkeypatch.setattr(cluster, "is_inside_job", lambda: True)
+    cluster.Session(tmp_path).begin()
+    assert asked == [cluster.LEASE_S]
 
 
 def test_a_signal_ends_a_search_and_a_second_ctrl_c_at_once() -> None:
