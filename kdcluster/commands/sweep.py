@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from kdcluster.terminal import can_show, count, leave, say, show
 
 if TYPE_CHECKING:
     from kdcluster.launch.local import Local
-    from kdcluster.plan import Plan
+    from kdcluster.plan import Plan, Run
 
 
 CONFIRM = 3
@@ -74,7 +75,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         teachers = _with_gpus(teachers, for_teacher.gpus)
     again = _again(for_teacher, wanted)
     if isinstance(there, Slurm) and wanted.ray_address is None:
-        return _queue(for_teacher, searched, wanted, teachers, there, again)
+        return _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
     if going := _job_of(chosen.root, loaded.name):
         leave(f"job {going} in SLURM is at the sweep of {loaded.name}; wait for it, or scancel {going} first", 1)
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
@@ -82,7 +83,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         for pid in swept.session.begin():
             say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")
         swept.check()
-        _train(teachers, chosen, there, again)
+        _train(teachers, of_trials, chosen, there, again)
         points = _with_a_good_teacher(points, chosen.root)
         tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
         best = _report(searched, tried, chosen.root, swept.stop.why)
@@ -97,7 +98,9 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         if wanted.write_best:
             _write_best(searched, best, target)
         if wanted.confirm:
-            _confirm(swept, searched.confirmation(best, wanted.confirm), again)
+            made = searched.confirmation(best, wanted.confirm)
+            _train(teachers, made.runs, chosen, there, again)
+            _confirm(swept, made, again)
 
 
 def results_of(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
@@ -159,9 +162,9 @@ def _with_gpus(teachers: Plan, gpus: int) -> Plan:
     return replace(teachers, runs=tuple(runs))
 
 
-def _train(made: Plan, chosen: Chosen, there: Local | Slurm, again: str) -> None:
-    """Train the teachers, ordinary runs that are made once, and wait for them."""
-    submission.submit(made, chosen.root, chosen.data, there, lambda runs: None)
+def _train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm, again: str) -> None:
+    """Train the teachers that these students need, ordinary runs that are made once, and wait for them."""
+    _submit(made, students, chosen, there)
     try:
         found = follow(made, chosen.root, sys.stderr)
     except KeyboardInterrupt:
@@ -172,6 +175,12 @@ def _train(made: Plan, chosen: Chosen, there: Local | Slurm, again: str) -> None
         for step in next_steps(found, {run_id: run_id for run_id in found}, chosen.where):
             say(f"next: {step}")
         leave(f"without its teacher nothing can be searched; then: {again}", 1)
+
+
+def _submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm) -> None:
+    """Start the teachers that are not done, or whose weights are gone while one of these students needs them."""
+    every = made.joined(students)
+    submission.submit(every, chosen.root, chosen.data, there, lambda runs: None, roles=("teacher",))
 
 
 def _with_a_good_teacher(points: list[Point], root: Path) -> list[Point]:
@@ -238,7 +247,15 @@ def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
         leave(f"not every run of the confirmation is done\nnext: {again}", 1)
 
 
-def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slurm: Slurm, again: str) -> None:
+def _queue(
+    chosen: Chosen,
+    searched: Space,
+    wanted: Wanted,
+    teachers: Plan,
+    students: Iterable[Run],
+    slurm: Slurm,
+    again: str,
+) -> None:
     """The teachers as jobs of their own, everything else as one job after them."""
     loaded, root = searched.loaded, chosen.root
     folder = root / ".sweeps" / loaded.name
@@ -253,7 +270,7 @@ def _queue(chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, slur
     if limit := slurm.profile.time_limit:
         say(f"worst case of the sweep: {layout.gpus * limit / 60 * (1 + slurm.profile.max_requeues):.4g} GPU-hours")
     for_teachers = slurm if chosen.gpus else Slurm(slurm.given, slurm.cluster)  # without GPUs --nodes is of the trials
-    submission.submit(teachers, root, chosen.data, for_teachers, lambda runs: None)
+    _submit(teachers, students, chosen, for_teachers)
     after = [job_id for run in teachers.runs if (job_id := waited_for(RunDir(root, run.id)))]
     undone = [
         run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state not in ("done", "queued", "running")

@@ -10,8 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kdcluster import configfile
+from kdcluster.arguments import Chosen
 from kdcluster.cli import main
 from kdcluster.commands import sweep as sweep_command
+from kdcluster.launch.local import Local
 from kdcluster.launch.scheduler import Job
 from kdcluster.launch.slurm import Slurm
 from kdcluster.plan import plan
@@ -116,6 +118,27 @@ def test_a_teacher_under_the_gate_has_no_trials(folder: Path, capsys: pytest.Cap
     assert "reached 55.00 %, under teacher.min_top1 60" in capsys.readouterr().err
 
 
+def test_a_teacher_whose_weights_are_gone_is_made_again_where_a_trial_needs_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = space(folder, {"trials": 1})
+    (point,) = searched.drawn(1)
+    teacher = searched.teachers([])
+    run_dir = put(folder / "runs", teacher.runs[0], "done")
+    started: list[str] = []
+    backend = Local()
+    monkeypatch.setattr(backend, "start", lambda made, chosen, root, data: started.extend(chosen) or "here")
+    with main.make_context("kdcluster", ["list"]) as context:
+        context.obj = {"quiet": False}
+        chosen = Chosen(("tiny.yaml",), runs_dir=folder / "runs")
+        sweep_command._submit(teacher, point.runs, chosen, backend)
+        run_dir.weights("best").unlink()
+        sweep_command._submit(teacher, [], chosen, backend)
+        assert started == []  # no trial is left that needs it
+        sweep_command._submit(teacher, point.runs, chosen, backend)
+        assert started == [teacher.runs[0].id]
+
+
 def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +148,8 @@ def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
     monkeypatch.setattr(sweep_command.job, "under_way", lambda folder: None)
     monkeypatch.setattr(Slurm, "check_layouts", lambda self, layouts: asked.extend(layouts))
     monkeypatch.setattr(
-        "kdcluster.launch.submission.submit", lambda made, root, data, there, prepare: asked.append(there.layouts(made))
+        "kdcluster.launch.submission.submit",
+        lambda made, root, data, there, prepare, roles: asked.append(there.layouts(made)),
     )
     monkeypatch.setattr(sweep_command.job, "submit", lambda *given: asked.append(given[4]) or ("7", Path("log")))
     teacher = plan([configfile.load("tiny.yaml")]).runs[0]
