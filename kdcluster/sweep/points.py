@@ -169,11 +169,6 @@ class Space:
         return plan([own, replace(winner, name=f"{self.loaded.name}-best")])
 
 
-def _after(problem: str, setting: str) -> str:
-    """What is wrong with a setting, without the setting itself."""
-    return problem.removeprefix(f"--set {setting}: ")
-
-
 def _first_noted(run_dir: RunDir) -> float:
     return (run_dir.path / "trials.json").stat().st_mtime
 
