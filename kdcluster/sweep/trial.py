@@ -23,6 +23,8 @@ from kdcluster.sweep.points import Point
 POLL_S = 0.3
 STOP_S = 8.0
 """How long a torchrun that is stopped has to save, before it is killed."""
+STOPPED = "stopped"
+"""Name of the record that an attempt gets when the scheduler stops it early."""
 OTHERS_WERE_BETTER = "others were better after as many epochs"
 
 
@@ -127,7 +129,7 @@ class Trainee:
         return run_status(self.run_dir).state == "done"
 
     def stop(self) -> None:
-        """End it early: it saves, and counts as stopped; where the whole search ends, as preempted, to go on later."""
+        """End it early: it saves, and counts as preempted, to go on later; as stopped, if the scheduler has said so."""
         if self.child is None or self.child.attempt.read("outcome"):
             return
         self.child.tell_to_stop()
@@ -142,9 +144,10 @@ class Trainee:
         assert self.child is not None
         outcome = self.child.outcome(told_to_stop=self.child.told)
         if self.child.told and outcome["state"] in ("preempted", "lost"):
-            ending = read_json(self.order.ending)
-            outcome["reason"] += f": {ending['why'] if ending else OTHERS_WERE_BETTER}"
-            outcome["state"] = outcome["state"] if ending else "stopped"
+            ending = read_json(self.order.ending) or {"why": "the sweep has ended"}
+            stopped = self.child.attempt.read(STOPPED)
+            outcome["reason"] += f": {stopped['why'] if stopped else ending['why']}"
+            outcome["state"] = "stopped" if stopped else outcome["state"]
         self.child.attempt.write_last("outcome", outcome)
 
     def _ended(self) -> bool:
@@ -158,6 +161,13 @@ class Trainee:
 def values_of(run_dir: RunDir, metric: str) -> list[float]:
     """A metric of each epoch so far."""
     return [point.value for point in read_scalars(run_dir.events, (metric,)).points.get(metric, [])]
+
+
+def note_stopped(point: Point, root: Path) -> None:
+    """Write down that the scheduler stops a point early, before it does."""
+    for run_id in point.ids:
+        if (newest := RunDir(root, run_id).newest()) and not newest.read("outcome"):
+            newest.write(STOPPED, {"why": OTHERS_WERE_BETTER})
 
 
 def trainees(point: Point, order: Order) -> list[Trainee]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kdcluster.sweep.points import Point
-from kdcluster.sweep.trial import Ending, Order, trainees
+from kdcluster.sweep.trial import Ending, Order, note_stopped, trainees
 
 
 class Source(Protocol):
@@ -45,12 +45,11 @@ def search(
         watch: called again and again meanwhile; True ends the search.
     """
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.schedulers import FIFOScheduler
 
     trainable = tune.with_resources(
         tune.with_parameters(_trainable(), order=order), {"cpu": order.layout.cores or 1, "gpu": order.gpus}
     )
-    asha = ASHAScheduler(max_t=asha_epochs, grace_period=1, reduction_factor=3) if asha_epochs else None
     with tempfile.TemporaryDirectory(prefix="kdcluster-sweep-") as scratch:
         tune.Tuner(
             trainable,
@@ -58,7 +57,7 @@ def search(
                 metric=order.metric,
                 mode=order.best.__name__,
                 search_alg=_searcher(source, order, asha_epochs),
-                scheduler=asha or FIFOScheduler(),
+                scheduler=_asha(order, asha_epochs) if asha_epochs else FIFOScheduler(),
                 num_samples=-1,  # the source says when there are no more
                 max_concurrent_trials=at_once,
                 trial_name_creator=lambda trial: trial.trial_id,
@@ -108,6 +107,21 @@ def _stopper(watch: Callable[[], bool]) -> Any:
             return watch()
 
     return Watching()
+
+
+def _asha(order: Order, epochs: int) -> Any:
+    from ray.tune.schedulers import ASHAScheduler
+
+    class Noting(ASHAScheduler):
+        """Whatever else ends a trial, also an error of ours or of Tune's: it goes on another time."""
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            decision: str = super().on_trial_result(controller, trial, result)
+            if decision == self.STOP:
+                note_stopped(trial.config["point"], order.root)
+            return decision
+
+    return Noting(max_t=epochs, grace_period=1, reduction_factor=3)
 
 
 def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:

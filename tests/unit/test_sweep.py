@@ -443,18 +443,29 @@ class Torchrun:
         return {"state": state, "reason": "stopped at step 7" if told_to_stop else "", "rank": None}
 
 
-@pytest.mark.parametrize("ending", [False, True])
-def test_what_the_scheduler_stops_is_stopped_and_what_an_interruption_stops_goes_on_later(
-    tmp_path: Path, ending: bool
+@pytest.mark.parametrize(
+    ("why", "state", "reason"),
+    [
+        ("asha", "stopped", trial.OTHERS_WERE_BETTER),
+        ("told to stop by SIGINT", "preempted", "told to stop by SIGINT"),
+        (None, "preempted", "the sweep has ended"),  # by an error, and the disk may be full
+    ],
+)
+def test_what_the_scheduler_stops_is_stopped_and_what_anything_else_stops_goes_on_later(
+    tmp_path: Path, why: str | None, state: str, reason: str
 ) -> None:
     one = trainee(tmp_path, "planned")
     one.child = Torchrun(one.run_dir)  # type: ignore[assignment]
-    if ending:
-        write_json(tmp_path / "ending.json", {"why": "told to stop by SIGINT"})
+    if why == "asha":
+        trial.note_stopped(Point({}, (one.run,)), tmp_path / "runs")
+    elif why:
+        write_json(tmp_path / "ending.json", {"why": why})
     one.stop()
     status = run_status(one.run_dir)
-    assert status.state == ("preempted" if ending else "stopped")
-    assert ("told to stop by SIGINT" if ending else trial.OTHERS_WERE_BETTER) in status.reason
+    assert status.state == state
+    assert f"stopped at step 7: {reason}" in status.reason
+    trial.note_stopped(Point({}, (one.run,)), tmp_path / "runs")  # Tune says so of a finished trial, too
+    assert run_status(one.run_dir) == status
 
 
 def test_a_run_is_done_only_once_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
