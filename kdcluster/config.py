@@ -201,19 +201,22 @@ class Resources(Block):
     )
 
 
-def _domains(space: dict[str, Any] | None) -> dict[str, Any] | None:
+def _some_key(space: dict[str, Any] | None) -> dict[str, Any] | None:
     if space is not None and not space:
         raise ValueError("must have at least one key")
-    problems = [f"{key}: {problem}" for key, domain in (space or {}).items() if (problem := domain_problem(domain))]
-    if problems:
-        raise ValueError("; ".join(problems))
     return space
+
+
+def _domain(domain: Any) -> Any:
+    if problem := domain_problem(domain):
+        raise ValueError(problem)
+    return domain
 
 
 class Sweep(Block):
     """The search for better settings of the distilled student (`kdcluster sweep`)."""
 
-    space: Annotated[dict[str, Any] | None, AfterValidator(_domains)] = field(
+    space: Annotated[dict[str, Annotated[Any, AfterValidator(_domain)]] | None, AfterValidator(_some_key)] = field(
         "What is searched: dotted keys of this file, each with uniform, loguniform, quniform, randint, choice or "
         "grid. null: alpha (uniform, 0.05 to 0.95) and temperature (loguniform, 1 to 16).",
         None,

@@ -77,6 +77,13 @@ def load(name: str, overrides: Iterable[str] = ()) -> LoadedExperiment:
     return LoadedExperiment(path.stem, path, config, digests, _num_classes(config))
 
 
+def located(loaded: LoadedExperiment, overrides: Iterable[str], problems: Iterable[Problem]) -> list[str]:
+    """What else is wrong with a file that was read, at its place there or in the override that brought it."""
+    source = Source(loaded.path, "", _make_absolute)
+    source.override(overrides)
+    return source.report(problems)
+
+
 def edited(loaded: LoadedExperiment, overrides: Iterable[str]) -> str:
     """An experiment's file with overrides put into it, and with absolute paths, so that it can lie anywhere."""
     return yamlfile.edited(loaded.path, overrides, _make_absolute)

@@ -126,9 +126,10 @@ class Space:
         Raises:
             ConfigError: one is not.
         """
-        problems = [f"sweep.space: {what}" for key, domain in self.domains.items() for what in self._wrong(key, domain)]
+        wrong = ((key, what) for key, domain in self.domains.items() for what in self._wrong(key, domain))
+        problems = [(("sweep", "space", key), what.removeprefix(f"{key}: ")) for key, what in wrong]
         if problems:
-            raise ConfigError(*dict.fromkeys(problems))
+            raise ConfigError(*dict.fromkeys(configfile.located(self.loaded, self.overrides, problems)))
 
     def _wrong(self, key: str, domain: Any) -> list[str]:
         problems: list[str] = []
@@ -150,9 +151,9 @@ class Space:
             and self.loaded.config.distill.alpha
             and all(s == students[0] for s in students)
         ):
-            problems.append(f"{key} makes no other student, so there is nothing to search")
+            problems.append("makes no other student, so there is nothing to search")
         if not problems and key == "seeds":
-            problems.append("seeds makes no other student: sweep.seeds says how many each point has")
+            problems.append("makes no other student: sweep.seeds says how many each point has")
         return problems
 
     def teachers(self, points: Sequence[Point]) -> Plan:
