@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -107,6 +108,10 @@ class Session:
             shutil.rmtree(self.temp, ignore_errors=True)
             os._exit(1)
 
+    def where_ray_says_why(self) -> str:
+        """For a person who waits for Ray."""
+        return f"Ray's logs: {self.temp}/session_latest/logs" if self.temp else "has that Ray room? `ray status` says"
+
     def end(self, why: str) -> None:
         """From now on what is stopped goes on another time."""
         write_json(self.ending, {"why": why})
@@ -141,6 +146,7 @@ class Session:
                 log_to_driver=False,
                 configure_logging=False,
                 _temp_dir=self.temp,
+                runtime_env=_environment(),
             )
             if dashboard:
                 sys.stderr.write(f"Ray's dashboard: http://{context.dashboard_url}\n")
@@ -187,7 +193,7 @@ def joined(address: str) -> Iterator[None]:
             f"--ray-address {address}: {wrong}; is a Ray up there? `ray start --head` prints its address"
         )
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        ray.init(address=address, log_to_driver=False, configure_logging=False, runtime_env=_environment())
     except (ConnectionError, RuntimeError, ValueError) as error:
         hint = "" if "RAY_AUTH_MODE" in os.environ else "; one that wants a token needs RAY_AUTH_MODE=token here"
         raise KdclusterError(f"--ray-address {address}: {error}{hint}") from None
@@ -195,6 +201,12 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    """Ray hands its interpreter's path to a shell as it is, and would wait for ever where that has a blank."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _unreachable(address: str) -> str:
@@ -231,12 +243,16 @@ def check_fit(layout: Layout, gpus: float, nodes: Iterable[tuple[float, float]])
     """
     cores, nodes = layout.cores or 1, sorted(set(nodes))
     if not any(node[0] >= cores and node[1] >= gpus for node in nodes):
-        here = "; ".join(f"{node[0]:g} cores and {node[1]:g} GPUs" for node in nodes)
-        needs = f"{cores} cores and {gpus:g} GPUs" if gpus else f"{cores} cores"
+        here = "; ".join(f"{_many(node[0], 'core')} and {_many(node[1], 'GPU')}" for node in nodes)
+        needs = _many(cores, "core") + (f" and {_many(gpus, 'GPU')}" if gpus else "")
         raise ConfigError(
             f"a trial needs {needs} on one node, and none has that ({here}); "
             f"ask for less with --gpus-per-trial, --procs or resources.threads"
         )
+
+
+def _many(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def nodes_of_ray() -> list[tuple[float, float]]:
