@@ -256,34 +256,42 @@ data_dir = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 experiments = click.argument("experiments", nargs=-1, required=True, metavar="EXP...")
-settings = stacked(
-    click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the file; repeatable."
-    ),
-    click.option("--seeds", default=None, metavar="0,1,2", help="The students' seeds."),
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the file; repeatable."
 )
-resources = stacked(
-    click.option("--gpus", type=click.IntRange(1), default=None, help="GPUs of each run, one process each."),
-    click.option("--procs", type=click.IntRange(1), default=None, help="CPU processes of each run instead."),
-)
+settings = stacked(overrides, click.option("--seeds", default=None, metavar="0,1,2", help="The students' seeds."))
+
+
+def _resources(gpus: str) -> Decorator:
+    return stacked(
+        click.option("--gpus", type=click.IntRange(1), default=None, help=gpus),
+        click.option("--procs", type=click.IntRange(1), default=None, help="CPU processes of each run instead."),
+    )
+
+
+def _place(nodes: str) -> Decorator:
+    return stacked(
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "local", "slurm"]),
+            default="auto",
+            envvar="KDCLUSTER_BACKEND",
+            show_default=True,
+            help="Where the runs run; auto is SLURM where sbatch is on the PATH (not inside a job), else this machine.",
+        ),
+        click.option(
+            "--cluster",
+            default=None,
+            envvar="KDCLUSTER_CLUSTER",
+            metavar="NAME|FILE",
+            help="Cluster profile.  [default: your only one, else SLURM's own defaults]",
+        ),
+        click.option("--nodes", type=click.IntRange(1), default=None, help=nodes),
+    )
+
+
+resources = _resources("GPUs of each run, one process each.")
+resources_of_a_sweep = _resources("GPUs of the whole sweep, and of its teacher.  [default: here, all that are free]")
+place = _place("Nodes of each run.  [default: as few as hold it]")
+place_of_a_sweep = _place("Nodes of the whole sweep.  [default: as few as hold its GPUs]")
 role = click.option("--role", "roles", default=None, metavar="ROLE,...", help="These roles, and what they need.")
-place = stacked(
-    click.option(
-        "--backend",
-        type=click.Choice(["auto", "local", "slurm"]),
-        default="auto",
-        envvar="KDCLUSTER_BACKEND",
-        show_default=True,
-        help="Where the runs run; auto is SLURM where sbatch is on the PATH (not inside a job), else this machine.",
-    ),
-    click.option(
-        "--cluster",
-        default=None,
-        envvar="KDCLUSTER_CLUSTER",
-        metavar="NAME|FILE",
-        help="Cluster profile.  [default: your only one, else SLURM's own defaults]",
-    ),
-    click.option(
-        "--nodes", type=click.IntRange(1), default=None, help="Nodes of each run.  [default: as few as hold it]"
-    ),
-)

@@ -133,13 +133,16 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
 
 @main.command()
 @click.argument("experiment", metavar="EXP")
-@takes(arguments.settings, arguments.resources, arguments.runs_dir, arguments.data_dir, arguments.place)
+@takes(
+    *(arguments.overrides, arguments.resources_of_a_sweep, arguments.runs_dir, arguments.data_dir),
+    arguments.place_of_a_sweep,
+)
 @click.option("--trials", type=click.IntRange(1), default=None, help="Points to try.  [default: sweep.trials]")
 @click.option(
     "--gpus-per-trial",
     type=click.FloatRange(0, min_open=True),
     default=None,
-    help="GPUs of each trial, or a share of one; --gpus is of the whole sweep then.",
+    help="GPUs of each trial, or a share of one.",
 )
 @click.option("--ray-address", default=None, metavar="HOST:PORT|auto", help="A Ray cluster that is there already.")
 @click.option("--dashboard", is_flag=True, help="Show Ray's dashboard, on this machine alone.")

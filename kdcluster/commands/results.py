@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from kdcluster.arguments import Chosen
-from kdcluster.commands.sweep import results_of
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import trainer_code, write_aside
 from kdcluster.launch.status import statuses
 from kdcluster.results import render, table
-from kdcluster.terminal import can_show, show
+from kdcluster.sweep import report
+from kdcluster.sweep.points import Space
+from kdcluster.terminal import can_show, say, show
 
 
 def results(
@@ -21,7 +22,7 @@ def results(
     style = "json" if as_json else style
     in_ascii = output is None and not can_show("±×αΔ–")
     if of_sweep:
-        text, complete = results_of(chosen, style, ascii=in_ascii)
+        text, complete = _of_sweeps(chosen, style, ascii=in_ascii)
     else:
         made, root = chosen.plan(), chosen.root
         states = {
@@ -39,3 +40,31 @@ def results(
         show(text, nl=False)
     if strict and not complete:
         sys.exit(1)
+
+
+def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
+    """The trials of the named experiments from the run directories, and whether each was done or stopped early.
+
+    Raises:
+        NotFound: there is none.
+    """
+    if style in ("json", "csv") and len(chosen.experiments) > 1:
+        raise ConfigError(f"--sweep --format {style} takes one experiment at a time")
+    if chosen.roles is not None:
+        raise ConfigError("--role does not go with --sweep: its trials are distilled students")
+    texts, missing, complete = [], [], True
+    for name in chosen.experiments:
+        loaded = chosen.load(name)
+        searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
+        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep, chosen.root)
+        if not found:
+            missing.append(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {name}")
+            continue
+        texts.append(report.render(searched, found, style))
+        complete = complete and all(set(one.states) <= {"done", "stopped"} for one in found)
+    if not texts:
+        raise NotFound("\n".join(missing))
+    for one in missing:
+        say(one)
+    text = "\n".join(texts)
+    return (text.replace("±", "+/-") if ascii else text), complete

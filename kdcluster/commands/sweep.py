@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcluster.arguments import Chosen
-from kdcluster.errors import ConfigError, NotFound, SchedulerError
+from kdcluster.errors import ConfigError, SchedulerError
 from kdcluster.launch import submission
+from kdcluster.launch.local import Local
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.progress import follow
 from kdcluster.launch.scheduler import is_here, is_inside_job
 from kdcluster.launch.slurm import Slurm, waited_for
-from kdcluster.launch.status import blocked_by, next_steps, run_status
+from kdcluster.launch.status import blocked_by, next_steps, run_status, statuses
 from kdcluster.results import render, table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import job, report
@@ -27,7 +28,6 @@ from kdcluster.sweep.points import Point, Space
 from kdcluster.terminal import can_show, count, leave, say, show
 
 if TYPE_CHECKING:
-    from kdcluster.launch.local import Local
     from kdcluster.plan import Plan, Run
 
 
@@ -66,10 +66,15 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     wishes = searched.size(wanted.trials)
     points = searched.corners() if searched.is_adaptive else searched.drawn(wishes)
     teachers = searched.teachers(points if wanted.allow_teacher else [])
-    if wanted.dry_run:
-        return _show_dry_run(searched, wishes, points, teachers, chosen.root)
+    if not searched.is_adaptive and len(points) < wishes:
+        say(f"the space has {count(len(points), 'point')}, fewer than the {wishes} trials asked for: all are tried")
     there = for_teacher.place()
     of_trials = [run for point in points for run in point.runs]
+    where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
+    if wanted.dry_run:
+        if isinstance(there, Local) and wanted.ray_address is None:
+            Sweeping(searched, chosen.root, chosen.data, *where).check()
+        return _show_dry_run(searched, wishes, points, teachers, chosen.root)
     preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
         teachers = _with_gpus(teachers, for_teacher.gpus)
@@ -78,7 +83,6 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         return _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
     if going := _job_of(chosen.root, loaded.name):
         leave(f"job {going} in SLURM is at the sweep of {loaded.name}; wait for it, or scancel {going} first", 1)
-    where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     with Sweeping(searched, chosen.root, chosen.data, *where) as swept:
         for pid in swept.session.begin():
             say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")
@@ -92,36 +96,16 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         if swept.stop.why:
             leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
         if best is None:
-            leave("no trial came to an end", 1)
-        settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
-        say(f"next: kdcluster submit {chosen.again()} {settings}{chosen.where}")
-        if wanted.write_best:
-            _write_best(searched, best, target)
+            leave(f"no trial came to an end\nnext: {again}", 1)
+        unwritten = _write_best(searched, best, target) if wanted.write_best else ""
         if wanted.confirm:
             made = searched.confirmation(best, wanted.confirm)
             _train(teachers, made.runs, chosen, there, again)
             _confirm(swept, made, again)
-
-
-def results_of(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
-    """The trials of the named experiments from the run directories, and whether each was done or stopped early.
-
-    Raises:
-        NotFound: there is none.
-    """
-    if style in ("json", "csv") and len(chosen.experiments) > 1:
-        raise ConfigError(f"--sweep --format {style} takes one experiment at a time")
-    texts, complete = [], True
-    for name in chosen.experiments:
-        loaded = chosen.load(name)
-        searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
-        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep, chosen.root)
-        if not found:
-            raise NotFound(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {name}")
-        texts.append(report.render(searched, found, style))
-        complete = complete and all(set(one.states) <= {"done", "stopped"} for one in found)
-    text = "\n".join(texts)
-    return (text.replace("±", "+/-") if ascii else text), complete
+        settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
+        say(f"the best trial: kdcluster submit {chosen.again()} {settings}{chosen.where}")
+        if unwritten:
+            leave(f"{unwritten}\nnext: {again}", 1)
 
 
 def _again(chosen: Chosen, wanted: Wanted) -> str:
@@ -146,7 +130,8 @@ def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: P
         show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(known)}")
     if searched.is_adaptive:
         show(f"     and {wishes - len(points)} more, which follow from the results of these")
-    missing = [run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state != "done"]
+    found = statuses(teachers.joined(run for point in points for run in point.runs), root)
+    missing = [run.id for run in teachers.runs if found[run.id].state != "done"]
     for run_id in missing:
         show(f"first {run_id}")
     show(
@@ -225,26 +210,29 @@ def _job_of(root: Path, name: str) -> str | None:
     return going.id if going else None
 
 
-def _write_best(searched: Space, best: Point, target: Path) -> None:
+def _write_best(searched: Space, best: Point, target: Path) -> str:
+    """Write the winner's file; returns why that was not possible, and the confirmation goes on."""
     try:
         report.write_best(searched, best.values, target)
-    except ConfigError as error:  # of an earlier sweep, with another winner: the confirmation goes on
-        return say(str(error))
+    except ConfigError as error:  # as of an earlier sweep, with another winner
+        return str(error)
     say(f"written: {target}")
+    return ""
 
 
 def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
     """Train the confirmation and print its table."""
-    from kdcluster.launch.status import statuses
-
     swept.confirm(made, sys.stderr)
     found = statuses(made, swept.root)
     states = {i: (status.state, status.reason, str(status.log) if status.log else None) for i, status in found.items()}
-    show(render.render(table.build(made, swept.root, states=states), ascii=not can_show("±×αΔ–")), nl=False)
+    built = table.build(made, swept.root, states=states)
+    show(render.render(built, ascii=not can_show("±×αΔ–")), nl=False)
     if swept.stop.why:
         leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
     if any(status.state != "done" for status in found.values()):
         leave(f"not every run of the confirmation is done\nnext: {again}", 1)
+    if words := report.verdict(built, *made.experiments):
+        say(words)
 
 
 def _queue(

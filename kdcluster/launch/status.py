@@ -81,7 +81,7 @@ def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str
     for words, seen in states.items():
         if seen & {"failed", "cancelled"}:
             steps.append(f"kdcluster submit {words}{where} --retry")
-        elif seen & {"preempted", "lost", "stopped", "planned"}:
+        elif seen & {"preempted", "lost", "planned"}:  # what a search has stopped early needs nobody
             steps.append(f"kdcluster submit {words}{where}")
     return steps
 

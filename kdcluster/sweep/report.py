@@ -16,6 +16,7 @@ from kdcluster.config import Sweep
 from kdcluster.errors import ConfigError
 from kdcluster.files import write_aside
 from kdcluster.launch.status import Status, statuses_of
+from kdcluster.results.table import Table
 from kdcluster.runs import RunDir
 from kdcluster.sweep.points import Point, Space
 from kdcluster.sweep.trial import values_of
@@ -111,10 +112,11 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
     """How the numbers are to be taken."""
     sweep = searched.sweep
     many = sum(one.value is not None for one in found)
-    said = [
+    best = (
         f"the first line is the best of {many}, selected by {sweep.metric}: expect less of it on other images; "
         f"the confirmation on fresh seeds is what counts"
-    ]
+    )
+    said = [best] if many else []
     if searched.loaded.config.data.val_fraction == 0:
         share = f"{100 * sweep.val_fraction:g} %"
         said.append(
@@ -168,6 +170,24 @@ def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
         "trials": rows,
         "notes": notes(searched, found),
     }
+
+
+def verdict(built: Table, own: str, winner: str) -> str:
+    """What the confirmation says of the search; empty where a run of it is missing.
+
+    Args:
+        built: its table.
+        own: the experiment's name in it.
+        winner: that of the best trial.
+    """
+    rows = {one.name: {row.role: row for row in one.rows} for one in built.experiments}
+    if not built.complete or any("distilled" not in rows[name] for name in (own, winner)):
+        return ""
+    best, before = (rows[name]["distilled"].top1_mean or 0.0 for name in (winner, own))
+    seeds = f"on {rows[own]['distilled'].n} fresh seeds"
+    if best > before:
+        return f"{seeds} the winner reaches {best:.2f} %, the file's own settings {before:.2f} %"
+    return f"{seeds} the winner reaches {best:.2f} %, no more than the file's own settings, {before:.2f} %: keep these"
 
 
 def write_best(searched: Space, best: Mapping[str, Any], target: Path) -> None:

@@ -18,7 +18,9 @@ EVERY_S = 1.0
 SHARE = 20
 """A look at many run directories takes time: at most this part of all."""
 SHOWN = 12
-"""Trials on the screen: those that run, then the best."""
+"""Trials on the screen: those that run, then the best; fewer where it is low."""
+WIDE = 100
+"""Columns from which on ids of runs have room."""
 
 
 class Screen:
@@ -60,7 +62,9 @@ class Screen:
             return
         found = tried(list(self.points), self.sweep, self.root)
         if self._live is not None:
-            self._live.update(screen(found, self.count, self.sweep.metric), refresh=True)
+            size = self._live.console.size
+            shown = screen(found, self.count, self.sweep.metric, width=size.width, height=size.height)
+            self._live.update(shown, refresh=True)
         else:
             self._say(found)
         self._next = time.monotonic() + max(EVERY_S, SHARE * (time.monotonic() - begun))
@@ -84,21 +88,24 @@ def line(number: int, count: int, one: Tried, metric: str) -> str:
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
 
-def screen(found: Sequence[Tried], count: int, metric: str) -> Table:
+def screen(found: Sequence[Tried], count: int, metric: str, *, width: int, height: int) -> Table:
     """The trials that run, then the best, and how many there are of each kind."""
     from rich.table import Table
 
     begun = [one for one in found if one.state != "planned"]
-    chosen = sorted(begun, key=lambda one: one.state != "running")[:SHOWN]  # stable: the best come first
+    chosen = sorted(begun, key=lambda one: one.state != "running")  # stable: the best come first
+    chosen = chosen[: min(SHOWN, max(1, height - 4))]
     kinds = {state: sum(one.state == state for one in begun) for state in dict.fromkeys(one.state for one in begun)}
     waiting = count - len(begun)
     said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
     table = Table(box=None, pad_edge=False, caption=f"{count} runs: {', '.join(said)}", caption_justify="left")
     for key in (*found[0].point.values, metric, "epochs"):
         table.add_column(key, justify="right", no_wrap=True)
-    table.add_column("state")
-    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    if width >= WIDE:
+        table.add_column("run", no_wrap=True)
     for one in chosen:
         value = "" if one.value is None else f"{one.value:.2f}"
-        table.add_row(*map(str, one.point.values.values()), value, str(one.epochs), one.state, one.point.ids[0])
+        cells = [*map(str, one.point.values.values()), value, str(one.epochs), one.state]
+        table.add_row(*cells, *([one.point.ids[0]] if width >= WIDE else []))
     return table

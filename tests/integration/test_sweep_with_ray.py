@@ -18,6 +18,7 @@ from kdcluster.files import read_json
 from kdcluster.processes import is_alive
 from kdcluster.runs import RunDir, run_dirs
 from tests.desk import SLOW_MODEL, processes_of, wait_until
+from tests.disk import fill, small_disk
 from tests.tiny import VIT, put_images, write_experiment
 
 pytestmark = pytest.mark.integration
@@ -54,10 +55,12 @@ class Desk:
         self.slow = folder / "SLOW"
         self.slow.touch()
         write_experiment(folder, changes)
+        (folder / "my venv").symlink_to(sys.prefix)  # Ray takes no blank in it by itself
+        self.python = folder / "my venv" / "bin" / "python"
         self.env = {**os.environ, "SLOW": str(folder / "SLOW"), "KDCLUSTER_BACKEND": "local"}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "kdcluster.cli", *words]
+        argv = [str(self.python), "-m", "kdcluster.cli", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(argv, cwd=self.folder, env=self.env, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
@@ -79,7 +82,7 @@ class Desk:
                 newest = run_dir.newest()
                 if newest and newest.number and run_dir.id.startswith("distilled") and run_dir.saved_step():
                     beat, start = newest.read("heartbeat"), newest.read("start")
-                    if beat and beat["step"] > start["from_step"] and not newest.read("outcome"):
+                    if beat and beat["step"] > start["from_step"] and is_alive(newest.read("agent")):
                         return run_dir
             return None
 
@@ -197,9 +200,17 @@ def _listening(pids: list[int]) -> set[str]:
     return {".".join(str(byte) for byte in reversed(bytes.fromhex(address))) for address in found}
 
 
-def test_kills_of_driver_trial_and_ray_lose_nothing(tmp_path: Path, nothing_left: list[Desk]) -> None:
+@pytest.fixture
+def on_a_small_disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "runs"):
+        yield tmp_path
+
+
+def test_kills_of_driver_trial_and_ray_and_a_full_disk_lose_nothing(
+    on_a_small_disk: Path, nothing_left: list[Desk]
+) -> None:
     sweep = {"space": {"distill.alpha": {"grid": [0.2, 0.4, 0.6, 0.8]}}}
-    desk = Desk(tmp_path, {**SLOW, "train.epochs": 8, "sweep": sweep})
+    desk = Desk(on_a_small_disk, {**SLOW, "train.epochs": 8, "sweep": sweep})
     nothing_left.append(desk)
     words = ("sweep", "tiny.yaml", "--confirm", "0")
 
@@ -214,7 +225,15 @@ def test_kills_of_driver_trial_and_ray_lose_nothing(tmp_path: Path, nothing_left
     assert newest is not None
     os.kill(newest.read("start")["supervisor"]["pid"], signal.SIGKILL)  # the trial's process, and torchrun with it
     wait_until(lambda: run_dir.newest() != newest)  # Tune has started it again
+    desk.trains(driver)
+    filler = fill(desk.root)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 1
+    assert "the disk is full" in err.splitlines()[-1]
+    assert "stopped" not in [state for states in desk.ended_attempts().values() for state in states]  # they go on
+    filler.unlink()
 
+    driver = desk.start(*words)
     desk.trains(driver)
     recorded = read_json(desk.root / ".sweeps" / "tiny" / "processes.json")["processes"]
     raylets = [record["pid"] for record in recorded if _name(record["pid"]) == "raylet"]

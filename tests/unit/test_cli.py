@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "cancel": (*EXP, *RUNS, "--shared"),
     "rm": (*RUNS, "--yes"),
     "sweep": (
-        *(*EXP, "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
+        *("--set", "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
         *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
     ),
     "doctor": (*EXP, *WHERE, "--cluster", "--with-job", "--json"),

@@ -48,13 +48,18 @@ def test_a_dry_run_shows_points_runs_and_teachers_and_writes_nothing(folder: Pat
     searched = space(folder, {"trials": 2})
     first, second = searched.drawn(2)
     teacher = plan([searched.loaded]).runs[0]
-    put(folder / "runs", teacher, "done")
+    there = put(folder / "runs", teacher, "done")
     put(folder / "runs", first.runs[0], "stopped")
-    assert run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines() == [
+    lines = [
         f"  1  {' '.join(first.settings)}  {first.ids[0]} (stopped)",
         f"  2  {' '.join(second.settings)}  {second.ids[0]} (planned)",
-        "2 trials, 1 teacher (0 to be trained); nothing was started",
     ]
+    said = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
+    assert said == [*lines, "2 trials, 1 teacher (0 to be trained); nothing was started"]
+    there.weights("best").unlink()
+    said = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
+    again = f"first {teacher.id}"
+    assert said == [*lines, again, "2 trials, 1 teacher (1 to be trained); nothing was started"]
     assert not (folder / "runs" / ".sweeps").exists()
 
 
@@ -64,6 +69,22 @@ def test_a_dry_run_counts_the_teachers_of_a_space_that_has_several(folder: Path)
     lines = run("sweep", "tiny.yaml", "--allow-teacher", "--dry-run").stdout.splitlines()
     assert len([line for line in lines if line.startswith("first teacher-")]) == 4
     assert lines[-1] == "3 trials, 4 teachers (4 to be trained); nothing was started"
+
+
+def test_a_space_with_fewer_points_than_trials_says_so(folder: Path) -> None:
+    space(folder, {"space": {"distill.alpha": {"choice": [0.1, 0.5]}}, "trials": 5})
+    result = run("sweep", "tiny.yaml", "--dry-run")
+    assert result.stderr == "the space has 2 points, fewer than the 5 trials asked for: all are tried\n"
+    assert result.stdout.splitlines()[-1].startswith("2 trials, ")
+
+
+def test_a_dry_run_refuses_what_the_real_one_would(folder: Path) -> None:
+    space(folder, {"trials": 2})
+    assert "no cluster profile 'nope'" in fails(
+        5, "sweep", "tiny.yaml", "--dry-run", "--cluster", "nope", "--backend", "slurm"
+    )
+    assert "a trial needs" in fails(2, "sweep", "tiny.yaml", "--dry-run", "--gpus", "2")
+    assert "--nodes 2: this machine is one node" in fails(2, "sweep", "tiny.yaml", "--dry-run", "--nodes", "2")
 
 
 def test_a_dry_run_with_optuna_shows_what_is_known_beforehand(folder: Path) -> None:
@@ -97,6 +118,11 @@ def test_results_of_a_sweep_come_from_the_run_directories(folder: Path) -> None:
     assert {row["state"] for row in document["trials"]} == {"done", "failed"}
     assert run("results", "tiny.yaml", "--sweep", "--output", "trials.csv", "--format", "csv").exit_code == 0
     assert len((folder / "trials.csv").read_text().splitlines()) == 3
+    assert "--role does not go with --sweep" in fails(2, "results", "tiny.yaml", "--sweep", "--role", "teacher")
+    write_experiment(folder, name="other")
+    both = run("results", "other.yaml", "tiny.yaml", "--sweep")
+    assert both.stdout == result.stdout
+    assert both.stderr.startswith("no trial of other.yaml in ")
 
 
 def test_a_teacher_under_the_gate_has_no_trials(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
