@@ -149,7 +149,9 @@ def _with_gpus(teachers: Plan, gpus: int) -> Plan:
 
 def _train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm, again: str) -> None:
     """Train the teachers that these students need, ordinary runs that are made once, and wait for them."""
-    _submit(made, students, chosen, there)
+    done = _submit(made, students, chosen, there)
+    if not done.started and all(done.left[run.id].state == "done" for run in made.runs):
+        return
     try:
         found = follow(made, chosen.root, sys.stderr)
     except KeyboardInterrupt:
@@ -162,10 +164,10 @@ def _train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | S
         leave(f"without its teacher nothing can be searched; then: {again}", 1)
 
 
-def _submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm) -> None:
+def _submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm) -> submission.Submission:
     """Start the teachers that are not done, or whose weights are gone while one of these students needs them."""
     every = made.joined(students)
-    submission.submit(every, chosen.root, chosen.data, there, lambda runs: None, roles=("teacher",))
+    return submission.submit(every, chosen.root, chosen.data, there, lambda runs: None, roles=("teacher",))
 
 
 def _with_a_good_teacher(points: list[Point], root: Path) -> list[Point]:

@@ -184,7 +184,8 @@ def verdict(built: Table, own: str, winner: str) -> str:
     if not built.complete or any("distilled" not in rows[name] for name in (own, winner)):
         return ""
     best, before = (rows[name]["distilled"].top1_mean or 0.0 for name in (winner, own))
-    seeds = f"on {rows[own]['distilled'].n} fresh seeds"
+    number = rows[own]["distilled"].n
+    seeds = f"on {number} fresh seed{'' if number == 1 else 's'}"
     if best > before:
         return f"{seeds} the winner reaches {best:.2f} %, the file's own settings {before:.2f} %"
     return f"{seeds} the winner reaches {best:.2f} %, no more than the file's own settings, {before:.2f} %: keep these"
