@@ -163,10 +163,11 @@ def values_of(run_dir: RunDir, metric: str) -> list[float]:
     return [point.value for point in read_scalars(run_dir.events, (metric,)).points.get(metric, [])]
 
 
-def note_stopped(point: Point, root: Path) -> None:
-    """Write down that the scheduler stops a point early, before it does."""
+def note_stopped(point: Point, order: Order) -> None:
+    """Write down that the scheduler stops a point early, before it does; what others have begun goes on."""
     for run_id in point.ids:
-        if (newest := RunDir(root, run_id).newest()) and not newest.read("outcome"):
+        newest = RunDir(order.root, run_id).newest()
+        if newest and newest.read("start").get("sweep") == order.token and not newest.read("outcome"):
             newest.write(STOPPED, {"why": OTHERS_WERE_BETTER})
 
 

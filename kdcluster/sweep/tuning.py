@@ -118,7 +118,7 @@ def _asha(order: Order, epochs: int) -> Any:
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
             decision: str = super().on_trial_result(controller, trial, result)
             if decision == self.STOP:
-                note_stopped(trial.config["point"], order.root)
+                note_stopped(trial.config["point"], order)
             return decision
 
     return Noting(max_t=epochs, grace_period=1, reduction_factor=3)

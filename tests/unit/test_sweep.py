@@ -34,7 +34,7 @@ from kdcluster.sweep.flow import Stop, Sweeping, trial_room
 from kdcluster.sweep.points import Drawn, Point, Space
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order, Trainee
-from tests.fabricated import BEAT, DEAD, LIVE, put, started
+from tests.fabricated import BEAT, DEAD, LIVE, put
 from tests.tiny import write_experiment
 
 
@@ -437,7 +437,9 @@ class Torchrun:
     """A child that saves and ends when it is told to, or when its last epoch is over."""
 
     def __init__(self, run_dir: RunDir, polls: int = 10**6) -> None:
-        self.run_dir, self.attempt, self.process = run_dir, started(run_dir, agent=DEAD), self
+        self.run_dir, self.process = run_dir, self
+        self.attempt = run_dir.start_attempt({"supervisor": DEAD, "sweep": "ours"})
+        self.attempt.write("agent", DEAD)
         self.told, self.polls = False, polls
 
     def wait(self, timeout: float) -> None:
@@ -469,15 +471,17 @@ def test_what_the_scheduler_stops_is_stopped_and_what_anything_else_stops_goes_o
 ) -> None:
     one = trainee(tmp_path, "planned")
     one.child = Torchrun(one.run_dir)  # type: ignore[assignment]
+    stopped = Point({}, (one.run,))
+    trial.note_stopped(stopped, order(tmp_path, token="another's"))  # which reports this run, too
     if why == "asha":
-        trial.note_stopped(Point({}, (one.run,)), tmp_path / "runs")
+        trial.note_stopped(stopped, order(tmp_path))
     elif why:
         write_json(tmp_path / "ending.json", {"why": why})
     one.stop()
     status = run_status(one.run_dir)
     assert status.state == state
     assert f"stopped at step 7: {reason}" in status.reason
-    trial.note_stopped(Point({}, (one.run,)), tmp_path / "runs")  # Tune says so of a finished trial, too
+    trial.note_stopped(stopped, order(tmp_path))  # Tune says so of a finished trial, too
     assert run_status(one.run_dir) == status
 
 
