@@ -33,8 +33,6 @@ from kdcluster.sweep.tuning import Source, search
 
 SAVED_S = 60.0
 """How long the runs of a search that is being ended have to save; torchrun gives them 30 s itself."""
-BEGUN_S = 60.0
-"""After so long without a trial that has begun, somebody should look at what Ray does."""
 KNOWN = ("done", "stopped")
 """States of a run that a search takes as they are."""
 
@@ -158,19 +156,15 @@ class Sweeping:
         given: list[Point] = []
         over_at: float | None = None
         self._enter_ray()
-        look_at = time.monotonic() + BEGUN_S
         shown = sweep.model_copy(update={"metric": order.metric})
-        with Screen(given, count, shown, self.root, stream) as screen, self.stop.on_signals():
+        hint = self.session.where_ray_says_why()
+        with Screen(given, count, shown, self.root, stream, hint) as screen, self.stop.on_signals():
 
             def watch() -> bool:
-                nonlocal over_at, look_at
+                nonlocal over_at
                 self.session.leave_if_ray_is_gone()
                 self.session.note()
                 screen.show()
-                if time.monotonic() > look_at:
-                    look_at = math.inf
-                    if not any(RunDir(self.root, run_id).newest() for point in given for run_id in point.ids):
-                        stream.write(f"no trial has begun after {BEGUN_S:g} s; {self.session.where_ray_says_why()}\n")
                 if over_at is None and (reason := self.stop.why or why()):
                     over_at = time.monotonic() + SAVED_S
                     self.cut_short = reason

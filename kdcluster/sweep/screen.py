@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EVERY_S = 1.0
+BEGUN_S = 60.0
+"""After so long without a trial that has begun, somebody should look at what Ray does."""
 SHARE = 20
 """A look at many run directories takes time: at most this part of all."""
 SHOWN = 12
@@ -32,11 +35,16 @@ class Screen:
         sweep: the experiment's block.
         root: the runs directory.
         stream: a terminal, or not.
+        hint: where to look when nothing begins.
     """
 
-    def __init__(self, points: Sequence[Point], count: int, sweep: Sweep, root: Path, stream: TextIO) -> None:
+    def __init__(
+        self, points: Sequence[Point], count: int, sweep: Sweep, root: Path, stream: TextIO, hint: str = ""
+    ) -> None:
         self.points, self.count, self.sweep, self.root, self.stream = points, count, sweep, root, stream
+        self.hint = hint
         self._next = 0.0
+        self._look_at = time.monotonic() + BEGUN_S
         self._said: dict[tuple[str, ...], str] = {}
         self._live: Any = None
 
@@ -67,6 +75,9 @@ class Screen:
             self._live.update(shown, refresh=True)
         else:
             self._say(found)
+        if time.monotonic() > self._look_at and all(one.state == "planned" for one in found):
+            self._look_at = math.inf
+            self._tell(f"no trial has begun after {BEGUN_S:g} s; {self.hint}")
         self._next = time.monotonic() + max(EVERY_S, SHARE * (time.monotonic() - begun))
 
     def _say(self, found: Sequence[Tried]) -> None:
@@ -75,8 +86,15 @@ class Screen:
             one = known[point.ids]
             if one.state != "planned" and self._said.get(point.ids) != one.state:
                 self._said[point.ids] = one.state
-                self.stream.write(line(number, self.count, one, self.sweep.metric) + "\n")
-                self.stream.flush()
+                self._tell(line(number, self.count, one, self.sweep.metric))
+
+    def _tell(self, text: str) -> None:
+        """One line; on a terminal above the table."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            self.stream.write(text + "\n")
+            self.stream.flush()
 
 
 def line(number: int, count: int, one: Tried, metric: str) -> str:

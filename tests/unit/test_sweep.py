@@ -342,6 +342,18 @@ def test_off_a_terminal_each_change_is_one_line(
     assert lines[3].endswith("failed  (rank 1, step 7: ValueError: no; nothing is saved yet)")
 
 
+def test_where_to_look_is_said_once_when_nothing_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdcluster.sweep.screen.BEGUN_S", 0.0)
+    monkeypatch.setattr("kdcluster.sweep.screen.EVERY_S", 0.0)
+    searched = space(tmp_path, {"trials": 1})
+    with Screen(points(searched), 1, searched.sweep, tmp_path / "runs", sys.stderr, "Ray's logs: there") as screen:
+        screen.show()
+        screen.show()
+    assert capsys.readouterr().err == "no trial has begun after 0 s; Ray's logs: there\n"
+
+
 def test_on_a_terminal_what_runs_comes_first(tried: tuple[Space, list[report.Tried]]) -> None:
     from rich.console import Console
 
