@@ -13,6 +13,9 @@ from kdcluster import space
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.sweep.points import AGAIN, Point, Space
 
+ITS_OWN = 5
+"""So many of Optuna's own points in a row may have been tried before (it likes to repeat the best of a small space)."""
+
 
 class Adaptive:
     """A source of points from Optuna, which hears what came of them.
@@ -44,18 +47,19 @@ class Adaptive:
         direction = directions.MINIMIZE if searched.sweep.metric == "val/loss" else directions.MAXIMIZE
         self._study = optuna.create_study(direction=direction, sampler=sampler)
         self._left = count
+        self._at_random = space.points(searched.domains, searched.sweep.seed)
         self._trials: dict[tuple[str, ...], Any] = {}
         for point in known:
             if point.values.keys() == searched.domains.keys() and all(
                 _contains(domain, point.values[key]) for key, domain in searched.domains.items()
             ):
-                self._study.enqueue_trial(
-                    {key: _encoded(domain, point.values[key]) for key, domain in searched.domains.items()}
-                )
+                self._enqueue(point.values)
 
     def next(self) -> Point | None:
         """The next point to try; None: there are no more, or only ones that were tried."""
-        for _ in range(AGAIN if self._left else 0):
+        for attempt in range(5 * AGAIN if self._left else 0):
+            if attempt >= ITS_OWN:
+                self._enqueue(next(self._at_random))
             trial = self._study.ask(self._domains)
             drawn = {key: _decoded(domain, trial.params[key]) for key, domain in self._space.domains.items()}
             try:
@@ -69,6 +73,11 @@ class Adaptive:
                 return point
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         return None
+
+    def _enqueue(self, values: Mapping[str, Any]) -> None:
+        """Have Optuna ask for this point next."""
+        domains = self._space.domains
+        self._study.enqueue_trial({key: _encoded(domain, values[key]) for key, domain in domains.items()})
 
     def heard(self, point: Point, epoch: int, value: float) -> None:
         """A point has reached so much after an epoch."""
