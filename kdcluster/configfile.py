@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from kdcluster import wording, yamlfile
 from kdcluster.config import DATASETS, Experiment
 from kdcluster.errors import ConfigError, NotFound
-from kdcluster.files import file_digest, folder_classes, folder_digest, image_folder_problem, shipped
+from kdcluster.files import file_digest, folder_classes, folder_digest, image_folder_problem, shipped, write_aside
 from kdcluster.wording import Key, Problem
 from kdcluster.yamlfile import Source
 
@@ -82,6 +82,13 @@ def located(loaded: LoadedExperiment, overrides: Iterable[str], problems: Iterab
     source = Source(loaded.path, "", _make_absolute)
     source.override(overrides)
     return source.report(problems)
+
+
+def kept(loaded: LoadedExperiment, folder: Path) -> LoadedExperiment:
+    """The same experiment from a copy of its file, which stays as it is while somebody edits the file."""
+    path = folder / f"{loaded.name}.yaml"
+    write_aside(path, edited(loaded, []))
+    return replace(loaded, path=path)
 
 
 def edited(loaded: LoadedExperiment, overrides: Iterable[str]) -> str:

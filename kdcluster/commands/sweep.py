@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
+from kdcluster import configfile
 from kdcluster.arguments import Chosen
+from kdcluster.commands import teachers_first
 from kdcluster.errors import ConfigError, SchedulerError
-from kdcluster.launch import submission
 from kdcluster.launch.local import Local
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.progress import follow
 from kdcluster.launch.scheduler import is_here, is_inside_job
 from kdcluster.launch.slurm import Slurm, waited_for
-from kdcluster.launch.status import blocked_by, next_steps, run_status, statuses
+from kdcluster.launch.status import run_status, statuses
 from kdcluster.results import render, table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import job, report
 from kdcluster.sweep.adaptive import Adaptive
+from kdcluster.sweep.cluster import Session
 from kdcluster.sweep.flow import Sweeping, trial_room
 from kdcluster.sweep.points import Point, Space
 from kdcluster.terminal import can_show, count, leave, say, show
@@ -47,6 +51,22 @@ class Wanted:
     confirm: int
     write_best: bool
     dry_run: bool
+
+
+@contextmanager
+def _interruptible(again: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with what goes on with it; while trials run, the search notices them first."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave(f"\ninterrupted\nnext: {again}", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
@@ -77,19 +97,22 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         return _show_dry_run(searched, wishes, points, teachers, chosen.root)
     preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
-        teachers = _with_gpus(teachers, for_teacher.gpus)
+        teachers = teachers_first.with_gpus(teachers, for_teacher.gpus)
     again = _again(for_teacher, wanted)
     if isinstance(there, Slurm) and wanted.ray_address is None:
         return _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
     if going := _job_of(chosen.root, loaded.name):
         leave(f"job {going} in SLURM is at the sweep of {loaded.name}; wait for it, or scancel {going} first", 1)
-    with Sweeping(searched, chosen.root, chosen.data, *where) as swept:
+    with _interruptible(again), Sweeping(searched, chosen.root, chosen.data, *where) as swept:
         for pid in swept.session.begin():
             say(f"process {pid} was left by an earlier sweep of {loaded.name} and is removed")
         swept.check()
-        _train(teachers, of_trials, chosen, there, again)
-        points = _with_a_good_teacher(points, chosen.root)
+        swept.searched = searched = replace(searched, loaded=configfile.kept(loaded, swept.session.folder))
+        teachers_first.train(teachers, of_trials, chosen, there, again)
+        points = teachers_first.with_a_good_one(points, chosen.root, every=searched.is_adaptive)
         tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
+        if searched.is_adaptive and len(tried) < wishes and not swept.cut_short:
+            say(f"no further point was found after {count(len(tried), 'trial')}: the space is small")
         best = _report(searched, tried, chosen.root, swept.stop.why)
         if swept.cut_short and not swept.stop.why:
             say(f"{swept.cut_short}: what was not tried to its end, the same command goes on with")
@@ -100,7 +123,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         unwritten = _write_best(searched, best, target) if wanted.write_best else ""
         if wanted.confirm:
             made = searched.confirmation(best, wanted.confirm)
-            _train(teachers, made.runs, chosen, there, again)
+            teachers_first.train(teachers, made.runs, chosen, there, again)
+            teachers_first.with_a_good_one([Point({}, made.runs)], chosen.root, every=True)
             _confirm(swept, made, again)
         settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
         say(f"the best trial: kdcluster submit {chosen.again()} {settings}{chosen.where}")
@@ -138,51 +162,6 @@ def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: P
         f"{count(wishes if searched.is_adaptive else len(points), 'trial')}, {count(len(teachers.runs), 'teacher')} "
         f"({len(missing)} to be trained); nothing was started"
     )
-
-
-def _with_gpus(teachers: Plan, gpus: int) -> Plan:
-    """The teachers on all GPUs of the sweep."""
-    many = {"device": "cuda", "procs": None, "gpus": gpus}
-    runs = (run.model_copy(update={"resources": run.resources.model_copy(update=many)}) for run in teachers.runs)
-    return replace(teachers, runs=tuple(runs))
-
-
-def _train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm, again: str) -> None:
-    """Train the teachers that these students need, ordinary runs that are made once, and wait for them."""
-    done = _submit(made, students, chosen, there)
-    if not done.started and all(done.left[run.id].state == "done" for run in made.runs):
-        return
-    try:
-        found = follow(made, chosen.root, sys.stderr)
-    except KeyboardInterrupt:
-        leave(f"\ndetached; the teacher goes on\nnext: {again}", 130)
-    if any(status.state != "done" for status in found.values()):
-        for run_id, status in found.items():
-            say(f"{run_id}: {status.state}: {status.reason}" if status.reason else f"{run_id}: {status.state}")
-        for step in next_steps(found, {run_id: run_id for run_id in found}, chosen.where):
-            say(f"next: {step}")
-        leave(f"without its teacher nothing can be searched; then: {again}", 1)
-
-
-def _submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm) -> submission.Submission:
-    """Start the teachers that are not done, or whose weights are gone while one of these students needs them."""
-    every = made.joined(students)
-    return submission.submit(every, chosen.root, chosen.data, there, lambda runs: None, roles=("teacher",))
-
-
-def _with_a_good_teacher(points: list[Point], root: Path) -> list[Point]:
-    """The points whose teacher reaches teacher.min_top1; why others are left out is said."""
-    why = {point.ids: _blocked(point, root) for point in points}
-    for reason in dict.fromkeys(filter(None, why.values())):
-        say(f"not tried: {reason}")
-    if not (good := [point for point in points if not why[point.ids]]):
-        leave("there is nothing to search", 1)
-    return good
-
-
-def _blocked(point: Point, root: Path) -> str:
-    needs = {need: run_status(RunDir(root, need)) for run in point.runs for need in run.needs}
-    return next(filter(None, (blocked_by(run, needs) for run in point.runs)), "")
 
 
 def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:
@@ -251,6 +230,7 @@ def _queue(
     folder = root / ".sweeps" / loaded.name
     if going := job.under_way(folder):
         return say(f"job {going.id} is at the sweep of {loaded.name} already ({going.state.lower()})")
+    Session(folder).refuse_another()
     if slurm.profile.container:
         raise ConfigError("a sweep in SLURM cannot use the profile's container: its trials run in a Ray on the host")
     resources, sweep = loaded.config.resources, loaded.config.sweep
@@ -260,20 +240,20 @@ def _queue(
     if limit := slurm.profile.time_limit:
         say(f"worst case of the sweep: {layout.gpus * limit / 60 * (1 + slurm.profile.max_requeues):.4g} GPU-hours")
     for_teachers = slurm if chosen.gpus else Slurm(slurm.given, slurm.cluster)  # without GPUs --nodes is of the trials
-    _submit(teachers, students, chosen, for_teachers)
+    teachers_first.submit(teachers, students, chosen, for_teachers)
     after = [job_id for run in teachers.runs if (job_id := waited_for(RunDir(root, run.id)))]
     undone = [
         run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state not in ("done", "queued", "running")
     ]
     if undone:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
-    given = [str(loaded.path.absolute()), *(word for one in searched.overrides for word in ("--set", one)), *words]
+    given = [*(word for one in searched.overrides for word in ("--set", one)), *words]
     given += ["--confirm", str(wanted.confirm), "--runs-dir", str(root), "--data-dir", str(chosen.data)]
     given += ["--trials", str(wanted.trials)] if wanted.trials else []
     given += [
         word for word, on in (("--allow-teacher", wanted.allow_teacher), ("--write-best", wanted.write_best)) if on
     ]
-    job_id, log = job.submit(folder, layout, slurm, after, given, again)
+    job_id, log = job.submit(folder, layout, slurm, after, loaded, given, again)
     say(f"job {job_id} sweeps {loaded.name} on {layout}; log: {log}")
     say(f"next: kdcluster results {chosen.again()} --sweep{chosen.where}")
     say(f"scancel {job_id} stops it; then: {again}")

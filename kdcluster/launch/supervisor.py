@@ -88,6 +88,10 @@ class Supervisor:
     def start_what_can(self) -> None:
         """Start the pending runs whose needs are done, while there is room; drop those that are blocked."""
         for run_id, run in list(self.pending.items()):
+            if self._taken(run_id):
+                log.info("%s: somebody else has started it", run_id)
+                del self.pending[run_id]
+                continue
             needs = {need: run_status(RunDir(self.root, need)) for need in run.needs}
             if why := blocked_by(run, needs) or self._abandoned(needs):
                 log.info("%s: blocked: %s", run_id, why)
@@ -100,6 +104,12 @@ class Supervisor:
                     log.error("%s cannot be started: %s", run_id, error)
                     self.pending.pop(run_id, None)
                     RunDir(self.root, run_id).drop_ticket()
+
+    def _taken(self, run_id: str) -> bool:
+        """Whether a run that waits here was started by others, as a trial of a sweep."""
+        run_dir = RunDir(self.root, run_id)
+        ticket, newest = run_dir.ticket(), run_dir.newest()
+        return bool(ticket and newest and newest.number > ticket["after_attempt"])
 
     def _abandoned(self, needs: dict[str, Status]) -> str:
         """Why a need will not be done by anybody: this process does not have it, and nobody else is at it."""

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import shipped
 from kdcluster.launch import nodes, ownjob, scheduler
 from kdcluster.launch.agent import dies_with
-from kdcluster.sweep.cluster import joined, nodes_of_ray
+from kdcluster.sweep.cluster import joined
+from kdcluster.sweep.room import nodes_of_ray
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +90,13 @@ def ray_on_all_nodes() -> Iterator[str]:
             _until(there)
             found = nodes_of_ray()
             cores, gpus = (sum(node[kind] for node in found) for kind in (0, 1))
+            ending = threading.Event()
+            threading.Thread(target=_watch, args=(steps[first], ending), daemon=True).start()
             log.info("Ray has %d of %d nodes: %g cores, %g GPUs", len(found), len(steps), cores, gpus)
-            yield address
+            try:
+                yield address
+            finally:
+                ending.set()
     finally:
         for step in steps.values():
             step.terminate()
@@ -100,6 +107,15 @@ def ray_on_all_nodes() -> Iterator[str]:
                 step.kill()
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _watch(head: subprocess.Popen[bytes], ending: threading.Event) -> None:
+    """End this process where the Ray of the first node has died: Ray would end it without a word, or let it hang."""
+    head.wait()
+    if not ending.is_set():
+        sys.stderr.write("Ray has died on the first node; what was saved is safe, and the same command goes on\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _step(node: str, address: str, temp: str) -> subprocess.Popen[bytes]:

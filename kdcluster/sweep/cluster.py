@@ -15,19 +15,19 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdcluster.errors import ConfigError, KdclusterError
-from kdcluster.files import read_json, trainer_code, write_aside, write_json
+from kdcluster.errors import KdclusterError
+from kdcluster.files import read_json, write_json
 from kdcluster.launch.scheduler import is_inside_job
 from kdcluster.launch.submission import acquire
-from kdcluster.launch.torchrun import Layout
 from kdcluster.processes import descendants, is_alive, process_record, threads_available
+from kdcluster.sweep.room import check_nodes, ray_module
 from kdcluster.sweep.tuning import quiet
 
 DASHBOARD = ("aiohttp_cors", "opencensus")
@@ -63,14 +63,7 @@ class Session:
             KdclusterError: another one is under way.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            acquire(self._lock, "do not sweep twice at the same time", LEASE_S if is_inside_job() else 0)
-        except Timeout:
-            driver = (read_json(self._file) or {}).get("driver") or {"host": "another machine", "pid": "?"}
-            raise KdclusterError(
-                f"a sweep of {self.folder.name} is under way already (process {driver['pid']} on {driver['host']}); "
-                f"wait for it, or stop it first"
-            ) from None
+        self._lock_it(LEASE_S if is_inside_job() else 0)
         before = read_json(self._file) or {}
         left = [record for record in before.get("processes", ()) if is_alive(record)]
         for record in left:
@@ -80,9 +73,28 @@ class Session:
             time.sleep(0.05)
         if before.get("temp"):
             shutil.rmtree(before["temp"], ignore_errors=True)
-        self.ending.unlink(missing_ok=True)
         self.note()
         return [record["pid"] for record in left]
+
+    def refuse_another(self) -> None:
+        """Refuse where a sweep of this experiment is under way, whoever's it is.
+
+        Raises:
+            KdclusterError: one is.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_it(0)
+        self.close()
+
+    def _lock_it(self, timeout_s: float) -> None:
+        try:
+            acquire(self._lock, "do not sweep twice at the same time", timeout_s)
+        except Timeout:
+            driver = (read_json(self._file) or {}).get("driver") or {"host": "another machine", "pid": "?"}
+            raise KdclusterError(
+                f"a sweep of {self.folder.name} is under way already (process {driver['pid']} on {driver['host']}); "
+                f"wait for it, or stop it first"
+            ) from None
 
     def close(self) -> None:
         """Let others sweep."""
@@ -112,6 +124,10 @@ class Session:
         """For a person who waits for Ray."""
         return f"Ray's logs: {self.temp}/session_latest/logs" if self.temp else "has that Ray room? `ray status` says"
 
+    def go_on(self) -> None:
+        """A search begins, after another one that may have been ended."""
+        self.ending.unlink(missing_ok=True)
+
     def end(self, why: str) -> None:
         """From now on what is stopped goes on another time."""
         write_json(self.ending, {"why": why})
@@ -134,7 +150,7 @@ class Session:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only switch for 127.0.0.1, whatever its name says
         }
         self.note()
-        ray = _ray()
+        ray = ray_module()
         try:
             if dashboard and not all(map(importlib.util.find_spec, DASHBOARD)):
                 raise KdclusterError("--dashboard needs more of Ray: pip install 'ray[default]'")
@@ -184,7 +200,7 @@ def joined(address: str) -> Iterator[None]:
         KdclusterError: there is no Ray at the address.
     """
     quiet()
-    ray = _ray()
+    ray = ray_module()
     if ray.is_initialized():
         yield
         return
@@ -219,77 +235,3 @@ def _unreachable(address: str) -> str:
     except OSError as error:
         return str(error)
     return ""
-
-
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.tune
-    except ImportError:
-        raise KdclusterError("a sweep needs Ray Tune: pip install 'kdcluster[sweep]'") from None
-    return ray
-
-
-def check_fit(layout: Layout, gpus: float, nodes: Iterable[tuple[float, float]]) -> None:
-    """Refuse a trial that could never run, instead of waiting for room for ever.
-
-    Args:
-        layout: of a trial.
-        gpus: that Ray keeps for it.
-        nodes: cores and GPUs of each.
-
-    Raises:
-        ConfigError: what a trial needs, and what the nodes have.
-    """
-    cores, nodes = layout.cores or 1, sorted(set(nodes))
-    if not any(node[0] >= cores and node[1] >= gpus for node in nodes):
-        here = "; ".join(f"{_many(node[0], 'core')} and {_many(node[1], 'GPU')}" for node in nodes)
-        needs = _many(cores, "core") + (f" and {_many(gpus, 'GPU')}" if gpus else "")
-        raise ConfigError(
-            f"a trial needs {needs} on one node, and none has that ({here}); "
-            f"ask for less with --gpus-per-trial, --procs or resources.threads"
-        )
-
-
-def _many(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
-
-
-def nodes_of_ray() -> list[tuple[float, float]]:
-    """Cores and GPUs of each node of the Ray that this process is connected to."""
-    alive = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
-    return [(node.get("CPU", 0), node.get("GPU", 0)) for node in alive]
-
-
-def check_nodes(folder: Path, data_dir: Path) -> None:
-    """Have every node of the connected Ray look for the runs directory, the data and the same trainer.
-
-    Raises:
-        KdclusterError: what a node does not have.
-    """
-    ray = _ray()
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    word, code, place = secrets.token_hex(8), trainer_code(), folder / "here"
-    write_aside(place, word)
-
-    def look() -> str:
-        try:
-            from kdcluster.files import trainer_code
-        except ImportError as error:
-            return f"kdcluster cannot be imported there ({error}); install it on every node"
-        if not place.is_file() or place.read_text() != word:
-            return f"it does not see {folder}; --runs-dir must lie on a file system that all nodes share"
-        if not data_dir.is_dir():
-            return f"it does not see {data_dir}; --data-dir must lie on a file system that all nodes share"
-        return "" if trainer_code() == code else "its kdcluster is another version than this one"
-
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
-    asked = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked.append((node["NodeManagerHostname"], task.options(scheduling_strategy=there).remote()))
-    for name, answer in asked:
-        if wrong := ray.get(answer):
-            raise KdclusterError(f"node {name}: {wrong}")

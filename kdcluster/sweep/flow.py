@@ -25,16 +25,15 @@ from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
 from kdcluster.runs import RunDir
 from kdcluster.sweep.adaptive import Adaptive
-from kdcluster.sweep.cluster import Session, check_fit, nodes_of_ray
+from kdcluster.sweep.cluster import Session
 from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.room import check_fit, nodes_of_ray
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order
 from kdcluster.sweep.tuning import Source, search
 
 SAVED_S = 60.0
 """How long the runs of a search that is being ended have to save; torchrun gives them 30 s itself."""
-KNOWN = ("done", "stopped")
-"""States of a run that a search takes as they are."""
 
 
 @dataclass
@@ -140,14 +139,15 @@ class Sweeping:
         points = [Point({}, (run,)) for run in made.runs if run.role != "teacher"]
         missing = [one for one in points if run_status(RunDir(self.root, one.ids[0])).state != "done"]
         if missing:
-            order = replace(self.order("test/top1"), noted=False)
+            order = replace(self.order("test/top1"), noted=False, early=False)
             self._search(Drawn(missing), order, len(missing), None, stream, lambda: "")
 
     def order(self, metric: str) -> Order:
         """What each trial has to know."""
         layout, gpus = self.room
         name, where = self.searched.loaded.name, (self.root, self.data_dir)
-        return Order(name, *where, layout, gpus, metric, self.session.token, self.session.ending)
+        early = self.searched.sweep.scheduler != "none"
+        return Order(name, *where, layout, gpus, metric, self.session.token, self.session.ending, early)
 
     def _search(
         self, source: Source, order: Order, count: int, asha: int | None, stream: TextIO, why: Callable[[], str]
@@ -155,6 +155,7 @@ class Sweeping:
         sweep = self.searched.sweep
         given: list[Point] = []
         over_at: float | None = None
+        self.session.go_on()
         self._enter_ray()
         shown = sweep.model_copy(update={"metric": order.metric})
         hint = self.session.where_ray_says_why()
@@ -171,7 +172,7 @@ class Sweeping:
                     self.session.end(reason)  # the trials see it, and have their runs save
                 return over_at is not None and (time.monotonic() > over_at or not self._running(given))
 
-            search(
+            failed = search(
                 _Noting(source, given, lambda: over_at is not None),
                 order,
                 asha_epochs=asha,
@@ -179,6 +180,9 @@ class Sweeping:
                 max_failures=sweep.max_failures,
                 watch=watch,
             )
+        for point, error in failed:  # one that a run directory knows of is in the table
+            if not {run_status(RunDir(self.root, run_id)).state for run_id in point.ids} & {"failed", "cancelled"}:
+                stream.write(f"{' '.join(point.settings or point.ids)}: {error}\n")
         return given
 
     def _enter_ray(self) -> None:
@@ -220,7 +224,8 @@ class Sweeping:
         return any(not one.read("outcome") for one in ours)
 
     def _all_known(self, points: Sequence[Point]) -> bool:
-        return all(run_status(RunDir(self.root, run_id)).state in KNOWN for point in points for run_id in point.ids)
+        known = ("done", "stopped") if self.searched.sweep.scheduler != "none" else ("done",)
+        return all(run_status(RunDir(self.root, run_id)).state in known for point in points for run_id in point.ids)
 
     def __enter__(self) -> Sweeping:
         return self

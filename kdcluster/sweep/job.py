@@ -7,14 +7,16 @@ import os
 import sys
 from pathlib import Path
 
+from kdcluster import configfile
 from kdcluster.config import Resources
+from kdcluster.configfile import LoadedExperiment
 from kdcluster.files import shipped, write_aside
 from kdcluster.launch import jobs, sbatch, scheduler
 from kdcluster.launch.profile import Profile
 from kdcluster.launch.scheduler import Job
 from kdcluster.launch.slurm import Slurm
 from kdcluster.launch.torchrun import Layout
-from kdcluster.sweep.cluster import check_fit
+from kdcluster.sweep.room import check_fit
 
 
 def allocation(
@@ -119,7 +121,13 @@ def under_way(folder: Path) -> Job | None:
 
 
 def submit(
-    folder: Path, layout: Layout, slurm: Slurm, after: list[str], words: list[str], again: str
+    folder: Path,
+    layout: Layout,
+    slurm: Slurm,
+    after: list[str],
+    loaded: LoadedExperiment,
+    words: list[str],
+    again: str,
 ) -> tuple[str, Path]:
     """Queue the sweep; returns the job's id and its log.
 
@@ -128,7 +136,8 @@ def submit(
         layout: of the whole allocation.
         slurm: the cluster.
         after: jobs that must have succeeded before.
-        words: arguments of `kdcluster sweep`.
+        loaded: the experiment; the job gets a copy of its file.
+        words: arguments of `kdcluster sweep` beside it.
         again: the command that goes on with it, for messages.
 
     Raises:
@@ -140,6 +149,7 @@ def submit(
     own.mkdir(parents=True)
     name = _name(folder, number)
     path = own / "job.sh"
+    words = [str(configfile.kept(loaded, own).path), *words]
     text = script(name, layout, slurm.profile, own, after, words, again)
     write_aside(path, text.encode("utf-8", "surrogateescape"))
     job_id = scheduler.submit(path, name)

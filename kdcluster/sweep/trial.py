@@ -45,6 +45,8 @@ class Order:
     token: str
     """Of this search: an attempt that has it was begun by a trial of this search."""
     ending: Path
+    early: bool = False
+    """Whether trials are stopped early; else a run that another search has stopped goes on."""
     noted: bool = True
     """Whether the runs are to be remembered as trials; those of the confirmation are not."""
 
@@ -82,7 +84,10 @@ class Trainee:
         # This experiment's sweep has one driver at a time, and Tune restarts a trial only when its process is gone: an
         # attempt of it that still seems to run was on a node that nobody can look at.
         gone = known.get("sweep_of") == self.order.experiment and known.get("host") != socket.gethostname()
-        if status.state not in ("done", "stopped", "running", "queued") or (status.state == "running" and gone):
+        # A run that waits for this machine's GPUs would wait for the end of the sweep, which has them.
+        waits = status.state == "queued" and status.job_id is None and self.order.layout.device == "cuda"
+        left = ("done", "running", "queued", *(["stopped"] if self.order.early else []))
+        if status.state not in left or (status.state == "running" and gone) or waits:
             self.run_dir.prepare(self.run)
             self.run_dir.note_submit(self.run.id)
             shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.order.layout.device == "cuda" else ()
@@ -106,13 +111,18 @@ class Trainee:
             measured = values_of(self.run_dir, self.order.metric)
             whole = self.run.train is not None and len(measured) >= self.run.train.epochs
             last = self.reported + 1 == len(measured)
-            if len(measured) > self.reported and (ended or not (last and whole)):  # after the last it still has to save
+            if len(measured) > self.reported and not (last and (ended or whole)):
                 self.reported += 1
-                return measured[self.reported - 1], ended and last
-            if ended:
-                self._why_it_ends()
+                return measured[self.reported - 1], False
+            if ended:  # after the last epoch it still had to save, and may have failed
                 status = run_status(self.run_dir)
-                raise KdclusterError(f"{self.run.id} is {status.state}: {status.reason}")
+                if measured and status.state in ("done", *(["stopped"] if self.order.early else [])):
+                    return measured[-1], True
+                self._why_it_ends()
+                if self.child is not None or status.state not in ("preempted", "lost", "stopped"):
+                    raise KdclusterError(f"{self.run.id} is {status.state}: {status.reason}")
+                self.begin()  # it was somebody else's, and was interrupted
+                continue
             if self.child is None:
                 self._why_it_ends()  # it is somebody else's, and goes on
             elif self.order.ending.exists() or self.run_dir.is_cancelled():
@@ -164,7 +174,12 @@ def values_of(run_dir: RunDir, metric: str) -> list[float]:
 
 
 def note_stopped(point: Point, order: Order) -> None:
-    """Write down that the scheduler stops a point early, before it does; what others have begun goes on."""
+    """Write down that the scheduler stops a point early, before it does; what others have begun goes on.
+
+    What is stopped while the search is being ended is no less good than others.
+    """
+    if order.ending.exists():
+        return
     for run_id in point.ids:
         newest = RunDir(order.root, run_id).newest()
         if newest and newest.read("start").get("sweep") == order.token and not newest.read("outcome"):

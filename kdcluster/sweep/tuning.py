@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import tempfile
@@ -33,8 +34,8 @@ def search(
     at_once: int | None,
     max_failures: int,
     watch: Callable[[], bool],
-) -> None:
-    """Try the points of a source in the Ray that this process is connected to; returns when every trial has ended.
+) -> list[tuple[Point, str]]:
+    """Try the points of a source in the Ray that this process is connected to, until every trial has ended.
 
     Args:
         source: the points.
@@ -43,6 +44,9 @@ def search(
         at_once: most trials at the same time; None: as many as there is room for.
         max_failures: how often a trial that fails is started again.
         watch: called again and again meanwhile; True ends the search.
+
+    Returns:
+        The points whose trial failed for good, each with its last error.
     """
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
@@ -51,7 +55,7 @@ def search(
         tune.with_parameters(_trainable(), order=order), {"cpu": order.layout.cores or 1, "gpu": order.gpus}
     )
     with tempfile.TemporaryDirectory(prefix="kdcluster-sweep-") as scratch:
-        tune.Tuner(
+        grid = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 metric=order.metric,
@@ -70,6 +74,14 @@ def search(
                 failure_config=tune.FailureConfig(max_failures=max_failures),
             ),
         ).fit()
+    ended = (grid[number] for number in range(len(grid)))
+    return [(one.config["point"], _words(one.error)) for one in ended if one.config and one.error]
+
+
+def _words(error: BaseException) -> str:
+    """Of an error that Ray has wrapped: the last line of the one inside."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
 
 
 def quiet() -> None:
@@ -147,7 +159,8 @@ def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:
             source.heard(self.given[trial_id], result["training_iteration"], result[order.metric])
 
         def _better(self, trial_id: str, result: dict[str, Any]) -> None:
-            value = result[order.metric]
+            if math.isnan(value := result[order.metric]):
+                return
             self.best[trial_id] = order.best(value, self.best.get(trial_id, value))
 
         def on_trial_complete(
@@ -191,7 +204,7 @@ def _trainable() -> type:
                 value, last = trainee.next()
                 return {metric: value, "done": last, "whole": last and trainee.is_done}
             except Ending:  # no failure, which Tune would try again; nobody reads the value
-                return {metric: 0.0, "done": True, "whole": False}
+                return {metric: math.nan, "done": True, "whole": False}
 
         def mean(self) -> float:
             values = []

@@ -421,6 +421,15 @@ def test_a_run_waits_for_what_another_supervisor_trains(
 
 
 @forks
+def test_a_run_that_a_sweep_has_started_meanwhile_is_left_to_it(made: Plan, root: Path, scripted: Scripted) -> None:
+    baseline = roles(made)["baseline"]
+    here = scripted(made, only=[baseline])
+    fabricated.done(RunDir(root, baseline.id))
+    here.run()
+    assert len(RunDir(root, baseline.id).attempts()) == 1
+
+
+@forks
 def test_each_gpu_has_one_run_at_a_time(
     made: Plan, root: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +31,7 @@ from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
 from kdcluster.results.table import ExperimentTable, Row, Table
 from kdcluster.runs import RunDir
-from kdcluster.sweep import cluster, flow, job, report, trial
+from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.flow import Stop, Sweeping, trial_room
 from kdcluster.sweep.points import Drawn, Point, Space
@@ -211,10 +214,17 @@ def test_optuna_knows_every_kind_of_domain_and_ends_with_a_small_space(tmp_path:
     }
     searched = space(tmp_path, {"space": domains, "trials": 40, "search": "optuna"}, **{"teacher.train": {"epochs": 2}})
     found = asked(Adaptive(searched, 40))
-    assert len(found) <= 12
+    assert len(found) == 12
     assert {point.values["distill.alpha"] for point in found} == {0.1, 0.2, 0.3}
     again = asked(Adaptive(searched, 40, found))
     assert {point.ids for point in again} == {point.ids for point in found}
+
+
+def test_optuna_draws_another_point_where_its_favourite_was_tried(tmp_path: Path) -> None:
+    domains = {"distill.alpha": {"choice": [0.0, 0.3, 0.6]}, "distill.temperature": {"loguniform": [1, 16]}}
+    searched = space(tmp_path, {"space": domains, "trials": 12, "search": "optuna"})
+    found = asked(Adaptive(searched, 12), lambda point: -float(point.values["distill.alpha"]))
+    assert len(found) == 12  # at alpha 0 the temperature makes no other run
 
 
 def test_optuna_goes_round_points_that_are_no_experiment(tmp_path: Path) -> None:
@@ -381,10 +391,10 @@ def order(folder: Path, **changes: Any) -> Order:
     return Order("tiny", folder / "runs", folder / "data", Layout("cpu", 1, 1), **given)
 
 
-def trainee(folder: Path, state: str) -> Trainee:
+def trainee(folder: Path, state: str, **changes: Any) -> Trainee:
     (point,) = points(space(folder, {"trials": 1}))
     put(folder / "runs", point.runs[0], state)
-    return Trainee(point.runs[0], point.values, order(folder))
+    return Trainee(point.runs[0], point.values, order(folder, **changes))
 
 
 @pytest.mark.parametrize("state", ["done", "running", "queued", "stopped"])
@@ -392,7 +402,7 @@ def test_a_run_that_has_ended_well_or_is_under_way_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setattr(trial.Child, "start", lambda *_, **__: pytest.fail("it was started"))
-    one = trainee(tmp_path, state)
+    one = trainee(tmp_path, state, early=True)
     one.begin()
     one.stop()
     assert one.child is None
@@ -400,12 +410,53 @@ def test_a_run_that_has_ended_well_or_is_under_way_is_not_started_again(
     assert one.run_dir.experiments() == ["tiny"]
 
 
-@pytest.mark.parametrize("state", ["planned", "failed", "lost", "preempted", "cancelled"])
+@pytest.mark.parametrize("state", ["planned", "failed", "lost", "preempted", "cancelled", "stopped"])
 def test_a_run_that_is_not_done_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     begun = []
     monkeypatch.setattr(trial.Child, "start", lambda run_dir, *_, **known: begun.append(known["known"]["sweep"]))
     trainee(tmp_path, state).begin()
     assert begun == ["ours"]
+
+
+def test_a_run_that_waits_for_the_gpus_of_the_sweep_is_started_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    monkeypatch.setattr(trial.Child, "start", lambda *_, **__: begun.append(1))
+    one = trainee(tmp_path, "queued")
+    one.order = replace(one.order, layout=Layout("cuda", 1, None))
+    one.begin()
+    assert begun == [1]
+
+
+def test_a_run_of_others_that_is_interrupted_goes_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(trial, "values_of", lambda *_: [1.0, 2.0])
+    one = trainee(tmp_path, "preempted")
+
+    def start(*_: Any, **__: Any) -> Any:
+        begun.append(1)
+        return Torchrun(one.run_dir, polls=1)
+
+    monkeypatch.setattr(trial.Child, "start", start)
+    monkeypatch.setattr(trial, "POLL_S", 0.0)
+    assert [one.next(), one.next()] == [(1.0, False), (2.0, True)]
+    assert begun == [1]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_run_that_was_stopped_early_is_an_end_for_a_search_that_stops_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    monkeypatch.setattr(trial.Child, "start", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(trial, "values_of", lambda *_: [1.0])
+    one = trainee(tmp_path, "stopped", early=early)
+    if early:
+        assert one.next() == (1.0, True)
+        assert not one.is_done
+    else:
+        with pytest.raises(InterruptedError):  # it is started
+            one.next()
 
 
 def test_a_trial_that_tune_restarts_takes_its_run_over_from_a_node_that_nobody_can_ask(
@@ -438,9 +489,14 @@ def test_a_finished_run_reports_all_its_epochs_at_once(tmp_path: Path, monkeypat
     assert one.is_done
 
 
-def test_a_run_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("measured", [[], [1.0], [1.0, 2.0]])
+def test_a_run_that_failed_says_why_whatever_it_measured_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[float]
+) -> None:
     one = trainee(tmp_path, "failed")
-    monkeypatch.setattr(trial, "values_of", lambda *_: [])
+    monkeypatch.setattr(trial, "values_of", lambda *_: measured)
+    for value in measured[:-1]:
+        assert one.next() == (value, False)
     with pytest.raises(KdclusterError, match="is failed: rank 1, step 7: ValueError: no"):
         one.next()
 
@@ -493,7 +549,8 @@ def test_what_the_scheduler_stops_is_stopped_and_what_anything_else_stops_goes_o
     status = run_status(one.run_dir)
     assert status.state == state
     assert f"stopped at step 7: {reason}" in status.reason
-    trial.note_stopped(stopped, order(tmp_path))  # Tune says so of a finished trial, too
+    if why != "asha":
+        trial.note_stopped(stopped, order(tmp_path))  # Tune says so of a finished trial, too
     assert run_status(one.run_dir) == status
 
 
@@ -576,6 +633,42 @@ def test_two_sweeps_of_one_experiment_do_not_run_at_once_on_whatever_machines(tm
     cluster.Session(tmp_path).begin()
 
 
+def test_a_search_begins_whatever_has_ended_the_one_before(tmp_path: Path) -> None:
+    session = cluster.Session(tmp_path)
+    session.end("the time budget is over")
+    session.go_on()
+    assert not session.ending.exists()
+    session.go_on()
+
+
+def test_a_sweep_is_not_queued_while_another_one_has_its_lock(tmp_path: Path) -> None:
+    first = cluster.Session(tmp_path / "tiny")
+    first.refuse_another()
+    first.begin()
+    with pytest.raises(KdclusterError, match="a sweep of tiny is under way already"):
+        cluster.Session(tmp_path / "tiny").refuse_another()
+
+
+def test_what_a_trial_raised_is_said_where_no_run_knows_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = space(tmp_path, {"trials": 2})
+    first, second = points(searched)
+    put(tmp_path / "runs", second.runs[0], "failed")
+    monkeypatch.setattr(cluster.Session, "ray_here", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(flow, "search", lambda *_, **__: [(first, "no permission"), (second, "as the table says")])
+    with Sweeping(searched, tmp_path / "runs", tmp_path / "data") as swept:
+        swept.session.begin()
+        swept.search([first, second], sys.stderr)
+    assert capsys.readouterr().err == f"{' '.join(first.settings)}: no permission\n"
+
+
+def test_the_words_of_an_error_that_ray_has_wrapped() -> None:
+    wrapped = RuntimeError("a page of traceback")
+    wrapped.cause = KdclusterError("first\nlast")  # type: ignore[attr-defined]
+    assert [tuning._words(one) for one in (wrapped, ValueError())] == ["last", "ValueError"]
+
+
 def test_a_job_waits_for_the_lock_of_a_node_that_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
     monkeypatch.setattr(cluster, "acquire", lambda lock, without, timeout_s: asked.append(timeout_s))
@@ -622,18 +715,18 @@ class OneNode:
 def test_every_node_is_asked_for_what_a_trial_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, said: str
 ) -> None:
-    monkeypatch.setattr(cluster, "_ray", OneNode)
+    monkeypatch.setattr(room, "ray_module", OneNode)
     data = tmp_path / "data"
     if missing != "data":
         data.mkdir()
     if missing == "runs":
-        monkeypatch.setattr(cluster, "write_aside", lambda path, text: None)
+        monkeypatch.setattr(room, "write_aside", lambda path, text: None)
     if missing == "code":
-        monkeypatch.setattr(cluster, "trainer_code", lambda: "another")
+        monkeypatch.setattr(room, "trainer_code", lambda: "another")
     if not missing:
-        return cluster.check_nodes(tmp_path, data)
+        return room.check_nodes(tmp_path, data)
     with pytest.raises(KdclusterError, match=said):
-        cluster.check_nodes(tmp_path, data)
+        room.check_nodes(tmp_path, data)
 
 
 def test_nobody_waits_for_a_ray_that_is_not_there() -> None:
@@ -645,7 +738,7 @@ def test_a_dashboard_that_is_not_installed_is_an_error_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "DASHBOARD", ("no_such_package",))
-    monkeypatch.setattr(cluster, "_ray", lambda: type("Ray", (), {"shutdown": staticmethod(lambda: None)}))
+    monkeypatch.setattr(cluster, "ray_module", lambda: type("Ray", (), {"shutdown": staticmethod(lambda: None)}))
     session = cluster.Session(tmp_path)
     session.begin()
     with pytest.raises(KdclusterError, match=r"--dashboard needs more of Ray: pip install 'ray\[default\]'"):
@@ -677,6 +770,43 @@ def test_a_sweep_as_one_job(tmp_path: Path) -> None:
         assert line in lines
     assert "set -- tiny --set 'distill.alpha='\"'\"'a b'\"'\"''" in lines
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_a_job_has_a_copy_of_the_file_that_nobody_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models.py").touch()
+    searched = space(tmp_path, {"trials": 1}, imports=["models.py"])
+    monkeypatch.setattr(job.scheduler, "submit", lambda path, name: "7")
+    before, folder = points(searched), tmp_path / "runs" / ".sweeps" / "tiny"
+    slurm = SimpleNamespace(profile=Profile())
+    job.submit(
+        folder,
+        Layout("cpu", 1, 1),
+        slurm,
+        [],  # type: ignore[arg-type]
+        searched.loaded,
+        ["--confirm", "0"],
+        "again",
+    )
+    copy = folder / "slurm" / "1" / "tiny.yaml"
+    assert f"set -- {copy} --confirm 0" in (folder / "slurm" / "1" / "job.sh").read_text().splitlines()
+    (tmp_path / "tiny.yaml").write_text("broken")
+    there = Space(configfile.load(str(copy)))
+    assert points(there) == before
+    assert there.loaded.config == searched.loaded.config
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_the_death_of_the_first_nodes_ray_ends_the_sweep_with_a_word(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ending: bool
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(allocation.os, "_exit", left.append)
+    over = threading.Event()
+    if ending:
+        over.set()
+    allocation._watch(subprocess.Popen(["true"]), over)
+    assert left == ([] if ending else [1])
+    assert ("Ray has died on the first node" in capfd.readouterr().err) is not ending
 
 
 def test_a_sweep_without_gpus_gets_cores_for_its_trials_at_once() -> None:
@@ -731,7 +861,7 @@ def test_a_sweep_holds_the_gpus_that_its_ray_gets(tmp_path: Path, monkeypatch: p
         yield
 
     monkeypatch.setattr(cluster.Session, "ray_here", ray_here)
-    monkeypatch.setattr(flow, "search", lambda *_, **__: None)
+    monkeypatch.setattr(flow, "search", lambda *_, **__: [])
     searched = space(tmp_path, {"trials": 1}, resources={"device": "cuda"})
     other = GpuPool(cards[:1]).take(1)  # another run has the first one
     assert other is not None

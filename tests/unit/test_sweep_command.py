@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from kdcluster import configfile
 from kdcluster.arguments import Chosen
 from kdcluster.cli import main
 from kdcluster.commands import sweep as sweep_command
+from kdcluster.commands import teachers_first
 from kdcluster.launch.local import Local
 from kdcluster.launch.scheduler import Job
 from kdcluster.launch.slurm import Slurm
@@ -132,13 +135,15 @@ def test_a_teacher_under_the_gate_has_no_trials(folder: Path, capsys: pytest.Cap
     for run_, top1 in zip(searched.teachers(points).runs[1:], (70.0, 55.0), strict=True):
         done(put(folder / "runs", run_, "planned"), top1)
 
-    def good(chosen: list[Point]) -> list[Point]:
+    def good(chosen: list[Point], *, every: bool = False) -> list[Point]:
         with main.make_context("kdcluster", ["list"]) as context:
             context.obj = {"quiet": False}
-            return sweep_command._with_a_good_teacher(chosen, folder / "runs")
+            return teachers_first.with_a_good_one(chosen, folder / "runs", every=every)
 
     assert good(points) == [points[0]]
     assert "not tried: teacher-" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        good(points, every=True)  # as of Optuna, whose points are not known yet, and of the confirmation
     with pytest.raises(SystemExit):
         good(points[1:])
     assert "reached 55.00 %, under teacher.min_top1 60" in capsys.readouterr().err
@@ -157,11 +162,11 @@ def test_a_teacher_whose_weights_are_gone_is_made_again_where_a_trial_needs_them
     with main.make_context("kdcluster", ["list"]) as context:
         context.obj = {"quiet": False}
         chosen = Chosen(("tiny.yaml",), runs_dir=folder / "runs")
-        sweep_command._submit(teacher, point.runs, chosen, backend)
+        teachers_first.submit(teacher, point.runs, chosen, backend)
         run_dir.weights("best").unlink()
-        sweep_command._submit(teacher, [], chosen, backend)
+        teachers_first.submit(teacher, [], chosen, backend)
         assert started == []  # no trial is left that needs it
-        sweep_command._submit(teacher, point.runs, chosen, backend)
+        teachers_first.submit(teacher, point.runs, chosen, backend)
         assert started == [teacher.runs[0].id]
 
 
@@ -177,20 +182,36 @@ def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
         "kdcluster.launch.submission.submit",
         lambda made, root, data, there, prepare, roles: asked.append(there.layouts(made)),
     )
-    monkeypatch.setattr(sweep_command.job, "submit", lambda *given: asked.append(given[4]) or ("7", Path("log")))
+    monkeypatch.setattr(sweep_command.job, "submit", lambda *given: asked.append(given[4:6]) or ("7", Path("log")))
     teacher = plan([configfile.load("tiny.yaml")]).runs[0]
     put(folder / "runs", teacher, "done")
     result = run("sweep", "tiny.yaml", "--backend", "slurm", "--cluster", "dev", "--nodes", "2", "--trials", "3")
     assert result.exit_code == 0, result.output
-    layout, of_teacher, words = asked
+    layout, of_teacher, (loaded, words) = asked
     assert (layout.procs, layout.nodes, layout.gpus) == (2, 2, 0)
     assert of_teacher[teacher.id].nodes == 1
-    assert words[0] == str(folder / "tiny.yaml")
+    assert loaded.name == "tiny"
     assert words[-2:] == ["--trials", "3"]
     assert "worst case of the sweep: 0 GPU-hours" in result.stderr
     assert "job 7 sweeps tiny on 2 CPU processes of 1 thread on 2 nodes; log: log" in result.stderr
     again = "kdcluster sweep tiny.yaml --backend slurm --cluster dev --nodes 2 --trials 3"
     assert f"next: kdcluster results tiny.yaml --sweep\nscancel 7 stops it; then: {again}\n" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whatever_interrupts_it_is_told_what_goes_on(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupted() -> None:
+        with sweep_command._interruptible("kdcluster sweep tiny.yaml"):
+            os.kill(os.getpid(), number)
+            signal.pause()
+
+    with pytest.raises(SystemExit) as left:
+        interrupted()
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "\ninterrupted\nnext: kdcluster sweep tiny.yaml\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_sweep_here_waits_for_the_one_in_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
