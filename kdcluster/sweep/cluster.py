@@ -154,16 +154,17 @@ class Session:
         try:
             if dashboard and not all(map(importlib.util.find_spec, DASHBOARD)):
                 raise KdclusterError("--dashboard needs more of Ray: pip install 'ray[default]'")
-            context = ray.init(
-                num_cpus=threads_available(),
-                num_gpus=gpus,
-                include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=self.temp,
-                runtime_env=_environment(),
-            )
+            with _sigterm_kept():
+                context = ray.init(
+                    num_cpus=threads_available(),
+                    num_gpus=gpus,
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=False,
+                    configure_logging=False,
+                    _temp_dir=self.temp,
+                    runtime_env=_environment(),
+                )
             if dashboard:
                 sys.stderr.write(f"Ray's dashboard: http://{context.dashboard_url}\n")
             self.note()
@@ -209,7 +210,8 @@ def joined(address: str) -> Iterator[None]:
             f"--ray-address {address}: {wrong}; is a Ray up there? `ray start --head` prints its address"
         )
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, runtime_env=_environment())
+        with _sigterm_kept():
+            ray.init(address=address, log_to_driver=False, configure_logging=False, runtime_env=_environment())
     except (ConnectionError, RuntimeError, ValueError) as error:
         hint = "" if "RAY_AUTH_MODE" in os.environ else "; one that wants a token needs RAY_AUTH_MODE=token here"
         raise KdclusterError(f"--ray-address {address}: {error}{hint}") from None
@@ -217,6 +219,16 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray's own handler would end this process without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _environment() -> dict[str, str]:
