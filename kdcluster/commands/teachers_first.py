@@ -45,8 +45,7 @@ def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Sl
 
 def submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm) -> submission.Submission:
     """Start the teachers that are not done, or whose weights are gone while one of these students needs them."""
-    every = made.joined(students)
-    return submission.submit(every, chosen.root, chosen.data, there, lambda runs: None, roles=("teacher",))
+    return submission.submit(made, chosen.root, chosen.data, there, lambda runs: None, waiting=students)
 
 
 def with_a_good_one(points: list[Point], root: Path, *, every: bool) -> list[Point]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import shlex
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from kdcluster.errors import KdclusterError
 from kdcluster.launch.status import Status, blocked_by, statuses
 from kdcluster.launch.torchrun import Layout
-from kdcluster.plan import ROLES, Plan, Run
+from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 
 log = logging.getLogger(__name__)
@@ -57,16 +57,14 @@ class Submission:
     """What was done with what was started: "started" or "queued"."""
 
 
-def to_start(
-    plan: Plan, found: Mapping[str, Status], *, retry: bool = False, roles: Container[str] = ROLES
-) -> list[str]:
-    """The runs of some roles that a submit starts, in order: planned and interrupted, with `retry` failed ones too."""
+def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) -> list[str]:
+    """The runs that a submit starts, in order: planned and interrupted ones, with `retry` failed ones too."""
     states = {"planned", "blocked", "preempted", "stopped", "lost"} | ({"failed", "cancelled"} if retry else set())
     chosen: list[str] = []
     for run in plan.runs:
         going = {need: Status("queued") if need in chosen else found[need] for need in run.needs}
         unmet = [n for n, s in going.items() if s.state not in ("done", "running", "queued")]
-        if run.role in roles and found[run.id].state in states and not unmet and not blocked_by(run, going):
+        if found[run.id].state in states and not unmet and not blocked_by(run, going):
             chosen.append(run.id)
     return chosen
 
@@ -80,7 +78,7 @@ def submit(
     *,
     retry: bool = False,
     words: str = "",
-    roles: Container[str] = ROLES,
+    waiting: Iterable[Run] = (),
 ) -> Submission:
     """Start what is missing; a second call starts nothing twice.
 
@@ -95,22 +93,23 @@ def submit(
         prepare: called with the runs that are about to be started; fetches what they need, or raises.
         retry: start failed and cancelled runs too.
         words: arguments of the `kdcluster submit` that this is, for whoever has to repeat it.
-        roles: start runs of these alone; the others say what is needed of them.
+        waiting: runs that somebody else will start, and that need runs of the plan.
 
     Raises:
         KdclusterError: what is asked for cannot run there, or could not be started; nothing is then.
     """
-    found = statuses(plan, root)
-    asked = to_start(plan, found, retry=retry, roles=roles)
+    every = plan.joined(waiting)
+    found = statuses(every, root)
+    asked = to_start(plan, found, retry=retry)
     if asked:  # before anything is written
         refuse_mixed(plan, found, asked, backend.name)
         backend.check(plan, asked, root)
     root.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(root):
-        found = statuses(plan, root)
+        found = statuses(every, root)
         adopt(root, found)
-        chosen = to_start(plan, found, retry=retry, roles=roles)
-        left = {run_id: status for run_id, status in found.items() if run_id not in chosen}
+        chosen = to_start(plan, found, retry=retry)
+        left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
         if not chosen:
             return Submission([], left)
         refuse_mixed(plan, found, chosen, backend.name)

@@ -180,7 +180,7 @@ def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
     monkeypatch.setattr(Slurm, "check_layouts", lambda self, layouts: asked.extend(layouts))
     monkeypatch.setattr(
         "kdcluster.launch.submission.submit",
-        lambda made, root, data, there, prepare, roles: asked.append(there.layouts(made)),
+        lambda made, root, data, there, prepare, waiting: asked.append(there.layouts(made)),
     )
     monkeypatch.setattr(sweep_command.job, "submit", lambda *given: asked.append(given[4:6]) or ("7", Path("log")))
     teacher = plan([configfile.load("tiny.yaml")]).runs[0]
