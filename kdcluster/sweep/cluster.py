@@ -223,10 +223,12 @@ def joined(address: str) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Ray's own handler would end this process without a word."""
+    """Ray's own handler, which it sets as it starts, would end this process without a word."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:  # by that handler
+        raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

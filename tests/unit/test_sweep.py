@@ -677,6 +677,20 @@ def test_a_job_waits_for_the_lock_of_a_node_that_has_died(tmp_path: Path, monkey
     assert asked == [cluster.LEASE_S]
 
 
+def test_a_sigterm_while_ray_starts_is_an_interruption() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def start() -> None:
+        with cluster._sigterm_kept():
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_signal_ends_a_search_and_a_second_ctrl_c_at_once() -> None:
     stop = Stop()
     with stop.on_signals():
