@@ -683,8 +683,7 @@ def test_a_sigterm_while_ray_starts_is_an_interruption() -> None:
     def start() -> None:
         with cluster._sigterm_kept():
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
+            signal.raise_signal(signal.SIGTERM)  # to this thread
 
     with pytest.raises(KeyboardInterrupt):
         start()
@@ -694,10 +693,10 @@ def test_a_sigterm_while_ray_starts_is_an_interruption() -> None:
 def test_a_signal_ends_a_search_and_a_second_ctrl_c_at_once() -> None:
     stop = Stop()
     with stop.on_signals():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.why == "the sweep was told to stop by SIGTERM"
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -204,8 +203,7 @@ def test_whatever_interrupts_it_is_told_what_goes_on(capsys: pytest.CaptureFixtu
 
     def interrupted() -> None:
         with sweep_command._interruptible("kdcluster sweep tiny.yaml"):
-            os.kill(os.getpid(), number)
-            signal.pause()
+            signal.raise_signal(number)  # to this thread
 
     with pytest.raises(SystemExit) as left:
         interrupted()
