@@ -200,6 +200,7 @@ def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_whatever_interrupts_it_is_told_what_goes_on(capsys: pytest.CaptureFixture[str], number: int) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    of_tests = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def interrupted() -> None:
         with sweep_command._interruptible("kdcluster sweep tiny.yaml"):
@@ -207,6 +208,7 @@ def test_whatever_interrupts_it_is_told_what_goes_on(capsys: pytest.CaptureFixtu
 
     with pytest.raises(SystemExit) as left:
         interrupted()
+    signal.signal(signal.SIGINT, of_tests)
     assert left.value.code == 130
     assert capsys.readouterr().err == "\ninterrupted\nnext: kdcluster sweep tiny.yaml\n"
     assert signal.getsignal(signal.SIGTERM) == before
