@@ -418,15 +418,19 @@ def test_a_run_that_is_not_done_is_started(tmp_path: Path, monkeypatch: pytest.M
     assert begun == ["ours"]
 
 
-def test_a_run_that_waits_for_the_gpus_of_the_sweep_is_started_by_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = []
-    monkeypatch.setattr(trial.Child, "start", lambda *_, **__: begun.append(1))
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of runs that a trial started, had it been for real."""
+    ids: list[str] = []
+    monkeypatch.setattr(trial.Child, "start", lambda run_dir, *_, **__: ids.append(run_dir.id))
+    return ids
+
+
+def test_a_run_that_waits_for_the_gpus_of_the_sweep_is_started_by_it(tmp_path: Path, begun: list[str]) -> None:
     one = trainee(tmp_path, "queued")
     one.order = replace(one.order, layout=Layout("cuda", 1, None))
     one.begin()
-    assert begun == [1]
+    assert begun == [one.run.id]
 
 
 def test_a_run_of_others_that_is_interrupted_goes_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,16 +464,14 @@ def test_a_run_that_was_stopped_early_is_an_end_for_a_search_that_stops_early(
 
 
 def test_a_trial_that_tune_restarts_takes_its_run_over_from_a_node_that_nobody_can_ask(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, begun: list[str]
 ) -> None:
-    begun = []
-    monkeypatch.setattr(trial.Child, "start", lambda *_, **__: begun.append(1))
     one = trainee(tmp_path, "planned")
     attempt = one.run_dir.start_attempt({"host": "another", "sweep": "an earlier one's", "sweep_of": "tiny"})
     attempt.write("heartbeat", {**BEAT, "time": time.time()})
     assert run_status(one.run_dir).state == "running"
     one.begin()
-    assert begun == [1]
+    assert begun == [one.run.id]
 
 
 def test_a_trial_that_somebody_cancelled_is_not_tried_again_in_the_same_sweep(tmp_path: Path) -> None:
