@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from kdcluster import __version__, arguments
-from kdcluster.arguments import Chosen, takes
+from kdcluster import __version__
+from kdcluster.commands import arguments
+from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, explain_disk
 from kdcluster.terminal import count, leave, say, show, show_json
 
@@ -56,7 +57,7 @@ def main(ctx: click.Context, verbose: bool, quiet: bool) -> None:
 @arguments.as_json
 def list_(as_json: bool) -> None:
     """The experiments that can be named here, one line each."""
-    from kdcluster import configfile
+    from kdcluster.experiment import configfile
 
     found = []
     for name, path in configfile.experiments().items():
@@ -122,13 +123,13 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
 
     On one device, in runs/debug.
     """
-    from kdcluster.launch import local
+    from kdcluster.launch.local.backend import debug as run_here
     from kdcluster.launch.preflight import preflight
 
     made = chosen.plan(experiment).only([role])
     run = made[next(iter(made.wanted.values()))[role][0]]  # type: ignore[index]
     preflight([made[need] for need in run.needs] + [run], chosen.data, fetch=True)
-    sys.exit(local.debug(run, chosen.root, chosen.data, steps))
+    sys.exit(run_here(run, chosen.root, chosen.data, steps))
 
 
 @main.command()
@@ -190,7 +191,7 @@ def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
 @arguments.as_json
 def logs(chosen: Chosen, run: str, follow: bool, rank: int | None, as_json: bool) -> None:
     """The run's log, all ranks labelled. RUN is any unique beginning of an id."""
-    from kdcluster.launch.logs import lines
+    from kdcluster.commands.logs import lines
     from kdcluster.launch.status import run_status
     from kdcluster.runs import find_run
 
@@ -314,9 +315,9 @@ def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
     from dataclasses import asdict
     from itertools import chain
 
-    from kdcluster.launch.doctor import examine, examine_cluster
-    from kdcluster.launch.profile import choose
-    from kdcluster.launch.slurm import Slurm
+    from kdcluster.commands.doctor import examine, examine_cluster
+    from kdcluster.launch.slurm.backend import Slurm
+    from kdcluster.launch.slurm.profile import choose
 
     root, data = chosen.root, chosen.data
     made = chosen.plan() if chosen.experiments else None
@@ -342,7 +343,7 @@ def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
 @arguments.as_json
 def schema(as_json: bool) -> None:
     """The experiment file's fields: type, unit, default, meaning."""
-    from kdcluster.schema import fields, json_schema
+    from kdcluster.experiment.schema import fields, json_schema
 
     if as_json:
         return show_json(json_schema())

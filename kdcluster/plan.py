@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kdcluster import yamlfile
-from kdcluster.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
-from kdcluster.configfile import LoadedExperiment
 from kdcluster.errors import ConfigError
+from kdcluster.experiment import yamlfile
+from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
+from kdcluster.experiment.configfile import LoadedExperiment
 
 RECIPE = 1
 """Raised by hand when the trainer's numerics or a default change: runs made before are then other runs."""

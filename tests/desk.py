@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from kdcluster import yamlfile
+from kdcluster.experiment import yamlfile
 from kdcluster.processes import is_alive
 from kdcluster.runs import RunDir
 from tests.tiny import TINY_MODELS, put_images, write_experiment

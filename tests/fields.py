@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from kdcluster.config import Experiment
-from kdcluster.configfile import LoadedExperiment
+from kdcluster.experiment.config import Experiment
+from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.wording import block_of
 
 FILES = {

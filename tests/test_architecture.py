@@ -27,12 +27,8 @@ RANKS: dict[str, float] = {
     "errors": 0,
     "files": 1,
     "processes": 1,
-    "space": 1.1,
-    "config": 2,
-    "wording": 2.1,
-    "yamlfile": 2.2,
-    "configfile": 2.3,
-    "schema": 2.4,
+    "wording": 1,
+    "experiment": 2,
     "plan": 3,
     "runs": 4,
     "history": 4.1,
@@ -41,8 +37,7 @@ RANKS: dict[str, float] = {
     "train": 5,
     "sweep": 6,
     "terminal": 6.1,
-    "arguments": 6.2,
-    "commands": 6.3,
+    "commands": 6.2,
     "cli": 7,
 }
 """A room imports itself and rooms of a lower rank; those of one rank are strangers. A new room belongs here."""
@@ -50,7 +45,7 @@ RANKS: dict[str, float] = {
 HEAVY = {"torch", "torchvision", "timm", "ray", "submitit", "matplotlib", "rich", "tensorboard", "numpy"}
 
 LONG = {
-    "config.py": "every field of an experiment file stands in one place",
+    "experiment/config.py": "every field of an experiment file stands in one place",
     "cli.py": "one function for each command, and each does nothing but parse, call, print",
     "train/data.py": "decoded arrays, from their lock to the batch",
 }
@@ -157,7 +152,7 @@ def test_launching_and_results_need_no_torch() -> None:
     assert len(modules) > 20
     loaded = in_fresh_interpreter(f"import sys, {', '.join(modules)}; {LOADED}")
     assert set(loaded) <= {"tensorboard", "numpy"}
-    assert not {"torch", "timm"} & set(in_fresh_interpreter(f"import sys, kdcluster.launch.supervisor; {LOADED}"))
+    assert not {"torch", "timm"} & set(in_fresh_interpreter(f"import sys, kdcluster.launch.local.supervisor; {LOADED}"))
 
 
 def test_importing_sets_up_no_logging_and_reads_no_environment() -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcluster import configfile, yamlfile
-from kdcluster.config import DATASETS
+from kdcluster.experiment import configfile, yamlfile
+from kdcluster.experiment.config import DATASETS
 from kdcluster.files import write_json
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir

@@ -7,11 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from kdcluster.arguments import Chosen
+from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import KdclusterError
-from kdcluster.launch.local import Local
+from kdcluster.launch.local.backend import Local
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.slurm import Slurm
+from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.status import Status, statuses
 from kdcluster.launch.submission import to_start
 from kdcluster.launch.torchrun import Layout, Rendezvous, command

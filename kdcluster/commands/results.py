@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kdcluster.arguments import Chosen
+from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import trainer_code, write_aside
 from kdcluster.launch.status import statuses

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdcluster import configfile
-from kdcluster.arguments import Chosen
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.progress import follow
 from kdcluster.commands.submit import say_next_steps
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment import configfile
 from kdcluster.history import Record, cost, history, post_mortem, spent
-from kdcluster.launch.progress import follow
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir, run_dirs

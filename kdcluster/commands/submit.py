@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from kdcluster.arguments import Chosen
+from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.plan import say_worst_case, show_dry_run
+from kdcluster.commands.progress import follow
 from kdcluster.errors import ConfigError
 from kdcluster.files import trainer_code
 from kdcluster.launch import submission
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.progress import follow
 from kdcluster.launch.status import ENDED, Status, next_steps, statuses
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir

@@ -13,14 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from kdcluster import configfile
-from kdcluster.arguments import Chosen
 from kdcluster.commands import teachers_first
+from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, SchedulerError
-from kdcluster.launch.local import Local
+from kdcluster.experiment import configfile
+from kdcluster.launch.local.backend import Local
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.scheduler import is_here, is_inside_job
-from kdcluster.launch.slurm import Slurm, waited_for
+from kdcluster.launch.slurm.ask import is_here, is_inside_job
+from kdcluster.launch.slurm.backend import Slurm, waited_for
 from kdcluster.launch.status import run_status, statuses
 from kdcluster.results import render, table
 from kdcluster.runs import RunDir

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from kdcluster.arguments import Chosen
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.progress import follow
 from kdcluster.launch import submission
-from kdcluster.launch.local import Local
-from kdcluster.launch.progress import follow
-from kdcluster.launch.slurm import Slurm
+from kdcluster.launch.local.backend import Local
+from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.status import blocked_by, next_steps, run_status
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdcluster.errors import WaitTimeout
-from kdcluster.launch import scheduler
+from kdcluster.launch.slurm import ask as scheduler
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir, run_dirs

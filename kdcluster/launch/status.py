@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdcluster.launch import jobs as slurm
-from kdcluster.launch.jobs import Jobs
-from kdcluster.launch.scheduler import Job
+from kdcluster.launch.slurm import queue as slurm
+from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.queue import Jobs
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive
 from kdcluster.runs import Attempt, RunDir

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcluster.config import Resources
+from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
 from kdcluster.runs import ATTEMPT_VARIABLE
 

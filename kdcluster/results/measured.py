@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kdcluster.config import Data
+from kdcluster.experiment.config import Data
 from kdcluster.plan import Run
 from kdcluster.results.events import Scalars, possible, read_scalars
 from kdcluster.runs import RunDir

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdcluster.config import Experiment
+from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, cost, history
 from kdcluster.plan import ROLES, Plan, Role
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by

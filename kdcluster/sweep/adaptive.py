@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdcluster import space
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment import space
 from kdcluster.sweep.points import AGAIN, Point, Space
 
 ITS_OWN = 5

@@ -23,8 +23,9 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import shipped
-from kdcluster.launch import nodes, ownjob, scheduler
 from kdcluster.launch.agent import dies_with
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import nodes, ownjob
 from kdcluster.sweep.cluster import joined
 from kdcluster.sweep.room import nodes_of_ray
 

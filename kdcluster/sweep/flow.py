@@ -16,9 +16,9 @@ from typing import TextIO
 
 from filelock import FileLock
 
-from kdcluster.config import Resources
 from kdcluster.errors import ConfigError, KdclusterError
-from kdcluster.launch.gpus import GpuPool, visible_gpus
+from kdcluster.experiment.config import Resources
+from kdcluster.launch.local.gpus import GpuPool, visible_gpus
 from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan

@@ -7,14 +7,16 @@ import os
 import sys
 from pathlib import Path
 
-from kdcluster import configfile
-from kdcluster.config import Resources
-from kdcluster.configfile import LoadedExperiment
+from kdcluster.experiment import configfile
+from kdcluster.experiment.config import Resources
+from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.files import shipped, write_aside
-from kdcluster.launch import jobs, sbatch, scheduler
-from kdcluster.launch.profile import Profile
-from kdcluster.launch.scheduler import Job
-from kdcluster.launch.slurm import Slurm
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import queue as jobs
+from kdcluster.launch.slurm import script as sbatch
+from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.backend import Slurm
+from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout
 from kdcluster.sweep.room import check_fit
 
@@ -97,7 +99,7 @@ def script(
 
 
 def _for_the_trials(profile: Profile, again: str) -> list[str]:
-    """What tasks of ordinary jobs are told in other ways (launch/task.py)."""
+    """What tasks of ordinary jobs are told in other ways (launch/slurm/task.py)."""
     given = {
         "KDCLUSTER_MAX_REQUEUES": str(profile.max_requeues),
         "KDCLUSTER_SWEEP_AGAIN": again,

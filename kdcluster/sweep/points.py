@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kdcluster import configfile, space
-from kdcluster.config import Sweep
-from kdcluster.configfile import LoadedExperiment
 from kdcluster.errors import ConfigError
+from kdcluster.experiment import configfile, space
+from kdcluster.experiment.config import Sweep
+from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.plan import Plan, Run, plan, trial
 from kdcluster.runs import RunDir, run_dirs
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcluster import configfile
-from kdcluster.config import Sweep
 from kdcluster.errors import ConfigError
+from kdcluster.experiment import configfile
+from kdcluster.experiment.config import Sweep
 from kdcluster.files import write_aside
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.results.table import Table

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kdcluster.config import Sweep
+from kdcluster.experiment.config import Sweep
 from kdcluster.sweep.points import Point
 from kdcluster.sweep.report import Tried, tried
 

@@ -22,8 +22,8 @@ from timm.models._helpers import load_state_dict
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
-from kdcluster.config import Model
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment.config import Model
 from kdcluster.files import file_digest
 from kdcluster.plan import Run
 

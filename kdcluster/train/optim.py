@@ -8,7 +8,7 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from kdcluster.config import Train
+from kdcluster.experiment.config import Train
 
 
 def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:

@@ -16,8 +16,8 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import logging as hub_logging
 
-from kdcluster.config import Model
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment.config import Model
 from kdcluster.plan import Run
 from kdcluster.train import data, models
 

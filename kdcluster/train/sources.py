@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from kdcluster.config import Data
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment.config import Data
 from kdcluster.files import folder_classes, folder_images
 from kdcluster.processes import threads_available
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcluster.config import Augment
 from kdcluster.errors import ConfigError
+from kdcluster.experiment.config import Augment
 
 CROP_ROW, CROP_COLUMN, FLIP, ORDER, HELD_OUT = range(5)
 """Streams: what a random number is for. Each has numbers of its own, so that one never moves another."""

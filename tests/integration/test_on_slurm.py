@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from submitit.core.utils import DelayedSubmission
 
-from kdcluster import yamlfile
 from kdcluster.errors import ConfigError
-from kdcluster.launch.profile import Profile
-from kdcluster.launch.sbatch import job_name, script
+from kdcluster.experiment import yamlfile
+from kdcluster.launch.slurm.profile import Profile
+from kdcluster.launch.slurm.script import job_name, script
 from kdcluster.launch.torchrun import Layout
 from kdcluster.results.events import read_scalars
 from kdcluster.runs import RunDir

@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from kdcluster import configfile
+from kdcluster.experiment import configfile
 from kdcluster.plan import plan
 from kdcluster.results import events
 from tests import tiny

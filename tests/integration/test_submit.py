@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from kdcluster import configfile
+from kdcluster.experiment import configfile
 from kdcluster.launch.status import Status, run_status
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.results.events import read_scalars

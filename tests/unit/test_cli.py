@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 import kdcluster
 from kdcluster.cli import main
-from kdcluster.configfile import load
 from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
+from kdcluster.experiment.configfile import load
 from kdcluster.launch.status import Status
 from kdcluster.launch.submission import Submission
 from kdcluster.plan import plan
@@ -416,7 +416,7 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return 7
 
     monkeypatch.setattr("kdcluster.launch.submission.submit", submit)
-    monkeypatch.setattr("kdcluster.launch.local.debug", debug)
+    monkeypatch.setattr("kdcluster.launch.local.backend.debug", debug)
     for place in ("kdcluster.launch.preflight", "kdcluster.commands.submit"):
         monkeypatch.setattr(f"{place}.preflight", lambda runs, data_dir, fetch: calls.append(len(list(runs))))
     return calls
@@ -453,7 +453,7 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
 
 
 def test_gpus_that_are_not_there_are_an_error(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcluster.launch.local.visible_gpus", list)
+    monkeypatch.setattr("kdcluster.launch.local.backend.visible_gpus", list)
     monkeypatch.setattr("kdcluster.commands.submit.preflight", _raiser(AssertionError("it fetches")))
     assert "8 GPUs asked for, this machine shows none" in fails(1, "submit", "exp1", "--gpus", "8")
     assert everything(empty_folder) == []

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster import configfile, yamlfile
 from kdcluster.cli import main
-from kdcluster.config import Experiment
-from kdcluster.configfile import LoadedExperiment
 from kdcluster.errors import ConfigError, NotFound
+from kdcluster.experiment import configfile, yamlfile
+from kdcluster.experiment.config import Experiment
+from kdcluster.experiment.configfile import LoadedExperiment
 
 BROKEN = Path(__file__).parents[1] / "broken"
 FILES = sorted(BROKEN.glob("*.yaml"))

@@ -27,8 +27,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcluster import configfile, plan, yamlfile
+from kdcluster import plan
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment import configfile, yamlfile
 from kdcluster.files import read_json, write_json
 from kdcluster.train import data, sources
 from kdcluster.train.sources import Part, Source

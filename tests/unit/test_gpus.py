@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from kdcluster.errors import KdclusterError
-from kdcluster.launch import gpus
-from kdcluster.launch.gpus import GpuPool, visible_gpus
+from kdcluster.launch.local import gpus
+from kdcluster.launch.local.gpus import GpuPool, visible_gpus
 
 CARDS = ("GPU-aaaa1111-0", "GPU-aabb2222-0", "GPU-cccc3333-0")
 Smi = Callable[..., None]
@@ -120,7 +120,7 @@ def test_take_is_all_or_nothing(cards: list[str]) -> None:
 TAKER = textwrap.dedent(
     """
     import sys
-    from kdcluster.launch.gpus import GpuPool
+    from kdcluster.launch.local.gpus import GpuPool
     taken = GpuPool(sys.argv[2:]).take(int(sys.argv[1]))
     print(*[name for name, _ in taken or []], flush=True)
     input()

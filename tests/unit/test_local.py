@@ -22,13 +22,15 @@ import pytest
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
-from kdcluster.launch import child, local, supervisor
+from kdcluster.launch import child
 from kdcluster.launch.code import code_state
-from kdcluster.launch.gpus import GpuPool
-from kdcluster.launch.local import Local, check_room, layouts
+from kdcluster.launch.local import backend as local
+from kdcluster.launch.local import supervisor
+from kdcluster.launch.local.backend import Local, check_room, layouts
+from kdcluster.launch.local.gpus import GpuPool
+from kdcluster.launch.local.supervisor import Supervisor
 from kdcluster.launch.status import run_status, statuses
 from kdcluster.launch.submission import submit, to_start
-from kdcluster.launch.supervisor import Supervisor
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, process_record

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcluster.launch import logs
-from kdcluster.launch.logs import lines
+from kdcluster.commands import logs
+from kdcluster.commands.logs import lines
 from kdcluster.runs import RunDir
 from tests.fabricated import DEAD, LIVE, ended, put, started
 from tests.tiny import make_run

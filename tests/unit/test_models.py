@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcluster.config import Model
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment.config import Model
 from kdcluster.train import models
 from tests import tiny
 
@@ -374,7 +374,7 @@ import socket, sys
 def refuse(*_, **__):
     sys.exit("touched the network")
 socket.socket.connect = socket.getaddrinfo = refuse
-from kdcluster.config import Model
+from kdcluster.experiment.config import Model
 from kdcluster.errors import KdclusterError
 from kdcluster.train import models, preflight
 model = Model(model="resnet18.a1_in1k", pretrained=True)

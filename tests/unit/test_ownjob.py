@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcluster.launch import ownjob, scheduler
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import ownjob
 from kdcluster.runs import Attempt, RunDir
 from tests.fabricated import put
 from tests.tiny import make_run

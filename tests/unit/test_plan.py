@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster import configfile, plan, yamlfile
-from kdcluster.config import Model
+from kdcluster import plan
 from kdcluster.errors import ConfigError
+from kdcluster.experiment import configfile, yamlfile
+from kdcluster.experiment.config import Model
 from kdcluster.plan import Plan, Run
 from tests.fields import BASE, FILES, another, experiment, get, hashed, leaves, put
 

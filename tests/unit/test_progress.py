@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from kdcluster.commands import progress
+from kdcluster.commands.progress import cells, follow, line, time_left
 from kdcluster.errors import WaitTimeout
-from kdcluster.launch import progress
-from kdcluster.launch.progress import cells, follow, line, time_left
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir

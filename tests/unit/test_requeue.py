@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kdcluster.launch.profile import Profile
-from kdcluster.launch.requeue import judged
+from kdcluster.launch.slurm.profile import Profile
+from kdcluster.launch.slurm.requeue import judged
 
 
 def after(

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from kdcluster.cli import main
-from kdcluster.config import Experiment
-from kdcluster.schema import FieldDoc, fields
+from kdcluster.experiment.config import Experiment
+from kdcluster.experiment.schema import FieldDoc, fields
 from kdcluster.wording import block_of
 from tests.fields import hashed, leaves
 

@@ -14,15 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster.config import Resources
+from kdcluster.commands.doctor import examine_cluster
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, SchedulerError
-from kdcluster.launch import jobs, nodes, scheduler, status
-from kdcluster.launch.doctor import examine_cluster
-from kdcluster.launch.jobs import Jobs
-from kdcluster.launch.profile import Profile, choose, load, minutes, profiles
-from kdcluster.launch.sbatch import job_name, script, slurm_layout
-from kdcluster.launch.scheduler import Job, clean_environment
-from kdcluster.launch.slurm import Slurm
+from kdcluster.experiment.config import Resources
+from kdcluster.launch import status
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import nodes
+from kdcluster.launch.slurm import queue as jobs
+from kdcluster.launch.slurm.ask import Job, clean_environment
+from kdcluster.launch.slurm.backend import Slurm
+from kdcluster.launch.slurm.profile import Profile, choose, load, minutes, profiles
+from kdcluster.launch.slurm.queue import Jobs
+from kdcluster.launch.slurm.script import job_name, script, slurm_layout
 from kdcluster.launch.submission import submit
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcluster import space
+from kdcluster.experiment import space
 
 
 @pytest.mark.parametrize(

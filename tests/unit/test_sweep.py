@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from kdcluster import configfile
-from kdcluster.config import Resources
 from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.experiment import configfile
+from kdcluster.experiment.config import Resources
 from kdcluster.files import read_json, write_json
-from kdcluster.launch.gpus import GpuPool
-from kdcluster.launch.profile import Profile
+from kdcluster.launch.local.gpus import GpuPool
+from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import plan

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kdcluster import configfile
-from kdcluster.arguments import Chosen
 from kdcluster.cli import main
 from kdcluster.commands import sweep as sweep_command
 from kdcluster.commands import teachers_first
-from kdcluster.launch.local import Local
-from kdcluster.launch.scheduler import Job
-from kdcluster.launch.slurm import Slurm
+from kdcluster.commands.arguments import Chosen
+from kdcluster.experiment import configfile
+from kdcluster.launch.local.backend import Local
+from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.plan import plan
 from kdcluster.sweep.points import Point, Space
 from tests.fabricated import done, put

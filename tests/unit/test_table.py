@@ -11,8 +11,8 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from kdcluster import configfile
 from kdcluster import plan as planning
+from kdcluster.experiment import configfile
 from kdcluster.results.measured import TOP1
 from kdcluster.results.render import render
 from kdcluster.results.spread import interval95, t_quantile

@@ -13,9 +13,9 @@ import pytest
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import trainer_code
-from kdcluster.launch import meeting, ownjob, task
-from kdcluster.launch.profile import Profile
-from kdcluster.launch.task import Task
+from kdcluster.launch.slurm import meeting, ownjob, task
+from kdcluster.launch.slurm.profile import Profile
+from kdcluster.launch.slurm.task import Task
 from kdcluster.launch.torchrun import Layout
 from kdcluster.runs import RunDir
 from tests.fabricated import put

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcluster.config import Resources
+from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
 from kdcluster.launch.torchrun import Layout, command, environment, layout, trainer
 

@@ -13,8 +13,8 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from torch import nn
 
-from kdcluster.config import Model
 from kdcluster.errors import KdclusterError
+from kdcluster.experiment.config import Model
 from kdcluster.plan import Run
 from kdcluster.results import events
 from kdcluster.runs import RunDir

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kdcluster.config import Augment
 from kdcluster.errors import ConfigError
+from kdcluster.experiment.config import Augment
 from kdcluster.train import data, views
 
 N = 20_000

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from kdcluster.config import Experiment
+from kdcluster.experiment.config import Experiment
 from kdcluster.wording import block_of
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdcluster.errors import KdclusterError
-from kdcluster.launch import scheduler
-from kdcluster.launch.scheduler import Job
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm.ask import Job
 
 WAITING = (
     "PENDING",

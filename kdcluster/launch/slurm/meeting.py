@@ -11,8 +11,8 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json, write_json
-from kdcluster.launch import ownjob
-from kdcluster.launch.nodes import address
+from kdcluster.launch.slurm import ownjob
+from kdcluster.launch.slurm.nodes import address
 
 log = logging.getLogger(__name__)
 

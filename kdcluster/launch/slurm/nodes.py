@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from kdcluster.errors import SchedulerError
-from kdcluster.launch.scheduler import Refused, ask
+from kdcluster.launch.slurm.ask import Refused, ask
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class NodeType:
 
 def node_type(partition: str | None) -> NodeType | None:
     """The node with the most GPUs in a partition (None: the default one); None where SLURM does not say."""
-    from kdcluster.launch.profile import minutes
+    from kdcluster.launch.slurm.profile import minutes
 
     which = [f"--partition={partition}"] if partition else []
     text = ask("sinfo", "--noheader", *which, "--format=%P|%c|%G|%L|%l")

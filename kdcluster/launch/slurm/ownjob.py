@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from kdcluster.errors import KdclusterError
-from kdcluster.launch import nodes, scheduler
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import nodes
 from kdcluster.runs import Attempt
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kdcluster.config import Resources
 from kdcluster.errors import ConfigError
-from kdcluster.launch.profile import Profile
+from kdcluster.experiment.config import Resources
+from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout
 
 

@@ -16,9 +16,9 @@ from kdcluster.errors import ConfigError, NotFound
 from kdcluster.terminal import say
 
 if TYPE_CHECKING:
-    from kdcluster.configfile import LoadedExperiment
-    from kdcluster.launch.local import Local
-    from kdcluster.launch.slurm import Slurm
+    from kdcluster.experiment.configfile import LoadedExperiment
+    from kdcluster.launch.local.backend import Local
+    from kdcluster.launch.slurm.backend import Slurm
     from kdcluster.plan import Plan
     from kdcluster.runs import RunDir
 
@@ -54,7 +54,7 @@ class Chosen:
     @functools.cached_property
     def named(self) -> tuple[str, ...]:
         """The names that are experiments'."""
-        from kdcluster import configfile
+        from kdcluster.experiment import configfile
 
         def is_experiment(name: str) -> bool:
             try:
@@ -72,7 +72,7 @@ class Chosen:
         Raises:
             NotFound: one is the name of no experiment and of no run.
         """
-        from kdcluster import configfile
+        from kdcluster.experiment import configfile
         from kdcluster.runs import find_run
 
         found = {}
@@ -110,7 +110,7 @@ class Chosen:
 
     def load(self, name: str) -> LoadedExperiment:
         """One experiment with the command line on top of its file."""
-        from kdcluster import configfile
+        from kdcluster.experiment import configfile
 
         return configfile.load(name, self.settings)
 
@@ -125,7 +125,7 @@ class Chosen:
         Raises:
             ConfigError: everything that is wrong with files and options.
         """
-        from kdcluster import configfile
+        from kdcluster.experiment import configfile
         from kdcluster.plan import ROLES, plan
 
         short = self._short()
@@ -165,10 +165,10 @@ class Chosen:
 
     def place(self, max_gpu_hours: float | None = None) -> Local | Slurm:
         """Where runs run; what `auto` chose is said."""
-        from kdcluster.launch import scheduler
-        from kdcluster.launch.local import Local
-        from kdcluster.launch.profile import choose
-        from kdcluster.launch.slurm import Slurm
+        from kdcluster.launch.local.backend import Local
+        from kdcluster.launch.slurm import ask as scheduler
+        from kdcluster.launch.slurm.backend import Slurm
+        from kdcluster.launch.slurm.profile import choose
 
         inside = scheduler.is_inside_job()
         chosen = self.backend

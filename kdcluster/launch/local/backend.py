@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json, write_json
-from kdcluster.launch.gpus import visible_gpus
+from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, environment, layout, trainer
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import threads_available
@@ -85,7 +85,7 @@ def _start_supervisor(folder: Path) -> None:
     """Start it in its own session, and return once it has taken the runs over."""
     with (folder / "supervisor.log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kdcluster.launch.supervisor", str(folder)],
+            [sys.executable, "-P", "-m", "kdcluster.launch.local.supervisor", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

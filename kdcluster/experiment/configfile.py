@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdcluster import wording, yamlfile
-from kdcluster.config import DATASETS, Experiment
+from kdcluster import wording
 from kdcluster.errors import ConfigError, NotFound
+from kdcluster.experiment import yamlfile
+from kdcluster.experiment.config import DATASETS, Experiment
+from kdcluster.experiment.yamlfile import Source
 from kdcluster.files import file_digest, folder_classes, folder_digest, image_folder_problem, shipped, write_aside
 from kdcluster.wording import Key, Problem
-from kdcluster.yamlfile import Source
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from kdcluster import wording
-from kdcluster.config import Block, field
 from kdcluster.errors import ConfigError, NotFound
+from kdcluster.experiment.config import Block, field
+from kdcluster.experiment.yamlfile import Source
 from kdcluster.files import shipped
-from kdcluster.yamlfile import Source
 
 UNCHOSEN = ("template", "dev")
 """Profiles that nobody gets without naming them."""

@@ -16,7 +16,7 @@ from filelock import FileLock
 from kdcluster.files import read_json, write_json
 from kdcluster.launch.agent import AWAITED
 from kdcluster.launch.child import Child
-from kdcluster.launch.gpus import GpuPool, visible_gpus
+from kdcluster.launch.local.gpus import GpuPool, visible_gpus
 from kdcluster.launch.status import Status, blocked_by, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
@@ -139,7 +139,7 @@ class Supervisor:
 
 
 def main() -> None:
-    """`python -m kdcluster.launch.supervisor SUBMISSION`: a folder that local.submit wrote."""
+    """`python -m kdcluster.launch.local.supervisor SUBMISSION`: a folder that local.submit wrote."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     folder = Path(sys.argv[1])
     given = read_json(folder / "submission.json")

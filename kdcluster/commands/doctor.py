@@ -16,11 +16,12 @@ from filelock import FileLock, Timeout
 
 from kdcluster import __version__
 from kdcluster.errors import KdclusterError
-from kdcluster.launch import nodes, scheduler
-from kdcluster.launch.gpus import visible_gpus
+from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.sbatch import script
-from kdcluster.launch.slurm import Slurm
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import nodes
+from kdcluster.launch.slurm.backend import Slurm
+from kdcluster.launch.slurm.script import script
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available

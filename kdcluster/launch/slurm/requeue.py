@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdcluster.launch.profile import Profile
+from kdcluster.launch.slurm.profile import Profile
 
 INTERRUPTED = ("preempted", "lost")
 

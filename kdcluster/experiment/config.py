@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from kdcluster.space import domain_problem
+from kdcluster.experiment.space import domain_problem
 
 DATASETS = {"cifar100": (100, 3), "cifar10": (10, 3), "mnist5k": (10, 1)}
 """Built-in data sets: number of classes, colour channels. An `image_folder` has what its folders say, in RGB."""

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import KdclusterError
-from kdcluster.launch import meeting, ownjob
 from kdcluster.launch.agent import dies_with
 from kdcluster.launch.code import code_state
 from kdcluster.launch.outcome import outcome
-from kdcluster.launch.profile import Profile
-from kdcluster.launch.requeue import INTERRUPTED, judged
+from kdcluster.launch.slurm import meeting, ownjob
+from kdcluster.launch.slurm.profile import Profile
+from kdcluster.launch.slurm.requeue import INTERRUPTED, judged
 from kdcluster.launch.status import blocked_by, last_sign, run_status
 from kdcluster.launch.torchrun import Layout, Rendezvous, command, environment
 from kdcluster.processes import process_record

@@ -14,11 +14,12 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import trainer_code, write_aside
-from kdcluster.launch import nodes, scheduler
-from kdcluster.launch.nodes import NodeType
-from kdcluster.launch.profile import Profile
-from kdcluster.launch.sbatch import job_name, script, slurm_layout
-from kdcluster.launch.scheduler import Refused
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import nodes
+from kdcluster.launch.slurm.ask import Refused
+from kdcluster.launch.slurm.nodes import NodeType
+from kdcluster.launch.slurm.profile import Profile
+from kdcluster.launch.slurm.script import job_name, script, slurm_layout
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.processes import process_record
@@ -173,7 +174,7 @@ class Slurm:
     def _queue(self, run_dir: RunDir, data_dir: Path, layout: Layout, after: list[str]) -> str:
         from submitit.core.utils import DelayedSubmission
 
-        from kdcluster.launch.task import Task
+        from kdcluster.launch.slurm.task import Task
 
         number = next_number(run_dir)
         folder = folder_of(run_dir, number)

@@ -1,0 +1,1 @@
+"""The experiment file: its fields, how it is read, and its search space."""
