@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcluster.runs import Attempt, RunDir
+from kdcluster.states import State
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Record:
     """How long its job was ready to start, or was requeued, before it did; None without SLURM."""
     from_step: int
     to_step: int
-    state: str | None
-    """How it ended, as in DESIGN's list of states; None where nobody has written it down."""
+    state: State | None
+    """How it ended; None where nobody has written it down."""
     reason: str
     rank: int | None
     """That failed first."""
@@ -98,7 +99,7 @@ def post_mortem(records: Sequence[Record]) -> list[str]:
     lines = []
     for one in records:
         lines.append(f"attempt {one.attempt} {headline(one)}")
-        if one.state == "failed":
+        if one.state == State.FAILED:
             facts = {"rank": one.rank, "exit code of torchrun": one.returncode, "signal": one.signal}
             known = [f"{name} {value}" for name, value in facts.items() if value is not None]
             lines.append(f"    {', '.join([*known, *['out of memory'] * one.out_of_memory])}")
@@ -134,7 +135,7 @@ def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: Ru
     last_sign = beat.get("time") or start["started"]
     ended = outcome.get("time") or (last_sign if overtaken else None)
     rank = outcome.get("rank")
-    first = next((f for f in failures if f["rank"] == rank), None) if outcome.get("state") == "failed" else None
+    first = next((f for f in failures if f["rank"] == rank), None) if outcome.get("state") == State.FAILED else None
     hours = _gpus(start) * ((ended or last_sign) - start["started"]) / 3600
     return Record(
         attempt=attempt.number,
@@ -145,7 +146,7 @@ def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: Ru
         waited_s=start.get("waited_s"),
         from_step=from_step,
         to_step=to_step,
-        state=outcome.get("state") or ("lost" if overtaken else None),
+        state=State(outcome["state"]) if "state" in outcome else State.LOST if overtaken else None,
         reason=outcome.get("reason") or ("" if outcome or not overtaken else "it ended without a word"),
         rank=rank,
         returncode=outcome.get("returncode"),
@@ -164,7 +165,7 @@ def _gpus(start: dict[str, Any]) -> int:
 
 def _lost(from_step: int, to_step: int, next_from: int | None, outcome: dict[str, Any], run_dir: RunDir) -> float:
     """Share of an attempt that was, or will have to be, done again."""
-    if next_from is None and (not outcome or outcome["state"] == "done"):
+    if next_from is None and (not outcome or outcome["state"] == State.DONE):
         return 0.0  # it runs, or was the last
     kept = next_from if next_from is not None else run_dir.saved_step()
     if to_step == from_step:

@@ -17,6 +17,7 @@ from kdcluster import plan
 from kdcluster.launch.status import Status, blocked_by
 from kdcluster.launch.torchrun import command, layout
 from kdcluster.results import table
+from kdcluster.states import State
 from tests.fields import BASE, another, experiment, get, leaves, put
 
 PACKAGE = Path(__file__).parents[1] / "kdcluster"
@@ -27,6 +28,7 @@ RANKS: dict[str, float] = {
     "errors": 0,
     "files": 1,
     "processes": 1,
+    "states": 1,
     "wording": 1,
     "experiment": 2,
     "plan": 3,
@@ -214,7 +216,7 @@ def gate(values: dict[str, Any]) -> Any:
     """Whether a student is held back from a teacher of 0.1 %."""
     made = plan.plan([experiment(values)])
     teacher, distilled = made.runs[0], made.runs[-1]
-    return blocked_by(distilled, {teacher.id: Status("done", top1=0.1)})
+    return blocked_by(distilled, {teacher.id: Status(State.DONE, top1=0.1)})
 
 
 @cache
@@ -338,3 +340,28 @@ def test_every_hashed_field_has_a_reader_in_the_trainer() -> None:
     hashed = {f"student.{key}" if key in MODEL else key for key in hashed}
     labels = {"variant", "seed"}  # a free label; the teacher's seed is a run's seed, as `seeds` are
     assert hashed - labels == set(READERS)
+
+
+# A state has one spelling
+
+RECORDS = {"read", "write", "write_last"}
+"""Methods that take the name of a record of an attempt: there is one called `preempted`."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_state_is_a_bare_string(path: Path) -> None:
+    states = {str(state) for state in State}
+    named = {
+        id(node.args[0])
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in RECORDS
+        and node.args
+    }
+    bare = [
+        f"{node.lineno}: {node.value}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and node.value in states and id(node) not in named
+    ]
+    assert bare == [] or path.name in ("states.py", "tuning.py")  # what Tune calls "done" is no state of ours

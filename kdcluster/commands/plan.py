@@ -16,6 +16,7 @@ from kdcluster.launch.status import Status, statuses
 from kdcluster.launch.submission import to_start
 from kdcluster.launch.torchrun import Layout, Rendezvous, command
 from kdcluster.plan import Plan, Run
+from kdcluster.states import State
 from kdcluster.terminal import count, leave, say, show, show_json
 
 
@@ -88,7 +89,7 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
             show(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
         if row["needs"]:
             show(f"  needs    {', '.join(row['needs'])}")
-        if row["state"] == "done":
+        if row["state"] == State.DONE:
             continue
         show(f"  command  {shlex.join(row['command'])}")
         if row["sbatch"]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kdcluster.errors import WaitTimeout
-from kdcluster.launch.status import ENDED, Status, statuses
+from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan
+from kdcluster.states import ENDED, State
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -49,7 +50,7 @@ def _poll(
     while True:
         found = statuses(plan, root)
         show(found)
-        if all(status.state in (*ENDED, "planned") for status in found.values()):
+        if all(status.state in (*ENDED, State.PLANNED) for status in found.values()):
             return found
         if deadline is not None and time.monotonic() > deadline:
             going = [run_id for run_id, status in found.items() if status.state not in ENDED]
@@ -92,7 +93,7 @@ def screen(found: Mapping[str, Status], *, bars: bool = False) -> Group:
     why = [
         Text(f"{run_id}: {status.reason}")
         for run_id, status in found.items()
-        if status.reason and status.state in ("failed", "blocked", "lost")
+        if status.reason and status.state in (State.FAILED, State.BLOCKED, State.LOST)
     ]
     return Group(table, *why)
 
@@ -101,7 +102,7 @@ def cells(run_id: str, status: Status) -> tuple[str, ...]:
     """One run in the columns of the screen."""
     beat = status.heartbeat
     best = status.top1 if status.top1 is not None else beat.get("best_top1")
-    speed = beat.get("images_per_s") if status.state == "running" else None
+    speed = beat.get("images_per_s") if status.state == State.RUNNING else None
     return (
         run_id,
         status.state,
@@ -115,7 +116,7 @@ def cells(run_id: str, status: Status) -> tuple[str, ...]:
 def time_left(status: Status) -> str:
     """Minutes and seconds to the end of training at the present speed, evaluations not counted."""
     beat: dict[str, Any] = status.heartbeat
-    if status.state != "running" or not beat.get("steps_per_s"):
+    if status.state != State.RUNNING or not beat.get("steps_per_s"):
         return ""
     seconds = round((beat["steps"] - beat["step"]) / beat["steps_per_s"])
     return (

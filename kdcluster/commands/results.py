@@ -10,6 +10,7 @@ from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import trainer_code, write_aside
 from kdcluster.launch.status import statuses
 from kdcluster.results import render, table
+from kdcluster.states import State
 from kdcluster.sweep import report
 from kdcluster.sweep.points import Space
 from kdcluster.terminal import can_show, say, show
@@ -61,7 +62,7 @@ def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
             missing.append(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {name}")
             continue
         texts.append(report.render(searched, found, style))
-        complete = complete and all(set(one.states) <= {"done", "stopped"} for one in found)
+        complete = complete and all(set(one.states) <= {State.DONE, State.STOPPED} for one in found)
     if not texts:
         raise NotFound("\n".join(missing))
     for one in missing:

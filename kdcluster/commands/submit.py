@@ -13,9 +13,10 @@ from kdcluster.errors import ConfigError
 from kdcluster.files import trainer_code
 from kdcluster.launch import submission
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.status import ENDED, Status, next_steps, statuses
+from kdcluster.launch.status import Status, next_steps, statuses
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
+from kdcluster.states import ENDED, GIVEN_UP, State
 from kdcluster.terminal import count, leave, say
 
 
@@ -43,11 +44,11 @@ def submit(
 def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> None:
     for run_id, status in done.left.items():
         why = f" ({status.reason})" if status.reason else ""
-        how = "; --retry starts it again" if status.state in ("failed", "cancelled") else ""
+        how = "; --retry starts it again" if status.state in GIVEN_UP else ""
         say(f"  {run_id}  {status.state}{why}{how}")
     for run_id in done.started:
         say(f"  {run_id}  {done.word}")
-    before = [RunDir(chosen.root, i).newest() for i, status in done.left.items() if status.state == "done"]
+    before = [RunDir(chosen.root, i).newest() for i, status in done.left.items() if status.state == State.DONE]
     codes = [attempt.read("trainer").get("trainer_code") for attempt in before if attempt]
     if other := sum(code not in (None, trainer_code()) for code in codes):
         say(f"{other} of the done runs were made by other trainer code than today's")
@@ -65,10 +66,10 @@ def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
     try:
         found = follow(made, chosen.root, sys.stderr, timeout_min=timeout)
     except KeyboardInterrupt:
-        going = [i for i, status in statuses(made, chosen.root).items() if status.state not in (*ENDED, "planned")]
+        going = [i for i, status in statuses(made, chosen.root).items() if status.state not in (*ENDED, State.PLANNED)]
         look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or kdcluster cancel to stop them"
         leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}" + (f"\nnext: {look}" if going else ""), 130)
-    if any(status.state != "done" for status in found.values()):
+    if any(status.state != State.DONE for status in found.values()):
         say_next_steps(found, chosen.submit_again(), chosen)
         leave("not every run is done", 1)
 

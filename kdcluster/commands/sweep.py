@@ -24,6 +24,7 @@ from kdcluster.launch.slurm.backend import Slurm, waited_for
 from kdcluster.launch.status import run_status, statuses
 from kdcluster.results import render, table
 from kdcluster.runs import RunDir
+from kdcluster.states import LIVE, State
 from kdcluster.sweep import job, report
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
@@ -155,7 +156,7 @@ def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: P
     if searched.is_adaptive:
         show(f"     and {wishes - len(points)} more, which follow from the results of these")
     found = statuses(teachers.joined(run for point in points for run in point.runs), root)
-    missing = [run.id for run in teachers.runs if found[run.id].state != "done"]
+    missing = [run.id for run in teachers.runs if found[run.id].state != State.DONE]
     for run_id in missing:
         show(f"first {run_id}")
     show(
@@ -210,7 +211,7 @@ def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
     show(render.render(built, ascii=not can_show("±×αΔ–")), nl=False)
     if swept.stop.why:
         leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
-    if any(status.state != "done" for status in found.values()):
+    if any(status.state != State.DONE for status in found.values()):
         leave(f"not every run of the confirmation is done\nnext: {again}", 1)
     if words := report.verdict(built, *made.experiments):
         say(words)
@@ -242,9 +243,7 @@ def _queue(
     for_teachers = slurm if chosen.gpus else Slurm(slurm.given, slurm.cluster)  # without GPUs --nodes is of the trials
     teachers_first.submit(teachers, students, chosen, for_teachers)
     after = [job_id for run in teachers.runs if (job_id := waited_for(RunDir(root, run.id)))]
-    undone = [
-        run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state not in ("done", "queued", "running")
-    ]
+    undone = [run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state not in (State.DONE, *LIVE)]
     if undone:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
     given = [*(word for one in searched.overrides for word in ("--set", one)), *words]

@@ -15,6 +15,7 @@ from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.status import blocked_by, next_steps, run_status
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 from kdcluster.sweep.points import Point
 from kdcluster.terminal import leave, say
 
@@ -29,13 +30,13 @@ def with_gpus(teachers: Plan, gpus: int) -> Plan:
 def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm, again: str) -> None:
     """Train the teachers that these students need, ordinary runs that are made once, and wait for them."""
     done = submit(made, students, chosen, there)
-    if not done.started and all(done.left[run.id].state == "done" for run in made.runs):
+    if not done.started and all(done.left[run.id].state == State.DONE for run in made.runs):
         return
     try:
         found = follow(made, chosen.root, sys.stderr)
     except KeyboardInterrupt:
         leave(f"\ndetached; the teacher goes on\nnext: {again}", 130)
-    if any(status.state != "done" for status in found.values()):
+    if any(status.state != State.DONE for status in found.values()):
         for run_id, status in found.items():
             say(f"{run_id}: {status.state}: {status.reason}" if status.reason else f"{run_id}: {status.state}")
         for step in next_steps(found, {run_id: run_id for run_id in found}, chosen.where):

@@ -11,8 +11,8 @@ from kdcluster.launch.slurm import ask as scheduler
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir, run_dirs
+from kdcluster.states import LIVE, State
 
-LIVE = ("queued", "running")
 GRACE_S = 90.0
 """torchrun gives its processes 30 s to save before it kills them; a supervisor looks once a second."""
 
@@ -41,7 +41,7 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, str]:
     live = _live([RunDir(root, run_id) for run_id in run_ids])
     for run_dir in live:
         run_dir.mark_cancelled()
-    pending_first = sorted(live.values(), key=lambda status: status.state != "queued")
+    pending_first = sorted(live.values(), key=lambda status: status.state != State.QUEUED)
     scheduler.cancel(status.job_id for status in pending_first if status.job_id)
     deadline = time.monotonic() + GRACE_S
     while still := _live(live):

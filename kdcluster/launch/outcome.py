@@ -12,6 +12,7 @@ import signal
 from typing import Any
 
 from kdcluster.runs import Attempt, RunDir
+from kdcluster.states import State
 
 _FAILURE = re.compile(r"rank +: (?P<rank>\d+) .*\n *exitcode +: (?P<code>-?\d+) \(pid: (?P<pid>\d+)\)")
 _FORCED = re.compile(r"Unable to shutdown process (\d+) via")
@@ -31,14 +32,14 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     }
     result = run_dir.result()
     if result and result["attempt"] == attempt.number:  # the last thing that is written: whatever came then is noise
-        return {**base, "state": "done", "reason": ""}
+        return {**base, "state": State.DONE, "reason": ""}
     saved = attempt.read("preempted")
     where = f"at step {saved['step']}" if saved else "before it could save"
     if run_dir.is_cancelled():
-        return {**base, "state": "cancelled", "reason": f"stopped {where}"}
+        return {**base, "state": State.CANCELLED, "reason": f"stopped {where}"}
     if saved or told_to_stop:
-        return {**base, "state": "preempted" if saved else "lost", "reason": f"stopped {where}"}
-    base["state"] = "failed"
+        return {**base, "state": State.PREEMPTED if saved else State.LOST, "reason": f"stopped {where}"}
+    base["state"] = State.FAILED
     texts = _torchrun_logs(attempt, base["host"])
     text = "".join(texts.values())
     lost = ((found, host) for host, log in texts.items() if (found := _killed(log)))

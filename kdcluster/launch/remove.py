@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kdcluster.errors import ConfigError
-from kdcluster.launch.cancel import LIVE
 from kdcluster.launch.status import statuses_of
 from kdcluster.runs import RunDir, run_dirs
+from kdcluster.states import LIVE, State
 
 
 def check(chosen: Sequence[RunDir], root: Path) -> None:
@@ -26,7 +26,7 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
     for run_dir, status in found.items():
         needed = ids.intersection(run_dir.load().needs)
         if run_dir.id not in ids and needed:
-            what = "and its retention in the table" if status.state == "done" else "which is not done"
+            what = "and its retention in the table" if status.state == State.DONE else "which is not done"
             problems.append(f"{needed.pop()} is needed by {run_dir.id}, {what}; delete that too, or not this")
     if problems:
         raise ConfigError(*problems)

@@ -18,6 +18,7 @@ from kdcluster.launch.status import Status, blocked_by, statuses
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
+from kdcluster.states import GIVEN_UP, INTERRUPTED, LIVE, UNSTARTED, State
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,11 @@ class Submission:
 
 def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) -> list[str]:
     """The runs that a submit starts, in order: planned and interrupted ones, with `retry` failed ones too."""
-    states = {"planned", "blocked", "preempted", "stopped", "lost"} | ({"failed", "cancelled"} if retry else set())
+    states = {*UNSTARTED, *INTERRUPTED, State.STOPPED, *(GIVEN_UP if retry else ())}
     chosen: list[str] = []
     for run in plan.runs:
-        going = {need: Status("queued") if need in chosen else found[need] for need in run.needs}
-        unmet = [n for n, s in going.items() if s.state not in ("done", "running", "queued")]
+        going = {need: Status(State.QUEUED) if need in chosen else found[need] for need in run.needs}
+        unmet = [n for n, s in going.items() if s.state not in (State.DONE, *LIVE)]
         if found[run.id].state in states and not unmet and not blocked_by(run, going):
             chosen.append(run.id)
     return chosen
@@ -123,7 +124,7 @@ def submit(
             if RunDir(root, run.id).path.is_dir():
                 RunDir(root, run.id).add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)
-    return Submission(chosen, left, where, "queued" if backend.name == "slurm" else "started")
+    return Submission(chosen, left, where, State.QUEUED if backend.name == "slurm" else "started")
 
 
 def adopt(root: Path, found: Mapping[str, Status]) -> None:
@@ -144,7 +145,7 @@ def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], bac
     for need in dict.fromkeys(need for run_id in chosen for need in plan[run_id].needs):
         status = found[need]
         elsewhere = "local" if status.job_id is None else "slurm"
-        if status.state in ("queued", "running") and elsewhere != backend:
+        if status.state in LIVE and elsewhere != backend:
             place = "on this machine" if elsewhere == "local" else f"in SLURM, as job {status.job_id}"
             names = shlex.join(plan.experiments_of(need))
             raise KdclusterError(

@@ -164,7 +164,7 @@ def _next_header(data: bytes, start: int) -> int:
 
 def _masked(data: bytes) -> int:
     """TensorFlow's masked CRC32C (tensorflow/core/lib/hash/crc32c.h)."""
-    crc = google_crc32c.value(data)
+    crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

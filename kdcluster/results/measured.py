@@ -16,6 +16,7 @@ from kdcluster.experiment.config import Data
 from kdcluster.plan import Run
 from kdcluster.results.events import Scalars, possible, read_scalars
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 
 Protocol = Literal["best", "last"]
 PROTOCOLS: tuple[Protocol, ...] = ("best", "last")
@@ -62,7 +63,7 @@ def measure(run: Run, directory: RunDir, protocol: Protocol) -> Measured:
     """
     attempts = directory.attempts()
     trainer = next((facts for a in reversed(attempts) if (facts := a.read("trainer"))), {})
-    finished = bool(attempts) and attempts[-1].read("outcome").get("state") == "done"
+    finished = bool(attempts) and attempts[-1].read("outcome").get("state") == State.DONE
     if not finished and not (directory.path / "result.json").exists():
         return Measured(run, False, None, trainer)
     result, problems = _result(run, directory)

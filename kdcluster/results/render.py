@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
+from kdcluster.states import State
 
 Format = Literal["table", "md", "csv", "json"]
 SCHEMA = "kdcluster.results/1"
@@ -106,8 +107,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
-    unfinished = [p for p in problems if p.state != "done"]
-    odd = [p for p in problems if p.state == "done"]
+    unfinished = [p for p in problems if p.state != State.DONE]
+    odd = [p for p in problems if p.state == State.DONE]
     kinds = [("not in the means", unfinished), ("finished runs with contradicting or lost records", odd)]
     return [(title, found) for title, found in kinds if found]
 

@@ -17,10 +17,11 @@ from kdcluster.plan import ROLES, Plan, Role
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
 from kdcluster.results.spread import interval95
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 
-State = tuple[str, str, str | None]
+Standing = tuple[State, str, str | None]
 """State of a run that is not done, why, and its log, where there is one."""
-NEVER_STARTED: State = ("planned", "not started", None)
+NEVER_STARTED: Standing = (State.PLANNED, "not started", None)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Problem:
     """A run that needs looking at: it is not done, or its files disagree."""
 
     run: str
-    state: str
+    state: State
     reason: str
     log: str | None
 
@@ -96,7 +97,7 @@ def build(
     root: Path,
     protocol: Protocol = "best",
     *,
-    states: Mapping[str, State] | None = None,
+    states: Mapping[str, Standing] | None = None,
     trainer_code: str | None = None,
 ) -> Table:
     """Read the run directories of a plan and compute its table.
@@ -193,12 +194,12 @@ def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]
     return sorted({(ours, theirs) for ours, theirs in both if ours and theirs and ours != theirs})
 
 
-def _problems(runs: Iterable[Measured], states: Mapping[str, State]) -> Iterable[Problem]:
+def _problems(runs: Iterable[Measured], states: Mapping[str, Standing]) -> Iterable[Problem]:
     for m in runs:
         if not m.done:
             state, reason, log = states.get(m.run.id, NEVER_STARTED)
             yield Problem(m.run.id, state, reason, log)
-        yield from (Problem(m.run.id, "done", reason, m.log) for reason in m.problems)
+        yield from (Problem(m.run.id, State.DONE, reason, m.log) for reason in m.problems)
 
 
 def _notes(

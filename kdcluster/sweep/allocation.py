@@ -86,7 +86,7 @@ def ray_on_all_nodes() -> Iterator[str]:
 
             def there() -> bool:
                 going = sum(step.poll() is None for step in steps.values())
-                return sum(node["Alive"] for node in ray.nodes()) >= going
+                return sum(bool(node["Alive"]) for node in ray.nodes()) >= going
 
             _until(there)
             found = nodes_of_ray()

@@ -24,6 +24,7 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
 from kdcluster.runs import RunDir
+from kdcluster.states import GIVEN_UP, State
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
 from kdcluster.sweep.points import Drawn, Point, Space
@@ -137,7 +138,7 @@ class Sweeping:
     def confirm(self, made: Plan, stream: TextIO) -> None:
         """Train the runs of a confirmation that are not done, in the same Ray."""
         points = [Point({}, (run,)) for run in made.runs if run.role != "teacher"]
-        missing = [one for one in points if run_status(RunDir(self.root, one.ids[0])).state != "done"]
+        missing = [one for one in points if run_status(RunDir(self.root, one.ids[0])).state != State.DONE]
         if missing:
             order = replace(self.order("test/top1"), noted=False, early=False)
             self._search(Drawn(missing), order, len(missing), None, stream, lambda: "")
@@ -181,7 +182,7 @@ class Sweeping:
                 watch=watch,
             )
         for point, error in failed:  # one that a run directory knows of is in the table
-            if not {run_status(RunDir(self.root, run_id)).state for run_id in point.ids} & {"failed", "cancelled"}:
+            if not {run_status(RunDir(self.root, run_id)).state for run_id in point.ids} & set(GIVEN_UP):
                 stream.write(f"{' '.join(point.settings or point.ids)}: {error}\n")
         return given
 
@@ -224,7 +225,7 @@ class Sweeping:
         return any(not one.read("outcome") for one in ours)
 
     def _all_known(self, points: Sequence[Point]) -> bool:
-        known = ("done", "stopped") if self.searched.sweep.scheduler != "none" else ("done",)
+        known = (State.DONE, State.STOPPED) if self.searched.sweep.scheduler != "none" else (State.DONE,)
         return all(run_status(RunDir(self.root, run_id)).state in known for point in points for run_id in point.ids)
 
     def __enter__(self) -> Sweeping:

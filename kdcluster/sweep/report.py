@@ -18,6 +18,7 @@ from kdcluster.files import write_aside
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.results.table import Table
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 from kdcluster.sweep.points import Point, Space
 from kdcluster.sweep.trial import values_of
 
@@ -29,7 +30,7 @@ class Tried:
     """What came of a point: the mean over its seeds of the best epoch's metric; None where a run has none."""
 
     point: Point
-    states: tuple[str, ...]
+    states: tuple[State, ...]
     value: float | None
     sd: float | None
     epochs: int = 0
@@ -40,7 +41,7 @@ class Tried:
     @property
     def is_done(self) -> bool:
         """Whether all its runs came to their end."""
-        return set(self.states) == {"done"}
+        return set(self.states) == {State.DONE}
 
     @property
     def state(self) -> str:
@@ -66,7 +67,7 @@ def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
                 statistics.fmean(values) if whole else None,
                 spread,
                 max(map(len, measured)),
-                next((_why(known[one]) for one in run_dirs if known[one].state not in ("done", "stopped")), ""),
+                next((_why(known[one]) for one in run_dirs if known[one].state not in (State.DONE, State.STOPPED)), ""),
             )
         )
     sign = 1 if sweep.metric == "val/loss" else -1

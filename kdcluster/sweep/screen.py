@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kdcluster.experiment.config import Sweep
+from kdcluster.states import State
 from kdcluster.sweep.points import Point
 from kdcluster.sweep.report import Tried, tried
 
@@ -75,7 +76,7 @@ class Screen:
             self._live.update(shown, refresh=True)
         else:
             self._say(found)
-        if time.monotonic() > self._look_at and all(one.state == "planned" for one in found):
+        if time.monotonic() > self._look_at and all(one.state == State.PLANNED for one in found):
             self._look_at = math.inf
             self._tell(f"no trial has begun after {BEGUN_S:g} s; {self.hint}")
         self._next = time.monotonic() + max(EVERY_S, SHARE * (time.monotonic() - begun))
@@ -84,7 +85,7 @@ class Screen:
         known = {one.point.ids: one for one in found}
         for number, point in enumerate(list(self.points), 1):
             one = known[point.ids]
-            if one.state != "planned" and self._said.get(point.ids) != one.state:
+            if one.state != State.PLANNED and self._said.get(point.ids) != one.state:
                 self._said[point.ids] = one.state
                 self._tell(line(number, self.count, one, self.sweep.metric))
 
@@ -101,7 +102,7 @@ def line(number: int, count: int, one: Tried, metric: str) -> str:
     """One trial for a file or a pipe."""
     what = "trial" if one.point.values else "confirmation"
     words = [f"{what} {number}/{count}", " ".join(one.point.settings or one.point.ids), one.state]
-    if one.value is not None and one.state != "running":
+    if one.value is not None and one.state != State.RUNNING:
         words.append(f"{metric} {one.value:.2f} after {one.epochs} epoch{'' if one.epochs == 1 else 's'}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
@@ -110,8 +111,8 @@ def screen(found: Sequence[Tried], count: int, metric: str, *, width: int, heigh
     """The trials that run, then the best, and how many there are of each kind."""
     from rich.table import Table
 
-    begun = [one for one in found if one.state != "planned"]
-    chosen = sorted(begun, key=lambda one: one.state != "running")  # stable: the best come first
+    begun = [one for one in found if one.state != State.PLANNED]
+    chosen = sorted(begun, key=lambda one: one.state != State.RUNNING)  # stable: the best come first
     chosen = chosen[: min(SHOWN, max(1, height - 4))]
     kinds = {state: sum(one.state == state for one in begun) for state in dict.fromkeys(one.state for one in begun)}
     waiting = count - len(begun)

@@ -18,12 +18,13 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
 from kdcluster.results.events import read_scalars
 from kdcluster.runs import RunDir
+from kdcluster.states import INTERRUPTED, LIVE, State
 from kdcluster.sweep.points import Point
 
 POLL_S = 0.3
 STOP_S = 8.0
 """How long a torchrun that is stopped has to save, before it is killed."""
-STOPPED = "stopped"
+STOPPED = State.STOPPED
 """Name of the record that an attempt gets when the scheduler stops it early."""
 OTHERS_WERE_BETTER = "others were better after as many epochs"
 
@@ -79,15 +80,15 @@ class Trainee:
         status = run_status(self.run_dir)
         newest = self.run_dir.newest()
         known = newest.read("start") if newest else {}
-        if status.state == "cancelled" and known.get("sweep") == self.order.token:
+        if status.state == State.CANCELLED and known.get("sweep") == self.order.token:
             raise KdclusterError(f"{self.run.id} is cancelled")
         # This experiment's sweep has one driver at a time, and Tune restarts a trial only when its process is gone: an
         # attempt of it that still seems to run was on a node that nobody can look at.
         gone = known.get("sweep_of") == self.order.experiment and known.get("host") != socket.gethostname()
         # A run that waits for this machine's GPUs would wait for the end of the sweep, which has them.
-        waits = status.state == "queued" and status.job_id is None and self.order.layout.device == "cuda"
-        left = ("done", "running", "queued", *(["stopped"] if self.order.early else []))
-        if status.state not in left or (status.state == "running" and gone) or waits:
+        waits = status.state == State.QUEUED and status.job_id is None and self.order.layout.device == "cuda"
+        left = (State.DONE, *LIVE, *([State.STOPPED] if self.order.early else []))
+        if status.state not in left or (status.state == State.RUNNING and gone) or waits:
             self.run_dir.prepare(self.run)
             self.run_dir.note_submit(self.run.id)
             shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.order.layout.device == "cuda" else ()
@@ -116,10 +117,10 @@ class Trainee:
                 return measured[self.reported - 1], False
             if ended:  # after the last epoch it still had to save, and may have failed
                 status = run_status(self.run_dir)
-                if measured and status.state in ("done", *(["stopped"] if self.order.early else [])):
+                if measured and status.state in (State.DONE, *([State.STOPPED] if self.order.early else [])):
                     return measured[-1], True
                 self._why_it_ends()
-                if self.child is not None or status.state not in ("preempted", "lost", "stopped"):
+                if self.child is not None or status.state not in (*INTERRUPTED, State.STOPPED):
                     raise KdclusterError(f"{self.run.id} is {status.state}: {status.reason}")
                 self.begin()  # it was somebody else's, and was interrupted
                 continue
@@ -136,7 +137,7 @@ class Trainee:
     @property
     def is_done(self) -> bool:
         """Whether it came to its end."""
-        return run_status(self.run_dir).state == "done"
+        return run_status(self.run_dir).state == State.DONE
 
     def stop(self) -> None:
         """End it early: it saves, and counts as preempted, to go on later; as stopped, if the scheduler has said so."""
@@ -153,11 +154,11 @@ class Trainee:
     def _write_outcome(self) -> None:
         assert self.child is not None
         outcome = self.child.outcome(told_to_stop=self.child.told)
-        if self.child.told and outcome["state"] in ("preempted", "lost"):
+        if self.child.told and outcome["state"] in INTERRUPTED:
             ending = read_json(self.order.ending) or {"why": "the sweep has ended"}
             stopped = self.child.attempt.read(STOPPED)
             outcome["reason"] += f": {stopped['why'] if stopped else ending['why']}"
-            outcome["state"] = "stopped" if stopped else outcome["state"]
+            outcome["state"] = State.STOPPED if stopped else outcome["state"]
         self.child.attempt.write_last("outcome", outcome)
 
     def _ended(self) -> bool:
@@ -165,7 +166,7 @@ class Trainee:
             if not self.child.attempt.read("outcome"):
                 self._write_outcome()
             return True
-        return self.child is None and run_status(self.run_dir).state not in ("running", "queued")
+        return self.child is None and run_status(self.run_dir).state not in LIVE
 
 
 def values_of(run_dir: RunDir, metric: str) -> list[float]:

@@ -199,7 +199,7 @@ def _crc32c(path: Path, *, sync: bool = False) -> str:
             os.fsync(file.fileno())
         while chunk := file.read(1 << 20):
             check.update(chunk)
-    return check.digest().hex()
+    return str(check.digest().hex())
 
 
 def _verify(folder: Path) -> None:

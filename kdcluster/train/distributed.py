@@ -104,7 +104,8 @@ class World:
     def sync_batchnorm(self, net: nn.Module) -> nn.Module:
         """BatchNorm over all GPU ranks; gloo has none, there each CPU rank keeps its own statistics."""
         if self.size > 1 and self.device.type == "cuda":  # gpu only
-            return convert_sync_batchnorm(net)
+            synced: nn.Module = convert_sync_batchnorm(net)
+            return synced
         return net
 
 

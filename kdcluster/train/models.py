@@ -61,7 +61,8 @@ class Classifier(nn.Module):
             x = (x - self.mean) / self.std
             if self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-        return self.net(x)
+        logits: Tensor = self.net(x)
+        return logits
 
     def in_channels_last(self) -> Classifier:
         """NHWC from here on."""

@@ -16,9 +16,10 @@ def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
 
     timm leaves biases, norms and what the model names (position embeddings) out of the weight decay.
     """
-    return create_optimizer_v2(
+    made: torch.optim.Optimizer = create_optimizer_v2(
         net, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=0.9, fused=True
     )
+    return made
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: Train, steps_per_epoch: int) -> Scheduler:

@@ -122,7 +122,7 @@ def _archive(kind: Any, downloads: Path, scratch: Path) -> Path:
     """The archive in `downloads`, fetched if need be; torchvision's own download has no time-out."""
     from torchvision.datasets.utils import check_integrity
 
-    archive = downloads / kind.filename
+    archive: Path = downloads / kind.filename
     if not archive.exists():
         log.info("downloading %s", kind.url)
         part: Path = scratch / kind.filename

@@ -53,7 +53,8 @@ def splitmix64(key: int, index: Tensor) -> Tensor:
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical shift; torch's own is arithmetic on int64 and would drag the sign along."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
 
 
 def counter_bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:

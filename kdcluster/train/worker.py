@@ -64,9 +64,7 @@ def listen(attempt: Attempt, progress: Progress) -> None:
     """Have signals end the run at the next step; those, too, that came before this process could listen."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *_: setattr(progress, "stop", True))
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGUSR2}
-    )  # blocked by slurm/task.py: it may have waited
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # blocked by slurm/task.py: it may have waited
     if attempt.read("stop"):  # or it came before this process was there
         progress.stop = True
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from kdcluster.launch import status
-from kdcluster.launch.status import ENDED, blocked_by, run_status, statuses
+from kdcluster.launch.status import blocked_by, run_status, statuses
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import Attempt, RunDir
+from kdcluster.states import ENDED
 from tests import fabricated
 from tests.fabricated import BEAT, DEAD, LIVE, STATES, ended, publish, put, started
 from tests.tiny import make_plan

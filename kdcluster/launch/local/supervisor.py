@@ -22,6 +22,7 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
 from kdcluster.processes import process_record, threads_available
 from kdcluster.runs import RunDir
+from kdcluster.states import LIVE, State
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Supervisor:
                 log.info("%s: blocked: %s", run_id, why)
                 del self.pending[run_id]
                 RunDir(self.root, run_id).drop_ticket()
-            elif all(status.state == "done" for status in needs.values()):
+            elif all(status.state == State.DONE for status in needs.values()):
                 try:
                     self._start(run)
                 except OSError as error:  # a full disk, say: the other runs go on, and submit heals this one
@@ -114,7 +115,7 @@ class Supervisor:
     def _abandoned(self, needs: dict[str, Status]) -> str:
         """Why a need will not be done by anybody: this process does not have it, and nobody else is at it."""
         for need, status in needs.items():
-            if need not in self.pending and status.state not in ("done", "running", "queued"):
+            if need not in self.pending and status.state not in (State.DONE, *LIVE):
                 return f"{need} is {status.state}"
         return ""
 

@@ -24,6 +24,7 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
+from kdcluster.states import LIVE
 
 log = logging.getLogger(__name__)
 
@@ -225,4 +226,4 @@ def waited_for(run_dir: RunDir) -> str | None:
     from kdcluster.launch.status import run_status
 
     status = run_status(run_dir)
-    return status.job_id if status.state in ("queued", "running") else None
+    return status.job_id if status.state in LIVE else None

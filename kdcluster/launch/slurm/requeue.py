@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdcluster.launch.slurm.profile import Profile
-
-INTERRUPTED = ("preempted", "lost")
+from kdcluster.states import INTERRUPTED, State
 
 
 def judged(
@@ -29,10 +28,10 @@ def judged(
         by_slurm: whether SLURM stopped the attempt in order to requeue it, or will be asked to.
     """
     states = [*(str(outcome.get("state")) for outcome in past), str(ended["state"])]
-    restarts, requeues = states.count("failed"), sum(state in INTERRUPTED for state in states)
+    restarts, requeues = states.count(State.FAILED), sum(state in INTERRUPTED for state in states)
     budget = {"restarts": [restarts, profile.max_restarts], "requeues": [requeues, profile.max_requeues]}
     told = {**ended, "budget": budget, "next": None}
-    if ended["state"] == "failed":
+    if ended["state"] == State.FAILED:
         if restarts <= profile.max_restarts:
             return {**told, "next": "restart"}
         return {**told, "reason": told["reason"] + _spent("max_restarts", profile.max_restarts)}
@@ -40,7 +39,7 @@ def judged(
         return told
     if len(steps) > 2 and steps[-1] == steps[-2] == steps[-3]:
         why = f"{ended['reason']}, and two attempts in a row did no step: time_limit and signal_lead_s leave no room"
-        return {**told, "state": "failed", "reason": why}
+        return {**told, "state": State.FAILED, "reason": why}
     if requeues > profile.max_requeues:
         return {**told, "reason": told["reason"] + _spent("max_requeues", profile.max_requeues)}
     return {**told, "next": "requeue"}

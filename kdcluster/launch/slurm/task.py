@@ -25,17 +25,18 @@ from kdcluster.launch.code import code_state
 from kdcluster.launch.outcome import outcome
 from kdcluster.launch.slurm import meeting, ownjob
 from kdcluster.launch.slurm.profile import Profile
-from kdcluster.launch.slurm.requeue import INTERRUPTED, judged
+from kdcluster.launch.slurm.requeue import judged
 from kdcluster.launch.status import blocked_by, last_sign, run_status
 from kdcluster.launch.torchrun import Layout, Rendezvous, command, environment
 from kdcluster.processes import process_record
 from kdcluster.runs import Attempt, RunDir
+from kdcluster.states import INTERRUPTED, State
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 ENDS_S = 60.0
-"""How long a task whose run has saved waits for submitit's handler or for SLURM, which end it."""
+"""How long a task whose run has saved waits for its end: by submitit, or by SLURM."""
 
 
 class Task:
@@ -74,16 +75,15 @@ class Task:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         ours.setLevel(logging.INFO)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told_to_stop", True))  # torchrun has it too, and saves
-        node = int(os.environ.get("SLURM_NODEID", "0"))
-        if node != 0:
+        if node := int(os.environ.get("SLURM_NODEID", "0")):
             return self._follow(node)
         from submitit.core.utils import UncompletedJobError
 
         try:
             return self._lead()
         except UncompletedJobError:  # out of submitit's signal handler, where checkpoint() gave nothing to requeue
-            if self.attempt is not None and self.attempt.read("outcome").get("state") == "done":
-                return "done"
+            if self.attempt is not None and self.attempt.read("outcome").get("state") == State.DONE:
+                return State.DONE
             sys.exit(1)
         except KdclusterError as error:  # what is to be known of it stands in the run directory, without a traceback
             log.error("%s", error)
@@ -152,14 +152,14 @@ class Task:
         """
         if self.run_dir.is_cancelled():
             return "the run was cancelled"
-        if self.run_dir.result() is not None and run_status(self.run_dir).state == "done":
+        if self.run_dir.result() is not None and run_status(self.run_dir).state == State.DONE:
             return "the run is done"
         run = self.run_dir.load()
         needs = {need: run_status(RunDir(self.run_dir.root, need)) for need in run.needs}
         if why := blocked_by(run, needs):
             return f"blocked: {why}"
         for need, status in needs.items():
-            if status.state != "done":
+            if status.state != State.DONE:
                 raise KdclusterError(f"{need}, which this run needs, is {status.state}; submit again")
         return ""
 
@@ -171,10 +171,10 @@ class Task:
         """
         past = self._attempts()
         ended = past[-1].read("outcome") if past else {}
-        if not past or ended.get("next") or ended.get("state") == "failed":
+        if not past or ended.get("next") or ended.get("state") == State.FAILED:
             return
         why = ownjob.why_it_ended()
-        unsaid = {"state": "lost", "reason": f"SLURM requeued job {ownjob.number()}{f' ({why})' if why else ''}"}
+        unsaid = {"state": State.LOST, "reason": f"SLURM requeued job {ownjob.number()}{f' ({why})' if why else ''}"}
         told = self._judged(past, ended or {**unsaid, "time": last_sign(past[-1])}, by_slurm=True)
         if told["next"] is None:
             raise KdclusterError(f"attempt {past[-1].number}: {told['state']}: {told['reason']}")
@@ -214,7 +214,7 @@ class Task:
         if not late:
             self._await_nodes()
         ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop or late)
-        if late and ended["state"] == "lost":
+        if late and ended["state"] == State.LOST:
             ended["reason"] = "did not save within the lead time of SLURM's signal"
         if ended["state"] in INTERRUPTED and (why := ownjob.why_interrupted(self.profile.signal_lead_s)):
             ended["reason"] += f": {why}"
@@ -236,8 +236,8 @@ class Task:
         A job whose task returned before would count as ended.
         """
         assert self.attempt is not None
-        if ended["state"] == "done":
-            return "done"
+        if ended["state"] == State.DONE:
+            return State.DONE
         if ended["next"] == "restart":
             ownjob.restart(self.attempt, ended["rank"], self.layout.procs)
         elif ended["next"] == "requeue":
