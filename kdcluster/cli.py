@@ -14,8 +14,9 @@ import click
 from kdcluster import __version__
 from kdcluster.commands import arguments
 from kdcluster.commands.arguments import Chosen, takes
-from kdcluster.errors import ConfigError, KdclusterError, explain_disk
-from kdcluster.terminal import count, leave, say, show, show_json
+from kdcluster.errors import KdclusterError, explain_disk
+from kdcluster.terminal import leave, say, show, show_json
+from kdcluster.wording import count
 
 
 class _Group(click.Group):
@@ -283,17 +284,17 @@ def cancel(chosen: Chosen, shared: bool) -> None:
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
 def rm(chosen: Chosen, runs: tuple[str, ...], yes: bool) -> None:
     """Delete runs. Shows what it would delete unless --yes; refuses what another run needs."""
-    from kdcluster.launch import remove
+    from kdcluster.launch import cancel as cancelling
     from kdcluster.runs import find_run
 
     root = chosen.root
     wanted = list({run.id: run for run in (find_run(root, name) for name in runs)}.values())
-    remove.check(wanted, root)
+    cancelling.check(wanted, root)
     for run_dir in wanted:
-        show(f"{run_dir.path}  {remove.size(run_dir) / 2**20:.1f} MiB")
+        show(f"{run_dir.path}  {cancelling.size(run_dir) / 2**20:.1f} MiB")
     if not yes:
         return say("nothing was deleted; --yes deletes this")
-    remove.remove(wanted)
+    cancelling.remove(wanted, root)
     say(f"{count(len(wanted), 'run')} deleted")
 
 
@@ -315,18 +316,14 @@ def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
     from dataclasses import asdict
     from itertools import chain
 
-    from kdcluster.commands.doctor import examine, examine_cluster
-    from kdcluster.launch.slurm.backend import Slurm
-    from kdcluster.launch.slurm.profile import choose
+    from kdcluster.commands.doctor import examine
+    from kdcluster.launch.backend import Options, find, names
 
     root, data = chosen.root, chosen.data
     made = chosen.plan() if chosen.experiments else None
     checks = examine(made, root, data)
-    name, profile = choose(chosen.cluster)
-    if name is None and with_job:
-        raise ConfigError("--with-job needs a cluster profile: --cluster NAME")
-    if name is not None:
-        checks = chain(checks, examine_cluster(Slurm(profile, name), made, root, with_job=with_job))
+    places = (find(name).of(Options(cluster=chosen.cluster)) for name in names())
+    checks = chain(checks, *(place.examine(made, root, with_job=with_job) for place in places))
     findings = []
     for finding in checks:
         findings.append(finding)

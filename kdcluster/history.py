@@ -146,7 +146,7 @@ def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: Ru
         waited_s=start.get("waited_s"),
         from_step=from_step,
         to_step=to_step,
-        state=State(outcome["state"]) if "state" in outcome else State.LOST if overtaken else None,
+        state=State(outcome["state"]) if outcome.get("state") else State.LOST if overtaken else None,
         reason=outcome.get("reason") or ("" if outcome or not overtaken else "it ended without a word"),
         rank=rank,
         returncode=outcome.get("returncode"),

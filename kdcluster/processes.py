@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,28 @@ def process_start_time(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def is_alive(record: dict[str, Any] | None) -> bool:
+def is_alive(record: Mapping[str, Any] | None) -> bool:
     """Whether a recorded process still runs on this machine."""
     if not record or record["host"] != socket.gethostname():
         return False
     return record["start_time"] is not None and process_start_time(record["pid"]) == record["start_time"]
+
+
+def is_stopped(record: Mapping[str, Any] | None) -> bool:
+    """Whether a recorded process of this machine is there and does nothing: SIGSTOP, a debugger."""
+    if not record or not is_alive(record):
+        return False
+    try:
+        stat = Path(f"/proc/{record['pid']}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in "Tt"
+
+
+def kill_tree(record: Mapping[str, Any]) -> None:
+    """SIGKILL."""
+    for pid in [record["pid"], *descendants(record["pid"])]:
+        os.kill(pid, 9)
 
 
 def descendants(pid: int) -> list[int]:

@@ -20,8 +20,8 @@ import errno
 import socket
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from filelock import FileLock
 from kdcluster.errors import DISK_FULL, ConfigError, KdclusterError, NotFound
 from kdcluster.files import read_json, write_aside, write_json
 from kdcluster.plan import Run
+from kdcluster.tickets import Ticket
 
 ATTEMPT_VARIABLE = "KDCLUSTER_ATTEMPT"
 """Environment variable that tells a trainer which attempt it is; unset in a debug run."""
@@ -75,6 +76,10 @@ class Attempt:
                 raise
             (self.path / "reserve").unlink(missing_ok=True)
             self.write(name, values)
+
+    def given_to(self) -> Ticket | None:
+        """Who began it, where its start says so."""
+        return Ticket.read(self.read("start"))
 
     def log(self, rank: int | None = None) -> Path:
         """A rank's log; None: torchrun's own."""
@@ -198,40 +203,35 @@ class RunDir:
                 continue
             return attempt
 
-    def ticket(self) -> dict[str, Any] | None:
-        """What will start this run, and after which attempt.
+    def ticket(self) -> Ticket | None:
+        """Who was given this run last, to start it."""
+        values = read_json(self.path / "ticket.json")
+        return Ticket.read(values) if values else None
 
-        {"supervisor": a process of this machine, or "job": {"id", "name", "folder", …} of SLURM, "after_attempt"}.
-        """
-        ticket: dict[str, Any] | None = read_json(self.path / "ticket.json")
-        return ticket
-
-    def write_ticket(self, **starter: dict[str, Any]) -> None:
-        """Queue the run with a `supervisor` or a `job`.
-
-        A supervisor's counts until a newer attempt starts or the supervisor is gone, a job's as long as SLURM has it.
-        """
+    def write_ticket(self, backend: str, ref: Mapping[str, Any]) -> None:
+        """Queue the run: it was given to a place, which calls it `ref`."""
         newest = self.newest()
-        write_json(self.path / "ticket.json", {**starter, "after_attempt": newest.number if newest else 0})
+        self._put_ticket(Ticket(backend, ref, newest.number if newest else 0))
 
-    def note_job(self, job: dict[str, Any]) -> None:
-        """Complete what the ticket says of its job: its id, once SLURM has told it."""
-        write_json(self.path / "ticket.json", {**(self.ticket() or {}), "job": job})
+    def note_ref(self, ref: Mapping[str, Any]) -> None:
+        """Complete what the ticket says of the run, as a job's id, once the place has told it."""
+        if ticket := self.ticket():
+            self._put_ticket(replace(ticket, ref=ref))
+
+    def _put_ticket(self, ticket: Ticket) -> None:
+        write_json(self.path / "ticket.json", asdict(ticket))
 
     def drop_ticket(self) -> None:
         """Take the run out of the queue."""
         (self.path / "ticket.json").unlink(missing_ok=True)
 
     def mark_cancelled(self) -> None:
-        """Have the newest attempt stopped, or a queued run not started; a later attempt is not concerned."""
-        newest = self.newest()
-        write_json(self.path / "cancel.json", {"attempt": newest.number if newest else 0})
+        """Have the run stopped, or not started, until `prepare` lifts the marker; a start that is under way, too."""
+        write_json(self.path / "cancel.json", {"time": time.time()})
 
     def is_cancelled(self) -> bool:
-        """Whether the newest attempt (or, before the first, the queued run) was marked."""
-        marker = read_json(self.path / "cancel.json")
-        newest = self.newest()
-        return bool(marker) and marker["attempt"] == (newest.number if newest else 0)
+        """Whether it is marked; what the marker says does not matter, so no damage can lift it."""
+        return (self.path / "cancel.json").exists()
 
     def experiments(self) -> list[str]:
         """Names of the experiments that were submitted with this run in their plan."""
@@ -269,8 +269,9 @@ class RunDir:
 
 
 def run_dirs(root: Path) -> list[RunDir]:
-    """Every run directory below a runs directory."""
-    return [RunDir(root, path.parent.name) for path in sorted(root.glob("*/config.yaml"))]
+    """Every run directory below a runs directory; a hidden folder is none (a run that is being deleted)."""
+    found = (path.parent.name for path in sorted(root.glob("*/config.yaml")))
+    return [RunDir(root, name) for name in found if not name.startswith(".")]
 
 
 def find_run(root: Path, beginning: str) -> RunDir:

@@ -31,11 +31,6 @@ def leave(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def count(number: int, what: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def can_show(text: str) -> bool:
     """Whether stdout's encoding has these characters."""
     try:

@@ -196,7 +196,7 @@ class OnSlurm:
 
     @property
     def job(self) -> str:
-        return str(self.run.ticket()["job"]["id"])  # type: ignore[index]
+        return str(self.run.ticket().ref["id"])  # type: ignore[index]
 
     def node(self, number: int) -> str:
         return str(self.attempt(number)["start"]["nodes"])

@@ -60,7 +60,7 @@ def planned(run_dir: RunDir) -> None:
 
 
 def queued(run_dir: RunDir) -> None:
-    run_dir.write_ticket(supervisor=LIVE)
+    run_dir.write_ticket("local", LIVE)
 
 
 def running(run_dir: RunDir) -> None:

@@ -17,8 +17,7 @@ from kdcluster.terminal import say
 
 if TYPE_CHECKING:
     from kdcluster.experiment.configfile import LoadedExperiment
-    from kdcluster.launch.local.backend import Local
-    from kdcluster.launch.slurm.backend import Slurm
+    from kdcluster.launch.backend import Backend
     from kdcluster.plan import Plan
     from kdcluster.runs import RunDir
 
@@ -163,27 +162,14 @@ class Chosen:
             short |= dict.fromkeys(resources, f"--procs {self.procs}")
         return short
 
-    def place(self, max_gpu_hours: float | None = None) -> Local | Slurm:
+    def place(self, max_gpu_hours: float | None = None) -> Backend:
         """Where runs run; what `auto` chose is said."""
-        from kdcluster.launch.local.backend import Local
-        from kdcluster.launch.slurm import ask as scheduler
-        from kdcluster.launch.slurm.backend import Slurm
-        from kdcluster.launch.slurm.profile import choose
+        from kdcluster.launch.backend import Options, choose
 
-        inside = scheduler.is_inside_job()
-        chosen = self.backend
-        if chosen == "auto":
-            chosen = "slurm" if not inside and (scheduler.is_here() or self.cluster is not None) else "local"
-        if chosen == "local":
-            if self.nodes is not None and self.nodes > 1:
-                raise ConfigError(f"--nodes {self.nodes}: this machine is one node; --backend slurm has more")
-            if self.backend == "auto" and inside:
-                say("running on this machine: this is inside a job; --backend slurm submits from here")
-            return Local()
-        name, profile = choose(self.cluster)
-        if self.backend == "auto":
-            say(f"running in SLURM, {f'cluster profile {name!r}' if name else 'with its own defaults'}")
-        return Slurm(profile, name, self.nodes, max_gpu_hours)
+        place, words = choose(self.backend, Options(self.cluster, self.nodes, max_gpu_hours))
+        if words:
+            say(words)
+        return place
 
     # The same again, in another command
 
@@ -269,11 +255,25 @@ def _resources(gpus: str) -> Decorator:
     )
 
 
+class _BackendName(click.ParamType[str]):
+    """`auto`, or a backend that is installed here; they are looked up when a command needs them."""
+
+    name = "auto|local|slurm"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from kdcluster.launch.backend import names
+
+        known = ["auto", *names()]
+        if value not in known:
+            self.fail(f"{value!r} is no backend; there are {', '.join(known)}", param, ctx)
+        return value
+
+
 def _place(nodes: str) -> Decorator:
     return stacked(
         click.option(
             "--backend",
-            type=click.Choice(["auto", "local", "slurm"]),
+            type=_BackendName(),
             default="auto",
             envvar="KDCLUSTER_BACKEND",
             show_default=True,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdcluster.history import headline, history
-from kdcluster.launch.status import run_status
+from kdcluster.launch.status import KNOWN_S, run_status
 from kdcluster.runs import RunDir
 from kdcluster.states import ENDED, State
 
@@ -28,7 +28,7 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
     said: set[tuple[int, bool]] = set()
     while True:
         # asked before reading, so that nothing is missed
-        ended = run_status(run_dir).state in (*ENDED, State.PLANNED)
+        ended = run_status(run_dir, KNOWN_S).state in (*ENDED, State.PLANNED)
         if rank is None:
             for path in sorted(run_dir.path.glob("slurm/*/*.log"), key=lambda path: int(path.stem)):
                 yield from (f"[job {path.stem}] {line}" for line in _new(path, read, ended or not follow))

@@ -8,45 +8,52 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.commands.arguments import Chosen
-from kdcluster.errors import KdclusterError
-from kdcluster.launch.local.backend import Local
+from kdcluster.errors import KdclusterError, SchedulerError
+from kdcluster.launch.backend import Backend, Options, find
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.status import Status, statuses
 from kdcluster.launch.submission import to_start
 from kdcluster.launch.torchrun import Layout, Rendezvous, command
 from kdcluster.plan import Plan, Run
 from kdcluster.states import State
-from kdcluster.terminal import count, leave, say, show, show_json
+from kdcluster.terminal import leave, say, show, show_json
 
 
 def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
     """Print the DAG; with `check`, also what stands in its way."""
     made, root, data = chosen.plan(), chosen.root, chosen.data
     there = chosen.place()
-    found, where, scripts = statuses(made, root), there.layouts(made), there.scripts(made, root)
+    try:
+        where, scripts = there.layouts(made), there.scripts(made, root)
+    except SchedulerError as error:  # a plan needs no scheduler
+        if chosen.backend != "auto":
+            raise
+        say(f"{error}; this is the plan for this machine")
+        there = find("local").of(Options(nodes=chosen.nodes))
+        where, scripts = there.layouts(made), there.scripts(made, root)
+    found = statuses(made, root)
     checked = _check(made, data, there, root) if check else None
-    notes = [*there.notes(), *(checked["notes"] if checked else ())]
+    notes = checked["notes"] if checked else []
+    wanted = to_start(made, found)
     rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
     for row in rows if checked else ():
         row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
     if as_json:
+        notes = [*there.notes(made, wanted), *notes]
         show_json({"schema": "kdcluster.plan/1", "runs": rows, "notes": notes})
     else:
         _show_plan(made, rows, where)
         for note in notes:
             show(f"note: {note}")
-        say_worst_case(there, made, to_start(made, found))
+        say_notes(there, made, wanted)
     if checked and checked.get("refused"):
         leave("these runs could not run there", 1)
 
 
-def _check(made: Plan, data: Path, backend: Local | Slurm, root: Path) -> dict[str, Any]:
+def _check(made: Plan, data: Path, backend: Backend, root: Path) -> dict[str, Any]:
     found = preflight(made.runs, data, fetch=False)
     try:
-        backend.check(made, [run.id for run in made.runs], root)
-        if backend.name == "slurm":
-            found["notes"].append("SLURM would run these jobs (sbatch --test-only)")
+        found["notes"] += backend.check(made, [run.id for run in made.runs], root)
     except KdclusterError as error:
         found["notes"].append(str(error))
         found["refused"] = True
@@ -96,18 +103,13 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
             show(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
 
 
-def say_worst_case(backend: Local | Slurm, made: Plan, chosen: list[str]) -> None:
-    """What the runs could cost, before anything is queued."""
-    if isinstance(backend, Slurm):
-        hours = backend.gpu_hours(made, chosen)
-        once = "" if hours is None else f" ({hours / backend.attempts:.4g} without restarts and requeues)"
-        cost = "not known: there is no time limit" if hours is None else f"{hours:.4g} GPU-hours{once}"
-        say(f"worst case of {count(len(chosen), 'run')}: {cost}")
-    for note in backend.notes():
-        say(f"note: {note}")
+def say_notes(place: Backend, made: Plan, chosen: list[str]) -> None:
+    """What to know of the place before anything is handed over, as what it could cost."""
+    for note in place.notes(made, chosen):
+        say(note)
 
 
-def show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend: Local | Slurm) -> None:
+def show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend: Backend) -> None:
     """What a submit would write and start."""
     where, scripts = backend.layouts(made), backend.scripts(made, root)
     for run_id in chosen:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kdcluster.errors import WaitTimeout
-from kdcluster.launch.status import Status, statuses
+from kdcluster.launch.status import KNOWN_S, Status, statuses
 from kdcluster.plan import Plan
 from kdcluster.states import ENDED, State
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 POLL_S = 0.5
-QUEUE_POLL_S = 5.0
-"""Seconds between two looks while runs are in SLURM: each asks the controller."""
 COLUMNS = ("run", "state", "epoch", "images/s", "best", "left")
 BAR_FROM = 110
 """Terminal columns from which there is room for progress bars."""
@@ -48,7 +46,7 @@ def _poll(
     plan: Plan, root: Path, deadline: float | None, show: Callable[[Mapping[str, Status]], None]
 ) -> dict[str, Status]:
     while True:
-        found = statuses(plan, root)
+        found = statuses(plan, root, KNOWN_S)
         show(found)
         if all(status.state in (*ENDED, State.PLANNED) for status in found.values()):
             return found
@@ -57,7 +55,7 @@ def _poll(
             raise WaitTimeout(
                 f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
             )
-        time.sleep(QUEUE_POLL_S if any(s.job_id and s.state not in ENDED for s in found.values()) else POLL_S)
+        time.sleep(POLL_S)
 
 
 def _follow_screen(plan: Plan, root: Path, stream: TextIO, deadline: float | None) -> dict[str, Status]:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.next_steps import say_next_steps
 from kdcluster.commands.progress import follow
-from kdcluster.commands.submit import say_next_steps
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.history import Record, cost, history, post_mortem, spent
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir, run_dirs
-from kdcluster.terminal import count, say, show, show_json
+from kdcluster.terminal import say, show, show_json
+from kdcluster.wording import count
 
 
 def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from functools import partial
 
 from kdcluster.commands.arguments import Chosen
-from kdcluster.commands.plan import say_worst_case, show_dry_run
+from kdcluster.commands.next_steps import say_next_steps
+from kdcluster.commands.plan import say_notes, show_dry_run
 from kdcluster.commands.progress import follow
 from kdcluster.errors import ConfigError
 from kdcluster.files import trainer_code
 from kdcluster.launch import submission
 from kdcluster.launch.preflight import preflight
-from kdcluster.launch.status import Status, next_steps, statuses
+from kdcluster.launch.status import statuses
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
 from kdcluster.states import ENDED, GIVEN_UP, State
-from kdcluster.terminal import count, leave, say
+from kdcluster.terminal import leave, say
+from kdcluster.wording import count
 
 
 def submit(
@@ -30,7 +31,7 @@ def submit(
     there = chosen.place(max_gpu_hours)
     wanted = submission.to_start(made, statuses(made, root), retry=retry)
     if wanted:
-        say_worst_case(there, made, wanted)
+        say_notes(there, made, wanted)
     if dry_run:
         return show_dry_run(made, wanted, root, data, there)
     words = chosen.submit_again()
@@ -72,10 +73,3 @@ def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
     if any(status.state != State.DONE for status in found.values()):
         say_next_steps(found, chosen.submit_again(), chosen)
         leave("not every run is done", 1)
-
-
-def say_next_steps(found: Mapping[str, Status], again: str, chosen: Chosen) -> None:
-    """`again`: arguments of submit for runs that were never submitted."""
-    words = {run_id: RunDir(chosen.root, run_id).submitted() or again for run_id in found}
-    for step in next_steps(found, words, chosen.where):
-        say(f"next: {step}")

@@ -17,7 +17,6 @@ from kdcluster.commands import teachers_first
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, SchedulerError
 from kdcluster.experiment import configfile
-from kdcluster.launch.local.backend import Local
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.slurm.ask import is_here, is_inside_job
 from kdcluster.launch.slurm.backend import Slurm, waited_for
@@ -30,7 +29,8 @@ from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
 from kdcluster.sweep.flow import Sweeping, trial_room
 from kdcluster.sweep.points import Point, Space
-from kdcluster.terminal import can_show, count, leave, say, show
+from kdcluster.terminal import can_show, leave, say, show
+from kdcluster.wording import count
 
 if TYPE_CHECKING:
     from kdcluster.plan import Plan, Run
@@ -93,14 +93,16 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     of_trials = [run for point in points for run in point.runs]
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     if wanted.dry_run:
-        if isinstance(there, Local) and wanted.ray_address is None:
+        if there.name == "local" and wanted.ray_address is None:
             Sweeping(searched, chosen.root, chosen.data, *where).check()
         return _show_dry_run(searched, wishes, points, teachers, chosen.root)
     preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
         teachers = teachers_first.with_gpus(teachers, for_teacher.gpus)
     again = _again(for_teacher, wanted)
-    if isinstance(there, Slurm) and wanted.ray_address is None:
+    if there.name != "local" and wanted.ray_address is None:
+        if not isinstance(there, Slurm):
+            raise ConfigError(f"a sweep runs on this machine, in SLURM or in a Ray that is there, not {there.title}")
         return _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
     if going := _job_of(chosen.root, loaded.name):
         leave(f"job {going} in SLURM is at the sweep of {loaded.name}; wait for it, or scancel {going} first", 1)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.next_steps import next_steps
 from kdcluster.commands.progress import follow
 from kdcluster.launch import submission
-from kdcluster.launch.local.backend import Local
-from kdcluster.launch.slurm.backend import Slurm
-from kdcluster.launch.status import blocked_by, next_steps, run_status
+from kdcluster.launch.backend import Backend
+from kdcluster.launch.status import blocked_by, run_status
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.states import State
@@ -27,7 +27,7 @@ def with_gpus(teachers: Plan, gpus: int) -> Plan:
     return replace(teachers, runs=tuple(runs))
 
 
-def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm, again: str) -> None:
+def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend, again: str) -> None:
     """Train the teachers that these students need, ordinary runs that are made once, and wait for them."""
     done = submit(made, students, chosen, there)
     if not done.started and all(done.left[run.id].state == State.DONE for run in made.runs):
@@ -44,7 +44,7 @@ def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Sl
         leave(f"without its teacher nothing can be searched; then: {again}", 1)
 
 
-def submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Local | Slurm) -> submission.Submission:
+def submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend) -> submission.Submission:
     """Start the teachers that are not done, or whose weights are gone while one of these students needs them."""
     return submission.submit(made, chosen.root, chosen.data, there, lambda runs: None, waiting=students)
 

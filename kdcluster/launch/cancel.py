@@ -1,20 +1,35 @@
-"""Stop runs and keep what they have: a marker in the run directory, which a supervisor obeys, and scancel for jobs."""
+"""Stop runs and keep what they have; delete runs that nothing needs. Both take the submit lock.
+
+Stopping goes from asking to killing by itself: a marker in the run directory and the place's own way
+(`Backend.cancel`), then, for what is still there on this machine, SIGKILL for the whole tree.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kdcluster.errors import WaitTimeout
-from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.errors import ConfigError, WaitTimeout
+from kdcluster.launch import backend
 from kdcluster.launch.status import Status, statuses_of
+from kdcluster.launch.submission import one_at_a_time
 from kdcluster.plan import Plan
+from kdcluster.processes import is_alive, is_stopped, kill_tree
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import LIVE, State
 
-GRACE_S = 90.0
-"""torchrun gives its processes 30 s to save before it kills them; a supervisor looks once a second."""
+GRACE_S = 45.0
+"""How long runs have to save: torchrun gives its processes 30 s before it kills them itself."""
+STOPPED_S = 5.0
+"""How long, where a process of the run is stopped and will do nothing."""
+GONE_S = 45.0
+"""How long what was killed, or is ended by its place, may take to be gone; SLURM's KillWait is 30 s."""
+POLL_S = 0.2
+ASK_S = 2.0
+"""Between two questions to a place."""
 
 
 def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
@@ -30,30 +45,112 @@ def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
     return {run_id: names for run_id, names in wanted.items() if names}
 
 
-def cancel(run_ids: Iterable[str], root: Path) -> dict[str, str]:
+def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
     """Mark runs that are queued or running, and wait until none of their processes is left.
 
     Returns the state of each run that was live.
 
     Raises:
-        WaitTimeout: one of them still runs after `GRACE_S`.
+        WaitTimeout: one of them is still there, and not on this machine.
+        KdclusterError: its place does not answer; the run is marked, and a task or supervisor of it obeys that.
     """
-    live = _live([RunDir(root, run_id) for run_id in run_ids])
-    for run_dir in live:
-        run_dir.mark_cancelled()
-    pending_first = sorted(live.values(), key=lambda status: status.state != State.QUEUED)
-    scheduler.cancel(status.job_id for status in pending_first if status.job_id)
-    deadline = time.monotonic() + GRACE_S
-    while still := _live(live):
-        if time.monotonic() > deadline:
-            names = ", ".join(run_dir.id for run_dir in still)
-            raise WaitTimeout(
-                f"still going {GRACE_S:.0f} s after they were told to stop: {names}; "
-                f"what they saved is safe; look with kdcluster status, and cancel again"
-            )
-        time.sleep(1.0 if any(status.job_id for status in still.values()) else 0.1)
+    if not root.is_dir():
+        return {}
+    run_ids = list(run_ids)
+    with one_at_a_time(root, "cancel"):  # a submit that is under way has then started what it starts
+        live = _live(RunDir(root, run_id) for run_id in run_ids)
+        for run_dir in live:
+            run_dir.mark_cancelled()
+        backend.cancel(live)
+    started = time.monotonic()
+    while still := _live(live, ASK_S):
+        waited_s = time.monotonic() - started
+        for run_dir in still:
+            if waited_s > (STOPPED_S if _is_stopped(run_dir) else GRACE_S):
+                kill(run_dir)
+        if waited_s > GRACE_S + GONE_S:
+            lines = [f"{run_dir.id}: {status.state}: {status.reason}" for run_dir, status in still.items()]
+            told = f"still there {waited_s:.0f} s after they were told to stop; marked, to stop once they hear of it:"
+            raise WaitTimeout("\n".join([told, *lines]))
+        time.sleep(POLL_S)
     return {run_dir.id: status.state for run_dir, status in statuses_of(live).items()}
 
 
-def _live(run_dirs: Iterable[RunDir]) -> dict[RunDir, Status]:
-    return {run_dir: status for run_dir, status in statuses_of(run_dirs).items() if status.state in LIVE}
+def _live(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Status]:
+    return {run_dir: status for run_dir, status in statuses_of(run_dirs, within_s).items() if status.state in LIVE}
+
+
+def _is_stopped(run_dir: RunDir) -> bool:
+    """Whether a process that would have to obey is stopped, on this machine."""
+    newest, ticket = run_dir.newest(), run_dir.ticket()
+    agent = newest.read("agent") if newest else {}
+    return is_stopped(agent) or bool(ticket and ticket.backend == "local" and is_stopped(ticket.ref))
+
+
+def kill(run_dir: RunDir) -> None:
+    """End what is left of a marked run on this machine, and write down what its supervisor cannot."""
+    newest, ticket = run_dir.newest(), run_dir.ticket()
+    if newest is not None and is_alive(agent := newest.read("agent")):
+        kill_tree(agent)
+    if newest is not None and not newest.read("outcome") and (ticket is None or newest.number > ticket.after_attempt):
+        starter = newest.read("start").get("supervisor")
+        if not is_alive(starter) or is_stopped(starter):
+            words = "killed: it did not stop by itself"
+            newest.write_last("outcome", {"state": State.CANCELLED, "reason": words, "time": time.time()})
+    elif ticket is not None and ticket.backend == "local" and is_stopped(ticket.ref):
+        run_dir.drop_ticket()  # its supervisor looks at it before it starts the run
+
+
+# Deleting
+
+
+def check(chosen: Sequence[RunDir], root: Path) -> None:
+    """Refuse to delete what is going on, what may be, or what another run needs.
+
+    Raises:
+        ConfigError: each such run, with what to do.
+    """
+    ids = {run_dir.id for run_dir in chosen}
+    found = statuses_of(run_dirs(root))
+    problems = []
+    for run_dir in chosen:
+        status = found.get(run_dir)
+        if status and (status.state in LIVE or status.unknown):
+            what = f"{status.state}, as far as is known ({status.unknown})" if status.unknown else status.state
+            problems.append(f"{run_dir.id} is {what}; cancel it first")
+    for run_dir, status in found.items():
+        needed = ids.intersection(run_dir.load().needs)
+        if run_dir.id not in ids and needed:
+            what = "and its retention in the table" if status.state == State.DONE else "which is not done"
+            problems.append(f"{needed.pop()} is needed by {run_dir.id}, {what}; delete that too, or not this")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def size(run_dir: RunDir) -> int:
+    """Bytes below a run directory; of a link only its own."""
+    if run_dir.path.is_symlink():
+        return 0
+    return sum(path.lstat().st_size for path in run_dir.path.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def remove(chosen: Sequence[RunDir], root: Path) -> None:
+    """Check again and delete; renamed first, so that a half-deleted one is never taken for a run.
+
+    What an interrupted call has left goes, too. Of a link only the link.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    with one_at_a_time(root, "rm"):
+        check(chosen, root)
+        for run_dir in chosen:
+            if run_dir.path.is_symlink():
+                run_dir.path.unlink()
+            else:
+                run_dir.path.rename(Path(tempfile.mkdtemp(dir=root, prefix=DELETED)) / run_dir.id)
+        for left in root.glob(f"{DELETED}*"):
+            shutil.rmtree(left)
+
+
+DELETED = ".deleted-"

@@ -1,27 +1,33 @@
-"""Which state is true: derived from what is on disk, from processes that are looked up and from what SLURM says of
-jobs, never remembered. A run's own record comes first, then the queue, then accounting.
+"""Which state is true: derived from what is on disk, from processes that are looked up and from what a run's place says
+of it, never remembered. A run's own record comes first, then its place (backend.py).
+
+How late a shown state may be: a run that has died is known at once where its place can be asked; one that hangs is
+shown with its age after `LATE_S`; what its place does not know, and was silent for `STALE_S`, is lost. What cannot be
+asked is unknown: its last known state stands, `Status.unknown` says why, and nothing starts it until it is cancelled.
 """
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdcluster.launch.slurm import queue as slurm
-from kdcluster.launch.slurm.ask import Job
-from kdcluster.launch.slurm.queue import Jobs
+from kdcluster.launch import backend
+from kdcluster.launch.backend import End, Phase, Seen
 from kdcluster.plan import Plan, Run
-from kdcluster.processes import is_alive
+from kdcluster.processes import is_alive, is_stopped
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 
 FAILURE = ("rank", "host", "returncode", "signal", "out_of_memory")
+LATE_S = 60.0
+"""Seconds without a heartbeat after which the age of a running run is said: it may start, or hang."""
 STALE_S = 600.0
-"""Seconds without a heartbeat after which a run whose job nobody knows counts as lost."""
+"""Seconds without a heartbeat after which a run that nobody knows is no longer taken to be alive."""
+KNOWN_S = 10.0
+"""For whoever looks again and again: how old the answer of a place may be that others pay for, as a scheduler's."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,26 @@ class Status:
     """Of a failed run: rank, host, returncode, signal, out_of_memory."""
     top1: float | None = None
     """Best test accuracy so far, in percent, once the run is done."""
+    backend: str | None = None
+    """The place that has the run, or had it at last."""
     job_id: str | None = None
-    """Of a run that SLURM has, or had at last."""
+    """What that place calls it, where people use that name: a job's number."""
+    ref: Mapping[str, Any] | None = None
+    """Its reference there, as complete as the place knows it."""
+    unknown: str = ""
+    """Why the state is only the last known one; empty: it is true."""
 
 
-def statuses(plan: Plan, root: Path) -> dict[str, Status]:
-    """The status of every run of a plan, in its order."""
-    refs = {run.id: job_of(RunDir(root, run.id)) for run in plan.runs}
-    jobs = slurm.look(ref for ref in refs.values() if ref)
+def statuses(plan: Plan, root: Path, within_s: float = 0.0) -> dict[str, Status]:
+    """The status of every run of a plan, in its order; each place is asked once."""
+    own = statuses_of((RunDir(root, run.id) for run in plan.runs), within_s)
     found: dict[str, Status] = {}
     for run in plan.runs:
-        own = run_status(RunDir(root, run.id), jobs)
-        unstarted = own.state in (State.PLANNED, State.QUEUED) or (own.state == State.LOST and own.log is None)
+        one = own[RunDir(root, run.id)]
+        unstarted = one.state in (State.PLANNED, State.QUEUED) or (one.state == State.LOST and one.log is None)
         if unstarted and (why := blocked_by(run, found)):
-            own = Status(State.BLOCKED, why, own.attempts, job_id=own.job_id)
-        found[run.id] = own
+            one = replace(one, state=State.BLOCKED, reason=why)
+        found[run.id] = one
     for run in plan.runs:
         if found[run.id].state in (State.DONE, State.RUNNING):
             continue
@@ -62,86 +73,126 @@ def statuses(plan: Plan, root: Path) -> dict[str, Status]:
     return found
 
 
-def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str) -> list[str]:
-    """What to type where runs ended without being done: first what says why, then what goes on with them.
-
-    Args:
-        found: the runs' states.
-        again: of each run, the arguments of `kdcluster submit` that start it.
-        where: arguments that name their runs directory, or nothing.
-    """
-    failed = next((run_id for run_id, status in found.items() if status.state == State.FAILED), None)
-    steps = [f"kdcluster logs {failed}{where}"] if failed else []
-    states: dict[str, set[str]] = {}
-    for run_id, status in found.items():
-        states.setdefault(again[run_id], set()).add(status.state)
-    for words, seen in states.items():
-        if seen & set(GIVEN_UP):
-            steps.append(f"kdcluster submit {words}{where} --retry")
-        elif seen & {*INTERRUPTED, State.PLANNED}:  # what a search has stopped early needs nobody
-            steps.append(f"kdcluster submit {words}{where}")
-    return steps
-
-
-def job_of(run_dir: RunDir) -> dict[str, Any] | None:
-    """The job that SLURM is to be asked about, as {"id", "name", ...}; None for a run that is done or has none.
-
-    An id that was never written down (the submit died) is None: the job is then found by its name.
-    """
-    newest = run_dir.newest()
-    number = newest.number if newest else 0
-    result = run_dir.result()
-    if result and result["attempt"] == number:
-        return None
-    ticket = run_dir.ticket()
-    if ticket:
-        job: dict[str, Any] | None = ticket.get("job")
-        return job
-    start = newest.read("start") if newest else {}
-    return {"id": start["job_id"], "name": None} if start.get("job_id") else None
-
-
-def statuses_of(run_dirs: Iterable[RunDir]) -> dict[RunDir, Status]:
-    """Each run's own state; SLURM is asked once for all of them."""
+def statuses_of(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Status]:
+    """Each run's own state; each place is asked once for all of its runs."""
     run_dirs = list(run_dirs)
-    jobs = slurm.look(ref for run_dir in run_dirs if (ref := job_of(run_dir)))
-    return {run_dir: run_status(run_dir, jobs) for run_dir in run_dirs}
+    seen = backend.look(run_dirs, within_s)
+    return {run_dir: derived(run_dir, seen.get(run_dir)) for run_dir in run_dirs}
 
 
-def run_status(run_dir: RunDir, jobs: Jobs | None = None) -> Status:
-    """A run's own state, whatever becomes of the runs that it needs.
+def run_status(run_dir: RunDir, within_s: float = 0.0) -> Status:
+    """A run's own state, whatever becomes of the runs that it needs."""
+    return statuses_of([run_dir], within_s)[run_dir]
 
-    Args:
-        run_dir: the run.
-        jobs: what SLURM says of `job_of` of this run; None: SLURM is asked for this run alone.
-    """
-    newest = run_dir.newest()
+
+def derived(run_dir: RunDir, seen: Seen | None) -> Status:
+    """A run's own state from its records, and from what its place knows of it (None: nobody has it)."""
+    newest, ticket = run_dir.newest(), run_dir.ticket()
     number = newest.number if newest else 0
-    ref = job_of(run_dir)
-    if ref and jobs is None:
-        jobs = slurm.look([ref])
-    if ref and jobs:
-        return _in_queue(run_dir, newest, ref, jobs)
-    ticket = run_dir.ticket()
+    started = newest if newest is not None and (ticket is None or number > ticket.after_attempt) else None
+    place = ticket or (newest.given_to() if newest else None)
+    known: dict[str, Any] = {"backend": place.backend if place else None, "job_id": seen.id if seen else None}
+    known["ref"] = seen.ref if seen else None
+    if seen is None and newest is None:
+        return Status(State.CANCELLED, "before it started") if run_dir.is_cancelled() else Status(State.PLANNED)
+    if seen is None:  # it has published its result, or nobody knows who began it
+        started, seen = newest, _by_its_processes(newest)  # type: ignore[arg-type]
+    if started is None:
+        found = _not_started(run_dir, newest, seen)
+    else:
+        alive = is_alive(started.read("agent"))
+        ended = _ended(run_dir, started)  # after the looks at its place and its agent: they write it, and go
+        found = _of_ended(run_dir, ended, seen) if ended else _of_unended(run_dir, started, seen, alive=alive)
+    return replace(found, **{key: value for key, value in known.items() if value is not None})
+
+
+def _not_started(run_dir: RunDir, newest: Attempt | None, seen: Seen) -> Status:
+    """A run that was given to a place and has begun no attempt there."""
     cancelled = run_dir.is_cancelled()
-    if ticket and ticket["after_attempt"] == number and is_alive(ticket.get("supervisor")) and not cancelled:
-        return Status(State.QUEUED, "waits for its turn", number)
-    if newest is None:
-        return Status(State.CANCELLED, "before it started") if cancelled else Status(State.PLANNED)
-    start = newest.read("start")
-    alive = is_alive(newest.read("agent")) or is_alive(start.get("supervisor"))
-    if ended := _ended(run_dir, newest, alive):  # after the look at the processes: they write it and go
-        return ended
-    if alive:
-        return _of(run_dir, newest, State.RUNNING, "being stopped" if cancelled else "")
-    if saved := newest.read("preempted"):
-        return _of(run_dir, newest, State.PREEMPTED, _and_safe(f"stopped at step {saved['step']}", run_dir))
-    silent_s = time.time() - last_sign(newest)
-    if start.get("host") != socket.gethostname() and silent_s < STALE_S:  # as a trial on another node of a Ray
-        return _of(run_dir, newest, State.RUNNING, f"on {start['host']}, last heard of {silent_s:.0f} s ago")
+    number = newest.number if newest else 0
+    waiting = Status(State.QUEUED, _both(seen.why, seen.trouble), number, heartbeat=so_far(run_dir))
+    if seen.phase in (Phase.WAITING, Phase.ACTIVE):
+        return replace(waiting, reason=_both("being cancelled", seen.trouble)) if cancelled else waiting
     if cancelled:
-        return _of(run_dir, newest, State.CANCELLED, _and_safe(State.STOPPED, run_dir))
-    return _of(run_dir, newest, State.LOST, _and_safe(f"its processes on {start.get('host', '?')} are gone", run_dir))
+        why = _and_safe("before it started again", run_dir) if number else "before it started"
+        return replace(waiting, state=State.CANCELLED, reason=why)
+    if seen.phase is Phase.UNKNOWN:
+        return replace(waiting, reason=f"was queued; {seen.why}", unknown=seen.why)
+    if newest is not None and seen.end is End.WITHDRAWN:  # as if nobody had been given it again
+        gone = Seen(Phase.ENDED, f"its processes on {newest.read('start').get('host', '?')} are gone")
+        return _ended(run_dir, newest) or _of_unended(run_dir, newest, gone)
+    if seen.phase is Phase.ABSENT:
+        return replace(waiting, state=State.LOST, reason=f"{seen.why}, and it never started")
+    if seen.end is End.WITHDRAWN:
+        return replace(waiting, state=State.PLANNED, reason=seen.why and f"{seen.why} before it started")
+    failure = dict.fromkeys(FAILURE)
+    why = f"{seen.why} before training began"
+    return replace(waiting, state=State.FAILED, reason=why, log=seen.log, failure=failure)
+
+
+def _of_ended(run_dir: RunDir, ended: Status, seen: Seen) -> Status:
+    """A run whose newest attempt has written how it ended: its place may be about to begin it again."""
+    how = f"{ended.state}: {ended.reason}"
+    outcome = run_dir.attempt(ended.attempts).read("outcome")
+    if ended.state == State.DONE:
+        return ended
+    cancelled = run_dir.is_cancelled()
+    if seen.phase is Phase.WAITING:
+        again = f"was requeued after attempt {ended.attempts} ({how}); {seen.why}"
+        reason = "being cancelled" if cancelled else again
+        return replace(ended, state=State.QUEUED, reason=reason, log=None, failure=None, heartbeat=so_far(run_dir))
+    if seen.phase is Phase.ACTIVE and seen.after:
+        goes_on = bool(outcome.get("next"))
+        if not goes_on and ended.state != State.PREEMPTED:
+            return ended
+        after = "it is requeued" if goes_on else seen.after
+        reason = "being stopped" if cancelled else f"attempt {ended.attempts} ({how}); {after}"
+        return replace(ended, state=State.RUNNING, reason=reason, failure=None)
+    if ended.state in INTERRUPTED and cancelled and seen.phase is not Phase.ACTIVE:  # while it waited to go on
+        return replace(ended, state=State.CANCELLED)
+    if seen.phase is Phase.UNKNOWN and outcome.get("next"):
+        return replace(ended, reason=f"{ended.reason}; whether it goes on is unknown: {seen.why}", unknown=seen.why)
+    if seen.phase is Phase.ENDED and seen.why and ended.state not in GIVEN_UP:
+        return replace(ended, reason=f"{ended.reason} ({seen.why})")
+    return ended
+
+
+def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = False) -> Status:
+    """A run that has begun, and of which nobody has written how it ended; `alive`: its torchrun is there."""
+    cancelled = run_dir.is_cancelled()
+    silent_s = time.time() - last_sign(started)
+    age = f"last heard of {_ago(silent_s)} ago"
+    if seen.phase is Phase.WAITING:
+        number = started.number
+        reason = "being cancelled" if cancelled else f"was requeued after attempt {number}; {seen.why}"
+        return Status(State.QUEUED, reason, number, heartbeat=so_far(run_dir))
+    if seen.phase is Phase.ACTIVE or alive:
+        late = _both(age, _stopped(started, seen)) if silent_s > LATE_S else seen.trouble
+        return _of(run_dir, started, State.RUNNING, _both("being stopped" if cancelled else "", late))
+    if saved := started.read("preempted"):
+        return _of(run_dir, started, State.PREEMPTED, _and_safe(f"stopped at step {saved['step']}", run_dir))
+    if seen.phase is not Phase.ENDED and silent_s < STALE_S:
+        return _of(run_dir, started, State.RUNNING, f"{seen.why}; {age}")
+    if cancelled:
+        why = _and_safe(_both("stopped on request", seen.why * (seen.phase is Phase.UNKNOWN)), run_dir)
+        return _of(run_dir, started, State.CANCELLED, why)
+    if seen.phase is Phase.UNKNOWN:
+        what = f"{seen.why}; {age}; if it is gone for good: kdcluster cancel, then submit --retry"
+        return _of(run_dir, started, State.RUNNING, what, unknown=seen.why)
+    why = _and_safe(seen.why, run_dir)
+    if seen.end in (End.BROKEN, End.OUT_OF_MEMORY):
+        failure = {**dict.fromkeys(FAILURE), "out_of_memory": seen.end is End.OUT_OF_MEMORY}
+        return _of(run_dir, started, State.FAILED, why, failure=failure)
+    return _of(run_dir, started, State.LOST, why)
+
+
+def _stopped(attempt: Attempt, seen: Seen) -> str:
+    """Which process of a silent run is stopped (SIGSTOP, a frozen machine), as far as it can be seen from here."""
+    if seen.trouble:
+        return seen.trouble
+    if is_stopped(attempt.read("agent")):
+        return "its torchrun is stopped"
+    return ""
 
 
 def _of(run_dir: RunDir, attempt: Attempt, state: State, reason: str, **more: Any) -> Status:
@@ -149,7 +200,7 @@ def _of(run_dir: RunDir, attempt: Attempt, state: State, reason: str, **more: An
     logs = [path for _, path in attempt.logs() if path.exists()]
     log = logs[-1] if len(logs) == 2 else attempt.path
     if state == State.RUNNING and attempt.read("start").get("code_changed"):
-        reason = "; ".join(filter(None, [reason, "by other trainer code than was submitted"]))
+        reason = _both(reason, "by other trainer code than was submitted")
     beat = attempt.read("heartbeat") or so_far(run_dir)
     given = {"log": log, "heartbeat": beat, "job_id": attempt.read("start").get("job_id"), **more}
     return Status(state, reason, attempt.number, **given)
@@ -162,10 +213,11 @@ def so_far(run_dir: RunDir) -> dict[str, Any]:
     return {key: value for key, value in beat.items() if not key.endswith("_per_s")}
 
 
-def _ended(run_dir: RunDir, newest: Attempt, alive: bool) -> Status | None:
-    """What the run's own record says of its end."""
+def _ended(run_dir: RunDir, newest: Attempt) -> Status | None:
+    """What the run's own record says of its end; a result counts once torchrun is gone, which has still to leave."""
     outcome, result = newest.read("outcome"), run_dir.result()
-    if outcome.get("state") == State.DONE or (result and result["attempt"] == newest.number and not alive):
+    published = result and result["attempt"] == newest.number
+    if outcome.get("state") == State.DONE or (published and not _is_ending(newest)):
         best = result["best"]["test/top1"] if result else newest.read("heartbeat").get("best_top1")
         return _of(run_dir, newest, State.DONE, "", top1=best)
     if not outcome:
@@ -176,86 +228,21 @@ def _ended(run_dir: RunDir, newest: Attempt, alive: bool) -> Status | None:
     return _of(run_dir, newest, State(outcome["state"]), _and_safe(outcome["reason"], run_dir), **more)
 
 
-def _in_queue(run_dir: RunDir, newest: Attempt | None, ref: Mapping[str, Any], jobs: Jobs) -> Status:
-    """A run that was given to SLURM: its own record, and what SLURM says of the job."""
-    job = jobs.of(ref)
-    ticket = run_dir.ticket()
-    number = newest.number if newest else 0
-    started = newest if newest is not None and (not ticket or number > ticket["after_attempt"]) else None
-    job_id = job.id if job else ref["id"]
-    cancelled = run_dir.is_cancelled()
-    ended = _ended(run_dir, started, alive=False) if started else None
-    if job and job.state in slurm.WAITING:
-        again = f"was requeued after attempt {number}{_how(ended)}; " if started else ""
-        why = "being cancelled" if cancelled else again + slurm.why_waiting(job)
-        return Status(State.QUEUED, why, number, heartbeat=so_far(run_dir), job_id=job_id)
-    if job and job.state in slurm.ACTIVE:
-        if started is None:
-            why = f"job {job_id} starts on {job.nodes}"
-            return Status(State.QUEUED, why, number, heartbeat=so_far(run_dir), job_id=job_id)
-        after = "SLURM requeues it" if started.read("outcome").get("next") else "its job is ending"
-        if ended and ended.state != State.PREEMPTED and after == "its job is ending":
-            return ended
-        why = "being stopped" if cancelled else f"attempt {number}{_how(ended)}; {after}" if ended else ""
-        return _of(run_dir, started, State.RUNNING, why)
-    said = _last_word(job, job_id, jobs.problem)
-    if started is None:
-        return _never_started(run_dir, ref, job, said, number, jobs.problem)
-    if ended:
-        if cancelled and ended.state in INTERRUPTED:  # while it waited to go on
-            return replace(ended, state=State.CANCELLED)
-        known = ended.state in (State.DONE, *GIVEN_UP) or job is None
-        return ended if known else replace(ended, reason=f"{ended.reason} ({said})")
-    if job is None and time.time() - last_sign(started) < STALE_S:
-        return _of(run_dir, started, State.RUNNING, said)
-    if cancelled:
-        return _of(run_dir, started, State.CANCELLED, _and_safe(State.STOPPED, run_dir))
-    if job and job.state in ("FAILED", "OUT_OF_MEMORY"):
-        failure = {**dict.fromkeys(FAILURE), "out_of_memory": job.state == "OUT_OF_MEMORY"}
-        return _of(run_dir, started, State.FAILED, _and_safe(said, run_dir), failure=failure)
-    return _of(run_dir, started, State.LOST, _and_safe(said, run_dir))
+def _by_its_processes(newest: Attempt) -> Seen:
+    """What is known of an attempt without asking its place."""
+    if _is_ending(newest):
+        return Seen(Phase.ACTIVE)
+    return Seen(Phase.ENDED, f"its processes on {newest.read('start').get('host', '?')} are gone")
 
 
-def _how(ended: Status | None) -> str:
-    return f" ({ended.state}: {ended.reason})" if ended else ""
-
-
-def _last_word(job: Job | None, job_id: str | None, problem: str) -> str:
-    """What SLURM says of a job that does not run any more."""
-    if job is None:
-        return problem or f"SLURM does not know job {job_id} any more"
-    if job.state in slurm.ENDED:
-        detail = job.reason if job.reason.startswith(job.state) else job.state
-        return f"SLURM ended job {job_id}: {detail}"
-    return f"unknown: SLURM says that job {job_id} is {job.state or 'in no state'}"
+def _is_ending(newest: Attempt) -> bool:
+    """Whether the processes of an attempt with a result are still there, on this machine."""
+    return is_alive(newest.read("agent")) or is_alive(newest.read("start").get("supervisor"))
 
 
 def last_sign(attempt: Attempt) -> float:
     """When an attempt was heard of last, seconds since the epoch."""
     return float(attempt.read("heartbeat").get("time") or attempt.read("start").get("started") or 0)
-
-
-def _never_started(
-    run_dir: RunDir, ref: Mapping[str, Any], job: Job | None, said: str, number: int, problem: str
-) -> Status:
-    """A run whose job began no attempt and does not wait any more."""
-    if run_dir.is_cancelled():
-        why = _and_safe("before it started again", run_dir) if number else "before it started"
-        return Status(State.CANCELLED, why, number, heartbeat=so_far(run_dir), job_id=ref["id"])
-    if problem:
-        return Status(State.QUEUED, problem, number, job_id=ref["id"])
-    if job is None and ref["id"] is None:
-        here = ref["submitter"]["host"] == socket.gethostname()
-        going = is_alive(ref["submitter"]) if here else time.time() - ref["time"] < STALE_S
-        return Status(State.QUEUED, "is being submitted", number) if going else Status(State.PLANNED, "", number)
-    log = Path(ref["folder"]) / f"{job.id if job else ref['id']}.log" if "folder" in ref else None
-    if job is None:
-        return Status(State.LOST, f"{said}, and it never started", number, job_id=ref["id"])
-    if job.state in ("CANCELLED", "COMPLETED", "PREEMPTED", "REVOKED"):
-        return Status(State.PLANNED, f"{said} before it started", number, job_id=job.id)
-    return Status(
-        State.FAILED, f"{said} before training began", number, log, failure=dict.fromkeys(FAILURE), job_id=job.id
-    )
 
 
 def _and_safe(why: str, run_dir: RunDir) -> str:
@@ -264,7 +251,18 @@ def _and_safe(why: str, run_dir: RunDir) -> str:
     return f"{why}; step {step} is saved" if step else f"{why}; nothing is saved yet"
 
 
-def blocked_by(run: Run, found: dict[str, Status]) -> str:
+def _both(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
+def _ago(seconds: float) -> str:
+    """45 s, 4 min or 3 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def blocked_by(run: Run, found: Mapping[str, Status]) -> str:
     """Why a run cannot start for what it needs; empty where it can, or may later."""
     for need in run.needs:
         state = found[need]

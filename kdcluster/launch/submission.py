@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shlex
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import KdclusterError, SchedulerError
+from kdcluster.files import read_json, write_json
+from kdcluster.launch.backend import Backend, find
 from kdcluster.launch.status import Status, blocked_by, statuses
-from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
+from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, LIVE, UNSTARTED, State
 
 log = logging.getLogger(__name__)
 
-
-class Backend(Protocol):
-    """Where runs run."""
-
-    name: str
-
-    def layouts(self, plan: Plan) -> dict[str, Layout]:
-        """On what each run would run."""
-
-    def scripts(self, plan: Plan, root: Path) -> dict[str, str]:
-        """The batch script of each run, where runs have one."""
-
-    def gpu_hours(self, plan: Plan, chosen: list[str]) -> float | None:
-        """GPU-hours of the worst case; None where there is no limit."""
-
-    def notes(self) -> list[str]:
-        """What a plan should say of the place."""
-
-    def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
-        """Refuse what could never run, before anything is written."""
-
-    def start(self, plan: Plan, chosen: list[str], root: Path, data_dir: Path) -> str:
-        """Start runs whose directories are ready, all or none; returns where they are, for the user."""
+SOON_S = 1.0
+"""Seconds after which it is said for whom one waits."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +47,8 @@ def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) ->
     for run in plan.runs:
         going = {need: Status(State.QUEUED) if need in chosen else found[need] for need in run.needs}
         unmet = [n for n, s in going.items() if s.state not in (State.DONE, *LIVE)]
+        if found[run.id].unknown:
+            continue
         if found[run.id].state in states and not unmet and not blocked_by(run, going):
             chosen.append(run.id)
     return chosen
@@ -100,22 +84,18 @@ def submit(
         KdclusterError: what is asked for cannot run there, or could not be started; nothing is then.
     """
     every = plan.joined(waiting)
-    found = statuses(every, root)
-    asked = to_start(plan, found, retry=retry)
-    if asked:  # before anything is written
-        refuse_mixed(plan, found, asked, backend.name)
-        backend.check(plan, asked, root)
-    root.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(root):
+    if not root.exists():  # a refusal leaves nothing behind
+        backend.check(plan, to_start(plan, statuses(every, root), retry=retry), root)
+    with one_at_a_time(root, "submit"):
         found = statuses(every, root)
         adopt(root, found)
         chosen = to_start(plan, found, retry=retry)
         left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
+        refuse_unknown(left)
         if not chosen:
             return Submission([], left)
-        refuse_mixed(plan, found, chosen, backend.name)
-        if not set(chosen) <= set(asked):  # it has ended or failed meanwhile
-            backend.check(plan, chosen, root)
+        refuse_mixed(plan, found, chosen, backend)
+        backend.check(plan, chosen, root)
         prepare([run for run in plan.runs if run.id in chosen])
         for run in plan.runs:
             if run.id in chosen:
@@ -124,19 +104,31 @@ def submit(
             if RunDir(root, run.id).path.is_dir():
                 RunDir(root, run.id).add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)
-    return Submission(chosen, left, where, State.QUEUED if backend.name == "slurm" else "started")
+    return Submission(chosen, left, where, backend.word)
 
 
 def adopt(root: Path, found: Mapping[str, Status]) -> None:
-    """Write down the ids of jobs whose submit died between sbatch and its record; they were found by name."""
+    """Write down what a place calls the runs of a submit that died before its record; they were found by name."""
     for run_id, status in found.items():
-        job = (RunDir(root, run_id).ticket() or {}).get("job")
-        if job and job["id"] is None and status.job_id is not None:
-            RunDir(root, run_id).note_job({**job, "id": status.job_id})
+        ticket = RunDir(root, run_id).ticket()
+        if ticket and status.ref is not None and status.ref != ticket.ref:
+            RunDir(root, run_id).note_ref(status.ref)
             log.warning("%s: job %s is there already, from a submit that was interrupted", run_id, status.job_id)
 
 
-def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], backend: str) -> None:
+def refuse_unknown(left: Mapping[str, Status]) -> None:
+    """Refuse to start anything while it is not known of a run whether it is alive: it could be started twice.
+
+    Raises:
+        SchedulerError: with each of them.
+    """
+    unsure = {run_id: status for run_id, status in left.items() if status.unknown}
+    if unsure:
+        lines = [f"{run_id}: {status.state}: {status.reason}" for run_id, status in unsure.items()]
+        raise SchedulerError("\n".join(["it is not known what becomes of these runs, so nothing is started:", *lines]))
+
+
+def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], backend: Backend) -> None:
     """Refuse to start what needs a run that is under way somewhere else: nobody would start it when that is done.
 
     Raises:
@@ -144,13 +136,13 @@ def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], bac
     """
     for need in dict.fromkeys(need for run_id in chosen for need in plan[run_id].needs):
         status = found[need]
-        elsewhere = "local" if status.job_id is None else "slurm"
-        if status.state in LIVE and elsewhere != backend:
-            place = "on this machine" if elsewhere == "local" else f"in SLURM, as job {status.job_id}"
+        if status.state in LIVE and status.backend != backend.name:
+            place = find(status.backend).title if status.backend else "elsewhere"
+            place += f", as job {status.job_id}" if status.job_id else ""
             names = shlex.join(plan.experiments_of(need))
             raise KdclusterError(
-                f"{need} is {status.state} {place}, and its students cannot wait for it with --backend {backend}; "
-                f"first: kdcluster submit {names} --role {plan[need].role} --backend {elsewhere} --wait"
+                f"{need} is {status.state} {place}, and its students cannot wait for it with --backend {backend.name}; "
+                f"first: kdcluster submit {names} --role {plan[need].role} --backend {status.backend} --wait"
             )
 
 
@@ -171,11 +163,33 @@ def acquire(lock: FileLock, without: str, timeout_s: float = -1) -> None:
 
 
 @contextmanager
-def one_at_a_time(root: Path) -> Iterator[None]:
-    """The submit lock; where the file system has no locks, attempts and tickets alone protect."""
-    lock = FileLock(root / ".submit.lock", fallback_to_soft=False)
-    acquire(lock, "do not submit twice at the same moment")
+def one_at_a_time(root: Path, what: str) -> Iterator[None]:
+    """The submit lock of a runs directory, for submit, cancel and rm; who holds it, and since when, is said.
+
+    Where the file system has no locks, attempts and tickets alone protect.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(root / ".submit.lock", fallback_to_soft=False), root / ".submit.json"
+    without = "do not submit twice at the same moment"
     try:
+        acquire(lock, without, SOON_S)
+    except Timeout:
+        log.warning("waiting for %s", _holder(holder))
+        acquire(lock, without)
+    try:
+        write_json(holder, {**process_record(os.getpid()), "what": what, "since": time.time()}, sync=False)
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Who has the lock, in words."""
+    try:
+        known = read_json(path) or {}
+    except ValueError:
+        known = {}
+    since = f" since {time.strftime('%H:%M:%S', time.localtime(known['since']))}" if "since" in known else ""
+    who = f"kdcluster {known.get('what', 'submit')}"
+    return f"{who} (process {known['pid']} on {known['host']}), which is at it{since}" if "pid" in known else who

@@ -24,8 +24,7 @@ from typing import Any
 from kdcluster.errors import KdclusterError
 from kdcluster.files import shipped
 from kdcluster.launch.agent import dies_with
-from kdcluster.launch.slurm import ask as scheduler
-from kdcluster.launch.slurm import nodes, ownjob
+from kdcluster.launch.slurm import ask, nodes, ownjob
 from kdcluster.sweep.cluster import joined
 from kdcluster.sweep.room import nodes_of_ray
 
@@ -61,7 +60,7 @@ def main(kdcluster: Callable[..., object]) -> None:
     except SystemExit as left:
         if told and left.code and ownjob.restarts() < int(os.environ.get("KDCLUSTER_MAX_REQUEUES", "10")):
             log.info("the time limit is near: the job is requeued, and goes on")
-            scheduler.requeue(ownjob.number())
+            ask.requeue(ownjob.number())
             signal.pause()  # SLURM ends it; a job that returned would count as ended
         raise
 

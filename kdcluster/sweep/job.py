@@ -11,7 +11,7 @@ from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.files import shipped, write_aside
-from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import ask
 from kdcluster.launch.slurm import queue as jobs
 from kdcluster.launch.slurm import script as sbatch
 from kdcluster.launch.slurm.ask import Job
@@ -118,7 +118,7 @@ def under_way(folder: Path) -> Job | None:
         SchedulerError: SLURM does not answer.
     """
     beginning = _name(folder, 0).removesuffix("0")
-    live = [job for job in scheduler.queue() if job.name.startswith(beginning)]
+    live = [job for job in ask.queue() if job.name.startswith(beginning)]
     return next((job for job in live if job.state in (*jobs.WAITING, *jobs.ACTIVE)), None)
 
 
@@ -154,7 +154,7 @@ def submit(
     words = [str(configfile.kept(loaded, own).path), *words]
     text = script(name, layout, slurm.profile, own, after, words, again)
     write_aside(path, text.encode("utf-8", "surrogateescape"))
-    job_id = scheduler.submit(path, name)
+    job_id = ask.submit(path, name)
     return job_id, Path(os.path.realpath(own)) / f"{job_id}.log"
 
 

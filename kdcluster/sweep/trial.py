@@ -13,7 +13,7 @@ from typing import Any
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
 from kdcluster.launch.child import Child
-from kdcluster.launch.status import run_status
+from kdcluster.launch.status import KNOWN_S, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
 from kdcluster.results.events import read_scalars
@@ -77,9 +77,11 @@ class Trainee:
             Ending: nothing is started any more.
         """
         self._why_it_ends()
-        status = run_status(self.run_dir)
+        status = run_status(self.run_dir, KNOWN_S)
         newest = self.run_dir.newest()
         known = newest.read("start") if newest else {}
+        if status.unknown and known.get("sweep_of") != self.order.experiment:
+            raise KdclusterError(f"{self.run.id} is {status.state}: {status.reason}")
         if status.state == State.CANCELLED and known.get("sweep") == self.order.token:
             raise KdclusterError(f"{self.run.id} is cancelled")
         # This experiment's sweep has one driver at a time, and Tune restarts a trial only when its process is gone: an
@@ -116,7 +118,7 @@ class Trainee:
                 self.reported += 1
                 return measured[self.reported - 1], False
             if ended:  # after the last epoch it still had to save, and may have failed
-                status = run_status(self.run_dir)
+                status = run_status(self.run_dir, KNOWN_S)
                 if measured and status.state in (State.DONE, *([State.STOPPED] if self.order.early else [])):
                     return measured[-1], True
                 self._why_it_ends()
@@ -137,7 +139,7 @@ class Trainee:
     @property
     def is_done(self) -> bool:
         """Whether it came to its end."""
-        return run_status(self.run_dir).state == State.DONE
+        return run_status(self.run_dir, KNOWN_S).state == State.DONE
 
     def stop(self) -> None:
         """End it early: it saves, and counts as preempted, to go on later; as stopped, if the scheduler has said so."""
@@ -166,7 +168,10 @@ class Trainee:
             if not self.child.attempt.read("outcome"):
                 self._write_outcome()
             return True
-        return self.child is None and run_status(self.run_dir).state not in LIVE
+        if self.child is not None:
+            return False
+        status = run_status(self.run_dir, KNOWN_S)
+        return status.state not in LIVE or bool(status.unknown)
 
 
 def values_of(run_dir: RunDir, metric: str) -> list[float]:

@@ -188,7 +188,7 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
     died = subprocess.run([sys.executable, "-c", killer], cwd=place.folder, env=place.env, capture_output=True)
     assert died.returncode == -signal.SIGKILL
     teacher = RunDir(place.root, place.states()["teacher"]["id"])
-    assert teacher.ticket()["job"]["id"] is None  # type: ignore[index]
+    assert teacher.ticket().ref["id"] is None  # type: ignore[index]
     assert place.states()["teacher"]["state"] in ("queued", "running", "done")
     said = place.run("submit", "tiny.yaml", "--gpus", "1", "--role", "teacher", "--wait")[1]
     assert "nothing to start" in said

@@ -151,7 +151,7 @@ def take_over(folder: Path) -> None:
     """Instead of a supervisor: this process has the runs in its queue."""
     given = read_json(folder / "submission.json")
     for run_id in given["runs"]:
-        RunDir(Path(given["root"]), run_id).write_ticket(supervisor=LIVE)
+        RunDir(Path(given["root"]), run_id).write_ticket("local", LIVE)
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_follow_goes_on_into_the_next_attempt(run_dir: RunDir, script: Script) -
 
     def again() -> None:
         ended(first, "preempted", "SIGUSR2")
-        run_dir.write_ticket(supervisor=LIVE)
+        run_dir.write_ticket("local", LIVE)
 
     def second() -> None:
         started(run_dir, agent=LIVE).log(0).write_text("second\n")
@@ -128,7 +128,7 @@ def test_follow_goes_on_into_the_next_attempt(run_dir: RunDir, script: Script) -
 
 
 def test_follow_waits_for_a_run_that_is_queued(run_dir: RunDir, script: Script) -> None:
-    run_dir.write_ticket(supervisor=LIVE)
+    run_dir.write_ticket("local", LIVE)
 
     def start() -> None:
         started(run_dir, agent=LIVE).log(0).write_text("at last\n")

@@ -243,7 +243,7 @@ def test_a_file_system_without_locks_is_said_and_the_attempts_protect(tmp_path, 
     with caplog.at_level(logging.WARNING), worker._lock(run_dir, run_dir.start_attempt({})):
         pass
     assert "no file locks here" in caplog.text
-    with caplog.at_level(logging.WARNING), submission.one_at_a_time(tmp_path):
+    with caplog.at_level(logging.WARNING), submission.one_at_a_time(tmp_path, "submit"):
         pass
     assert "do not submit twice at the same moment" in caplog.text
 

@@ -15,6 +15,7 @@ from filelock import Timeout
 from kdcluster.errors import ConfigError, NotFound
 from kdcluster.processes import is_alive, process_record, process_start_time
 from kdcluster.runs import RunDir, find_run
+from kdcluster.tickets import Ticket
 from tests.fabricated import DEAD, LIVE, ended, publish
 from tests.tiny import make_run
 
@@ -137,11 +138,11 @@ def test_a_config_of_another_version_says_so(run_dir: RunDir) -> None:
 
 
 def test_a_ticket_names_the_attempt_that_it_follows(run_dir: RunDir) -> None:
-    run_dir.write_ticket(supervisor=LIVE)
-    assert run_dir.ticket() == {"supervisor": LIVE, "after_attempt": 0}
+    run_dir.write_ticket("local", LIVE)
+    assert run_dir.ticket() == Ticket("local", LIVE, 0)
     ended(run_dir.start_attempt({}), "failed", "no")
-    run_dir.write_ticket(supervisor=LIVE)
-    assert run_dir.ticket() == {"supervisor": LIVE, "after_attempt": 1}
+    run_dir.write_ticket("local", LIVE)
+    assert run_dir.ticket() == Ticket("local", LIVE, 1)
     run_dir.drop_ticket()
     assert run_dir.ticket() is None
 

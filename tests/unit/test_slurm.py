@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster.commands.doctor import examine_cluster
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, SchedulerError
 from kdcluster.experiment.config import Resources
 from kdcluster.launch import status
+from kdcluster.launch.backend import Phase, given_to
 from kdcluster.launch.slurm import ask as scheduler
 from kdcluster.launch.slurm import nodes
 from kdcluster.launch.slurm import queue as jobs
@@ -236,11 +237,33 @@ def test_one_squeue_for_all_runs_and_sacct_for_what_it_forgot(fake: Any) -> None
         squeue="echo x >>asked; echo '1|RUNNING|None|2026-01-01T00:00:00|n1|a'; echo 'a site banner'",
         sacct="echo x >>asked; echo '2|CANCELLED by 0|2026-01-01T00:00:00|n1|b'",
     )
-    found = jobs.look([{"id": "1", "name": "a"}, {"id": "2", "name": "b"}, {"id": None, "name": "a"}])
-    assert (found.by_id["1"].state, found.by_id["2"].state) == ("RUNNING", "CANCELLED")
-    assert found.of({"id": None, "name": "a"}) == found.by_id["1"]
+    found = jobs.asked([{"id": "1", "name": "a"}, {"id": "2", "name": "b"}, {"id": None, "name": "a"}])
+    assert (found.queued["1"].state, found.ended["2"].state) == ("RUNNING", "CANCELLED")
+    assert found.of({"id": None, "name": "a"}) == found.queued["1"]
     assert (folder / "asked").read_text() == "x\nx\n"
-    assert jobs.look([]) == Jobs()
+    assert jobs.asked([]) == Jobs()
+
+
+def test_a_job_is_known_by_its_name_too(fake: Any) -> None:
+    """Numbers begin again, and those of another cluster are other jobs."""
+    fake(squeue="echo '5|RUNNING|None|N/A|n1|other'", sacct="exit 1", scancel="exit 9")
+    ref = {"id": "5", "name": "mine", "folder": "x"}
+    (found,) = jobs.look([ref])
+    assert (found.phase, found.why) == (Phase.ABSENT, "SLURM does not know job 5 any more")
+    Slurm.cancel([ref])  # not the other one
+
+
+def test_one_question_for_all_watchers_in_a_while(fake: Any) -> None:
+    folder = fake(squeue="echo x >>asked; echo '5|RUNNING|None|N/A|n1|n'", sacct="true")
+    refs = [{"id": "5", "name": "n"}, {"id": "6", "name": "m"}]
+    watch = jobs.Watch()
+    for _ in range(3):
+        assert watch.jobs(refs, 10).of(refs[0])
+        assert watch.jobs(refs[:1], 10).of(refs[0])
+    assert (folder / "asked").read_text() == "x\n"
+    watch.jobs([*refs, {"id": "7", "name": "o"}], 10)  # one that nobody has asked for
+    watch.jobs(refs, 0)
+    assert (folder / "asked").read_text() == "x\nx\nx\n"
 
 
 # --- states -----------------------------------------------------------------------------------------------------
@@ -260,17 +283,30 @@ def queued(run_dir: RunDir, job_id: str | None = "5", **more: Any) -> RunDir:
     folder = run_dir.path / "slurm" / "1"
     folder.mkdir(parents=True)
     job = {"id": job_id, "name": "n", "folder": str(folder), "time": time.time(), "submitter": LIVE, **more}
-    run_dir.write_ticket(job=job)
+    run_dir.write_ticket("slurm", job)
     return run_dir
 
 
 def seen(run_dir: RunDir, state: str = "", reason: str = "None", problem: str = "") -> tuple[str, str]:
     known = {"5": Job("5", "n", state, reason, nodes="node1")} if state else {}
-    found = status.run_status(run_dir, Jobs(known, {job.name: job for job in known.values()}, problem))
+    has_ended = state in jobs.ENDS
+    answer = Jobs({} if has_ended else known, known if has_ended else {}, problem)
+    given = given_to(run_dir)
+    found = status.derived(run_dir, jobs.seen(given.ref, answer) if given else None)
     return found.state, found.reason
 
 
+def in_job(make: Callable[[RunDir], None], run_dir: RunDir, job_id: str = "5") -> None:
+    """An attempt that the task of a job began."""
+    make(run_dir)
+    newest = run_dir.newest()
+    assert newest is not None
+    newest.write("start", {**newest.read("start"), "job_id": job_id})
+
+
 NOTHING = "; nothing is saved yet"
+LONG_AGO = "last heard of 10 h ago"
+GIVE_UP = f"{LONG_AGO}; if it is gone for good: kdcluster cancel, then submit --retry"
 
 
 @pytest.mark.parametrize(
@@ -295,35 +331,35 @@ def test_a_job_that_began_no_attempt(
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
-        ("RUNNING", ("running", "")),
+        ("RUNNING", ("running", LONG_AGO)),
         ("PENDING", ("queued", "was requeued after attempt 1; job 5 waits: other jobs go first")),
         ("NODE_FAIL", ("lost", "SLURM ended job 5: NODE_FAIL" + NOTHING)),
         ("OUT_OF_MEMORY", ("failed", "SLURM ended job 5: OUT_OF_MEMORY" + NOTHING)),
-        ("NEWSTATE", ("lost", "unknown: SLURM says that job 5 is NEWSTATE" + NOTHING)),
+        ("NEWSTATE", ("running", "SLURM says that job 5 is NEWSTATE, which is unknown here; " + GIVE_UP)),
         ("", ("lost", "SLURM does not know job 5 any more" + NOTHING)),
     ],
 )
 def test_a_job_whose_attempt_has_no_outcome(made: Plan, root: Path, state: str, expected: tuple[str, str]) -> None:
     run_dir = queued(put(root, made.runs[0], "planned"))
     started(run_dir)
-    run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": 0.0})
+    run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": time.time() - 36000})
     assert seen(run_dir, state, "Priority" if state == "PENDING" else state) == expected
 
 
 def test_between_a_crash_and_the_requeue_the_run_has_not_ended(made: Plan, root: Path) -> None:
     run_dir = queued(put(root, made.runs[0], "planned"))
-    fabricated.failed(run_dir)
+    in_job(fabricated.failed, run_dir)
     outcome = run_dir.attempt(1).read("outcome")
     run_dir.attempt(1).write("outcome", {**outcome, "next": "restart"})
     state, reason = seen(run_dir, "RUNNING")
-    assert (state, reason.endswith("ValueError: no; nothing is saved yet); SLURM requeues it")) == ("running", True)
+    assert (state, reason.endswith("ValueError: no; nothing is saved yet); it is requeued")) == ("running", True)
     assert seen(run_dir, "PENDING", "BeginTime")[1].startswith("was requeued after attempt 1 (failed: rank 1, step 7: ")
     assert seen(run_dir, "FAILED")[0] == "failed"  # SLURM would not
 
 
 def test_a_run_that_is_cancelled_while_it_waits_to_go_on_is_cancelled(made: Plan, root: Path) -> None:
     run_dir = queued(put(root, made.runs[0], "planned"))
-    fabricated.preempted(run_dir)
+    in_job(fabricated.preempted, run_dir)
     assert seen(run_dir, "CANCELLED", "CANCELLED by 0")[0] == "preempted"
     run_dir.mark_cancelled()
     assert seen(run_dir, "PENDING", "BeginTime") == ("queued", "being cancelled")
@@ -334,7 +370,7 @@ def test_a_run_that_is_cancelled_while_it_waits_to_go_on_is_cancelled(made: Plan
 def test_other_code_than_was_submitted_is_said(made: Plan, root: Path) -> None:
     run_dir = queued(put(root, made.runs[0], "planned"))
     started(run_dir)
-    run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": 0.0, "code_changed": True})
+    run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": time.time(), "code_changed": True})
     assert seen(run_dir, "RUNNING") == ("running", "by other trainer code than was submitted")
 
 
@@ -344,16 +380,18 @@ def test_ids_and_lines_that_nobody_expects_are_no_traceback(fake: Any) -> None:
         "echo '|||||'; printf '\\377|\\n'",
         sacct="echo 'JobID'; echo '9.batch|WEIRD by 7|Unknown||n'; echo '||||'",
     )
-    known = jobs.look([{"id": "7+0", "name": "het"}, {"id": "9.batch", "name": "n"}, {"id": None, "name": "array"}])
-    assert known.by_id["7+0"].state == "RUNNING"
-    assert known.by_id["9.batch"].state == "WEIRD"
+    known = jobs.asked([{"id": "7+0", "name": "het"}, {"id": "9.batch", "name": "n"}, {"id": None, "name": "array"}])
+    assert known.queued["7+0"].state == "RUNNING"
+    assert known.ended["9.batch"].state == "WEIRD"
     assert [job.number for job in scheduler.find("array")] == [8, 9]
 
 
-def test_a_time_limit_without_room_for_a_step_is_said() -> None:
-    assert Slurm(Profile(time_limit=60)).notes() == []
-    assert Slurm(Profile()).notes() == []
-    (note,) = Slurm(Profile(time_limit=3, signal_lead_s=120)).notes()
+def test_a_time_limit_without_room_for_a_step_is_said(fake: Any) -> None:
+    fake(sinfo="true")
+    nothing = Plan((), {}, {})
+    for fine in (Profile(time_limit=60), Profile()):
+        assert len(Slurm(fine).notes(nothing, [])) == 1  # the worst case
+    _, note = Slurm(Profile(time_limit=3, signal_lead_s=120)).notes(nothing, [])
     assert note.startswith("time_limit 3 min and signal_lead_s 120 leave a job little or no room for a step")
 
 
@@ -361,23 +399,23 @@ def test_a_fresh_heartbeat_counts_where_slurm_does_not_answer(made: Plan, root: 
     run_dir = queued(put(root, made.runs[0], "planned"))
     started(run_dir)
     run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": time.time()})
-    assert seen(run_dir, problem="no answer") == ("running", "no answer")
+    assert seen(run_dir, problem="no answer") == ("running", "no answer; last heard of 0 s ago")
 
 
 def test_an_outcome_is_the_runs_own_word(made: Plan, root: Path) -> None:
     run_dir = put(root, made.runs[0], "planned")
     queued(run_dir)
-    fabricated.failed(run_dir)
+    in_job(fabricated.failed, run_dir)
     assert seen(run_dir, "FAILED")[0] == "failed"
     assert seen(run_dir, "")[0] == "failed"
     done = queued(put(root, made.runs[1], "planned"))
-    fabricated.done(done)
+    in_job(fabricated.done, done)
     assert seen(done, "COMPLETING")[0] == "done"
 
 
 def test_a_preempted_run_has_not_ended_while_its_job_goes_on(made: Plan, root: Path) -> None:
     run_dir = queued(put(root, made.runs[0], "planned"))
-    fabricated.preempted(run_dir)
+    in_job(fabricated.preempted, run_dir)
     assert seen(run_dir, "RUNNING")[0] == "running"
     assert seen(run_dir, "PENDING", "BeginTime")[0] == "queued"
     state, reason = seen(run_dir, "CANCELLED", "CANCELLED by 0")
@@ -444,7 +482,7 @@ def test_without_slurm_there_is_a_message(made: Plan, monkeypatch: pytest.Monkey
 
 
 def findings(root: Path, profile: Profile) -> dict[str, tuple[bool, str]]:
-    found = examine_cluster(Slurm(profile), None, root, with_job=False)
+    found = Slurm(profile, "own").examine(None, root, with_job=False)
     return {finding.what: (finding.ok, finding.found if finding.ok else finding.todo) for finding in found}
 
 

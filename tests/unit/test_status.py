@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdcluster.commands.next_steps import next_steps
+from kdcluster.files import write_json
 from kdcluster.launch import status
 from kdcluster.launch.status import blocked_by, run_status, statuses
 from kdcluster.plan import Plan, Run
+from kdcluster.processes import process_record
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import ENDED
 from tests import fabricated
 from tests.fabricated import BEAT, DEAD, LIVE, STATES, ended, publish, put, started
 from tests.tiny import make_plan
+
+ELSEWHERE = {**LIVE, "host": "another"}
+"""A process of a machine that cannot be asked."""
 
 
 @pytest.fixture
@@ -55,9 +64,9 @@ def test_a_folder_that_is_not_there_is_planned(root: Path) -> None:
 
 
 def test_queued_needs_a_live_supervisor(run_dir: RunDir) -> None:
-    run_dir.write_ticket(supervisor=DEAD)
+    run_dir.write_ticket("local", DEAD)
     assert run_status(run_dir).state == "planned"
-    run_dir.write_ticket(supervisor=LIVE)
+    run_dir.write_ticket("local", LIVE)
     assert run_status(run_dir).state == "queued"
     run_dir.drop_ticket()
     assert run_status(run_dir).state == "planned"
@@ -66,7 +75,7 @@ def test_queued_needs_a_live_supervisor(run_dir: RunDir) -> None:
 @pytest.mark.parametrize("before", ["failed", "lost", "cancelled"])
 def test_a_run_that_is_queued_again_is_queued(run_dir: RunDir, before: str) -> None:
     STATES[before](run_dir)
-    run_dir.write_ticket(supervisor=LIVE)
+    run_dir.write_ticket("local", LIVE)
     assert run_status(run_dir).state == "queued"
     started(run_dir, supervisor=LIVE)
     assert run_status(run_dir).state == "running"  # the ticket is used up
@@ -150,7 +159,7 @@ def test_a_half_written_attempt_changes_nothing(run_dir: RunDir) -> None:
     aside.mkdir(parents=True)
     (aside / "start.json").write_text('{"supervisor": null')
     assert run_status(run_dir).state == "planned"
-    run_dir.write_ticket(supervisor=LIVE)
+    run_dir.write_ticket("local", LIVE)
     assert run_status(run_dir).state == "queued"
 
 
@@ -222,14 +231,14 @@ def test_blocked_is_passed_on(made: Plan) -> None:
 )
 def test_what_to_type_next(states: tuple[str, ...], steps: list[str]) -> None:
     found = {f"r{number}": status.Status(state) for number, state in enumerate(states)}
-    assert status.next_steps(found, dict.fromkeys(found, "demo"), " --runs-dir x") == steps
+    assert next_steps(found, dict.fromkeys(found, "demo"), " --runs-dir x") == steps
 
 
 def test_each_run_goes_on_with_the_words_that_started_it() -> None:
     found = {name: status.Status(state) for name, state in (("a", "failed"), ("b", "lost"), ("c", "done"))}
     words = {"a": "x --gpus 2", "b": "y", "c": "z"}
     steps = ["kdcluster logs a", "kdcluster submit x --gpus 2 --retry", "kdcluster submit y"]
-    assert status.next_steps(found, words, "") == steps
+    assert next_steps(found, words, "") == steps
 
 
 def test_a_teacher_whose_weights_are_gone_is_lost_to_a_student_that_needs_them(made: Plan, root: Path) -> None:
@@ -249,11 +258,50 @@ def test_a_teacher_whose_weights_are_gone_is_lost_to_a_student_that_needs_them(m
 
 def test_a_run_of_another_machine_runs_as_long_as_it_is_heard_of(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path, "run")
-    attempt = started(run_dir, agent=DEAD)
-    attempt.write("start", {**attempt.read("start"), "host": "another"})
+    attempt = started(run_dir, supervisor=ELSEWHERE, agent=ELSEWHERE)
     attempt.write("heartbeat", {**BEAT, "time": time.time() - 40})
     found = run_status(run_dir)
-    assert found.state == "running"
-    assert re.fullmatch("on another, last heard of 4[0-9] s ago", found.reason)
+    assert (found.state, found.unknown) == ("running", "")
+    assert re.fullmatch("on another, which cannot be asked from here; last heard of 4[0-9] s ago", found.reason)
+
+
+def test_a_silent_run_of_another_machine_is_unknown_until_somebody_gives_it_up(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path, "run")
+    attempt = started(run_dir, supervisor=ELSEWHERE, agent=ELSEWHERE)
     attempt.write("heartbeat", {**BEAT, "time": time.time() - 700})
-    assert run_status(run_dir).state == "lost"
+    found = run_status(run_dir)
+    assert (found.state, found.unknown) == ("running", "on another, which cannot be asked from here")
+    assert "last heard of 12 min ago; if it is gone for good: kdcluster cancel" in found.reason
+    run_dir.mark_cancelled()
+    found = run_status(run_dir)
+    assert (found.state, found.unknown) == ("cancelled", "")
+
+
+def test_the_supervisor_of_another_machine_is_believed_as_long_as_it_beats(tmp_path: Path) -> None:
+    run_dir, folder = RunDir(tmp_path, "run"), tmp_path / "submission"
+    folder.mkdir()
+    run_dir.path.mkdir()
+    run_dir.write_ticket("local", {**ELSEWHERE, "folder": str(folder)})
+    assert run_status(run_dir).unknown == "on another, which cannot be asked from here"
+    write_json(folder / "heartbeat.json", {"time": time.time() - 20})
+    found = run_status(run_dir)
+    assert (found.state, found.unknown) == ("queued", "")
+    assert re.fullmatch("waits for its turn; on another, heard of 2[0-9] s ago", found.reason)
+    write_json(folder / "heartbeat.json", {"time": time.time() - 100})
+    assert (run_status(run_dir).state, bool(run_status(run_dir).unknown)) == ("queued", True)
+
+
+def test_a_late_heartbeat_is_said_with_its_age_and_with_what_is_stopped(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        run_dir = RunDir(tmp_path, "run")
+        attempt = started(run_dir, supervisor=process_record(child.pid), agent=DEAD)
+        attempt.write("heartbeat", {**BEAT, "time": time.time() - 240})
+        assert run_status(run_dir).reason == "last heard of 4 min ago"
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        found = run_status(run_dir)
+        assert (found.state, found.reason) == ("running", "last heard of 4 min ago; its supervisor is stopped")
+    finally:
+        child.kill()
+        child.wait()

@@ -467,7 +467,8 @@ def test_a_trial_that_tune_restarts_takes_its_run_over_from_a_node_that_nobody_c
     tmp_path: Path, begun: list[str]
 ) -> None:
     one = trainee(tmp_path, "planned")
-    attempt = one.run_dir.start_attempt({"host": "another", "sweep": "an earlier one's", "sweep_of": "tiny"})
+    known = {"supervisor": {**DEAD, "host": "another"}, "host": "another"}
+    attempt = one.run_dir.start_attempt({**known, "sweep": "an earlier one's", "sweep_of": "tiny"})
     attempt.write("heartbeat", {**BEAT, "time": time.time()})
     assert run_status(one.run_dir).state == "running"
     one.begin()
@@ -790,7 +791,7 @@ def test_a_sweep_as_one_job(tmp_path: Path) -> None:
 def test_a_job_has_a_copy_of_the_file_that_nobody_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models.py").touch()
     searched = space(tmp_path, {"trials": 1}, imports=["models.py"])
-    monkeypatch.setattr(job.scheduler, "submit", lambda path, name: "7")
+    monkeypatch.setattr(job.ask, "submit", lambda path, name: "7")
     before, folder = points(searched), tmp_path / "runs" / ".sweeps" / "tiny"
     slurm = SimpleNamespace(profile=Profile())
     job.submit(

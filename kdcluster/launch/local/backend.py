@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
+from kdcluster.launch.backend import Finding, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, environment, layout, trainer
 from kdcluster.plan import Plan, Run
-from kdcluster.processes import threads_available
+from kdcluster.processes import is_alive, is_stopped, threads_available
 from kdcluster.runs import RunDir
+
+BEAT_S = 10.0
+"""How often a supervisor says in its folder that it is there, for other hosts that share the runs directory."""
+HEARD_S = 60.0
+"""How long after that it counts as alive."""
 
 
 class Local:
     """The backend of this machine."""
 
     name = "local"
+    title = "on this machine"
+    word = "started"
+
+    @classmethod
+    def of(cls, options: Options) -> Local:
+        """There is one kind."""
+        if options.nodes is not None and options.nodes > 1:
+            raise ConfigError(f"--nodes {options.nodes}: this machine is one node; --backend slurm has more")
+        return cls()
+
+    @classmethod
+    def is_wanted(cls, options: Options) -> tuple[bool, str]:
+        """Where no other one is."""
+        return False, ""
+
+    def described(self) -> str:
+        """Only said where another one might have been expected."""
+        return "on this machine"
 
     def layouts(self, plan: Plan) -> dict[str, Layout]:
         """On what each run would run here."""
@@ -32,19 +60,16 @@ class Local:
         """None: nothing is queued here."""
         return {}
 
-    def gpu_hours(self, plan: Plan, chosen: list[str]) -> float | None:
-        """None: nothing limits a run here."""
-        return None
-
-    def notes(self) -> list[str]:
-        """Nothing."""
+    def notes(self, plan: Plan, chosen: Sequence[str]) -> list[str]:
+        """Nothing: nothing limits a run here."""
         return []
 
-    def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
+    def check(self, plan: Plan, chosen: Sequence[str], root: Path) -> list[str]:
         """Refuse more GPUs than there are."""
         check_room({run_id: item for run_id, item in layouts(plan).items() if run_id in chosen})
+        return []
 
-    def start(self, plan: Plan, chosen: list[str], root: Path, data_dir: Path) -> str:
+    def start(self, plan: Plan, chosen: Sequence[str], root: Path, data_dir: Path) -> str:
         """Hand the runs to a new supervisor.
 
         Raises:
@@ -53,10 +78,38 @@ class Local:
         folder = root / ".submissions" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         folder.mkdir(parents=True)
         wanted = {run_id: asdict(item) for run_id, item in layouts(plan).items() if run_id in chosen}
-        values = {"root": str(root), "data_dir": str(data_dir), "runs": chosen, "layouts": wanted}
+        values = {"root": str(root), "data_dir": str(data_dir), "runs": list(chosen), "layouts": wanted}
         write_json(folder / "submission.json", values)
         _start_supervisor(folder)
         return f"on this machine; log: {folder / 'supervisor.log'}"
+
+    @classmethod
+    def look(cls, refs: Sequence[Mapping[str, Any]], within_s: float = 0.0) -> list[Seen]:
+        """By the supervisor's process; of another host by what it says in its folder."""
+        return [_here(ref) if ref.get("host") == socket.gethostname() else _elsewhere(ref) for ref in refs]
+
+    @classmethod
+    def cancel(cls, refs: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: a supervisor obeys the marker in the run directory."""
+
+    def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
+        """Nothing beyond what every submission needs."""
+        return iter(())
+
+
+def _here(ref: Mapping[str, Any]) -> Seen:
+    if not is_alive(ref):
+        return Seen(Phase.ENDED, f"its processes on {ref['host']} are gone")
+    return Seen(Phase.ACTIVE, "waits for its turn", trouble="its supervisor is stopped" if is_stopped(ref) else "")
+
+
+def _elsewhere(ref: Mapping[str, Any]) -> Seen:
+    host = ref.get("host", "?")
+    beat = read_json(Path(ref["folder"]) / "heartbeat.json") if "folder" in ref else None
+    silent_s = time.time() - beat["time"] if beat else math.inf
+    if silent_s < HEARD_S:
+        return Seen(Phase.ACTIVE, "waits for its turn", trouble=f"on {host}, heard of {silent_s:.0f} s ago")
+    return Seen(Phase.UNKNOWN, f"on {host}, which cannot be asked from here")
 
 
 def layouts(plan: Plan) -> dict[str, Layout]:

@@ -6,9 +6,11 @@ Everything it starts dies with it (PR_SET_PDEATHSIG), so that a run whose superv
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,8 +18,9 @@ from filelock import FileLock
 from kdcluster.files import read_json, write_json
 from kdcluster.launch.agent import AWAITED
 from kdcluster.launch.child import Child
+from kdcluster.launch.local.backend import BEAT_S
 from kdcluster.launch.local.gpus import GpuPool, visible_gpus
-from kdcluster.launch.status import Status, blocked_by, run_status
+from kdcluster.launch.status import KNOWN_S, Status, blocked_by, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
 from kdcluster.processes import process_record, threads_available
@@ -30,30 +33,47 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """Runs that were submitted together, each started once what it needs is done and there is room for it."""
 
-    def __init__(self, root: Path, data_dir: Path, runs: list[Run], layouts: dict[str, Layout]) -> None:
-        self.root, self.data_dir, self.layouts = root, data_dir, layouts
+    def __init__(
+        self, root: Path, data_dir: Path, runs: list[Run], layouts: dict[str, Layout], folder: Path | None = None
+    ) -> None:
+        self.root, self.data_dir, self.layouts, self.folder = root, data_dir, layouts, folder
         self.pending = {run.id: run for run in runs}
         self.children: dict[str, Child] = {}
         self.pool = GpuPool(visible_gpus() if any(item.device == "cuda" for item in layouts.values()) else [])
-        self.record = process_record(os.getpid())
+        self.ref = {**process_record(os.getpid()), **({"folder": str(folder)} if folder else {})}
         self.stopping = False
+        self._beaten_at = -math.inf
 
     def write_tickets(self) -> None:
         """Say in every run that this process will start it."""
         for run_id in self.pending:
-            RunDir(self.root, run_id).write_ticket(supervisor=self.record)
+            RunDir(self.root, run_id).write_ticket("local", self.ref)
 
     def run(self) -> None:
         """Until every run has ended or cannot start. SIGTERM has the runs save and leave, and ends this process."""
         signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
         while self.pending or self.children:
-            self.reap()
-            self.stop_what_was_cancelled()
-            self.start_what_can()
+            self.tick()
             if self.children or self.pending:  # a child's end wakes at once; a free GPU or a run elsewhere is polled
                 woken = signal.sigtimedwait(AWAITED, 1.0)
                 if woken and woken.si_signo == signal.SIGTERM:
                     self.stop_everything()
+
+    def tick(self) -> None:
+        """One look at everything."""
+        self.beat()
+        self.reap()
+        self.stop_what_was_cancelled()
+        self.start_what_can()
+
+    def beat(self) -> None:
+        """Say to other hosts that share the runs directory that this process is there."""
+        if self.folder is not None and time.monotonic() - self._beaten_at >= BEAT_S:
+            self._beaten_at = time.monotonic()
+            try:
+                write_json(self.folder / "heartbeat.json", {"time": time.time()}, sync=False)
+            except OSError as error:  # a full disk, say; other hosts then do not know what becomes of these runs
+                log.error("no heartbeat: %s", error)
 
     def reap(self) -> None:
         """Write the outcome of every torchrun that has ended."""
@@ -63,7 +83,8 @@ class Supervisor:
             del self.children[run_id]
             ended = child.outcome(told_to_stop=self.stopping)
             try:
-                child.attempt.write_last("outcome", ended)
+                if not child.attempt.read("outcome"):  # by who killed it while this process was stopped
+                    child.attempt.write_last("outcome", ended)
             except OSError as error:  # the run is then lost, and submit heals it; the others go on
                 log.error("%s: its outcome cannot be written: %s", run_id, error)
             log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
@@ -89,11 +110,11 @@ class Supervisor:
     def start_what_can(self) -> None:
         """Start the pending runs whose needs are done, while there is room; drop those that are blocked."""
         for run_id, run in list(self.pending.items()):
-            if self._taken(run_id):
-                log.info("%s: somebody else has started it", run_id)
+            if not self._is_ours(run_id):
+                log.info("%s: it is somebody else's now, or nobody's", run_id)
                 del self.pending[run_id]
                 continue
-            needs = {need: run_status(RunDir(self.root, need)) for need in run.needs}
+            needs = {need: run_status(RunDir(self.root, need), KNOWN_S) for need in run.needs}
             if why := blocked_by(run, needs) or self._abandoned(needs):
                 log.info("%s: blocked: %s", run_id, why)
                 del self.pending[run_id]
@@ -106,11 +127,17 @@ class Supervisor:
                     self.pending.pop(run_id, None)
                     RunDir(self.root, run_id).drop_ticket()
 
-    def _taken(self, run_id: str) -> bool:
-        """Whether a run that waits here was started by others, as a trial of a sweep."""
+    def _is_ours(self, run_id: str) -> bool:
+        """Whether a run that waits here is still this process's to start.
+
+        It is not where others have begun it, as a trial of a sweep, or where it was cancelled or given to another
+        supervisor while this process was stopped.
+        """
         run_dir = RunDir(self.root, run_id)
         ticket, newest = run_dir.ticket(), run_dir.newest()
-        return bool(ticket and newest and newest.number > ticket["after_attempt"])
+        if ticket is None or ticket.ref != self.ref:
+            return False
+        return newest is None or newest.number <= ticket.after_attempt
 
     def _abandoned(self, needs: dict[str, Status]) -> str:
         """Why a need will not be done by anybody: this process does not have it, and nobody else is at it."""
@@ -130,7 +157,8 @@ class Supervisor:
             gpus, locks = [gpu for gpu, _ in taken], [lock for _, lock in taken]
         elif self.children and self._busy_cores() + layout.cores > threads_available():
             return
-        child = Child.start(RunDir(self.root, run.id), self.data_dir, layout, gpus, locks)
+        known = {"backend": "local", "ref": self.ref}
+        child = Child.start(RunDir(self.root, run.id), self.data_dir, layout, gpus, locks, known)
         del self.pending[run.id]
         self.children[run.id] = child
         log.info("%s attempt %d: started on %s", run.id, child.attempt.number, layout)
@@ -147,9 +175,10 @@ def main() -> None:
     root = Path(given["root"])
     runs = [RunDir(root, run_id).load() for run_id in given["runs"]]
     layouts = {run_id: Layout(**values) for run_id, values in given["layouts"].items()}
-    supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts)
+    supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts, folder)
+    supervisor.beat()
     supervisor.write_tickets()
-    write_json(folder / "supervisor.json", supervisor.record)
+    write_json(folder / "supervisor.json", supervisor.ref)
     supervisor.run()
     log.info("all ended")
 

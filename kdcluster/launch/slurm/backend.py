@@ -6,25 +6,27 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import trainer_code, write_aside
-from kdcluster.launch.slurm import ask as scheduler
-from kdcluster.launch.slurm import nodes
+from kdcluster.launch.backend import Finding, Options, Seen
+from kdcluster.launch.slurm import ask, nodes, queue
 from kdcluster.launch.slurm.ask import Refused
+from kdcluster.launch.slurm.examine import examine
 from kdcluster.launch.slurm.nodes import NodeType
-from kdcluster.launch.slurm.profile import Profile
+from kdcluster.launch.slurm.profile import Profile, choose
 from kdcluster.launch.slurm.script import job_name, script, slurm_layout
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
-from kdcluster.states import LIVE
+from kdcluster.states import LIVE, State
+from kdcluster.wording import count
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +47,43 @@ class Slurm:
     """
 
     name = "slurm"
+    title = "in SLURM"
+    word = str(State.QUEUED)
 
     def __init__(
-        self, profile: Profile, cluster: str | None = None, nodes: int | None = None, max_gpu_hours: float | None = None
+        self,
+        profile: Profile | None = None,
+        cluster: str | None = None,
+        nodes: int | None = None,
+        max_gpu_hours: float | None = None,
     ) -> None:
-        self.given, self.cluster, self.nodes, self.max_gpu_hours = profile, cluster, nodes, max_gpu_hours
+        self.given = profile or Profile()
+        self.cluster, self.nodes, self.max_gpu_hours = cluster, nodes, max_gpu_hours
+
+    @classmethod
+    def of(cls, options: Options) -> Slurm:
+        """With the profile that was named, or the user's only one."""
+        name, profile = choose(options.cluster)
+        return cls(profile, name, options.nodes, options.max_gpu_hours)
+
+    @classmethod
+    def is_wanted(cls, options: Options) -> tuple[bool, str]:
+        """Where there is sbatch or a cluster was named, and this is not inside a job already."""
+        if not ask.is_here() and options.cluster is None:
+            return False, ""
+        if ask.is_inside_job():
+            return False, "running on this machine: this is inside a job; --backend slurm submits from here"
+        return True, ""
+
+    def described(self) -> str:
+        """With its cluster profile."""
+        return f"in SLURM, {f'cluster profile {self.cluster!r}' if self.cluster else 'with its own defaults'}"
 
     @cached_property
     def node(self) -> NodeType | None:
         """What a node has, asked of sinfo where the profile leaves it open; None where there is no SLURM here."""
         settled = self.given.gpus_per_node and self.given.cpus_per_gpu
-        if settled or not scheduler.is_here():
+        if settled or not ask.is_here():
             return None
         return nodes.node_type(self.given.partition)
 
@@ -88,13 +116,13 @@ class Slurm:
             )
         return made
 
-    def gpu_hours(self, plan: Plan, chosen: list[str]) -> float | None:
+    def gpu_hours(self, plan: Plan, chosen: Sequence[str]) -> float | None:
         """GPU-hours of the worst case: every run takes its whole time limit, as often as it may be started.
 
         None: there is no time limit.
         """
         limit = self.profile.time_limit
-        if limit is None and scheduler.is_here():
+        if limit is None and ask.is_here():
             found = nodes.node_type(self.profile.partition)
             limit = found.time_limit_min if found else None
         gpus = sum(layout.gpus for run_id, layout in self.layouts(plan).items() if run_id in chosen)
@@ -105,17 +133,22 @@ class Slurm:
         """How often a run may be started in one job."""
         return 1 + self.profile.max_restarts + self.profile.max_requeues
 
-    def notes(self) -> list[str]:
-        """A time limit that may leave a job no room for a step: SLURM's signal may come a minute early."""
+    def notes(self, plan: Plan, chosen: Sequence[str]) -> list[str]:
+        """The worst case, and a time limit that may leave a job no room for a step: its signal may come early."""
+        hours = self.gpu_hours(plan, chosen)
+        once = "" if hours is None else f" ({hours / self.attempts:.4g} without restarts and requeues)"
+        cost = "not known: there is no time limit" if hours is None else f"{hours:.4g} GPU-hours{once}"
+        worst = f"worst case of {count(len(chosen), 'run')}: {cost}"
         limit_s, lead_s = 60 * (self.given.time_limit or 0), self.given.signal_lead_s
         if not limit_s or limit_s > lead_s + 60 + START_S:
-            return []
+            return [worst]
         return [
+            worst,
             f"time_limit {limit_s // 60} min and signal_lead_s {lead_s} leave a job little or no room for a step: "
-            f"SLURM may send its signal a minute early, and a start takes about {START_S} s"
+            f"SLURM may send its signal a minute early, and a start takes about {START_S} s",
         ]
 
-    def check(self, plan: Plan, chosen: list[str], root: Path) -> None:
+    def check(self, plan: Plan, chosen: Sequence[str], root: Path) -> list[str]:
         """Refuse a budget that is too small, and ask SLURM whether such jobs could ever run; queues nothing.
 
         Raises:
@@ -131,6 +164,7 @@ class Slurm:
             )
         layouts = self.layouts(plan)
         self.check_layouts([layouts[run_id] for run_id in chosen])
+        return ["SLURM would run these jobs (sbatch --test-only)"]
 
     def check_layouts(self, layouts: Iterable[Layout]) -> None:
         """Ask SLURM whether such jobs could ever run.
@@ -143,14 +177,14 @@ class Slurm:
                 path = Path(folder) / "job.sh"
                 path.write_text(script("kdcluster-test", layout, self.profile, Path(folder)))
                 try:
-                    scheduler.check(path)
+                    ask.check(path)
                 except Refused as error:
                     raise Refused(
                         f"SLURM would never run a job on {layout}, so nothing is queued:\n{error}\nmend the profile"
                         f"{f' {self.cluster!r}' if self.cluster else ''}, or ask for less"
                     ) from None
 
-    def start(self, plan: Plan, chosen: list[str], root: Path, data_dir: Path) -> str:
+    def start(self, plan: Plan, chosen: Sequence[str], root: Path, data_dir: Path) -> str:
         """Queue the runs, all or none.
 
         Raises:
@@ -190,17 +224,36 @@ class Slurm:
         write_aside(path, script(name, layout, self.profile, folder, after).encode("utf-8", "surrogateescape"))
         intent: dict[str, Any] = {"id": None, "name": name, "folder": str(folder), "time": time.time()}
         intent |= {"cluster": self.cluster, "submitter": process_record(os.getpid())}
-        run_dir.write_ticket(job=intent)
-        job_id = scheduler.submit(path, name)
-        run_dir.note_job({**intent, "id": job_id})
+        run_dir.write_ticket(self.name, intent)
+        job_id = ask.submit(path, name)
+        run_dir.note_ref({**intent, "id": job_id})
         return job_id
+
+    @classmethod
+    def look(cls, refs: Sequence[Mapping[str, Any]], within_s: float = 0.0) -> list[Seen]:
+        """One squeue for all of them, and one sacct for what the queue has forgotten."""
+        return queue.look(refs, within_s)
+
+    @classmethod
+    def cancel(cls, refs: Sequence[Mapping[str, Any]]) -> None:
+        """scancel, pending jobs first, so that none of them begins meanwhile."""
+        ask.cancel(job.id for job in queue.alive(refs))
+
+    def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
+        """The profile against what SLURM says; nothing where there is none."""
+        if self.cluster is None and with_job:
+            raise ConfigError("--with-job needs a cluster profile: --cluster NAME")
+        if self.cluster is None:
+            return iter(())
+        return examine(self, plan, root, with_job=with_job)
 
     def _take_back(self, run_dirs: list[RunDir]) -> str:
         """Cancel what this command has queued, students first; returns what became of it."""
         try:
             for run_dir in reversed(run_dirs):
-                if job := (run_dir.ticket() or {}).get("job"):
-                    scheduler.cancel([job["id"]] if job["id"] else [known.id for known in scheduler.find(job["name"])])
+                if (ticket := run_dir.ticket()) and ticket.backend == self.name:
+                    job = ticket.ref
+                    ask.cancel([job["id"]] if job["id"] else [known.id for known in ask.find(job["name"])])
                     run_dir.drop_ticket()
         except KdclusterError as error:
             return (
@@ -226,4 +279,4 @@ def waited_for(run_dir: RunDir) -> str | None:
     from kdcluster.launch.status import run_status
 
     status = run_status(run_dir)
-    return status.job_id if status.state in LIVE else None
+    return status.job_id if status.state in LIVE and status.backend == Slurm.name else None

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from kdcluster.errors import KdclusterError
-from kdcluster.launch.slurm import ask as scheduler
-from kdcluster.launch.slurm import nodes
+from kdcluster.launch.slurm import ask, nodes
 from kdcluster.runs import Attempt
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def restarts() -> int:
 def is_being_preempted() -> bool:
     """Whether SLURM is about to take the job's nodes away, rather than somebody has ended it."""
     try:
-        job = scheduler.describe(number())
+        job = ask.describe(number())
     except KdclusterError as error:
         log.warning("SLURM does not say whether the job is being preempted: %s", error)
         return True  # nobody types scancel while the controller is away
@@ -39,7 +38,7 @@ def is_being_preempted() -> bool:
 def is_elsewhere() -> bool:
     """Whether SLURM took this node for dead and has requeued the job, so that it is no longer this task's."""
     try:
-        return _is_elsewhere(scheduler.describe(number()))
+        return _is_elsewhere(ask.describe(number()))
     except KdclusterError:
         return False
 
@@ -55,7 +54,7 @@ def why_interrupted(lead_s: float) -> str:
         lead_s: how long before the time limit the job is signalled; SLURM may do it a minute early.
     """
     try:
-        job = scheduler.describe(number())
+        job = ask.describe(number())
         if job.get("PreemptTime", "None") != "None":
             return "preempted for another job"
         left_s = datetime.fromisoformat(job["EndTime"]).timestamp() - time.time()
@@ -69,7 +68,7 @@ def why_interrupted(lead_s: float) -> str:
 def waited_s() -> float | None:
     """How long the job was ready to start before it did; None where SLURM does not say."""
     try:
-        job = scheduler.describe(number())
+        job = ask.describe(number())
         eligible, start = (datetime.fromisoformat(job[key]).timestamp() for key in ("EligibleTime", "StartTime"))
     except (KdclusterError, KeyError, ValueError):
         return None
@@ -78,7 +77,7 @@ def waited_s() -> float | None:
 
 def why_it_ended() -> str:
     """What accounting calls the end of the job's last start (NODE_FAIL, PREEMPTED, …); empty without accounting."""
-    return scheduler.why_ended(number())
+    return ask.why_ended(number())
 
 
 def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:
@@ -95,12 +94,12 @@ def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:
     steps = [failure["step"] for failure in attempt.failures()]
     steps.append(attempt.read("heartbeat").get("step", 0))
     at_once = max(steps) <= attempt.read("start")["from_step"]
-    job = scheduler.describe(number())
+    job = ask.describe(number())
     if _is_elsewhere(job):
         return log.warning("SLURM took this node for dead and has requeued the job already")
     without = _without_bad_node(job, rank, ranks) if at_once else []
     log.info("starting again%s", f", not on {', '.join(without)}" if without else "")
-    scheduler.requeue(number(), without=without)
+    ask.requeue(number(), without=without)
 
 
 def _without_bad_node(job: Mapping[str, str], rank: int | None, ranks: int) -> list[str]:

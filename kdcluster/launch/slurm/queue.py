@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from kdcluster.errors import KdclusterError
-from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.errors import KdclusterError, SchedulerError
+from kdcluster.launch.backend import End, Phase, Seen
+from kdcluster.launch.slurm import ask
 from kdcluster.launch.slurm.ask import Job
+from kdcluster.processes import is_alive
 
 WAITING = (
     "PENDING",
@@ -21,26 +27,75 @@ WAITING = (
     "STOPPED",
 )
 ACTIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING")
-ENDED = (
-    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"),
-    *("DEADLINE", "REVOKED"),
-)
+ENDS = {
+    **dict.fromkeys(("COMPLETED", "CANCELLED", "PREEMPTED", "REVOKED"), End.WITHDRAWN),
+    **dict.fromkeys(("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"), End.TAKEN),
+    "FAILED": End.BROKEN,
+    "OUT_OF_MEMORY": End.OUT_OF_MEMORY,
+}
+SUBMITTED_S = 600.0
+"""How long a submit on another machine may have been at it before its job is looked for in vain."""
 
 
 @dataclass(frozen=True)
 class Jobs:
     """The jobs that were asked for; `problem`: why SLURM could not be asked."""
 
-    by_id: Mapping[str, Job] = field(default_factory=dict)
-    by_name: Mapping[str, Job] = field(default_factory=dict)
+    queued: Mapping[str, Job] = field(default_factory=dict)
+    """By id: those that the controller has."""
+    ended: Mapping[str, Job] = field(default_factory=dict)
+    """By id: what accounting remembers of others."""
     problem: str = ""
+    at: float = field(default=-math.inf, compare=False)
+    """When SLURM was asked (time.monotonic())."""
 
     def of(self, ref: Mapping[str, Any]) -> Job | None:
-        """The job that a run's ticket means, by its id or, where that was never written down, by its name."""
-        return self.by_id.get(ref["id"]) if ref["id"] else self.by_name.get(ref["name"])
+        """The job that a ticket means: by its id and its name, since numbers are used again, or by its name alone."""
+        known = {**self.ended, **self.queued}
+        if ref["id"]:
+            job = known.get(ref["id"])
+            return job if job and ref["name"] in (job.name, None) else None
+        return max((job for job in known.values() if job.name == ref["name"]), key=lambda job: job.number, default=None)
 
 
-def look(refs: Iterable[Mapping[str, Any]]) -> Jobs:
+class Watch:
+    """One question to SLURM in a while, for any number of watchers in this process."""
+
+    def __init__(self) -> None:
+        self._refs: list[Mapping[str, Any]] = []
+        self._jobs = Jobs()
+
+    def jobs(self, refs: Sequence[Mapping[str, Any]], within_s: float) -> Jobs:
+        """What SLURM says, or has said in the last seconds of these and perhaps others."""
+        is_known = time.monotonic() - self._jobs.at < within_s and all(ref in self._refs for ref in refs)
+        if not is_known:
+            self._refs, self._jobs = list(refs), asked(refs)
+        return self._jobs
+
+
+_watch = Watch()
+
+
+def look(refs: Sequence[Mapping[str, Any]], within_s: float = 0.0) -> list[Seen]:
+    """What became of jobs, in our own words; an answer may be `within_s` seconds old."""
+    jobs = _watch.jobs(refs, within_s)
+    return [seen(ref, jobs) for ref in refs]
+
+
+def alive(refs: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """Those that wait or run, the waiting ones first.
+
+    Raises:
+        SchedulerError: SLURM does not answer.
+    """
+    jobs = asked(refs)
+    if jobs.problem:
+        raise SchedulerError(jobs.problem)
+    found = [job for ref in refs if (job := jobs.of(ref)) and job.id in jobs.queued and job.state not in ENDS]
+    return sorted(found, key=lambda job: job.state in ACTIVE)
+
+
+def asked(refs: Iterable[Mapping[str, Any]]) -> Jobs:
     """Ask the queue once, and accounting once for what the queue has forgotten; nothing where no job is asked for.
 
     Args:
@@ -50,15 +105,46 @@ def look(refs: Iterable[Mapping[str, Any]]) -> Jobs:
     if not refs:
         return Jobs()
     try:
-        known = {job.id: job for job in scheduler.queue()}
+        queued = {job.id: job for job in ask.queue()}
+        names = {job.name for job in queued.values()}
+        ended = {job.id: job for job in ask.accounting({ref["id"] for ref in refs if ref["id"]} - queued.keys())}
+        if unknown := {ref["name"] for ref in refs if not ref["id"]} - names:
+            ended |= {job.id: job for job in ask.accounting((), unknown)}
     except KdclusterError as error:
-        return Jobs(problem=str(error))
-    names = {job.name for job in known.values()}
-    ids = {ref["id"] for ref in refs if ref["id"]} - known.keys()
-    known = {job.id: job for job in scheduler.accounting(ids)} | known
-    if unknown := {ref["name"] for ref in refs if not ref["id"]} - names:
-        known = {job.id: job for job in scheduler.accounting((), unknown)} | known
-    return Jobs(known, {job.name: job for job in sorted(known.values(), key=lambda job: job.number)})
+        return Jobs(problem=str(error), at=time.monotonic())
+    return Jobs(queued, ended, at=time.monotonic())
+
+
+def seen(ref: Mapping[str, Any], jobs: Jobs) -> Seen:
+    """What SLURM's answer says of one ticket's job."""
+    if jobs.problem:
+        return Seen(Phase.UNKNOWN, jobs.problem, ref["id"])
+    job = jobs.of(ref)
+    if job is None:
+        return _absent(ref)
+    whole = {**ref, "id": job.id}
+    if job.state in ENDS:
+        detail = job.reason if job.reason.startswith(job.state) else job.state
+        log = Path(ref["folder"]) / f"{job.id}.log" if "folder" in ref else None
+        return Seen(Phase.ENDED, f"SLURM ended job {job.id}: {detail}", job.id, whole, end=ENDS[job.state], log=log)
+    if job.id not in jobs.queued and job.state in (*WAITING, *ACTIVE):
+        why = f"accounting has job {job.id} as {job.state}, and the queue does not know it"
+        return Seen(Phase.UNKNOWN, why, job.id, whole)
+    if job.state in WAITING:
+        return Seen(Phase.WAITING, why_waiting(job), job.id, whole)
+    if job.state in ACTIVE:
+        return Seen(Phase.ACTIVE, f"job {job.id} starts on {job.nodes}", job.id, whole, after="its job is ending")
+    why = f"SLURM says that job {job.id} is {job.state or 'in no state'}, which is unknown here"
+    return Seen(Phase.UNKNOWN, why, job.id, whole)
+
+
+def _absent(ref: Mapping[str, Any]) -> Seen:
+    """A job that neither the queue nor accounting knows: forgotten, or not submitted, or only just being it."""
+    if ref["id"] is not None:
+        return Seen(Phase.ABSENT, f"SLURM does not know job {ref['id']} any more", ref["id"])
+    here = ref["submitter"]["host"] == socket.gethostname()
+    going = is_alive(ref["submitter"]) if here else time.time() - ref["time"] < SUBMITTED_S
+    return Seen(Phase.WAITING, "is being submitted") if going else Seen(Phase.ENDED)
 
 
 def why_waiting(job: Job) -> str:
