@@ -75,6 +75,11 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def next_numbered(folder: Path) -> int:
+    """One more than the highest of the names in a folder that are numbers; 1 where there is none."""
+    return 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content; remembered by path, size and mtime, since weights are large.
 

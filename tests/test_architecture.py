@@ -15,7 +15,7 @@ import pytest
 
 from kdcluster import plan
 from kdcluster.launch.status import Status, blocked_by
-from kdcluster.launch.torchrun import command, layout
+from kdcluster.launch.torchrun import Room, command, layout
 from kdcluster.results import table
 from kdcluster.states import State
 from tests.fields import BASE, another, experiment, get, leaves, put
@@ -204,7 +204,7 @@ def hashes(values: dict[str, Any]) -> Any:
 
 def commands(values: dict[str, Any]) -> Any:
     runs = plan.plan([experiment(values)]).runs
-    wheres = [layout(run.resources, gpus_here=gpus, cores_here=6) for run in runs for gpus in (0, 1)]
+    wheres = [layout(run.resources, Room(gpus, 6)) for run in runs for gpus in (0, 1)]
     return [command(Path("run"), Path("data"), where) for where in wheres]
 
 

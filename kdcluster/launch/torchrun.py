@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
 from kdcluster.runs import ATTEMPT_VARIABLE
@@ -47,15 +48,44 @@ class Layout:
         return f"{what} on {self.nodes} nodes" if self.nodes > 1 else what
 
 
-def layout(resources: Resources, *, gpus_here: int, cores_here: int) -> Layout:
-    """What `resources` mean on a machine with so many GPUs and cores; asking for more GPUs is an error later."""
+@dataclass(frozen=True)
+class Room:
+    """What a place has for one run."""
+
+    gpus: int | None
+    """Of one node; None: some, and how many does not matter here."""
+    cores: int | None = None
+    """That all processes of a CPU run share out; None: `cores_each`."""
+    cores_each: int = 1
+    """Of each process of a CPU run."""
+    nodes: int | None = 1
+    """As many; None: as few as hold the GPUs."""
+    scheduled: bool = False
+    """Whether GPUs have to be asked for."""
+    pretended: bool = False
+    """Whether GPUs are asked for and CPU processes run on them."""
+
+
+def layout(resources: Resources, room: Room) -> Layout:
+    """What `resources` mean in a place: the one rule. One process for each GPU, or `procs` on the CPU.
+
+    Raises:
+        ConfigError: they cannot be spread evenly over the nodes.
+    """
     on_gpu = resources.device == "cuda" or resources.gpus is not None
-    if resources.device == "auto" and resources.procs is None:
-        on_gpu = on_gpu or gpus_here > 0
-    if on_gpu:
-        return Layout("cuda", resources.gpus or 1, None)
-    procs = resources.procs or 1
-    return Layout("cpu", procs, resources.threads or max(1, cores_here // procs))
+    on_gpu |= resources.device == "auto" and resources.procs is None and room.gpus != 0
+    count = (resources.gpus if on_gpu else resources.procs) or 1
+    most = room.gpus if on_gpu and room.scheduled else None
+    nodes = room.nodes or (-(-count // most) if most else 1)
+    if count % nodes or (most and count // nodes > most):
+        what = "GPUs" if on_gpu else "processes"
+        has = f" of {most} GPUs" if most else ""
+        raise ConfigError(f"{count} {what} cannot be spread evenly over {nodes} node{'s' * (nodes > 1)}{has}")
+    asked = count if on_gpu and room.scheduled else 0
+    if on_gpu and not room.pretended:
+        return Layout("cuda", count, None, nodes, asked)
+    threads = max(1, room.cores // count) if room.cores else room.cores_each
+    return Layout("cpu", count, resources.threads or threads, nodes, asked)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Resources
 from kdcluster.launch.local.gpus import GpuPool, visible_gpus
 from kdcluster.launch.status import run_status
-from kdcluster.launch.torchrun import Layout
+from kdcluster.launch.torchrun import Layout, Room, layout
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
 from kdcluster.runs import RunDir
@@ -266,12 +266,12 @@ def trial_room(
     """
     if gpus_per_trial is not None and gpus_per_trial > 1 and gpus_per_trial % 1:
         raise ConfigError(f"--gpus-per-trial {gpus_per_trial:g}: a share of one GPU, or whole GPUs")
-    procs = math.ceil(gpus_per_trial or 1)
-    on_gpu = on_gpu or resources.device == "cuda" or resources.gpus is not None
-    if resources.device == "auto" and resources.procs is None:
-        on_gpu = on_gpu or gpus_per_trial is not None or bool(visible_gpus())
-    if on_gpu:
-        gpus = gpus_per_trial or resources.gpus or 1
-        return Layout("cuda", math.ceil(gpus), None), gpus
-    procs = resources.procs or procs
-    return Layout("cpu", procs, resources.threads or max(1, cores // procs)), gpus_per_trial or 0
+    asked = None if gpus_per_trial is None else math.ceil(gpus_per_trial)
+    undecided = resources.device == "auto" and resources.procs is None
+    if on_gpu or (undecided and asked):
+        resources = resources.model_copy(update={"device": "cuda", "procs": None})
+    if resources.device == "cuda" or resources.gpus is not None or (undecided and visible_gpus()):
+        there = layout(resources.model_copy(update={"gpus": asked or resources.gpus}), Room(None))
+        return there, gpus_per_trial or there.procs
+    there = layout(resources.model_copy(update={"procs": resources.procs or asked}), Room(0, cores))
+    return there, gpus_per_trial or 0

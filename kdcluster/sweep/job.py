@@ -10,7 +10,7 @@ from pathlib import Path
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
 from kdcluster.experiment.configfile import LoadedExperiment
-from kdcluster.files import shipped, write_aside
+from kdcluster.files import next_numbered, shipped, write_aside
 from kdcluster.launch.slurm import ask
 from kdcluster.launch.slurm import queue as jobs
 from kdcluster.launch.slurm import script as sbatch
@@ -18,6 +18,7 @@ from kdcluster.launch.slurm.ask import Job
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout
+from kdcluster.launch.torchrun import layout as layout_of
 from kdcluster.sweep.room import check_fit
 
 
@@ -41,11 +42,11 @@ def allocation(
     if gpus is None:
         procs = resources.procs or 1
         whole = resources.model_copy(update={"device": "cpu", "gpus": None, "procs": procs * at_once})
-        layout = sbatch.slurm_layout(whole.model_copy(update={"threads": threads}), profile, nodes, None)
+        layout = layout_of(whole.model_copy(update={"threads": threads}), sbatch.room(profile, nodes))
         check_fit(Layout("cpu", procs, threads), 0, [(layout.cores / layout.nodes, 0)])
         return layout, _set("device=cpu", "gpus=null", f"procs={procs}", f"threads={threads}")
     whole = resources.model_copy(update={"device": "cuda", "gpus": gpus, "procs": None})
-    layout = sbatch.slurm_layout(whole, profile, nodes, profile.gpus_per_node)
+    layout = layout_of(whole, sbatch.room(profile, nodes))
     each = per_trial or resources.gpus or 1
     check_fit(Layout("cuda", math.ceil(each), None), each, [(1, layout.gpus / layout.nodes)])
     words = ["--gpus-per-trial", f"{each:g}"]
@@ -146,7 +147,7 @@ def submit(
         Refused: SLURM does not take it.
         SchedulerError: SLURM does not answer.
     """
-    number = 1 + max((int(path.name) for path in (folder / "slurm").glob("*") if path.name.isdigit()), default=0)
+    number = next_numbered(folder / "slurm")
     own = folder / "slurm" / str(number)
     own.mkdir(parents=True)
     name = _name(folder, number)

@@ -26,9 +26,9 @@ from kdcluster.launch.slurm.ask import Job, clean_environment
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.slurm.profile import Profile, choose, load, minutes, profiles
 from kdcluster.launch.slurm.queue import Jobs
-from kdcluster.launch.slurm.script import job_name, script, slurm_layout
+from kdcluster.launch.slurm.script import job_name, room, script
 from kdcluster.launch.submission import submit
-from kdcluster.launch.torchrun import Layout
+from kdcluster.launch.torchrun import Layout, layout
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
 from tests import fabricated
@@ -104,15 +104,15 @@ def test_the_shipped_profiles_are_sound() -> None:
 
 
 def test_gpus_are_spread_evenly_over_nodes() -> None:
-    lab = Profile(cpus_per_gpu=4)
-    assert slurm_layout(Resources(gpus=16), lab, None, 8) == Layout("cuda", 16, None, 2, 16)
-    assert slurm_layout(Resources(gpus=8), lab, 4, 8) == Layout("cuda", 8, None, 4, 8)
-    assert slurm_layout(Resources(), lab, None, None) == Layout("cuda", 1, None, 1, 1)
-    assert slurm_layout(Resources(gpus=2), Profile(device="cpu"), None, 8) == Layout("cpu", 2, 1, 1, 2)
-    assert slurm_layout(Resources(procs=3), lab, None, 8) == Layout("cpu", 3, 4, 1, 0)
+    lab = Profile(cpus_per_gpu=4, gpus_per_node=8)
+    assert layout(Resources(gpus=16), room(lab, None)) == Layout("cuda", 16, None, 2, 16)
+    assert layout(Resources(gpus=8), room(lab, 4)) == Layout("cuda", 8, None, 4, 8)
+    assert layout(Resources(), room(lab, None)) == Layout("cuda", 1, None, 1, 1)
+    assert layout(Resources(gpus=2), room(Profile(device="cpu", gpus_per_node=8), None)) == Layout("cpu", 2, 1, 1, 2)
+    assert layout(Resources(procs=3), room(lab, None)) == Layout("cpu", 3, 4, 1, 0)
     for gpus, count in ((9, None), (8, 3), (16, 1)):
         with pytest.raises(ConfigError, match=f"{gpus} GPUs cannot be spread evenly over"):
-            slurm_layout(Resources(gpus=gpus), lab, count, 8)
+            layout(Resources(gpus=gpus), room(lab, count))
 
 
 def test_the_batch_script_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +128,8 @@ def test_the_batch_script_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> 
         environment={"NOTE": "it's $(here)"},
         sbatch={"constraint": "a&b", "exclusive": True},
     )
-    layout = slurm_layout(Resources(gpus=16), profile, None, 8)
-    assert script("name", layout, profile, Path("/runs/my run/slurm/1"), ["<job of teacher>"]) == GOLDEN.read_text()
+    there = layout(Resources(gpus=16), room(profile.model_copy(update={"gpus_per_node": 8}), None))
+    assert script("name", there, profile, Path("/runs/my run/slurm/1"), ["<job of teacher>"]) == GOLDEN.read_text()
 
 
 def test_two_runs_directories_never_share_a_job_name() -> None:

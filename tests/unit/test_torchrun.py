@@ -10,7 +10,7 @@ import pytest
 
 from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
-from kdcluster.launch.torchrun import Layout, command, environment, layout, trainer
+from kdcluster.launch.torchrun import Layout, Room, command, environment, layout, trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torchrun.txt"
 LAYOUTS = {
@@ -98,7 +98,7 @@ def test_the_environment_of_a_run() -> None:
     ],
 )
 def test_layout(resources: dict[str, object], gpus_here: int, cores_here: int, expected: Layout) -> None:
-    assert layout(Resources(**resources), gpus_here=gpus_here, cores_here=cores_here) == expected  # type: ignore[arg-type]
+    assert layout(Resources(**resources), Room(gpus_here, cores_here)) == expected  # type: ignore[arg-type]
 
 
 def test_a_layout_in_words_and_cores() -> None:

@@ -18,7 +18,7 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.launch.backend import Finding, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
-from kdcluster.launch.torchrun import Layout, environment, layout, trainer
+from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped, threads_available
 from kdcluster.runs import RunDir
@@ -116,7 +116,7 @@ def layouts(plan: Plan) -> dict[str, Layout]:
     """On what each run would run here."""
     undecided = any(run.resources.device == "auto" and run.resources.procs is None for run in plan.runs)
     gpus = len(visible_gpus()) if undecided else 0  # a broken driver does not stop what runs on the CPU
-    return {run.id: layout(run.resources, gpus_here=gpus, cores_here=threads_available()) for run in plan.runs}
+    return {run.id: layout(run.resources, Room(gpus, threads_available())) for run in plan.runs}
 
 
 def check_room(wanted: Mapping[str, Layout]) -> None:
@@ -165,7 +165,7 @@ def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
         link = root / "debug" / need
         if RunDir(root, need).weights("best").is_file() and not link.exists():
             link.symlink_to(root / need)
-    where = layout(run.resources, gpus_here=len(visible_gpus()), cores_here=threads_available())
+    where = layout(run.resources, Room(len(visible_gpus()), threads_available()))
     where = Layout(where.device, 1, where.threads and threads_available())
     argv = [sys.executable, *trainer(run_dir.path, data_dir, where), "--max-steps", str(steps)]
     return subprocess.run(argv, env=environment(os.environ, where, attempt=None)).returncode

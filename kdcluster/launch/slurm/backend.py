@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import ConfigError, KdclusterError
-from kdcluster.files import trainer_code, write_aside
+from kdcluster.files import next_numbered, trainer_code, write_aside
 from kdcluster.launch.backend import Finding, Options, Seen
 from kdcluster.launch.slurm import ask, nodes, queue
 from kdcluster.launch.slurm.ask import Refused
 from kdcluster.launch.slurm.examine import examine
 from kdcluster.launch.slurm.nodes import NodeType
 from kdcluster.launch.slurm.profile import Profile, choose
-from kdcluster.launch.slurm.script import job_name, script, slurm_layout
-from kdcluster.launch.torchrun import Layout
+from kdcluster.launch.slurm.script import job_name, room, script
+from kdcluster.launch.torchrun import Layout, layout
 from kdcluster.plan import Plan
 from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
@@ -98,10 +98,8 @@ class Slurm:
 
     def layouts(self, plan: Plan) -> dict[str, Layout]:
         """On what each run would run in the queue."""
-        return {
-            run.id: slurm_layout(run.resources, self.profile, self.nodes, self.profile.gpus_per_node)
-            for run in plan.runs
-        }
+        there = room(self.profile, self.nodes)
+        return {run.id: layout(run.resources, there) for run in plan.runs}
 
     def scripts(self, plan: Plan, root: Path) -> dict[str, str]:
         """The batch script of each run as it would be sent, `<job of RUN>` for ids that do not exist yet."""
@@ -270,8 +268,7 @@ def folder_of(run_dir: RunDir, number: int) -> Path:
 
 def next_number(run_dir: RunDir) -> int:
     """Number of the next job of a run."""
-    known = [int(path.name) for path in (run_dir.path / "slurm").glob("*") if path.name.isdigit()]
-    return max(known, default=0) + 1
+    return next_numbered(run_dir.path / "slurm")
 
 
 def waited_for(run_dir: RunDir) -> str | None:

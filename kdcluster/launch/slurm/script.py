@@ -11,36 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.config import Resources
 from kdcluster.launch.slurm.profile import Profile
-from kdcluster.launch.torchrun import Layout
+from kdcluster.launch.torchrun import Layout, Room
 
 
-def slurm_layout(resources: Resources, profile: Profile, nodes: int | None, gpus_per_node: int | None) -> Layout:
-    """On what a run runs in the queue: so many processes a node, one for each GPU (or for each of `procs`).
-
-    Args:
-        resources: of the experiment.
-        profile: of the cluster.
-        nodes: as asked for with --nodes; None: as few as hold the GPUs.
-        gpus_per_node: of the cluster; None: not known, and everything goes on one node.
-
-    Raises:
-        ConfigError: the GPUs cannot be spread evenly over nodes.
-    """
-    on_cpu = resources.procs is not None or resources.device == "cpu"
-    count = (resources.procs if on_cpu else resources.gpus) or 1
-    gpus = 0 if on_cpu else count
-    room = None if on_cpu else gpus_per_node
-    if nodes is None:
-        nodes = -(-count // room) if room else 1
-    if count % nodes or (room and count // nodes > room):
-        what = "processes" if on_cpu else "GPUs"
-        has = f" of {room} GPUs" if room else ""
-        raise ConfigError(f"{count} {what} cannot be spread evenly over {nodes} node{'s' * (nodes > 1)}{has}")
-    if on_cpu or profile.device == "cpu":
-        return Layout("cpu", count, resources.threads or profile.cpus_per_gpu or 1, nodes, gpus)
-    return Layout("cuda", count, None, nodes, gpus)
+def room(profile: Profile, nodes: int | None) -> Room:
+    """What a cluster has for one run, on so many nodes as were asked for (None: as few as hold it)."""
+    pretended = profile.device == "cpu"
+    each = profile.cpus_per_gpu or 1
+    return Room(profile.gpus_per_node, cores_each=each, nodes=nodes, scheduled=True, pretended=pretended)
 
 
 def job_name(run_dir: Path, number: int) -> str:
