@@ -1,4 +1,4 @@
-"""What YAML and pydantic find wrong with a file, in the words of the person who wrote it."""
+"""Words for people: what YAML and pydantic find wrong with a file, in its writer's words, and counts."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def syntax(problem: str, opened: int) -> str:
         if match := re.fullmatch(pattern, problem):
             return match.expand(words).replace("LINE", str(opened)).replace("'<stream end>'", "the end of the file")
     return problem
+
+
+def count(number: float, what: str) -> str:
+    """`1 run`, `2 runs`, `0.5 GPUs`, `2 processes`."""
+    return f"{number:.15g} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
 
 
 def shown(value: Any) -> str:
@@ -153,8 +158,3 @@ def _flow(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
     return repr(value) if isinstance(value, str) else str(value)
-
-
-def count(number: int, what: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

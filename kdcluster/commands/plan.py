@@ -17,6 +17,7 @@ from kdcluster.launch.torchrun import Layout, Rendezvous, command
 from kdcluster.plan import Plan, Run
 from kdcluster.states import State
 from kdcluster.terminal import leave, say, show, show_json
+from kdcluster.wording import count
 
 
 def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
@@ -117,4 +118,4 @@ def show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend:
         show(f"# started on {where[run_id]} as\n{shlex.join(_command(root / run_id, data, where[run_id]))}\n")
         if run_id in scripts:
             show(f"# sent to sbatch\n{scripts[run_id]}")
-    show(f"# {len(chosen)} of {len(made.runs)} runs would be started; nothing was written")
+    show(f"# {len(chosen)} of {count(len(made.runs), 'run')} would be started; nothing was written")

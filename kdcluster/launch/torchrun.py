@@ -11,6 +11,7 @@ from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
 from kdcluster.runs import ATTEMPT_VARIABLE
+from kdcluster.wording import count
 
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 """What an enclosing torchrun leaves behind; every TORCHELASTIC_*, MASTER_* and PET_* (torchrun's options as
@@ -39,12 +40,10 @@ class Layout:
         return self.procs * self.threads if self.threads else 0
 
     def __str__(self) -> str:
-        what = f"{self.procs} GPU{'s' * (self.procs > 1)}"
+        what = count(self.procs, "GPU")
         if self.device == "cpu":
-            what = (
-                f"{self.procs} CPU process{'es' * (self.procs > 1)} of {self.threads} thread{'s' * (self.threads != 1)}"
-            )
-            what += f" (for {self.gpus} requested GPU{'s' * (self.gpus > 1)})" if self.gpus else ""
+            what = f"{count(self.procs, 'CPU process')} of {count(self.threads or 1, 'thread')}"
+            what += f" (for {count(self.gpus, 'requested GPU')})" if self.gpus else ""
         return f"{what} on {self.nodes} nodes" if self.nodes > 1 else what
 
 
@@ -74,18 +73,18 @@ def layout(resources: Resources, room: Room) -> Layout:
     """
     on_gpu = resources.device == "cuda" or resources.gpus is not None
     on_gpu |= resources.device == "auto" and resources.procs is None and room.gpus != 0
-    count = (resources.gpus if on_gpu else resources.procs) or 1
+    procs = (resources.gpus if on_gpu else resources.procs) or 1
     most = room.gpus if on_gpu and room.scheduled else None
-    nodes = room.nodes or (-(-count // most) if most else 1)
-    if count % nodes or (most and count // nodes > most):
-        what = "GPUs" if on_gpu else "processes"
+    nodes = room.nodes or (-(-procs // most) if most else 1)
+    if procs % nodes or (most and procs // nodes > most):
+        what = count(procs, "GPU" if on_gpu else "process")
         has = f" of {most} GPUs" if most else ""
-        raise ConfigError(f"{count} {what} cannot be spread evenly over {nodes} node{'s' * (nodes > 1)}{has}")
-    asked = count if on_gpu and room.scheduled else 0
+        raise ConfigError(f"{what} cannot be spread evenly over {count(nodes, 'node')}{has}")
+    asked = procs if on_gpu and room.scheduled else 0
     if on_gpu and not room.pretended:
-        return Layout("cuda", count, None, nodes, asked)
-    threads = max(1, room.cores // count) if room.cores else room.cores_each
-    return Layout("cpu", count, resources.threads or threads, nodes, asked)
+        return Layout("cuda", procs, None, nodes, asked)
+    threads = max(1, room.cores // procs) if room.cores else room.cores_each
+    return Layout("cpu", procs, resources.threads or threads, nodes, asked)
 
 
 @dataclass(frozen=True)

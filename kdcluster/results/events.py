@@ -19,6 +19,8 @@ from typing import NamedTuple
 import google_crc32c
 from tensorboard.compat.proto import event_pb2
 
+from kdcluster.wording import count
+
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _FRAME = _HEADER.size + _CHECKSUM.size
@@ -82,10 +84,10 @@ def read_scalars(folder: Path, prefixes: Sequence[str] = ("test/", "val/")) -> S
             continue
         if frames.lost:
             size, first = sum(size for _, size in frames.lost), frames.lost[0][0]
-            where = f"{_count(frames.lost, 'damaged place')}, the first at byte {first}"
-            problems.append(f"{path.name}: {size} bytes lost in {where}")
+            where = f"{count(len(frames.lost), 'damaged place')}, the first at byte {first}"
+            problems.append(f"{path.name}: {count(size, 'byte')} lost in {where}")
         if frames.tail:
-            incomplete.append(f"{path.name}: ends inside a record, {frames.tail} bytes of it are there")
+            incomplete.append(f"{path.name}: ends inside a record, after {count(frames.tail, 'byte')} of it")
         for record in frames.records:
             history.take(record, attempt_of(path))
     points, odd = history.sound()
@@ -201,14 +203,14 @@ class _History:
         """The points that a measurement can have given, and what was wrong with the others."""
         kept: dict[str, list[Point]] = {}
         problems = [
-            f"{tag}: {number} points replaced by the same attempt, without a purge (two writers?)"
+            f"{tag}: {count(number, 'point')} replaced by the same attempt, without a purge (two writers?)"
             for tag, number in self.doubled.items()
         ]
         for tag, points in self.points.items():
             kept[tag] = [point for point in points if possible(tag, point.value)]
             if wrong := [point for point in points if not possible(tag, point.value)]:
                 first = f"{wrong[0].value:g} at step {wrong[0].step}"
-                problems.append(f"{tag}: {_count(wrong, 'impossible value')} left out, the first {first}")
+                problems.append(f"{tag}: {count(len(wrong), 'impossible value')} left out, the first {first}")
         return {tag: points for tag, points in kept.items() if points}, problems
 
 
@@ -238,7 +240,3 @@ def possible(tag: str, value: float) -> bool:
     """Whether a measurement can have this value; top1 and top5 are in percent."""
     percent = tag.rpartition("/")[2] in ("top1", "top5")
     return math.isfinite(value) and (not percent or 0 <= value <= 100)
-
-
-def _count(things: Sequence[object], what: str) -> str:
-    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"

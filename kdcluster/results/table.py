@@ -18,6 +18,7 @@ from kdcluster.results.measured import TOP1, Measured, Protocol, measure, select
 from kdcluster.results.spread import interval95
 from kdcluster.runs import RunDir
 from kdcluster.states import State
+from kdcluster.wording import count
 
 Standing = tuple[State, str, str | None]
 """State of a run that is not done, why, and its log, where there is one."""
@@ -256,5 +257,5 @@ def _where(m: Measured) -> str:
     if not m.trainer.get("device"):
         return ""
     procs, threads = m.trainer.get("procs", 1), m.trainer.get("threads")
-    each = f" with {threads} thread{'s' if threads != 1 else ''} each" if threads else ""
-    return f"{m.trainer['device']}, {procs} process{'es' if procs != 1 else ''}{each}"
+    each = f" with {count(threads, 'thread')} each" if threads else ""
+    return f"{m.trainer['device']}, {count(procs, 'process')}{each}"

@@ -21,6 +21,7 @@ from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.sweep.points import Point, Space
 from kdcluster.sweep.trial import values_of
+from kdcluster.wording import count
 
 SCHEMA = "kdcluster.sweep/1"
 
@@ -185,8 +186,7 @@ def verdict(built: Table, own: str, winner: str) -> str:
     if not built.complete or any("distilled" not in rows[name] for name in (own, winner)):
         return ""
     best, before = (rows[name]["distilled"].top1_mean or 0.0 for name in (winner, own))
-    number = rows[own]["distilled"].n
-    seeds = f"on {number} fresh seed{'' if number == 1 else 's'}"
+    seeds = f"on {count(rows[own]['distilled'].n, 'fresh seed')}"
     if best > before:
         return f"{seeds} the winner reaches {best:.2f} %, the file's own settings {before:.2f} %"
     return f"{seeds} the winner reaches {best:.2f} %, no more than the file's own settings, {before:.2f} %: keep these"

@@ -10,6 +10,7 @@ from typing import Any
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import trainer_code, write_aside
 from kdcluster.launch.torchrun import Layout
+from kdcluster.wording import count
 
 
 def ray_module() -> Any:
@@ -39,16 +40,12 @@ def check_fit(layout: Layout, gpus: float, nodes: Iterable[tuple[float, float]])
     """
     cores, nodes = layout.cores or 1, sorted(set(nodes))
     if not any(node[0] >= cores and node[1] >= gpus for node in nodes):
-        here = "; ".join(f"{_many(node[0], 'core')} and {_many(node[1], 'GPU')}" for node in nodes)
-        needs = _many(cores, "core") + (f" and {_many(gpus, 'GPU')}" if gpus else "")
+        here = "; ".join(f"{count(node[0], 'core')} and {count(node[1], 'GPU')}" for node in nodes)
+        needs = count(cores, "core") + (f" and {count(gpus, 'GPU')}" if gpus else "")
         raise ConfigError(
             f"a trial needs {needs} on one node, and none has that ({here}); "
             f"ask for less with --gpus-per-trial, --procs or resources.threads"
         )
-
-
-def _many(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def nodes_of_ray() -> list[tuple[float, float]]:

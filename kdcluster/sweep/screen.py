@@ -12,6 +12,7 @@ from kdcluster.experiment.config import Sweep
 from kdcluster.states import State
 from kdcluster.sweep.points import Point
 from kdcluster.sweep.report import Tried, tried
+from kdcluster.wording import count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,7 @@ class Screen:
 
     Args:
         points: those that were begun; it grows.
-        count: how many there will be.
+        total: how many there will be.
         sweep: the experiment's block.
         root: the runs directory.
         stream: a terminal, or not.
@@ -40,9 +41,9 @@ class Screen:
     """
 
     def __init__(
-        self, points: Sequence[Point], count: int, sweep: Sweep, root: Path, stream: TextIO, hint: str = ""
+        self, points: Sequence[Point], total: int, sweep: Sweep, root: Path, stream: TextIO, hint: str = ""
     ) -> None:
-        self.points, self.count, self.sweep, self.root, self.stream = points, count, sweep, root, stream
+        self.points, self.total, self.sweep, self.root, self.stream = points, total, sweep, root, stream
         self.hint = hint
         self._next = 0.0
         self._look_at = time.monotonic() + BEGUN_S
@@ -72,7 +73,7 @@ class Screen:
         found = tried(list(self.points), self.sweep, self.root)
         if self._live is not None:
             size = self._live.console.size
-            shown = screen(found, self.count, self.sweep.metric, width=size.width, height=size.height)
+            shown = screen(found, self.total, self.sweep.metric, width=size.width, height=size.height)
             self._live.update(shown, refresh=True)
         else:
             self._say(found)
@@ -87,7 +88,7 @@ class Screen:
             one = known[point.ids]
             if one.state != State.PLANNED and self._said.get(point.ids) != one.state:
                 self._said[point.ids] = one.state
-                self._tell(line(number, self.count, one, self.sweep.metric))
+                self._tell(line(number, self.total, one, self.sweep.metric))
 
     def _tell(self, text: str) -> None:
         """One line; on a terminal above the table."""
@@ -98,16 +99,16 @@ class Screen:
             self.stream.flush()
 
 
-def line(number: int, count: int, one: Tried, metric: str) -> str:
+def line(number: int, total: int, one: Tried, metric: str) -> str:
     """One trial for a file or a pipe."""
     what = "trial" if one.point.values else "confirmation"
-    words = [f"{what} {number}/{count}", " ".join(one.point.settings or one.point.ids), one.state]
+    words = [f"{what} {number}/{total}", " ".join(one.point.settings or one.point.ids), one.state]
     if one.value is not None and one.state != State.RUNNING:
-        words.append(f"{metric} {one.value:.2f} after {one.epochs} epoch{'' if one.epochs == 1 else 's'}")
+        words.append(f"{metric} {one.value:.2f} after {count(one.epochs, 'epoch')}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
 
-def screen(found: Sequence[Tried], count: int, metric: str, *, width: int, height: int) -> Table:
+def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int) -> Table:
     """The trials that run, then the best, and how many there are of each kind."""
     from rich.table import Table
 
@@ -115,9 +116,9 @@ def screen(found: Sequence[Tried], count: int, metric: str, *, width: int, heigh
     chosen = sorted(begun, key=lambda one: one.state != State.RUNNING)  # stable: the best come first
     chosen = chosen[: min(SHOWN, max(1, height - 4))]
     kinds = {state: sum(one.state == state for one in begun) for state in dict.fromkeys(one.state for one in begun)}
-    waiting = count - len(begun)
+    waiting = total - len(begun)
     said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
-    table = Table(box=None, pad_edge=False, caption=f"{count} runs: {', '.join(said)}", caption_justify="left")
+    table = Table(box=None, pad_edge=False, caption=f"{count(total, 'run')}: {', '.join(said)}", caption_justify="left")
     for key in (*found[0].point.values, metric, "epochs"):
         table.add_column(key, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)

@@ -150,7 +150,7 @@ def test_an_unfinished_tail_is_not_damage(tmp_path, there):
     scalars = read_scalars(tmp_path)
     assert values(scalars) == {step: step / 8 for step in range(49)}
     assert scalars.problems == ()
-    assert scalars.incomplete == (f"{NAME}: ends inside a record, {there} bytes of it are there",)
+    assert scalars.incomplete == (f"{NAME}: ends inside a record, after {there} bytes of it",)
 
 
 def test_a_flipped_bit_in_a_value_costs_that_point_alone(tmp_path):

@@ -22,6 +22,7 @@ from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped, threads_available
 from kdcluster.runs import RunDir
+from kdcluster.wording import count
 
 BEAT_S = 10.0
 """How often a supervisor says in its folder that it is there, for other hosts that share the runs directory."""
@@ -129,7 +130,7 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
     here = len(visible_gpus()) if most else 0
     if most > here:
         raise KdclusterError(
-            f"{most} GPU{'s' * (most > 1)} asked for, this machine shows {here or 'none'}; "
+            f"{count(most, 'GPU')} asked for, this machine shows {here or 'none'}; "
             f"ask for fewer with --gpus, or run on the CPU with --procs"
         )
 
