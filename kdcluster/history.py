@@ -9,6 +9,7 @@ from typing import Any
 
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import State
+from kdcluster.wording import one_line
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def headline(one: Record) -> str:
         words.append(f"{one.gpu_hours:.3g} GPU-hours{lost}")
     if one.state is not None:
         words.append(one.state + (f": {one.reason}" if one.reason else ""))
-    return "; ".join(words)
+    return one_line("; ".join(words))
 
 
 def post_mortem(records: Sequence[Record]) -> list[str]:

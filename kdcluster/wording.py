@@ -1,11 +1,17 @@
-"""Words for people: what YAML and pydantic find wrong with a file, in its writer's words, and counts."""
+"""Words for people: what is wrong with a file, in its writer's words; counts; text from outside, and commands to type.
+
+Names, reasons and answers of other programs are text from outside: they may hold control characters. `one_line` and
+`printable` make them fit for a screen, `quoted` for a shell.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
-from collections.abc import Iterator
+import shlex
+import unicodedata
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -42,6 +48,79 @@ def syntax(problem: str, opened: int) -> str:
 def count(number: float, what: str) -> str:
     """`1 run`, `2 runs`, `0.5 GPUs`, `2 processes`."""
     return f"{number:.15g} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def one_line(text: str) -> str:
+    """Text as a value in a row: a line break becomes a blank, and what shows nothing is spelt out."""
+    if text.isprintable():
+        return text
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    return printable(indent + " ".join(filter(None, map(str.strip, text.split("\n"))))).replace("\t", " ")
+
+
+def printable(text: str) -> str:
+    """Text of several lines: breaks and tabs stay, what shows nothing is spelt out.
+
+    That is ESC (as \\x1b) and all else that controls a terminal, that turns the direction of what follows, and halves
+    of surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_spelt_out, text))
+
+
+def _spelt_out(c: str) -> str:
+    if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs":
+        return c
+    return c.encode("unicode_escape").decode()
+
+
+def command(words: Iterable[str]) -> str:
+    """A command to type, each word quoted."""
+    return " ".join(map(quoted, words))
+
+
+def quoted(word: str) -> str:
+    """One word for bash, without line breaks or control characters: SLURM refuses DOS ones."""
+    if word.isprintable():
+        return shlex.quote(word)
+    known = {"\\": "\\\\", "'": "\\'"}
+    return f"$'{''.join(known.get(c, c if c.isprintable() else _in_bytes(c)) for c in word)}'"
+
+
+def _in_bytes(c: str) -> str:
+    is_byte = "\udc80" <= c <= "\udcff"  # of a file name that is not UTF-8
+    return "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass"))
+
+
+SUBMIT_OPTIONS = (
+    *("--set", "--seeds", "--role", "--gpus", "--procs", "--data-dir"),
+    *("--backend", "--cluster", "--nodes"),
+)
+"""Options of `kdcluster submit` that a run remembers; each has a value."""
+
+
+def submit_words(stored: Any) -> list[str]:
+    """The arguments of a `kdcluster submit` as a run's directory has them; nothing where they are not such ones.
+
+    A user is told to type them, and whoever can write there may have put in others.
+
+    Args:
+        stored: the words; of older versions the text that shlex.join makes of them.
+    """
+    words = stored
+    if isinstance(stored, str):
+        try:
+            words = shlex.split(stored)
+        except ValueError:
+            return []
+        if shlex.join(words) != stored:  # not ours: something stands there unquoted
+            return []
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        return []
+    left = iter(words)
+    sound = all((word in SUBMIT_OPTIONS and next(left, None) is not None) or not word.startswith("-") for word in left)
+    return words if sound else []
 
 
 def shown(value: Any) -> str:

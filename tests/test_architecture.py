@@ -31,6 +31,7 @@ RANKS: dict[str, float] = {
     "states": 1,
     "tickets": 1,
     "wording": 1,
+    "columns": 1.1,
     "experiment": 2,
     "plan": 3,
     "runs": 4,

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+from kdcluster.columns import aligned, as_csv, as_json, escaped, in_ascii, markdown
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 from kdcluster.states import State
+from kdcluster.wording import one_line
 
 Format = Literal["table", "md", "csv", "json"]
 SCHEMA = "kdcluster.results/1"
-_ASCII = {"±": "+/-", "–": "-", "─": "-", "α": "alpha", "×": "x", "…": "..."}
 MISSING = "–"
 
 
 def render(table: Table, format: Format = "table", *, ascii: bool = False) -> str:
     """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else."""
     if format == "json":
-        return json.dumps(document(table), indent=1, ensure_ascii=ascii, allow_nan=False) + "\n"
+        return as_json(document(table))
     if format == "table":
-        return _plain(table, _in_ascii if ascii else str)
+        return _plain(table, in_ascii if ascii else str)
     text = _markdown(table) if format == "md" else _csv(table)
-    return _in_ascii(text) if ascii else text
+    return in_ascii(text) if ascii else text
 
 
 def document(table: Table) -> dict[str, Any]:
@@ -42,51 +39,45 @@ def document(table: Table) -> dict[str, Any]:
 
 
 def _csv(table: Table) -> str:
-    out = io.StringIO()
     names = ["experiment", "protocol", "metric", *(name for name in Row.__dataclass_fields__ if name != "note")]
     at = names.index("gain_ci95")
     names[at : at + 1] = ["gain_ci95_low", "gain_ci95_high"]
-    writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
+    rows: list[list[Any]] = [names]
     for experiment in table.experiments:
+        about = {"experiment": experiment.name, "protocol": table.protocol, "metric": table.metric}
         for row in experiment.rows:
             low, high = row.gain_ci95 or (None, None)
-            values = {**asdict(row), "gain_ci95_low": low, "gain_ci95_high": high, "runs": " ".join(row.runs)}
-            writer.writerow(
-                {"experiment": experiment.name, "protocol": table.protocol, "metric": table.metric, **values}
-            )
-    return out.getvalue()
+            values = {**about, **asdict(row), "gain_ci95_low": low, "gain_ci95_high": high, "runs": " ".join(row.runs)}
+            rows.append([values[name] for name in names])
+    return as_csv(rows)
 
 
 def _plain(table: Table, spell: Callable[[str], str]) -> str:
     blocks = []
     for experiment in table.experiments:
         cells = [[spell(cell) for cell in row] for row in _cells(table, experiment)]  # before their width is taken
-        lines = [_title(table, experiment), "", *_aligned(cells)]
+        head, *rows = aligned(cells, right=range(1, len(cells[0])))
+        lines = [_title(table, experiment), "", head, "─" * len(head), *rows]
         for title, problems in _by_kind(experiment.problems):
-            lines += ["", f"{title}:"]
-            width = [max(len(p.run) for p in problems), max(len(p.state) for p in problems)]
-            lines += [f"  {p.run:{width[0]}}  {p.state:{width[1]}}  {_reason(p)}" for p in problems]
-        blocks.append("\n".join([*lines, "", *map(_line, experiment.notes)]))
+            lines += ["", f"{title}:", *(f"  {line}" for line in aligned([p.run, p.state, _why(p)] for p in problems))]
+        blocks.append("\n".join([*lines, "", *map(one_line, experiment.notes)]))
     return spell("\n\n".join([*blocks, "\n".join(table.notes)]) + "\n")
 
 
 def _markdown(table: Table) -> str:
     blocks = []
     for experiment in table.experiments:
-        head, *rows = [[_escape(cell) for cell in cells] for cells in _cells(table, experiment)]
-        rule = [":---", *["---:"] * (len(head) - 1)]
-        lines = [f"### {_escape(_title(table, experiment))}", ""]
-        lines += [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+        cells = _cells(table, experiment)
+        lines = [f"### {escaped(_title(table, experiment))}", "", *markdown(cells, right=range(1, len(cells[0])))]
         for title, problems in _by_kind(experiment.problems):
             lines += ["", f"**{title}**", ""]
-            lines += [f"- {_escape(f'{p.run}: {p.state}: {_reason(p)}')}" for p in problems]
-        blocks.append("\n".join([*lines, "", *(f"- {_escape(_line(note))}" for note in experiment.notes)]))
-    return "\n\n".join([*blocks, "\n".join(f"- {_escape(note)}" for note in table.notes)]) + "\n"
+            lines += [f"- {escaped(f'{p.run}: {p.state}: {_why(p)}')}" for p in problems]
+        blocks.append("\n".join([*lines, "", *(f"- {escaped(note)}" for note in experiment.notes)]))
+    return "\n\n".join([*blocks, "\n".join(f"- {escaped(note)}" for note in table.notes)]) + "\n"
 
 
 def _title(table: Table, experiment: ExperimentTable) -> str:
-    return f"{_line(experiment.name)}: {table.protocol} {table.metric} in percent"
+    return f"{one_line(experiment.name)}: {table.protocol} {table.metric} in percent"
 
 
 def _cells(table: Table, experiment: ExperimentTable) -> list[list[str]]:
@@ -96,16 +87,6 @@ def _cells(table: Table, experiment: ExperimentTable) -> list[list[str]]:
     return [heading, *([show(row) for _, show in columns] for row in experiment.rows)]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Text left, numbers right, two spaces between, a rule under the headings, nothing ever cut."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return [lines[0], "─" * len(lines[0]), *lines[1:]]
-
-
 def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
     unfinished = [p for p in problems if p.state != State.DONE]
     odd = [p for p in problems if p.state == State.DONE]
@@ -113,23 +94,8 @@ def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
     return [(title, found) for title, found in kinds if found]
 
 
-def _reason(problem: Problem) -> str:
-    return _line(f"{problem.reason} (log: {problem.log})" if problem.log else problem.reason)
-
-
-def _line(text: str) -> str:
-    """One line without control characters: a reason can be anything that an exception said."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _in_ascii(text: str) -> str:
-    for sign, word in _ASCII.items():
-        text = text.replace(sign, word)
-    return text.encode("ascii", "backslashreplace").decode()
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([\\`*|<])", r"\\\1", text)
+def _why(problem: Problem) -> str:
+    return f"{problem.reason} (log: {problem.log})" if problem.log else problem.reason
 
 
 def _number(value: float | None, form: str) -> str:

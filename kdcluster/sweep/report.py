@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcluster.columns import aligned, as_csv, as_json, escaped, markdown
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Sweep
 from kdcluster.files import write_aside
-from kdcluster.launch.status import Status, statuses_of
+from kdcluster.launch.status import statuses_of
 from kdcluster.results.table import Table
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.sweep.points import Point, Space
 from kdcluster.sweep.trial import values_of
-from kdcluster.wording import count
+from kdcluster.wording import count, one_line
 
 SCHEMA = "kdcluster.sweep/1"
 
@@ -54,7 +52,7 @@ def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
     """All points, the best first; one that was stopped early or failed comes last."""
     best = min if sweep.metric == "val/loss" else max
     known = statuses_of(RunDir(root, run_id) for point in chosen for run_id in point.ids)
-    found = []
+    found, well = [], (State.DONE, State.STOPPED)
     for point in chosen:
         run_dirs = [RunDir(root, run_id) for run_id in point.ids]
         measured = [values_of(run_dir, sweep.metric) for run_dir in run_dirs]
@@ -68,7 +66,7 @@ def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
                 statistics.fmean(values) if whole else None,
                 spread,
                 max(map(len, measured)),
-                next((_why(known[one]) for one in run_dirs if known[one].state not in (State.DONE, State.STOPPED)), ""),
+                next((known[one].reason for one in run_dirs if known[one].state not in well), ""),
             )
         )
     sign = 1 if sweep.metric == "val/loss" else -1
@@ -79,17 +77,11 @@ def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
     return sorted(found, key=order)
 
 
-def _why(status: Status) -> str:
-    return " ".join(status.reason.split())
-
-
 def table(found: Sequence[Tried], metric: str) -> list[str]:
     """The trials as lines, the best first, and below them why some did not come to an end."""
     head, *rows = _cells(found, metric)
-    cells = [["", *head], *([str(number), *row] for number, row in enumerate(rows, 1))]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return [*lines, *(f"{one.point.ids[0]}: {one.state}: {one.reason}" for one in found if one.reason)]
+    lines = aligned([["", *head], *([str(number), *row] for number, row in enumerate(rows, 1))])
+    return [*lines, *(one_line(f"{one.point.ids[0]}: {one.state}: {one.reason}") for one in found if one.reason)]
 
 
 def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
@@ -132,21 +124,17 @@ def render(searched: Space, found: Sequence[Tried], style: str) -> str:
     """The trials as `table`, `md`, `csv` or `json`; ends with a line break."""
     metric = searched.sweep.metric
     if style == "json":
-        return json.dumps(document(searched, found), indent=1, allow_nan=False) + "\n"
+        return as_json(document(searched, found))
     if style == "table":
         return "\n".join([*table(found, metric), "", *notes(searched, found)]) + "\n"
     if style == "md":
-        head, *rows = _cells(found, metric)
-        lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-        return "\n".join([*lines, "", *(f"- {note}" for note in notes(searched, found))]) + "\n"
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_keys(found), metric, "sd", "epochs", "state", "reason", "runs"])
+        lines = markdown(_cells(found, metric))
+        return "\n".join([*lines, "", *(f"- {escaped(note)}" for note in notes(searched, found))]) + "\n"
+    rows: list[list[Any]] = [[*_keys(found), metric, "sd", "epochs", "state", "reason", "runs"]]
     for one in found:
-        writer.writerow(
-            [*_values(one, found), one.value, one.sd, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
-        )
-    return out.getvalue()
+        told = [one.value, one.sd, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
+        rows.append([*_values(one, found), *told])
+    return as_csv(rows)
 
 
 def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:

@@ -85,7 +85,9 @@ def test_problems_and_notes_stand_below():
         Problem("run-bb", "done", "result.json contradicts", None),
     )
     text = render(table(DISTILLED, problems=problems))
-    assert "\nnot in the means:\n  run-a  failed  RuntimeError: two lines [31m (log: runs/a/torchrun.log)\n" in text
+    assert (
+        "\nnot in the means:\n  run-a  failed  RuntimeError: two lines \\x1b[31m (log: runs/a/torchrun.log)\n" in text
+    )
     assert "\nfinished runs with contradicting or lost records:\n  run-bb  done  result.json contradicts\n" in text
     assert text.endswith("\n\n[1] a note on α\n\n± is the spread\n")
     assert "not in the means" not in render(table(DISTILLED))

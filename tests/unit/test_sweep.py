@@ -287,7 +287,7 @@ def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tri
     lines = report.render(searched, found, "csv").splitlines()
     assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,epochs,state,reason,runs"
     assert len(lines) == 5
-    assert report.render(searched, found, "md").splitlines()[1] == "| --- | --- | --- | --- | --- | --- |"
+    assert report.render(searched, found, "md").splitlines()[1] == "| :--- | :--- | :--- | :--- | :--- | :--- |"
 
 
 def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, list[report.Tried]]) -> None:
