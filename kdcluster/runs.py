@@ -17,6 +17,7 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
 from __future__ import annotations
 
 import errno
+import shlex
 import socket
 import tempfile
 import time
@@ -27,6 +28,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from kdcluster import wording
 from kdcluster.errors import DISK_FULL, ConfigError, KdclusterError, NotFound
 from kdcluster.files import read_json, write_aside, write_json
 from kdcluster.plan import Run
@@ -244,12 +246,13 @@ class RunDir:
             write_json(self.path / "experiments.json", sorted([*known, *more]))
 
     def note_submit(self, words: str) -> None:
-        """Remember the arguments of the `kdcluster submit` that started this run."""
-        write_json(self.path / "submit.json", {"words": words})
+        """Remember the arguments of the `kdcluster submit` that started this run, each word quoted."""
+        write_json(self.path / "submit.json", {"words": shlex.split(words)})
 
     def submitted(self) -> str | None:
-        """Those arguments; None for a run that was never started."""
-        return (read_json(self.path / "submit.json") or {}).get("words") or None
+        """Those arguments, each word quoted; None for a run that was never started, or has others than a submit's."""
+        words = wording.submit_words((read_json(self.path / "submit.json") or {}).get("words"))
+        return wording.command(words) or None
 
     def trials_of(self, experiment: str) -> list[dict[str, Any]]:
         """The points of an experiment's sweep that this run tries, each as {"experiment", "values"}."""

@@ -9,6 +9,7 @@ from kdcluster.launch.status import Status
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 from kdcluster.terminal import say
+from kdcluster.wording import quoted
 
 
 def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str) -> list[str]:
@@ -20,7 +21,7 @@ def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str
         where: arguments that name their runs directory, or nothing.
     """
     failed = next((run_id for run_id, status in found.items() if status.state == State.FAILED), None)
-    steps = [f"kdcluster logs {failed}{where}"] if failed else []
+    steps = [f"kdcluster logs {quoted(failed)}{where}"] if failed else []
     states: dict[str, set[State]] = {}
     for run_id, status in found.items():
         if not status.unknown:

@@ -20,6 +20,7 @@ from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout
 from kdcluster.launch.torchrun import layout as layout_of
 from kdcluster.sweep.room import check_fit
+from kdcluster.wording import quoted
 
 
 def allocation(
@@ -79,9 +80,9 @@ def script(
     known = {"no-kill": True, "signal": f"B:USR2@{profile.signal_lead_s}"}
     lines = [
         *sbatch.setup(profile, folder),
-        f"export KDCLUSTER_PYTHON={sbatch.quoted(sys.executable)} KDCLUSTER_RAY_DIR={sbatch.quoted(str(folder))}",
+        f"export KDCLUSTER_PYTHON={quoted(sys.executable)} KDCLUSTER_RAY_DIR={quoted(str(folder))}",
         *_for_the_trials(profile, again),
-        f"set -- {' '.join(map(sbatch.quoted, words))}",
+        f"set -- {' '.join(map(quoted, words))}",
     ]
     body = [line for line in shipped("slurm/ray.sbatch").read_text().splitlines() if not line.startswith("#")]
     text: str = _make_sbatch_string(
@@ -109,7 +110,7 @@ def _for_the_trials(profile: Profile, again: str) -> list[str]:
     }
     if profile.network_interface:
         given |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface)
-    return [f"export {key}={sbatch.quoted(value)}" for key, value in given.items()]
+    return [f"export {key}={quoted(value)}" for key, value in given.items()]
 
 
 def under_way(folder: Path) -> Job | None:

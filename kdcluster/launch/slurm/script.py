@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from kdcluster.errors import ConfigError
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout, Room
+from kdcluster.wording import quoted
 
 
 def room(profile: Profile, nodes: int | None) -> Room:
@@ -127,18 +127,3 @@ def _command(layout: Layout, folder: Path) -> str:
 def _plain(folder: Path) -> bool:
     """Whether SLURM takes a path as it stands: it has no escape for % and backslashes, and a line is a line."""
     return str(folder).isprintable() and not re.search(r"[\\%]", str(folder))
-
-
-def quoted(text: str) -> str:
-    """One word for bash, without line breaks in the script: SLURM refuses DOS ones."""
-    if text.isprintable():
-        return shlex.quote(text)
-    known = {"\\": "\\\\", "'": "\\'"}
-    return (
-        "$'"
-        + "".join(
-            known.get(c, c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode("utf-8", "surrogateescape")))
-            for c in text
-        )
-        + "'"
-    )
