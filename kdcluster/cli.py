@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import textwrap
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kdcluster import __version__
+from kdcluster.columns import aligned
 from kdcluster.commands import arguments
 from kdcluster.commands.arguments import Chosen, takes
-from kdcluster.errors import KdclusterError, explain_disk
-from kdcluster.terminal import leave, say, show, show_json
-from kdcluster.wording import count
+from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
+from kdcluster.terminal import Warnings, leave, say, show, show_json, show_log, show_text
+from kdcluster.wording import count, one_line, printable
 
 
 class _Group(click.Group):
@@ -27,8 +30,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except KdclusterError as error:
             if ctx.find_root().obj["verbose"]:
-                click.echo(traceback.format_exc(), err=True)
-            leave(str(error), error.exit_code)
+                click.echo(printable(traceback.format_exc()), err=True)
+            leave("\n".join(map(one_line, _lines(error))), error.exit_code)
         except KeyboardInterrupt:  # click would leave with 1
             leave("interrupted", 130)
         except BrokenPipeError:  # `kdcluster logs | head`
@@ -41,6 +44,13 @@ class _Group(click.Group):
             leave(message, 1)
 
 
+def _lines(error: KdclusterError) -> Sequence[str]:
+    """What an error says; only SLURM's own words and logs bring line breaks of their own."""
+    if isinstance(error, ConfigError):
+        return error.problems
+    return [str(error)] if isinstance(error, NotFound) else str(error).split("\n")
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kdcluster")
 @click.option("-v", "--verbose", is_flag=True, help="Say where in the code an error arose.")
@@ -49,6 +59,7 @@ class _Group(click.Group):
 def main(ctx: click.Context, verbose: bool, quiet: bool) -> None:
     """Distil vision models on a cluster: from one experiment file to the results table."""
     ctx.obj = {"verbose": verbose, "quiet": quiet}
+    logging.lastResort = Warnings(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an ASCII-only stdout gets "?", never a traceback
@@ -67,9 +78,8 @@ def list_(as_json: bool) -> None:
         found.append({"name": name, "path": str(path), "about": about})
     if as_json:
         return show_json({"schema": "kdcluster.list/1", "experiments": found})
-    width = max((len(item["name"]) for item in found), default=0)
-    for item in found:
-        show(f"{item['name']:<{width}}  {item['about']}  ({item['path']})")
+    for line in aligned([item["name"], f"{item['about']}  ({item['path']})"] for item in found):
+        show(line)
 
 
 @main.command()
@@ -205,7 +215,7 @@ def logs(chosen: Chosen, run: str, follow: bool, rank: int | None, as_json: bool
         if as_json:
             return show_json({"schema": "kdcluster.logs/1", "run": run_dir.id, "lines": list(found)})
         for line in found:
-            show(line)
+            show_log(line)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -328,8 +338,9 @@ def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
     for finding in checks:
         findings.append(finding)
         if not as_json:
-            todo = "" if finding.ok else f"\n      do: {finding.todo}"
-            show(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}{todo}")
+            show(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
+            if not finding.ok:
+                show(f"      do: {finding.todo}")
     if as_json:
         show_json({"schema": "kdcluster.doctor/1", "findings": [asdict(finding) for finding in findings]})
     if not all(finding.ok for finding in findings):
@@ -349,7 +360,7 @@ def schema(as_json: bool) -> None:
         default = f", default {doc.default}" if doc.default not in ("", "required") else ""
         where = "" if doc.hashed else "  (not in the id)"
         show(f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
-        show(textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    "))
+        show_text(textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    "))
 
 
 if __name__ == "__main__":

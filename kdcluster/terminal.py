@@ -1,34 +1,58 @@
-"""What goes to the terminal: data on stdout, talk on stderr."""
+"""What goes to the terminal: data on stdout, talk on stderr. Text from outside comes through this door alone.
+
+A name, a reason or an answer of SLURM may hold what turns, clears or forges a screen: `one_line` and `printable` of
+wording.py spell it out here, whoever prints.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 from typing import Any, NoReturn
 
 import click
 
+from kdcluster.columns import as_json
+from kdcluster.wording import one_line, printable
 
-def show(text: str, *, nl: bool = True) -> None:
-    """Data, on stdout; named, because click sends UTF-8 to a stdout of its own choice where this one is ASCII."""
-    click.echo(text, file=sys.stdout, nl=nl)
+
+def show(line: str) -> None:
+    """A line of data, on stdout; named, because click sends UTF-8 to a stdout of its own choice where this is ASCII."""
+    click.echo(one_line(line), file=sys.stdout)
+
+
+def show_text(text: str) -> None:
+    """Data of several lines: a table, a batch script."""
+    click.echo(printable(text.removesuffix("\n")), file=sys.stdout)
+
+
+def show_log(line: str) -> None:
+    """A line of a log: in a file or a pipe as it was written."""
+    click.echo(printable(line) if sys.stdout.isatty() else line, file=sys.stdout)
 
 
 def show_json(document: Any) -> None:
     """One JSON document on stdout."""
-    show(json.dumps(document, indent=1, allow_nan=False))  # ASCII, so that no stdout can damage it
+    show_text(as_json(document))
 
 
-def say(message: str) -> None:
-    """Talk, on stderr; nothing with --quiet."""
+def say(line: str) -> None:
+    """A line of talk, on stderr; nothing with --quiet."""
     if not click.get_current_context().find_root().obj["quiet"]:
-        click.echo(message, file=sys.stderr)
+        click.echo(one_line(line), file=sys.stderr)
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """End with a message on stderr."""
-    click.echo(message, file=sys.stderr)
+    """End with a message on stderr, of several lines where it needs them."""
+    click.echo(printable(message), file=sys.stderr)
     sys.exit(code)
+
+
+class Warnings(logging.Handler):
+    """What code that cannot `say` warns of, such as an answer of SLURM, as a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(one_line(record.getMessage()), file=sys.stderr)
 
 
 def can_show(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from kdcluster.launch.submission import to_start
 from kdcluster.launch.torchrun import Layout, Rendezvous, command
 from kdcluster.plan import Plan, Run
 from kdcluster.states import State
-from kdcluster.terminal import leave, say, show, show_json
+from kdcluster.terminal import leave, say, show, show_json, show_text
+from kdcluster.wording import command as typed
 from kdcluster.wording import count
 
 
@@ -99,9 +99,9 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
             show(f"  needs    {', '.join(row['needs'])}")
         if row["state"] == State.DONE:
             continue
-        show(f"  command  {shlex.join(row['command'])}")
+        show(f"  command  {typed(row['command'])}")
         if row["sbatch"]:
-            show(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
+            show_text(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
 
 
 def say_notes(place: Backend, made: Plan, chosen: list[str]) -> None:
@@ -114,8 +114,10 @@ def show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend:
     """What a submit would write and start."""
     where, scripts = backend.layouts(made), backend.scripts(made, root)
     for run_id in chosen:
-        show(f"# {root / run_id / 'config.yaml'}\n{made[run_id].to_yaml()}")
-        show(f"# started on {where[run_id]} as\n{shlex.join(_command(root / run_id, data, where[run_id]))}\n")
+        show(f"# {root / run_id / 'config.yaml'}")
+        show_text(made[run_id].to_yaml() + "\n")
+        show(f"# started on {where[run_id]} as")
+        show_text(f"{typed(_command(root / run_id, data, where[run_id]))}\n\n")
         if run_id in scripts:
-            show(f"# sent to sbatch\n{scripts[run_id]}")
+            show_text(f"# sent to sbatch\n{scripts[run_id]}\n")
     show(f"# {len(chosen)} of {count(len(made.runs), 'run')} would be started; nothing was written")

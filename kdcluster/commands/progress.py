@@ -11,6 +11,7 @@ from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
 from kdcluster.plan import Plan
 from kdcluster.states import ENDED, State
+from kdcluster.wording import one_line
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -36,7 +37,7 @@ def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None 
         for run_id, status in found.items():
             if said.get(run_id) != status.state:
                 said[run_id] = status.state
-                stream.write(line(run_id, status) + "\n")
+                stream.write(one_line(line(run_id, status)) + "\n")
                 stream.flush()
 
     return _poll(plan, root, deadline, show)
@@ -84,12 +85,12 @@ def screen(found: Mapping[str, Status], *, bars: bool = False) -> Group:
     if bars:
         table.add_column("progress", width=20)
     for run_id, status in found.items():
-        row = cells(run_id, status)
+        row = [Text(one_line(cell)) for cell in cells(run_id, status)]
         steps, step = status.heartbeat.get("steps"), status.heartbeat.get("step", 0)
         bar = [ProgressBar(steps, step, width=20) if steps else ""] if bars else []
         table.add_row(*row, *bar)
     why = [
-        Text(f"{run_id}: {status.reason}")
+        Text(one_line(f"{run_id}: {status.reason}"))
         for run_id, status in found.items()
         if status.reason and status.state in (State.FAILED, State.BLOCKED, State.LOST)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import trainer_code, write_aside
@@ -13,7 +14,8 @@ from kdcluster.results import render, table
 from kdcluster.states import State
 from kdcluster.sweep import report
 from kdcluster.sweep.points import Space
-from kdcluster.terminal import can_show, say, show
+from kdcluster.terminal import can_show, say, show_text
+from kdcluster.wording import quoted
 
 
 def results(
@@ -38,7 +40,7 @@ def results(
         except OSError as error:
             raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
     else:
-        show(text, nl=False)
+        show_text(text)
     if strict and not complete:
         sys.exit(1)
 
@@ -59,13 +61,13 @@ def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
         searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
         found = report.tried(searched.recorded(chosen.root), loaded.config.sweep, chosen.root)
         if not found:
-            missing.append(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {name}")
+            missing.append(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {quoted(name)}")
             continue
         texts.append(report.render(searched, found, style))
         complete = complete and all(set(one.states) <= {State.DONE, State.STOPPED} for one in found)
     if not texts:
-        raise NotFound("\n".join(missing))
+        raise NotFound("; ".join(missing))
     for one in missing:
         say(one)
     text = "\n".join(texts)
-    return (text.replace("±", "+/-") if ascii else text), complete
+    return (in_ascii(text) if ascii else text), complete

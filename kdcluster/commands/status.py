@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kdcluster.columns import aligned
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_next_steps
 from kdcluster.commands.progress import follow
@@ -37,12 +38,10 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
     rows = [_status_row(made, run, found[run.id], root, records[run.id]) for run in shown]
     if as_json:
         return show_json({"schema": "kdcluster.status/1", "runs": rows})
-    for row in rows:
-        done = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-"
-        best = f"{row['best_top1']:.2f} %" if row["best_top1"] is not None else "-"
-        show(f"{row['id']:<48} {row['state']:<9} {done:>7} {best:>8}  {row['reason']}".rstrip())
-        for line in post_mortem(records[row["id"]]) if row["id"] in single else ():
-            show(f"  {line}")
+    for row, line in zip(rows, aligned(map(_cells, rows), right=(2, 3)), strict=True):
+        show(line)
+        for told in post_mortem(records[row["id"]]) if row["id"] in single else ():
+            show(f"  {told}")
     counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
     states = ", ".join(f"{n} {state}" for state, n in counts.items())
     if not chosen.names and not rows:
@@ -72,7 +71,14 @@ def _with_needs(run_dirs: Iterable[RunDir]) -> Iterator[Run]:
         try:
             yield from run_dir.with_needs()
         except KdclusterError as error:
-            say(str(error))
+            for line in str(error).splitlines():
+                say(line)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    done = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-"
+    best = f"{row['best_top1']:.2f} %" if row["best_top1"] is not None else "-"
+    return [row["id"], row["state"], done, best, row["reason"]]
 
 
 def _status_row(made: Plan, run: Run, found: Status, root: Path, records: list[Record]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from kdcluster.columns import in_ascii
 from kdcluster.commands import teachers_first
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, SchedulerError
@@ -29,7 +30,7 @@ from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
 from kdcluster.sweep.flow import Sweeping, trial_room
 from kdcluster.sweep.points import Point, Space
-from kdcluster.terminal import can_show, leave, say, show
+from kdcluster.terminal import can_show, leave, say, show, show_text
 from kdcluster.wording import count
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
         return None
     found = report.tried(points, searched.sweep, root)
     text = report.render(searched, found, "table")
-    show(text if can_show("±") else text.replace("±", "+/-"), nl=False)
+    show_text(text if can_show("±") else in_ascii(text))
     best = next((one for one in found if one.is_done and one.value is not None), None)
     if best is not None and not interrupted:
         spread = "" if best.sd is None else f" ± {best.sd:.2f} over {len(best.states)} seeds"
@@ -210,7 +211,7 @@ def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
     found = statuses(made, swept.root)
     states = {i: (status.state, status.reason, str(status.log) if status.log else None) for i, status in found.items()}
     built = table.build(made, swept.root, states=states)
-    show(render.render(built, ascii=not can_show("±×αΔ–")), nl=False)
+    show_text(render.render(built, ascii=not can_show("±×αΔ–")))
     if swept.stop.why:
         leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
     if any(status.state != State.DONE for status in found.values()):

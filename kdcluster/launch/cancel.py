@@ -20,6 +20,7 @@ from kdcluster.plan import Plan
 from kdcluster.processes import is_alive, is_stopped, kill_tree
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import LIVE, State
+from kdcluster.wording import one_line
 
 GRACE_S = 45.0
 """How long runs have to save: torchrun gives its processes 30 s before it kills them itself."""
@@ -69,7 +70,7 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
             if waited_s > (STOPPED_S if _is_stopped(run_dir) else GRACE_S):
                 kill(run_dir)
         if waited_s > GRACE_S + GONE_S:
-            lines = [f"{run_dir.id}: {status.state}: {status.reason}" for run_dir, status in still.items()]
+            lines = [one_line(f"{run_dir.id}: {status.state}: {status.reason}") for run_dir, status in still.items()]
             told = f"still there {waited_s:.0f} s after they were told to stop; marked, to stop once they hear of it:"
             raise WaitTimeout("\n".join([told, *lines]))
         time.sleep(POLL_S)

@@ -22,6 +22,7 @@ from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, LIVE, UNSTARTED, State
+from kdcluster.wording import one_line
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def refuse_unknown(left: Mapping[str, Status]) -> None:
     """
     unsure = {run_id: status for run_id, status in left.items() if status.unknown}
     if unsure:
-        lines = [f"{run_id}: {status.state}: {status.reason}" for run_id, status in unsure.items()]
+        lines = [one_line(f"{run_id}: {status.state}: {status.reason}") for run_id, status in unsure.items()]
         raise SchedulerError("\n".join(["it is not known what becomes of these runs, so nothing is started:", *lines]))
 
 

@@ -12,7 +12,7 @@ from kdcluster.experiment.config import Sweep
 from kdcluster.states import State
 from kdcluster.sweep.points import Point
 from kdcluster.sweep.report import Tried, tried
-from kdcluster.wording import count
+from kdcluster.wording import count, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,8 +92,11 @@ class Screen:
 
     def _tell(self, text: str) -> None:
         """One line; on a terminal above the table."""
+        text = one_line(text)
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
+            from rich.text import Text
+
+            self._live.console.print(Text(text))
         else:
             self.stream.write(text + "\n")
             self.stream.flush()
@@ -111,6 +114,7 @@ def line(number: int, total: int, one: Tried, metric: str) -> str:
 def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int) -> Table:
     """The trials that run, then the best, and how many there are of each kind."""
     from rich.table import Table
+    from rich.text import Text
 
     begun = [one for one in found if one.state != State.PLANNED]
     chosen = sorted(begun, key=lambda one: one.state != State.RUNNING)  # stable: the best come first
@@ -120,12 +124,13 @@ def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, heigh
     said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
     table = Table(box=None, pad_edge=False, caption=f"{count(total, 'run')}: {', '.join(said)}", caption_justify="left")
     for key in (*found[0].point.values, metric, "epochs"):
-        table.add_column(key, justify="right", no_wrap=True)
+        table.add_column(Text(one_line(key)), justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     if width >= WIDE:
         table.add_column("run", no_wrap=True)
     for one in chosen:
         value = "" if one.value is None else f"{one.value:.2f}"
         cells = [*map(str, one.point.values.values()), value, str(one.epochs), one.state]
-        table.add_row(*cells, *([one.point.ids[0]] if width >= WIDE else []))
+        cells += [one.point.ids[0]] if width >= WIDE else []
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     return table
