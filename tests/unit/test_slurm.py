@@ -77,6 +77,13 @@ def test_every_problem_of_a_profile_at_its_line(here: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("value", ['"a100\\n#SBATCH --uid=0"', '"a\\eb"', '"a\\u2028b"'])
+def test_an_option_of_sbatch_is_one_line(here: Path, value: str) -> None:
+    (here / "bad.yaml").write_text(f"sbatch: {{comment: true, constraint: {value}}}\n")
+    with pytest.raises(ConfigError, match=r"1:1: sbatch: constraint must be one line without control characters \(got"):
+        load(here / "bad.yaml")
+
+
 def test_eight_hours_are_eight_hours(here: Path) -> None:
     (here / "lab.yaml").write_text("time_limit: 8:00:00\n")
     assert load(here / "lab.yaml").time_limit == 480

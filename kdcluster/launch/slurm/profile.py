@@ -73,11 +73,13 @@ def _names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options(values: dict[str, Any]) -> dict[str, Any]:
-    for name in values:
+    for name, value in values.items():
         if not re.fullmatch(r"[a-z][a-z-]*", name):
             raise ValueError(f"{name!r} is no long option of sbatch")
         if name in _OURS:
             raise ValueError(f"{name} is set by kdcluster" + (f"; use {_OURS[name]}" if _OURS[name] else ""))
+        if not str(value).isprintable():
+            raise ValueError(f"{name} must be one line without control characters")
     return values
 
 
