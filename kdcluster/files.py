@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,16 @@ def shipped(relative: str) -> Path:
 
 
 @contextmanager
-def aside(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+def aside(path: Path, *, sync: bool = True, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` at the end: aside, synced, renamed.
 
     A reader sees the old content or the new one, never a part; after a crash or a full disk the old one is still
-    there. `sync=False` leaves out the fsync, for a heartbeat that the next second writes again.
+    there.
+
+    Args:
+        path: a link is replaced, and what it leads to stays as it is.
+        sync: False leaves out the fsync, for a heartbeat that the next second writes again.
+        mode: of the file.
 
     Raises:
         OSError: it cannot be written; `path` is as it was.
@@ -38,7 +44,7 @@ def aside(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -62,9 +68,31 @@ def write_aside(path: Path, content: str | bytes, *, sync: bool = True) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write a file that the user has named: where a link leads, with the mode that it has; a device as it is.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+        path.write_text(text, encoding="utf-8")
+        return
+    target = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+    with aside(target, mode=mode) as file:
+        file.write(text.encode())
+
+
+def _umask() -> int:
+    """What new files of this process are not allowed; it can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
-    """`write_aside` for one JSON document."""
-    write_aside(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", sync=sync)
+    """`write_aside` for one JSON document, in ASCII: a path that is not UTF-8 can be read back from that alone."""
+    write_aside(path, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=sync)
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
-from kdcluster.files import trainer_code, write_aside
+from kdcluster.files import trainer_code, write_output
 from kdcluster.launch.status import statuses
 from kdcluster.results import render, table
 from kdcluster.states import State
@@ -36,7 +36,7 @@ def results(
         text, complete = render.render(built, style, ascii=in_ascii), built.complete  # type: ignore[arg-type]
     if output is not None:
         try:
-            write_aside(output, text)
+            write_output(output, text)
         except OSError as error:
             raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
     else:

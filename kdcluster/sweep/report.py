@@ -12,7 +12,7 @@ from kdcluster.columns import aligned, as_csv, as_json, escaped, markdown
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Sweep
-from kdcluster.files import write_aside
+from kdcluster.files import write_output
 from kdcluster.launch.status import statuses_of
 from kdcluster.results.table import Table
 from kdcluster.runs import RunDir
@@ -192,7 +192,7 @@ def write_best(searched: Space, best: Mapping[str, Any], target: Path) -> None:
         raise ConfigError(f"{target} is there already and is not overwritten; move it away")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(target, text)
+        write_output(target, text)
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}") from None
 

@@ -382,6 +382,13 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
     assert everything(empty_folder) == []
     assert run("results", "demo", "--output", "table.txt").stdout == ""
     assert (empty_folder / "table.txt").read_text(encoding="utf-8") == result.stdout
+    (empty_folder / "link").symlink_to("table.txt")
+    (empty_folder / "table.txt").write_text("old")
+    (empty_folder / "table.txt").chmod(0o600)
+    assert run("results", "demo", "--output", "link").stdout == ""
+    assert (empty_folder / "link").is_symlink()
+    assert (empty_folder / "table.txt").read_text(encoding="utf-8") == result.stdout
+    assert (empty_folder / "table.txt").stat().st_mode & 0o777 == 0o600
     said = fails(1, "results", "demo", "--output", "no/table.txt")
     assert said == "cannot write no/table.txt: No such file or directory; give another --output\n"
 

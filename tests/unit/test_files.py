@@ -52,6 +52,61 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
 
+def test_an_output_goes_where_its_link_leads_and_keeps_the_mode(tmp_path: Path) -> None:
+    there, link = tmp_path / "there" / "table.md", tmp_path / "link.md"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    files.write_output(link, "first")  # a link that leads to nothing yet
+    assert link.is_symlink()
+    there.chmod(0o640)
+    files.write_output(link, "α")
+    assert link.is_symlink()
+    assert (there.read_text(encoding="utf-8"), stat.S_IMODE(there.stat().st_mode)) == ("α", 0o640)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.md", "table.md", "there"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_a_new_output_has_the_mode_that_the_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        files.write_output(tmp_path / "table.md", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "table.md").stat().st_mode) == mode
+
+
+def test_an_output_into_a_pipe_leaves_the_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_output(pipe, "text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_our_own_files_never_go_through_a_link(tmp_path: Path) -> None:
+    """A link that somebody has put into a run's directory must not lead our writing to a file of the user's."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "ticket.json").symlink_to(tmp_path / "mine")
+    files.write_json(tmp_path / "ticket.json", {})
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", [os.fsdecode(b"/data/\xff\xfe"), "/data/\ud800", "/data/größe"])
+def test_a_path_that_is_not_utf_8_is_read_back_as_it_was(tmp_path: Path, path: str) -> None:
+    files.write_json(tmp_path / "start.json", {"path": path})
+    assert files.read_json(tmp_path / "start.json") == {"path": path}
+    assert (tmp_path / "start.json").read_bytes().isascii()
+
+
+def test_json_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"a": "α"}', encoding="utf-8")
+    assert files.read_json(tmp_path / "result.json") == {"a": "α"}
+
+
 def test_json_there_and_back(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     assert files.read_json(path) is None

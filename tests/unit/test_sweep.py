@@ -334,6 +334,11 @@ def test_the_best_is_written_as_an_experiment_with_its_comments(tmp_path: Path) 
     assert configfile.load(str(target)).config.distill.alpha == 0.25
     report.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, target)  # the same again
     report.refuse_target(searched, target)  # a sweep's own
+    link = tmp_path / "link.yaml"
+    link.symlink_to(tmp_path / "elsewhere.yaml")
+    report.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, link)
+    assert link.is_symlink()
+    assert (tmp_path / "elsewhere.yaml").read_text() == target.read_text()
     with pytest.raises(ConfigError, match="is there already and is not overwritten"):
         report.write_best(searched, {"distill.alpha": 0.5}, target)
 
