@@ -96,7 +96,7 @@ class Finding:
 
 
 class Backend(Protocol):
-    """Where runs run."""
+    """Where runs run; what has a body here is what a place has that needs no more."""
 
     name: str
     title: str
@@ -111,13 +111,16 @@ class Backend(Protocol):
         Raises:
             ConfigError: it cannot be had so.
         """
+        return cls()
 
     @classmethod
     def is_wanted(cls, options: Options) -> tuple[bool, str]:
         """Whether runs go there where no backend was named, and what to say where that may surprise."""
+        return False, ""
 
     def described(self) -> str:
         """Which one it is, for a person who has named none."""
+        return self.title
 
     # What is to be started
 
@@ -126,9 +129,11 @@ class Backend(Protocol):
 
     def scripts(self, plan: Plan, root: Path) -> dict[str, str]:
         """The batch script of each run, where runs have one."""
+        return {}
 
     def notes(self, plan: Plan, chosen: Sequence[str]) -> list[str]:
         """What a person should know before these runs are handed over, as what they may cost."""
+        return []
 
     def check(self, plan: Plan, chosen: Sequence[str], root: Path) -> list[str]:
         """Refuse what could never run, before anything is written; returns what is good to know.
@@ -136,6 +141,7 @@ class Backend(Protocol):
         Raises:
             KdclusterError: with what to do.
         """
+        return []
 
     def start(self, plan: Plan, chosen: Sequence[str], root: Path, data_dir: Path) -> str:
         """Hand over runs whose directories are ready, all or none, each with its ticket; returns where they are.
@@ -160,14 +166,15 @@ class Backend(Protocol):
 
     @classmethod
     def cancel(cls, refs: Sequence[Mapping[str, Any]]) -> None:
-        """End these, beyond the marker in their run directories; what has ended already is no error.
+        """End these, beyond the marker in their run directories, which may do; what has ended already is no error.
 
         Raises:
             KdclusterError: the place does not answer.
         """
 
     def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
-        """For `kdcluster doctor`: what this place would need."""
+        """For `kdcluster doctor`: what this place would need beyond what every submission does."""
+        return iter(())
 
 
 def names() -> list[str]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
-from kdcluster.launch.backend import Finding, Options, Phase, Seen
+from kdcluster.launch.backend import Backend, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
 from kdcluster.plan import Plan, Run
@@ -30,7 +30,7 @@ HEARD_S = 60.0
 """How long after that it counts as alive."""
 
 
-class Local:
+class Local(Backend):
     """The backend of this machine."""
 
     name = "local"
@@ -44,26 +44,9 @@ class Local:
             raise ConfigError(f"--nodes {options.nodes}: this machine is one node; --backend slurm has more")
         return cls()
 
-    @classmethod
-    def is_wanted(cls, options: Options) -> tuple[bool, str]:
-        """Where no other one is."""
-        return False, ""
-
-    def described(self) -> str:
-        """Only said where another one might have been expected."""
-        return "on this machine"
-
     def layouts(self, plan: Plan) -> dict[str, Layout]:
         """On what each run would run here."""
         return layouts(plan)
-
-    def scripts(self, plan: Plan, root: Path) -> dict[str, str]:
-        """None: nothing is queued here."""
-        return {}
-
-    def notes(self, plan: Plan, chosen: Sequence[str]) -> list[str]:
-        """Nothing: nothing limits a run here."""
-        return []
 
     def check(self, plan: Plan, chosen: Sequence[str], root: Path) -> list[str]:
         """Refuse more GPUs than there are."""
@@ -88,14 +71,6 @@ class Local:
     def look(cls, refs: Sequence[Mapping[str, Any]], within_s: float = 0.0) -> list[Seen]:
         """By the supervisor's process; of another host by what it says in its folder."""
         return [_here(ref) if ref.get("host") == socket.gethostname() else _elsewhere(ref) for ref in refs]
-
-    @classmethod
-    def cancel(cls, refs: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing: a supervisor obeys the marker in the run directory."""
-
-    def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
-        """Nothing beyond what every submission needs."""
-        return iter(())
 
 
 def _here(ref: Mapping[str, Any]) -> Seen:
