@@ -1,15 +1,21 @@
-"""Small things about files that both halves need: safe writes, digests, and where the shipped files lie."""
+"""Small things about files that both halves need: safe writes, locks, digests, and where the shipped files lie."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
@@ -73,6 +79,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def acquire(lock: FileLock, without: str, timeout_s: float = -1) -> None:
+    """Take a lock, as far as its file system has locks; where it has none, a warning says what to keep to.
+
+    Raises:
+        filelock.Timeout: somebody else has it for so long; -1: wait for ever.
+        OSError: it cannot be taken though there are locks (no permission, a disk that fails): nothing protects then.
+    """
+    try:
+        lock.acquire(timeout_s)
+    except Timeout:
+        raise
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        log.warning("no file locks in %s (%s): %s", Path(lock.lock_file).parent, error, without)
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from kdcluster.errors import KdclusterError
+from kdcluster.files import acquire
 from kdcluster.launch.status import Status, blocked_by, statuses
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
@@ -152,22 +152,6 @@ def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], bac
                 f"{need} is {status.state} {place}, and its students cannot wait for it with --backend {backend}; "
                 f"first: kdcluster submit {names} --role {plan[need].role} --backend {elsewhere} --wait"
             )
-
-
-def acquire(lock: FileLock, without: str, timeout_s: float = -1) -> None:
-    """Take a lock, as far as its file system has locks; where it has none, a warning says what to keep to.
-
-    Raises:
-        filelock.Timeout: somebody else has it for so long; -1: wait for ever.
-    """
-    try:
-        lock.acquire(timeout_s)
-    except Timeout:
-        raise
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise
-        log.warning("no file locks in %s (%s): %s", Path(lock.lock_file).parent, error, without)
 
 
 @contextmanager

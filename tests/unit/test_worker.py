@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -151,7 +152,25 @@ def test_a_file_system_without_locks_goes_on_with_attempts_alone(
     monkeypatch.setattr(FileLock, "acquire", no_locks)
     worker.main()
     assert seen == ["joined", "trained", "left"]
-    assert "no file locks here (FileSystem does not appear to support flock)" in caplog.text
+    assert "no file locks in" in caplog.text
+    assert "(FileSystem does not appear to support flock): going on with attempt numbers alone" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_lock_that_cannot_be_taken_though_there_are_locks_stops_the_rank(
+    started: RunDir, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    seen: list[str] = []
+    fake_training(monkeypatch, seen)
+    monkeypatch.setattr(FileLock, "acquire", broken)
+    with pytest.raises(SystemExit):
+        worker.main()
+    assert seen == []
+    (failure,) = started.attempt(1).failures()
+    assert os.strerror(number) in failure["message"]
 
 
 @pytest.mark.parametrize(
