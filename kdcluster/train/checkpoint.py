@@ -15,7 +15,6 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, cast
@@ -217,8 +216,7 @@ class Saver:
         started = time.perf_counter()
         self.folder.mkdir(exist_ok=True)
         last = [*steps(self.folder)[-KEEP_LAST:], step]
-        versions = {name: version(name) for name in ("torch", "timm")}
-        save(self.folder, step, {**state, "hash": self._run.hash, "versions": versions}, {best_step(at) for at in last})
+        save(self.folder, step, {**state, "hash": self._run.hash}, {best_step(at) for at in last})
         self._saved_at = time.monotonic()
         self._seconds += time.perf_counter() - started
 
