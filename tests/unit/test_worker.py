@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from filelock import FileLock
 
 from kdcluster.errors import KdclusterError
@@ -106,6 +108,19 @@ def test_the_failure_is_written_before_the_group_is_left(monkeypatch: pytest.Mon
     with distributed.join("cpu", None):
         pass
     assert left == [True]
+
+
+def test_every_group_of_ranks_gives_up_after_the_time_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, store = dist.init_process_group, dist.HashStore()
+    alone = {"store": store, "rank": 0, "world_size": 1}
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: begin(backend, timeout=timeout, **alone))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with distributed.join("cpu", None, 7.0) as world:
+        assert world.agreement is not None
+        for group in (dist.group.WORLD, world.agreement.group):
+            options = group._get_backend(world.device).options  # type: ignore[union-attr]
+            assert options._timeout == timedelta(minutes=7)
 
 
 def test_a_debug_run_raises_as_it_is(started: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
