@@ -78,18 +78,20 @@ class Publisher:
             if self.best is self.epochs[-1]:
                 self._save("best", net)
         self.tracker.flush()
-        train = self.run.train
-        self.tracker.heartbeat(
-            force=True,
-            step=step,
-            steps=self.steps_per_epoch * (train.epochs if train else 0),
-            epoch=epoch,
-            epochs=train.epochs if train else 0,
-            top1=stored["test/top1"],
-            best_top1=self.best["test/top1"],
-        )
+        self.beat(epoch, step, force=True, top1=stored["test/top1"], best_top1=self.best["test/top1"])
         found = "  ".join(f"{tag} {value:.4g}" for tag, value in stored.items())
         log.info("epoch %d step %d: %s", epoch, step, found)
+
+    def beat(self, epoch: int, step: int, *, force: bool = False, **values: float) -> None:
+        """Say how far the run is, at most once a second.
+
+        Raises:
+            KdclusterError: the attempt was overtaken: it leaves the lock to the newest.
+        """
+        epochs = self.run.train.epochs if self.run.train else 0
+        at = {"step": step, "steps": self.steps_per_epoch * epochs, "epoch": epoch, "epochs": epochs}
+        if self.tracker.heartbeat(force=force, **at, **values):
+            self.check_newest()
 
     def result(self) -> None:
         """Write result.json: the run is done."""
@@ -115,10 +117,10 @@ class Publisher:
         """Weights in timm's layout, written aside and renamed."""
         write_weights(self.run_dir.weights(which), net.net.state_dict(), self.run, self.epochs[-1]["step"])
 
-    def preempted(self, step: int) -> None:
+    def preempted(self, epoch: int, step: int) -> None:
         """Say that the run was stopped on request and can go on from `step`; the checkpoint is on disk."""
         if self.active and self.attempt is not None:
-            self.tracker.heartbeat(force=True, step=step)  # where it stands while it waits to go on
+            self.beat(epoch, step, force=True)  # where it stands while it waits to go on
             self.attempt.write("preempted", {"step": step})
             log.info("stopped on request at step %d; the next submit goes on from there", step)
 

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from kdcluster import files
+from kdcluster.errors import KdclusterError
 from kdcluster.launch import submission
+from kdcluster.launch.outcome import outcome as why_it_ended
 from kdcluster.results.measured import measure
 from kdcluster.runs import RunDir
-from kdcluster.train import checkpoint, tracking, worker
+from kdcluster.train import checkpoint, evaluate, models, tracking, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
@@ -147,6 +150,86 @@ def test_a_run_that_is_stopped_at_any_step_goes_on_there(tmp_path, run):
         assert run_dir.result() is None
     assert_same(attempt(root, run, tmp_path / "data"), run, undisturbed)
     assert len(list(run_dir.events.iterdir())) == 9
+
+
+class Evaluations:
+    """Evaluations of 4 images a batch, 8 batches; counts them, and calls `then` after batch number `at`."""
+
+    def __init__(self, monkeypatch, at=0, then=None):
+        self.seen = 0
+        original = evaluate.evaluation_sums
+
+        def count(*given):
+            self.seen += 1
+            if self.seen == at:
+                then()
+            return original(*given)
+
+        monkeypatch.setattr(evaluate, "BATCH", 4)
+        monkeypatch.setattr(evaluate, "evaluation_sums", count)
+
+
+@pytest.mark.parametrize(("batch", "step"), [(3, 4), (7, 4), (11, 8)])
+def test_a_stop_in_an_evaluation_ends_it_there_and_only_the_evaluation_is_done_again(
+    tmp_path, run, monkeypatch, batch, step
+):
+    with monkeypatch.context() as patch:
+        Evaluations(patch)
+        undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    progress = Progress()
+    with monkeypatch.context() as patch:
+        evaluations = Evaluations(patch, batch, lambda: setattr(progress, "stop", True))
+        run_dir = attempt(tmp_path / "stopped", run, tmp_path / "data", progress)
+    assert evaluations.seen == batch
+    assert run_dir.newest().read("preempted") == {"step": step}
+    assert run_dir.newest().read("heartbeat")["epochs"] == 2
+    assert run_dir.result() is None
+    assert run_dir.saved_step() == step
+    with monkeypatch.context() as patch:
+        evaluations = Evaluations(patch)
+        attempt(tmp_path / "stopped", run, tmp_path / "data")
+    assert evaluations.seen == (16 if step == 4 else 8)
+    assert run_dir.newest().read("trainer")["resumed_at_step"] == step
+    assert_same(run_dir, run, undisturbed)
+
+
+def test_a_run_is_heard_of_in_an_evaluation_and_notices_there_that_it_was_overtaken(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(tracking, "HEARTBEAT_S", 0)
+    run_dir = tiny.prepare(tmp_path, run)
+    first = run_dir.start_attempt({})
+    beats = []
+
+    def overtake():
+        run_dir.start_attempt({})
+
+    def hear(*given, original=evaluate.evaluation_sums):
+        beats.append(first.read("heartbeat")["time"])
+        return original(*given)
+
+    monkeypatch.setattr(evaluate, "evaluation_sums", hear)
+    Evaluations(monkeypatch, 5, overtake)
+    with pytest.raises(KdclusterError, match="overtaken by attempt 2"):
+        train(run_dir, first, World(0, 1, torch.device("cpu")), tmp_path / "data", Progress())
+    assert len(beats) == 5
+    assert beats == sorted(set(beats))
+
+
+def test_a_run_that_is_only_evaluated_is_preempted_as_often_as_it_is_stopped(tmp_path, run, monkeypatch):
+    weights = tmp_path / "teacher.pth"
+    torch.save(models.build(models.Model(**tiny.VIT), 10, 3).net.state_dict(), weights)
+    taken = tiny.make_run(tmp_path, "teacher", {"teacher": {**tiny.VIT, "train": "none", "pretrained": str(weights)}})
+    for number in (1, 2):
+        progress = Progress()
+        with monkeypatch.context() as patch:
+            evaluations = Evaluations(patch, 2, partial(setattr, progress, "stop", True))
+            run_dir = attempt(tmp_path / "runs", taken, tmp_path / "data", progress)
+        assert evaluations.seen == 2
+        ended = why_it_ended(run_dir, run_dir.attempt(number), 0, told_to_stop=True)
+        assert (ended["state"], ended["reason"]) == ("preempted", "stopped at step 0")
+        beat = run_dir.attempt(number).read("heartbeat")
+        assert (beat["step"], beat["steps"], beat["epoch"], beat["epochs"]) == (0, 0, 0, 0)
+    attempt(tmp_path / "runs", taken, tmp_path / "data")
+    assert run_dir.result()["attempt"] == 3
 
 
 def test_last_two_and_best_are_kept(tmp_path, run):
