@@ -104,7 +104,7 @@ def import_files(paths: Iterable[str]) -> None:
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise ConfigError(f"imports: {path} failed: {type(error).__name__}: {error}") from error
 
