@@ -158,9 +158,9 @@ def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: Ru
     )
 
 
-def _gpus(start: dict[str, Any]) -> int:
-    """GPUs that an attempt held, used or not."""
-    return int(start.get("gpus_held", len([gpu for gpu in start.get("gpus") or () if gpu])))
+def _gpus(start: dict[str, Any]) -> float:
+    """GPUs that an attempt held, used or not; a trial may hold a share of one."""
+    return float(start.get("gpus_held", len([gpu for gpu in start.get("gpus") or () if gpu])))
 
 
 def _lost(from_step: int, to_step: int, next_from: int | None, outcome: dict[str, Any], run_dir: RunDir) -> float:
