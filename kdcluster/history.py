@@ -51,7 +51,7 @@ class Cost:
 def history(run_dir: RunDir) -> list[Record]:
     """Every attempt of a run, oldest first."""
     attempts = run_dir.attempts()
-    begun = [_from_step(attempt) for attempt in attempts]
+    begun = [began_at(attempt) for attempt in attempts]
     records = [
         _record(attempt, begun[at], begun[at + 1] if at + 1 < len(begun) else None, run_dir)
         for at, attempt in enumerate(attempts)
@@ -121,7 +121,8 @@ def _span(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def _from_step(attempt: Attempt) -> int:
+def began_at(attempt: Attempt) -> int:
+    """The step that an attempt went on from: what its trainer could load, else what was there when it started."""
     at = attempt.read("trainer").get("resumed_at_step", attempt.read("start").get("from_step", 0))
     return int(at)
 

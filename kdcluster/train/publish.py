@@ -15,6 +15,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import trainer_code, write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
+from kdcluster.saved import weights_record
 from kdcluster.train import models
 from kdcluster.train.checkpoint import write_weights
 from kdcluster.train.data import share
@@ -109,6 +110,7 @@ class Publisher:
             "selected_on": self.selected_on,
             "best": self.best,
             "last": last,
+            "weights": {which: weights_record(self.run_dir.weights(which)) for which in ("best", "last")},
             **self.facts,
         }
         write_json(self.run_dir.path / "result.json", result)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from kdcluster import files
+from kdcluster import files, saved
 from kdcluster.errors import KdclusterError
 from kdcluster.launch import submission
 from kdcluster.launch.outcome import outcome as why_it_ended
@@ -235,7 +235,7 @@ def test_a_run_that_is_only_evaluated_is_preempted_as_often_as_it_is_stopped(tmp
 def test_last_two_and_best_are_kept(tmp_path, run):
     run_dir = attempt(tmp_path, run, tmp_path / "data")
     best = run_dir.result()["best"]["step"]
-    assert checkpoint.steps(run_dir.path / "checkpoints") == sorted({6, 8, best, 4 if best == 4 else 8})
+    assert saved.steps(run_dir.checkpoints) == sorted({6, 8, best, 4 if best == 4 else 8})
 
 
 def interrupted(tmp_path, run, steps):
@@ -265,12 +265,14 @@ def interrupted(tmp_path, run, steps):
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, run, damage, caplog):
     undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
     run_dir = interrupted(tmp_path, run, 7)
-    path = checkpoint.path_of(run_dir.path / "checkpoints", 6)
+    path = saved.path_of(run_dir.checkpoints, 6)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(
         {"cut": data[: len(data) // 2], "flipped": bytes(data), "empty": b"", "foreign": b"x" * 4096}[damage]
     )
+    (run_dir.checkpoints / "step-old.ckpt").touch()
+    assert run_dir.saved_step() == (6 if damage == "flipped" else 4)  # nobody reads it all to say how far a run is
     with caplog.at_level(logging.INFO):
         attempt(tmp_path / "runs", run, tmp_path / "data")
     assert "passing over a damaged checkpoint" in caplog.text
@@ -294,6 +296,25 @@ def test_best_weights_that_are_gone_come_back(tmp_path, run):
     assert saver.newest()["step"] == 6
     after = load_file(run_dir.weights("best"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "altered", "foreign"])
+def test_weights_of_a_finished_run_that_are_damaged_are_made_again(tmp_path, run, damage):
+    run_dir = attempt(tmp_path, run, tmp_path / "data")
+    undisturbed = outcome(run_dir, run)
+    for which in ("best", "last"):
+        path = run_dir.weights(which)
+        data = path.read_bytes()
+        path.unlink()  # a new file: `undisturbed` is the old one, mapped into memory
+        if damage == "foreign":
+            save_file({"x": torch.zeros(1)}, path)
+        elif damage != "gone":
+            path.write_bytes(data[:-9] if damage == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        assert run_dir.weights_problem(which).startswith("gone" if damage == "gone" else "damaged")
+    attempt(tmp_path, run, tmp_path / "data")
+    assert run_dir.result()["attempt"] == 2
+    assert [run_dir.weights_problem(which) for which in ("best", "last")] == ["", ""]
+    assert_same(run_dir, run, undisturbed)
 
 
 def test_a_file_of_code_is_no_checkpoint(tmp_path):
