@@ -81,6 +81,14 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def remove_asides(folder: Path, *names: str) -> None:
+    """Remove what `aside` left of some files (patterns) when its process was killed; only for who alone writes them."""
+    for name in names:
+        for path in folder.glob(f".{name}.????????.aside"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
 def acquire(lock: FileLock, without: str, timeout_s: float = -1) -> None:
     """Take a lock, as far as its file system has locks; where it has none, a warning says what to keep to.
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import trainer_code, write_json
+from kdcluster.files import remove_asides, trainer_code, write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.saved import weights_record
@@ -42,6 +42,8 @@ class Publisher:
     ) -> None:
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
+        if self.active and attempt is not None:
+            self._tidy(attempt)
         step = resumed["step"] if resumed else -1
         self.tracker = Tracker(run_dir, attempt, run, active=self.active, first_step=step + 1)
         self.selected_on = "val" if run.data.val_fraction > 0 else "test"
@@ -57,6 +59,18 @@ class Publisher:
         if self.active and attempt is not None:
             attempt.write("trainer", {**self.facts, **_surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)
+
+    def _tidy(self, attempt: Attempt) -> None:
+        """Remove what attempts that were killed left half written, which may be large; the run's lock is ours.
+
+        Only what trainers alone write: who submits or cancels may be writing at this moment.
+        """
+        self.check_newest()
+        remove_asides(self.run_dir.path, "best.safetensors", "last.safetensors", "result.json")
+        remove_asides(self.run_dir.checkpoints, "step-*.ckpt")
+        for one in self.run_dir.attempts():
+            if one.number < attempt.number:
+                remove_asides(one.path, "heartbeat.json", "trainer.json", "preempted.json")
 
     @property
     def best(self) -> dict[str, Any]:

@@ -317,6 +317,30 @@ def test_weights_of_a_finished_run_that_are_damaged_are_made_again(tmp_path, run
     assert_same(run_dir, run, undisturbed)
 
 
+def test_what_a_killed_attempt_left_half_written_goes_when_the_next_one_starts(tmp_path, run):
+    run_dir = interrupted(tmp_path, run, 7)
+    old, new = run_dir.newest(), run_dir.path / "attempts" / "2"
+    new.mkdir()
+    left = {
+        run_dir.path: ["best.safetensors", "last.safetensors", "result.json"],
+        run_dir.checkpoints: ["step-00000007.ckpt"],
+        old.path: ["heartbeat.json", "trainer.json"],
+    }
+    stale = [folder / f".{name}.abcd_123.aside" for folder, names in left.items() for name in names]
+    others = [  # a launcher's, who may be at it
+        run_dir.path / ".ticket.json.abcd_123.aside",
+        old.path / ".outcome.json.abcd_123.aside",
+        new / ".heartbeat.json.abcd_123.aside",
+        run_dir.path / "notes.aside",
+    ]
+    for path in (*stale, *others):
+        path.touch()
+    attempt_at = run_dir.attempt(2)
+    train(run_dir, attempt_at, World(0, 1, torch.device("cpu")), tmp_path / "data", Progress())
+    assert not [path for path in stale if path.exists()]
+    assert all(path.exists() for path in others)
+
+
 def test_a_file_of_code_is_no_checkpoint(tmp_path):
     class Evil:
         def __reduce__(self):
