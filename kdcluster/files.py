@@ -1,9 +1,11 @@
-"""Small things about files that both halves need: safe writes, digests, and where the shipped files lie."""
+"""Small things about files that both halves need: safe writes, locks, digests, and where the shipped files lie."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import stat
 import tempfile
@@ -11,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
@@ -106,6 +112,31 @@ def read_json(path: Path) -> Any:
 def next_numbered(folder: Path) -> int:
     """One more than the highest of the names in a folder that are numbers; 1 where there is none."""
     return 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+
+
+def remove_asides(folder: Path, *names: str) -> None:
+    """Remove what `aside` left of some files (patterns) when its process was killed; only for who alone writes them."""
+    for name in names:
+        for path in folder.glob(f".{name}.????????.aside"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def acquire(lock: FileLock, without: str, timeout_s: float = -1) -> None:
+    """Take a lock, as far as its file system has locks; where it has none, a warning says what to keep to.
+
+    Raises:
+        filelock.Timeout: somebody else has it for so long; -1: wait for ever.
+        OSError: it cannot be taken though there are locks (no permission, a disk that fails): nothing protects then.
+    """
+    try:
+        lock.acquire(timeout_s)
+    except Timeout:
+        raise
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        log.warning("no file locks in %s (%s): %s", Path(lock.lock_file).parent, error, without)
 
 
 def file_digest(path: Path) -> str:

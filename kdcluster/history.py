@@ -52,7 +52,7 @@ class Cost:
 def history(run_dir: RunDir) -> list[Record]:
     """Every attempt of a run, oldest first."""
     attempts = run_dir.attempts()
-    begun = [_from_step(attempt) for attempt in attempts]
+    begun = [began_at(attempt) for attempt in attempts]
     records = [
         _record(attempt, begun[at], begun[at + 1] if at + 1 < len(begun) else None, run_dir)
         for at, attempt in enumerate(attempts)
@@ -122,7 +122,8 @@ def _span(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def _from_step(attempt: Attempt) -> int:
+def began_at(attempt: Attempt) -> int:
+    """The step that an attempt went on from: what its trainer could load, else what was there when it started."""
     at = attempt.read("trainer").get("resumed_at_step", attempt.read("start").get("from_step", 0))
     return int(at)
 
@@ -159,9 +160,9 @@ def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: Ru
     )
 
 
-def _gpus(start: dict[str, Any]) -> int:
-    """GPUs that an attempt held, used or not."""
-    return int(start.get("gpus_held", len([gpu for gpu in start.get("gpus") or () if gpu])))
+def _gpus(start: dict[str, Any]) -> float:
+    """GPUs that an attempt held, used or not; a trial may hold a share of one."""
+    return float(start.get("gpus_held", len([gpu for gpu in start.get("gpus") or () if gpu])))
 
 
 def _lost(from_step: int, to_step: int, next_from: int | None, outcome: dict[str, Any], run_dir: RunDir) -> float:

@@ -8,7 +8,7 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
           submit.json experiments.json ticket.json cancel.json     who wants it, and what will start or stop it
           trials.json            the points of sweeps that it tries
           slurm/<n>/             one for each SLURM job: job.sh task.pkl <job id>.log
-          checkpoints/           step-<n>.ckpt (train/checkpoint.py)
+          checkpoints/           step-<n>.ckpt (saved.py)
           events/                TensorBoard files of all attempts, written by rank 0
           last.safetensors  best.safetensors
           result.json            written once, at the end
@@ -28,7 +28,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdcluster import wording
+from kdcluster import saved, wording
 from kdcluster.errors import DISK_FULL, ConfigError, KdclusterError, NotFound
 from kdcluster.files import read_json, write_aside, write_json
 from kdcluster.plan import Run
@@ -132,12 +132,16 @@ class RunDir:
         return self.path / "checkpoints"
 
     def saved_step(self) -> int:
-        """Optimizer steps in the newest checkpoint, 0 without one; whether it is whole shows when it is loaded."""
-        return max((int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.ckpt")), default=0)
+        """Optimizer steps in the newest checkpoint that is not cut, 0 without one."""
+        return saved.newest_step(self.checkpoints)
 
     def weights(self, which: str) -> Path:
         """`last` or `best` weights."""
         return self.path / f"{which}.safetensors"
+
+    def weights_problem(self, which: str) -> str:
+        """Why they cannot be used: "gone", "damaged (why)"; empty where they can. Cheap, but for the first time."""
+        return saved.weights_problem(self.path, which)
 
     def load(self) -> Run:
         """The run as its directory has it."""

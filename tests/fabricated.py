@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdcluster import saved
 from kdcluster.files import write_json
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run
@@ -20,6 +21,9 @@ LIVE = process_record(os.getpid())
 
 DEAD = {"host": socket.gethostname(), "pid": os.getpid(), "start_time": "1"}
 """A process that is gone, and whose pid another one has by now."""
+
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+"""A whole file of safetensors, without tensors."""
 
 BEAT = {
     "time": 1.0,
@@ -49,9 +53,17 @@ def ended(attempt: Attempt, state: str, reason: str = "", rank: int | None = Non
     attempt.write("outcome", {"state": state, "reason": reason, "rank": rank, "time": time.time()})
 
 
+def save(run_dir: RunDir, step: int) -> Path:
+    """A checkpoint that is whole as far as can be seen without loading it."""
+    run_dir.checkpoints.mkdir(exist_ok=True)
+    path = saved.path_of(run_dir.checkpoints, step)
+    path.write_bytes(saved.HEADER.pack(saved.MAGIC, 4, bytes(4)) + b"body")
+    return path
+
+
 def publish(run_dir: RunDir, top1: float, attempt: int = 1) -> None:
     """result.json, as the trainer leaves it at the end, and a file in the place of the best weights."""
-    run_dir.weights("best").touch()
+    run_dir.weights("best").write_bytes(NO_WEIGHTS)
     write_json(run_dir.path / "result.json", {"attempt": attempt, "best": {"test/top1": top1}})
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from kdcluster.files import read_json
-from kdcluster.train import checkpoint, metrics, step, trainer
+from kdcluster.train import checkpoint, evaluate, metrics, step, trainer
 
 
 def kill_the_tree():
@@ -55,7 +55,7 @@ if os.environ.get("KDTEST_KILL") and os.environ.get("KDCLUSTER_ATTEMPT") == "1" 
     elif os.environ["KDTEST_KILL"] == "step" and rank0:
         after(8, trainer, "train_step")
     elif os.environ["KDTEST_KILL"] == "evaluation" and rank0:
-        after(2, trainer, "evaluate")
+        after(2, evaluate, "evaluate")
 
 assert metrics
 assert step

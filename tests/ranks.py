@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
-from kdcluster.train import data, models, step, trainer
+from kdcluster.train import data, evaluate, models, step, trainer
 from kdcluster.train.distributed import World, join, leave
 from tests import tiny
 
@@ -85,11 +85,11 @@ def evaluation(
         taken.extend(index.tolist())
         return gather(split, index)
 
-    data.gather, trainer.EVAL_BATCH = spy, 5
+    data.gather, evaluate.BATCH = spy, 5
     try:
-        numbers = trainer.evaluate_all(net, run, {"test": (test, torch.arange(count))}, world)
+        numbers = evaluate.evaluate_all(net, run, {"test": (test, torch.arange(count))}, world)
     finally:
-        data.gather, trainer.EVAL_BATCH = gather, 256
+        data.gather, evaluate.BATCH = gather, 256
     (out / f"taken-{run.id}-{count}-{world.rank}.json").write_text(json.dumps(taken))
     return numbers
 

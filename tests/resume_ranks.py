@@ -1,9 +1,13 @@
-"""What each rank of test_resume_ranks.py does: one run whole, and one that is stopped and resumed, in this world."""
+"""What each rank of test_resume_ranks.py does, in this world: one run whole, and the same stopped and resumed.
+
+"resumed" is stopped at a step, "evaluated" in the middle of its first evaluation, by the rank with the fewest batches.
+"""
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from kdcluster.train import evaluate
 from kdcluster.train.distributed import Agreement, join, leave
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
@@ -20,26 +24,35 @@ class StopAt(Progress):
             super().__setattr__("stop", True)
 
 
+def stop_in_evaluation(progress: Progress) -> None:
+    """At its next batch."""
+    original = evaluate.evaluation_sums
+
+    def stop(*given):
+        progress.stop = True
+        evaluate.evaluation_sums = original
+        return original(*given)
+
+    evaluate.evaluation_sums = stop
+
+
 def main() -> None:
-    folder, stop_at = Path(sys.argv[1]), int(sys.argv[2])
+    folder, StopAt.at = Path(sys.argv[1]), int(sys.argv[2])
+    evaluate.BATCH = 5  # 11, 11 and 10 images are 3, 3 and 2 batches
     with join("cpu", 1) as world:
-        for name, stops in (("whole", []), ("resumed", [stop_at])):
-            root = folder / name
-            for stop in [*stops, None]:
-                run_dir, attempt = None, None
+        for name, starts in (("whole", 1), ("resumed", 2), ("evaluated", 2)):
+            for start in range(starts):
                 if world.rank == 0:
                     run = tiny.make_run(folder, "baseline", {"train.epochs": 3})
-                    attempt = tiny.prepare(root, run).start_attempt({})
+                    tiny.prepare(folder / name, run).start_attempt({})
                     (folder / "id").write_text(run.id)
                 world.barrier()
-                run_dir = tiny.RunDir(root, (folder / "id").read_text())
-                attempt = run_dir.newest()
-                progress = Progress()
-                if stop is not None:
-                    StopAt.at = stop
-                    progress = StopAt()
+                run_dir = tiny.RunDir(folder / name, (folder / "id").read_text())
+                progress = StopAt() if name == "resumed" and start == 0 else Progress()
+                if name == "evaluated" and start == 0 and world.rank == 2:
+                    stop_in_evaluation(progress)
                 fresh = replace(world, agreement=Agreement())  # as in a process of its own
-                train(run_dir, attempt, fresh, folder / "data", progress)
+                train(run_dir, run_dir.newest(), fresh, folder / "data", progress)
                 fresh.agreement.finish()
                 world.barrier()
 

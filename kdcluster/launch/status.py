@@ -67,8 +67,8 @@ def statuses(plan: Plan, root: Path, within_s: float = 0.0) -> dict[str, Status]
         if found[run.id].state in (State.DONE, State.RUNNING):
             continue
         for need in run.needs:  # the table needs no weights, but a student that is still to be trained does
-            if found[need].state == State.DONE and not RunDir(root, need).weights("best").is_file():
-                why = "its best weights are gone, and a student needs them; submit makes them again"
+            if found[need].state == State.DONE and (problem := RunDir(root, need).weights_problem("best")):
+                why = f"its best weights are {problem}, and a student needs them; submit makes them again"
                 found[need] = replace(found[need], state=State.LOST, reason=why)
     return found
 

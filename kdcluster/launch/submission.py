@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shlex
@@ -15,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError, SchedulerError
-from kdcluster.files import read_json, write_json
+from kdcluster.files import acquire, read_json, write_json
 from kdcluster.launch.backend import Backend, find
 from kdcluster.launch.status import Status, blocked_by, statuses
 from kdcluster.plan import Plan, Run
@@ -145,22 +144,6 @@ def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], bac
                 f"{need} is {status.state} {place}, and its students cannot wait for it with --backend {backend.name}; "
                 f"first: kdcluster submit {names} --role {plan[need].role} --backend {status.backend} --wait"
             )
-
-
-def acquire(lock: FileLock, without: str, timeout_s: float = -1) -> None:
-    """Take a lock, as far as its file system has locks; where it has none, a warning says what to keep to.
-
-    Raises:
-        filelock.Timeout: somebody else has it for so long; -1: wait for ever.
-    """
-    try:
-        lock.acquire(timeout_s)
-    except Timeout:
-        raise
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise
-        log.warning("no file locks in %s (%s): %s", Path(lock.lock_file).parent, error, without)
 
 
 @contextmanager

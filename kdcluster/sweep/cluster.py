@@ -23,9 +23,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import read_json, write_json
+from kdcluster.files import acquire, read_json, write_json
 from kdcluster.launch.slurm.ask import is_inside_job
-from kdcluster.launch.submission import acquire
 from kdcluster.processes import descendants, is_alive, process_record, threads_available
 from kdcluster.sweep.room import check_nodes, ray_module
 from kdcluster.sweep.tuning import quiet

@@ -94,7 +94,7 @@ class Trainee:
             self.run_dir.prepare(self.run)
             self.run_dir.note_submit(self.run.id)
             shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.order.layout.device == "cuda" else ()
-            known = {"sweep": self.order.token, "sweep_of": self.order.experiment}
+            known = {"sweep": self.order.token, "sweep_of": self.order.experiment, "gpus_held": self.order.gpus}
             known["nodes"] = os.environ.get("SLURMD_NODENAME", "")
             gpus = [gpu for gpu in shown if gpu]
             self.child = Child.start(self.run_dir, self.order.data_dir, self.order.layout, gpus, known=known)

@@ -1,9 +1,6 @@
 """Checkpoints of one run: written aside, checked by a checksum, the last two and the best kept.
 
-    runs/<id>/checkpoints/step-00000120.ckpt
-        8 bytes "KDCKPT1\\n", 8 bytes length, 4 bytes CRC-32C of what follows (big-endian), then a torch file of
-        tensors and plain values, read with weights_only
-
+How they lie on disk says saved.py; what is in them is a torch file of tensors and plain values, read with weights_only.
 Only what cannot be computed again is in it. The learning rate, the position in the epoch, the views, the order of
 the images and the random numbers of a step are functions of (seed, step, rank), so a step is all they need.
 """
@@ -12,10 +9,8 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, cast
@@ -29,12 +24,11 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import aside
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
+from kdcluster.saved import HEADER, MAGIC, checkpoint_problem, path_of, steps
 from kdcluster.train.distributed import World
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"KDCKPT1\n"
-HEADER = struct.Struct(">8sQ4s")
 KEEP_LAST = 2
 
 
@@ -78,19 +72,14 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         Damaged: with what is wrong with it.
     """
+    if problem := checkpoint_problem(path):
+        raise Damaged(f"{path}: {problem}")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise Damaged(f"{path}: {error.strerror}") from error
-    if len(data) < HEADER.size:
-        raise Damaged(f"{path}: {len(data)} bytes are no checkpoint")
-    magic, length, crc = HEADER.unpack_from(data)
     body = memoryview(data)[HEADER.size :]
-    if magic != MAGIC:
-        raise Damaged(f"{path}: not a checkpoint of this version")
-    if len(body) != length:
-        raise Damaged(f"{path}: cut after {len(body)} of {length} bytes")
-    if google_crc32c.Checksum(bytes(body)).digest() != crc:
+    if google_crc32c.Checksum(bytes(body)).digest() != HEADER.unpack_from(data)[2]:
         raise Damaged(f"{path}: its checksum is wrong")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -114,15 +103,6 @@ def newest(folder: Path, complete: Callable[[dict[str, Any]], None]) -> dict[str
     return None
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps of which there is a checkpoint, in order."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.ckpt"))
-
-
-def path_of(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08}.ckpt"
-
-
 def write_weights(path: Path, state: dict[str, torch.Tensor], run: Run, step: int) -> None:
     """A model's weights as safetensors in timm's layout, with the run and the step they are of."""
     tensors = {  # copies: safetensors refuses tensors that share memory, as tied weights do
@@ -133,11 +113,11 @@ def write_weights(path: Path, state: dict[str, torch.Tensor], run: Run, step: in
 
 
 def weights_step(path: Path) -> int | None:
-    """The step of a file that `write_weights` wrote; None where it is gone or cut."""
+    """The step of a file that `write_weights` wrote; None where it is none, or gone."""
     try:
         with safe_open(path, "pt") as file:
             return int(file.metadata()["step"])
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # damaged, or somebody else's
         return None
 
 
@@ -178,12 +158,12 @@ class Saver:
     def newest(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, the same on every rank; None to start from the beginning.
 
-        What it calls best is on disk as `best` weights then, though a later attempt may have put others there.
+        What it calls best and last is on disk as weights then, though a later attempt may have put others there.
 
         Raises:
             Damaged: this rank cannot read what rank 0 could.
         """
-        state = newest(self.folder, self._restore_best) if self._world.rank == 0 else None
+        state = newest(self.folder, self._restore_weights) if self._world.rank == 0 else None
         step = self._world.from_first(state["step"] if state else 0)
         if step == 0:
             return None
@@ -194,15 +174,17 @@ class Saver:
         log.info("resuming at step %d", step)
         return state
 
-    def _restore_best(self, state: dict[str, Any]) -> None:
-        best = state["best_step"]
-        path = self._run_dir.weights("best")
-        if best == 0 or weights_step(path) == best:
-            return
-        source = state if best == state["step"] else load(path_of(self.folder, best))
-        weights = source["student"] if source["ema"] is None else source["ema"]
-        write_weights(path, weights, self._run, best)
-        log.info("best weights of step %d restored", best)
+    def _restore_weights(self, state: dict[str, Any]) -> None:
+        """Have the weights on disk that belong to a checkpoint: not damaged ones, not those of a later attempt."""
+        evaluated = state["epochs"][-1]["step"] if state["epochs"] else 0
+        # The last weights of a step before this one's make way at the next evaluation.
+        for which, step in (("best", state["best_step"]), ("last", evaluated if evaluated == state["step"] else 0)):
+            path = self._run_dir.weights(which)
+            if step == 0 or (weights_step(path) == step and not self._run_dir.weights_problem(which)):
+                continue
+            source = state if step == state["step"] else load(path_of(self.folder, step))
+            write_weights(path, source["student"] if source["ema"] is None else source["ema"], self._run, step)
+            log.info("%s weights of step %d restored", which, step)
 
     def due(self, step: int) -> bool:
         """Whether rank 0 wants to save after `step` steps."""
@@ -217,8 +199,7 @@ class Saver:
         started = time.perf_counter()
         self.folder.mkdir(exist_ok=True)
         last = [*steps(self.folder)[-KEEP_LAST:], step]
-        versions = {name: version(name) for name in ("torch", "timm")}
-        save(self.folder, step, {**state, "hash": self._run.hash, "versions": versions}, {best_step(at) for at in last})
+        save(self.folder, step, {**state, "hash": self._run.hash}, {best_step(at) for at in last})
         self._saved_at = time.monotonic()
         self._seconds += time.perf_counter() - started
 

@@ -28,8 +28,8 @@ class Agreement:
     of the step before, so that nobody waits for the slowest rank either.
     """
 
-    def __init__(self) -> None:
-        self.group: Any = dist.new_group(backend="gloo")
+    def __init__(self, timeout: timedelta | None = None) -> None:
+        self.group: Any = dist.new_group(backend="gloo", timeout=timeout)
         self._asked: tuple[Any, Tensor] | None = None
         # Used in turns, not freed while in use: gloo's thread would need Python's lock to free a tensor.
         self._next, self._last = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
@@ -161,7 +161,7 @@ def join(device: str, threads: int | None, timeout_min: float = 30.0) -> Iterato
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place, timeout=timeout)
         else:
             dist.init_process_group("gloo", timeout=timeout)
-        agreement = Agreement()
+        agreement = Agreement(timeout)  # a group of its own has not the time-out of the others
     yield World(rank, size, place, agreement)
     # Not after an error: the others would notice, and torchrun could end this process before it has said what went
     # wrong; NCCL would even wait for them.

@@ -17,6 +17,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from timm.models._helpers import load_state_dict
 from timm.models._manipulate import adapt_input_conv
@@ -104,7 +106,7 @@ def import_files(paths: Iterable[str]) -> None:
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise ConfigError(f"imports: {path} failed: {type(error).__name__}: {error}") from error
 
@@ -195,6 +197,21 @@ def load_weights(net: nn.Module, path: Path, cfg: dict[str, Any], *, exact: bool
     net.load_state_dict(state, strict=False)
     if replaced:
         log.info("%s: the head has another size and starts anew (%s)", path.name, ", ".join(sorted(replaced)))
+
+
+def load_saved(net: nn.Module, path: Path) -> None:
+    """The weights that a run has left, into the model that it has trained.
+
+    Raises:
+        KdclusterError: they cannot be read, or are not this model's.
+    """
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise KdclusterError(
+            f"{path} cannot be used ({_last_line(error)}); delete it and submit the experiment with --retry, which "
+            f"makes it again"
+        ) from error
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--fetch", action="store_true", help="fetch what is missing, instead of only saying so")
     given = parser.parse_args()
+    # The answer is alone on stdout: a file of `imports` may print, from C++ too, and its words go to stderr.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     hub_logging.set_verbosity_error()  # it prints every one of its retries, twice
     runs = [Run.model_validate(values, strict=False) for values in json.load(sys.stdin)]
-    json.dump(preflight(runs, given.data_dir, fetch=given.fetch), sys.stdout)
+    with answer:
+        json.dump(preflight(runs, given.data_dir, fetch=given.fetch), answer)
 
 
 def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:

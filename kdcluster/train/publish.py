@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import trainer_code, write_json
+from kdcluster.files import remove_asides, trainer_code, write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
+from kdcluster.saved import weights_record
 from kdcluster.train import models
 from kdcluster.train.checkpoint import write_weights
 from kdcluster.train.data import share
@@ -41,6 +42,8 @@ class Publisher:
     ) -> None:
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
+        if self.active and attempt is not None:
+            self._tidy(attempt)
         step = resumed["step"] if resumed else -1
         self.tracker = Tracker(run_dir, attempt, run, active=self.active, first_step=step + 1)
         self.selected_on = "val" if run.data.val_fraction > 0 else "test"
@@ -56,6 +59,18 @@ class Publisher:
         if self.active and attempt is not None:
             attempt.write("trainer", {**self.facts, **_surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)
+
+    def _tidy(self, attempt: Attempt) -> None:
+        """Remove what attempts that were killed left half written, which may be large; the run's lock is ours.
+
+        Only what trainers alone write: who submits or cancels may be writing at this moment.
+        """
+        self.check_newest()
+        remove_asides(self.run_dir.path, "best.safetensors", "last.safetensors", "result.json")
+        remove_asides(self.run_dir.checkpoints, "step-*.ckpt")
+        for one in self.run_dir.attempts():
+            if one.number < attempt.number:
+                remove_asides(one.path, "heartbeat.json", "trainer.json", "preempted.json")
 
     @property
     def best(self) -> dict[str, Any]:
@@ -78,18 +93,20 @@ class Publisher:
             if self.best is self.epochs[-1]:
                 self._save("best", net)
         self.tracker.flush()
-        train = self.run.train
-        self.tracker.heartbeat(
-            force=True,
-            step=step,
-            steps=self.steps_per_epoch * (train.epochs if train else 0),
-            epoch=epoch,
-            epochs=train.epochs if train else 0,
-            top1=stored["test/top1"],
-            best_top1=self.best["test/top1"],
-        )
+        self.beat(epoch, step, force=True, top1=stored["test/top1"], best_top1=self.best["test/top1"])
         found = "  ".join(f"{tag} {value:.4g}" for tag, value in stored.items())
         log.info("epoch %d step %d: %s", epoch, step, found)
+
+    def beat(self, epoch: int, step: int, *, force: bool = False, **values: float) -> None:
+        """Say how far the run is, at most once a second.
+
+        Raises:
+            KdclusterError: the attempt was overtaken: it leaves the lock to the newest.
+        """
+        epochs = self.run.train.epochs if self.run.train else 0
+        at = {"step": step, "steps": self.steps_per_epoch * epochs, "epoch": epoch, "epochs": epochs}
+        if self.tracker.heartbeat(force=force, **at, **values):
+            self.check_newest()
 
     def result(self) -> None:
         """Write result.json: the run is done."""
@@ -107,6 +124,7 @@ class Publisher:
             "selected_on": self.selected_on,
             "best": self.best,
             "last": last,
+            "weights": {which: weights_record(self.run_dir.weights(which)) for which in ("best", "last")},
             **self.facts,
         }
         write_json(self.run_dir.path / "result.json", result)
@@ -115,10 +133,10 @@ class Publisher:
         """Weights in timm's layout, written aside and renamed."""
         write_weights(self.run_dir.weights(which), net.net.state_dict(), self.run, self.epochs[-1]["step"])
 
-    def preempted(self, step: int) -> None:
+    def preempted(self, epoch: int, step: int) -> None:
         """Say that the run was stopped on request and can go on from `step`; the checkpoint is on disk."""
         if self.active and self.attempt is not None:
-            self.tracker.heartbeat(force=True, step=step)  # where it stands while it waits to go on
+            self.beat(epoch, step, force=True)  # where it stands while it waits to go on
             self.attempt.write("preempted", {"step": step})
             log.info("stopped on request at step %d; the next submit goes on from there", step)
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -104,20 +103,23 @@ def load_teacher(run_dir: RunDir, run: Run, world: World, debug: bool) -> nn.Mod
     """The teacher with its best weights, in eval mode, without gradients.
 
     Raises:
-        KdclusterError: it has no best weights; a debug run takes its start weights instead.
+        KdclusterError: it has no best weights, where a debug run takes its start weights instead; they are damaged.
     """
     assert run.teacher is not None
     assert run.train is not None
-    weights = RunDir(run_dir.root, run.teacher.id).weights("best")
-    trained = weights.is_file()
+    place = RunDir(run_dir.root, run.teacher.id)
+    weights, problem = place.weights("best"), place.weights_problem("best")
+    trained = problem != "gone"
     if not trained and not debug:
         raise KdclusterError(
             f"the teacher {run.teacher.id} has no best weights yet ({weights}); "
             f"submit the experiment, which trains it first"
         )
+    if trained and problem:
+        raise KdclusterError(f"{weights} is {problem}; submit the experiment with --retry, which makes it again")
     teacher = models.build(run.teacher.model, run.num_classes, run.channels, start=not trained)
     if trained:
-        teacher.net.load_state_dict(load_file(weights))
+        models.load_saved(teacher.net, weights)
     else:
         log.warning("the teacher %s is not trained yet: debugging with its start weights", run.teacher.id)
     teacher.to(world.device).eval().requires_grad_(False)

@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
@@ -18,17 +19,12 @@ from kdcluster.runs import Attempt, RunDir
 from kdcluster.train import data, models, optim, views
 from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
-from kdcluster.train.metrics import Lagged, accuracies, evaluation_sums
+from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
+from kdcluster.train.metrics import Lagged
 from kdcluster.train.publish import Publisher
 from kdcluster.train.step import Shard, Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
 
 log = logging.getLogger(__name__)
-
-EVAL_BATCH = 256
-"""Images of one process in an evaluation step; without gradients they need little memory."""
-
-Splits = dict[str, tuple[data.Split, Tensor]]
-"""Name -> (images, indices into them) of every split that is evaluated."""
 
 
 @dataclass
@@ -54,7 +50,8 @@ def train(
         attempt: which start this is; None for a debug run.
         world: this process among the others.
         data_dir: decoded arrays.
-        progress: kept up to date for whoever reports a failure; `stop` ends the run at the next step.
+        progress: kept up to date for whoever reports a failure; `stop` ends the run at the next step, or between two
+            batches of an evaluation.
         max_steps: stop after so many optimizer steps, without evaluation or result; 0: to the end.
 
     Raises:
@@ -70,7 +67,7 @@ def train(
     if len(val_index):
         splits["val"] = (images, val_index)
     if run.train is None:
-        return _evaluate_only(run_dir, run, attempt, world, splits)
+        return _evaluate_only(run_dir, run, attempt, world, splits, progress)
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
@@ -114,7 +111,13 @@ class Loop:
         while True:
             epoch, within = divmod(self.progress.step, self.steps_per_epoch)
             if within == 0 and len(self.publish.epochs) < epoch:
-                metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world)
+                heed = partial(_heed, self.publish, self.training.world, self.progress, epoch)
+                try:
+                    metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
+                except Stopped:  # what was trained is saved, so that the evaluation alone is done again
+                    self.save()
+                    self.publish.preempted(epoch, self.progress.step)
+                    return False
                 self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
                 self.save()
             if epoch == run.train.epochs:
@@ -146,7 +149,7 @@ class Loop:
                 meter.read(lagged.flush())  # no checkpoint of weights whose loss was not looked at
                 self.save()
             if stop:
-                self.publish.preempted(progress.step)
+                self.publish.preempted(epoch, progress.step)
                 return False
             if progress.step == self.max_steps:
                 meter.read(lagged.flush())
@@ -212,17 +215,8 @@ class _Meter:
             self.publish.tracker.scalars(values, step)
             self.since.clear()
         steps_per_s = (done - self.first) / (time.perf_counter() - self.started)
-        beaten = self.publish.tracker.heartbeat(
-            step=step,
-            steps=self.steps_per_epoch * run.train.epochs,
-            epoch=self.epoch,
-            epochs=run.train.epochs,
-            loss=means[0],
-            steps_per_s=steps_per_s,
-            images_per_s=steps_per_s * run.train.batch_size,
-        )
-        if beaten:
-            self.publish.check_newest()  # an attempt that was overtaken leaves the lock to the newest
+        images_per_s = steps_per_s * run.train.batch_size
+        self.publish.beat(self.epoch, step, loss=means[0], steps_per_s=steps_per_s, images_per_s=images_per_s)
 
     def speed(self, step: int, saver: Saver) -> None:
         """Log how fast the epoch was, and what share of it went into waiting for data and into checkpoints."""
@@ -239,37 +233,31 @@ class _Meter:
         log.info("  ".join(f"{name.removeprefix('perf/')} {value:.4g}" for name, value in values.items()))
 
 
-@torch.inference_mode()
-def evaluate(net: nn.Module, run: Run, split: data.Split, index: Tensor, world: World) -> dict[str, float]:
-    """top1 and top5 in percent and the loss over images `index` of a split, each image once on any number of ranks."""
-    net.eval()
-    mine = data.share(len(index), world.rank, world.size)
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-    for batch in index[mine.start : mine.stop].split(EVAL_BATCH):
-        if len(batch) == 0:  # more ranks than images
-            continue
-        images, labels = data.gather(split, batch)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
-            logits = net(images)
-        sums += evaluation_sums(logits, labels)
-    return accuracies(world.sum(sums).tolist())
+def _heed(publish: Publisher, world: World, progress: Progress, epoch: int) -> None:
+    """Between two batches of an evaluation: beat, and agree with the other ranks on whether to go on.
+
+    Raises:
+        Stopped: on all ranks alike.
+    """
+    publish.beat(epoch, progress.step)
+    stop, _ = world.agree(stop=progress.stop, save=False)
+    if stop:
+        raise Stopped
 
 
-def evaluate_all(net: nn.Module, run: Run, splits: Splits, world: World) -> dict[str, float]:
-    """`evaluate` over every split, as `test/top1 …` and `val/top1 …`."""
-    world.same_buffers(net)
-    found = {name: evaluate(net, run, split, index, world) for name, (split, index) in splits.items()}
-    return {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
-
-
-def _evaluate_only(run_dir: RunDir, run: Run, attempt: Attempt | None, world: World, splits: Splits) -> None:
+def _evaluate_only(
+    run_dir: RunDir, run: Run, attempt: Attempt | None, world: World, splits: Splits, progress: Progress
+) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
     publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0)
+    finished = False
     try:
-        publish.epoch(0, 0, evaluate_all(net, run, splits, world), net)
+        metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))
+        publish.epoch(0, 0, metrics, net)
         publish.result()
-    except BaseException:
-        publish.tracker.close(success=False)
-        raise
-    publish.tracker.close(success=True)
+        finished = True
+    except Stopped:
+        publish.preempted(0, 0)
+    finally:
+        publish.tracker.close(success=finished)

@@ -11,14 +11,15 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import Timeout
 
 from kdcluster.errors import KdclusterError, explain_disk
+from kdcluster.files import acquire
 from kdcluster.plan import Run
 from kdcluster.runs import ATTEMPT_VARIABLE, Attempt, RunDir
 from kdcluster.train.distributed import join
@@ -27,8 +28,8 @@ from kdcluster.train.trainer import Progress, train
 log = logging.getLogger(__name__)
 
 LOCK_S = 180.0
-"""How long to wait for an attempt that was overtaken: it notices within a second while it trains, later where it
-evaluates, and a file server may keep the lock of a dead node for a minute and a half."""
+"""How long to wait for an attempt that was overtaken: it notices at its next step or batch of an evaluation, and a file
+server may keep the lock of a dead node for a minute and a half."""
 
 
 def main() -> None:
@@ -98,20 +99,24 @@ def own_log(attempt: Attempt) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def _lock(run_dir: RunDir, attempt: Attempt | None) -> Any:
+@contextmanager
+def _lock(run_dir: RunDir, attempt: Attempt | None) -> Iterator[None]:
     """Rank 0 holds the run's lock; where the file system has none, the attempt number alone protects."""
     if attempt is None or os.environ["RANK"] != "0":
-        return nullcontext()
+        yield
+        return
+    lock = run_dir.lock
     try:
-        return run_dir.lock.acquire(timeout=LOCK_S)
+        acquire(lock, "going on with attempt numbers alone", LOCK_S)
     except Timeout:
         raise KdclusterError(
-            f"another process still trains {run_dir.id} (it holds {run_dir.lock.lock_file}); it was left alone: "
+            f"another process still trains {run_dir.id} (it holds {lock.lock_file}); it was left alone: "
             f"wait for it, or cancel the run, then submit again"
         ) from None
-    except (NotImplementedError, OSError) as error:
-        logging.warning("no file locks here (%s): going on with attempt numbers alone", error)
-        return nullcontext()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def attempt_failed(attempt: Attempt, run_dir: RunDir, error: BaseException, progress: Progress) -> None:

@@ -24,8 +24,9 @@ from kdcluster.launch.torchrun import Layout, command, environment
 from kdcluster.plan import Run
 from kdcluster.results import events
 from kdcluster.runs import RunDir
-from kdcluster.train import data, models, trainer
+from kdcluster.train import data, models
 from kdcluster.train.distributed import World
+from kdcluster.train.evaluate import evaluate
 from tests import ranks, tiny
 
 pytestmark = pytest.mark.integration
@@ -162,7 +163,7 @@ def test_evaluation_counts_the_same_on_any_number_of_processes(folder, runs, mea
     state = found.tensors[name]
     net.net.load_state_dict({key.removeprefix("state/"): v for key, v in state.items() if key.startswith("state/")})
     test = data.to_device(data.open_arrays(run, folder / "data"), "test", CPU)
-    alone = trainer.evaluate(net, run, test, torch.arange(count), World(0, 1, CPU))
+    alone = evaluate(net, run, test, torch.arange(count), World(0, 1, CPU))
     assert found.numbers[name][str(count)] == {
         "test/top1": alone["top1"],
         "test/top5": alone["top5"],
@@ -262,7 +263,7 @@ def test_the_weights_are_in_timms_layout(trained, which):
     net = models.Classifier(timm.create_model("test_resnet", **arguments), models.pretrained_cfg("test_resnet"), 3, 16)
     run = run_dir.load()
     test = data.to_device(data.open_arrays(run, run_dir.root.parent / "data"), "test", CPU)
-    found = trainer.evaluate(net, run, test, torch.arange(32), World(0, 1, CPU))
+    found = evaluate(net, run, test, torch.arange(32), World(0, 1, CPU))
     assert found["top1"] == run_dir.result()[which]["test/top1"]
 
 

@@ -28,13 +28,17 @@ def test_resume_at_three_ranks_and_on_one(tmp_path):
     done = subprocess.run(started, cwd=root, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     run_id = (tmp_path / "id").read_text()
-    whole, resumed = (RunDir(tmp_path / name, run_id) for name in ("whole", "resumed"))
+    whole, resumed, evaluated = (RunDir(tmp_path / name, run_id) for name in ("whole", "resumed", "evaluated"))
     at = resumed.attempt(1).read("preempted")["step"]
     assert 5 <= at < 12
     assert resumed.attempt(2).read("trainer")["resumed_at_step"] == at
-    ours, theirs = (load_file(run_dir.weights("last")) for run_dir in (resumed, whole))
-    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
-    assert resumed.result()["best"] == whole.result()["best"]
+    assert evaluated.attempt(1).read("preempted") == {"step": 4}  # in the evaluation: before a step of the next epoch
+    assert evaluated.attempt(2).read("trainer")["resumed_at_step"] == 4
+    theirs = load_file(whole.weights("last"))
+    for run_dir in (resumed, evaluated):
+        ours = load_file(run_dir.weights("last"))
+        assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
+        assert run_dir.result()["best"] == whole.result()["best"]
 
     # The same checkpoint on one rank: the same step, the same data, weights that differ by rounding alone.
     single = RunDir(tmp_path / "single", run_id)

@@ -9,7 +9,7 @@ import pytest
 
 from kdcluster.history import Cost, cost, headline, history, post_mortem
 from kdcluster.runs import RunDir
-from tests.fabricated import put
+from tests.fabricated import put, save
 from tests.tiny import make_run
 
 
@@ -58,17 +58,18 @@ def test_an_attempt_without_a_step_is_lost_and_one_that_runs_is_not(run_dir: Run
 
 def test_what_is_not_saved_of_a_failed_run_is_lost(run_dir: RunDir) -> None:
     attempt(run_dir, 1000.0, 1.0, 0, 40, {"state": "failed"})
-    run_dir.checkpoints.mkdir()
-    (run_dir.checkpoints / "step-00000030.ckpt").touch()
+    save(run_dir, 30)
     assert history(run_dir)[0].lost_gpu_hours == 0.5
 
 
-def test_a_cpu_run_costs_no_gpu_hours_and_an_old_record_is_read(run_dir: RunDir) -> None:
+def test_a_cpu_run_costs_no_gpu_hours_a_share_its_part_and_an_old_record_is_read(run_dir: RunDir) -> None:
     one = run_dir.start_attempt({"gpus": [""], "started": 5.0})
     one.write("outcome", {"state": "done", "reason": "", "time": 7205.0})
     two = run_dir.start_attempt({"gpus": ["0", "1"], "started": 5.0})
     two.write("outcome", {"state": "done", "reason": "", "time": 7205.0})
-    assert [record.gpu_hours for record in history(run_dir)] == [0.0, 4.0]
+    three = run_dir.start_attempt({"gpus": ["0"], "gpus_held": 0.25, "started": 5.0})
+    three.write("outcome", {"state": "done", "reason": "", "time": 7205.0})
+    assert [record.gpu_hours for record in history(run_dir)] == [0.0, 4.0, 0.5]
 
 
 def test_the_post_mortem_has_all_that_is_known(run_dir: RunDir) -> None:

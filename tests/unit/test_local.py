@@ -264,6 +264,14 @@ def test_debug_is_one_process_in_a_folder_of_its_own(
     for _ in range(2):
         local.debug(student, root, tmp_path / "data", 3)
         assert RunDir(root / "debug", teacher.id).weights("best").samefile(run_dir.weights("best"))
+    moved = root.rename(tmp_path / "moved")
+    local.debug(student, moved, tmp_path / "data", 3)
+    assert RunDir(moved / "debug", teacher.id).weights("best").samefile(moved / teacher.id / "best.safetensors")
+    link = moved / "debug" / teacher.id
+    link.unlink()
+    link.symlink_to(root / teacher.id)  # as an earlier version made it: it leads to where the folder was
+    local.debug(student, moved, tmp_path / "data", 3)
+    assert RunDir(moved / "debug", teacher.id).weights("best").samefile(moved / teacher.id / "best.safetensors")
 
 
 # --- the supervisor ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Model
+from kdcluster.launch.preflight import preflight as launch_preflight
 from kdcluster.train import models
 from tests import tiny
 
@@ -349,6 +350,7 @@ def test_a_file_that_registers_a_model(tmp_path):
         ("import no_such_package_at_all", "failed: ModuleNotFoundError: No module named 'no_such_package_at_all'"),
         ("def f(:", "failed: SyntaxError: invalid syntax"),
         ("x = 1 / 0", "failed: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", "failed: SystemExit: 0"),
     ],
 )
 def test_a_file_that_cannot_be_run(tmp_path, code, message):
@@ -358,6 +360,17 @@ def test_a_file_that_cannot_be_run(tmp_path, code, message):
         with pytest.raises(ConfigError) as caught:
             models.import_files([str(path)])
         assert str(caught.value).startswith(f"imports: {path} {message}")
+
+
+def test_the_answer_of_the_check_is_alone_on_stdout_whatever_a_file_of_imports_prints(tmp_path, capfd):
+    path = tmp_path / "mine.py"
+    path.write_text("import os\nprint('hello')\nos.write(1, b'from C++')\nos.system('echo from a child')\n")
+    run = tiny.make_run(tmp_path, "teacher", {"imports": [str(path)]})
+    found = launch_preflight([run], tmp_path / "data", fetch=False)
+    assert found["models"][run.id]["params"] > 0
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert all(words in said.err for words in ("hello", "from C++", "from a child"))
 
 
 def test_a_file_that_is_no_python(tmp_path):

@@ -80,6 +80,16 @@ def test_a_crash_after_some_steps_says_nothing_of_the_node(slurm: Slurm, attempt
     assert asked() == ["requeue 7"]
 
 
+def test_a_step_that_was_done_again_counts_as_a_step(slurm: Slurm, attempt: Attempt) -> None:
+    """A damaged checkpoint was passed over: the attempt began before the step that was thought to be saved."""
+    asked = slurm("n1", "n1 mixed,n2 idle")
+    attempt.write("start", {**attempt.read("start"), "from_step": 6})
+    attempt.write("trainer", {"resumed_at_step": 3})
+    attempt.write("heartbeat", {"step": 5})
+    ownjob.restart(attempt, 0, 2)
+    assert asked() == ["requeue 7"]
+
+
 def test_a_task_that_slurm_took_for_dead_does_not_stop_the_job_that_goes_on(slurm: Slurm, attempt: Attempt) -> None:
     asked = slurm("n1", "n1 mixed,n2 idle", restarts=1)
     ownjob.restart(attempt, 0, 2)

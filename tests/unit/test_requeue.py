@@ -11,11 +11,11 @@ from kdcluster.launch.slurm.requeue import judged
 
 
 def after(
-    *states: str, steps: tuple[int, ...] = (), by_slurm: bool = True, restarts: int = 0, requeues: int = 10
+    *states: str, steps: tuple[int, ...] | None = None, by_slurm: bool = True, restarts: int = 0, requeues: int = 10
 ) -> dict[str, Any]:
     """What is decided after attempts that ended so, of which each did 10 steps unless `steps` says otherwise."""
     outcomes = [{"state": state, "reason": "as it was"} for state in states]
-    steps = steps or tuple(range(0, 10 * len(states) + 1, 10))
+    steps = tuple(range(0, 10 * len(states) + 1, 10)) if steps is None else steps
     profile = Profile(max_restarts=restarts, max_requeues=requeues)
     return judged(outcomes[-1], outcomes[:-1], steps, profile, by_slurm=by_slurm)
 
@@ -52,3 +52,9 @@ def test_two_attempts_in_a_row_without_a_step_end_it() -> None:
     told = after("lost", "lost", steps=(4, 4, 4))
     assert (told["next"], told["state"]) == (None, "failed")
     assert told["reason"].startswith("as it was, and two attempts in a row did no step")
+
+
+def test_a_run_that_is_only_evaluated_goes_on_while_the_budget_lasts() -> None:
+    assert after("preempted", "preempted", "lost", steps=())["next"] == "requeue"
+    told = after("preempted", "preempted", "preempted", steps=(), requeues=2)
+    assert (told["next"], told["state"]) == (None, "preempted")

@@ -5,17 +5,20 @@ import logging
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from kdcluster import files
+from kdcluster import files, saved
+from kdcluster.errors import KdclusterError
 from kdcluster.launch import submission
+from kdcluster.launch.outcome import outcome as why_it_ended
 from kdcluster.results.measured import measure
 from kdcluster.runs import RunDir
-from kdcluster.train import checkpoint, tracking, worker
+from kdcluster.train import checkpoint, evaluate, models, tracking, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
@@ -149,10 +152,90 @@ def test_a_run_that_is_stopped_at_any_step_goes_on_there(tmp_path, run):
     assert len(list(run_dir.events.iterdir())) == 9
 
 
+class Evaluations:
+    """Evaluations of 4 images a batch, 8 batches; counts them, and calls `then` after batch number `at`."""
+
+    def __init__(self, monkeypatch, at=0, then=None):
+        self.seen = 0
+        original = evaluate.evaluation_sums
+
+        def count(*given):
+            self.seen += 1
+            if self.seen == at:
+                then()
+            return original(*given)
+
+        monkeypatch.setattr(evaluate, "BATCH", 4)
+        monkeypatch.setattr(evaluate, "evaluation_sums", count)
+
+
+@pytest.mark.parametrize(("batch", "step"), [(3, 4), (7, 4), (11, 8)])
+def test_a_stop_in_an_evaluation_ends_it_there_and_only_the_evaluation_is_done_again(
+    tmp_path, run, monkeypatch, batch, step
+):
+    with monkeypatch.context() as patch:
+        Evaluations(patch)
+        undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
+    progress = Progress()
+    with monkeypatch.context() as patch:
+        evaluations = Evaluations(patch, batch, lambda: setattr(progress, "stop", True))
+        run_dir = attempt(tmp_path / "stopped", run, tmp_path / "data", progress)
+    assert evaluations.seen == batch
+    assert run_dir.newest().read("preempted") == {"step": step}
+    assert run_dir.newest().read("heartbeat")["epochs"] == 2
+    assert run_dir.result() is None
+    assert run_dir.saved_step() == step
+    with monkeypatch.context() as patch:
+        evaluations = Evaluations(patch)
+        attempt(tmp_path / "stopped", run, tmp_path / "data")
+    assert evaluations.seen == (16 if step == 4 else 8)
+    assert run_dir.newest().read("trainer")["resumed_at_step"] == step
+    assert_same(run_dir, run, undisturbed)
+
+
+def test_a_run_is_heard_of_in_an_evaluation_and_notices_there_that_it_was_overtaken(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(tracking, "HEARTBEAT_S", 0)
+    run_dir = tiny.prepare(tmp_path, run)
+    first = run_dir.start_attempt({})
+    beats = []
+
+    def overtake():
+        run_dir.start_attempt({})
+
+    def hear(*given, original=evaluate.evaluation_sums):
+        beats.append(first.read("heartbeat")["time"])
+        return original(*given)
+
+    monkeypatch.setattr(evaluate, "evaluation_sums", hear)
+    Evaluations(monkeypatch, 5, overtake)
+    with pytest.raises(KdclusterError, match="overtaken by attempt 2"):
+        train(run_dir, first, World(0, 1, torch.device("cpu")), tmp_path / "data", Progress())
+    assert len(beats) == 5
+    assert beats == sorted(set(beats))
+
+
+def test_a_run_that_is_only_evaluated_is_preempted_as_often_as_it_is_stopped(tmp_path, run, monkeypatch):
+    weights = tmp_path / "teacher.pth"
+    torch.save(models.build(models.Model(**tiny.VIT), 10, 3).net.state_dict(), weights)
+    taken = tiny.make_run(tmp_path, "teacher", {"teacher": {**tiny.VIT, "train": "none", "pretrained": str(weights)}})
+    for number in (1, 2):
+        progress = Progress()
+        with monkeypatch.context() as patch:
+            evaluations = Evaluations(patch, 2, partial(setattr, progress, "stop", True))
+            run_dir = attempt(tmp_path / "runs", taken, tmp_path / "data", progress)
+        assert evaluations.seen == 2
+        ended = why_it_ended(run_dir, run_dir.attempt(number), 0, told_to_stop=True)
+        assert (ended["state"], ended["reason"]) == ("preempted", "stopped at step 0")
+        beat = run_dir.attempt(number).read("heartbeat")
+        assert (beat["step"], beat["steps"], beat["epoch"], beat["epochs"]) == (0, 0, 0, 0)
+    attempt(tmp_path / "runs", taken, tmp_path / "data")
+    assert run_dir.result()["attempt"] == 3
+
+
 def test_last_two_and_best_are_kept(tmp_path, run):
     run_dir = attempt(tmp_path, run, tmp_path / "data")
     best = run_dir.result()["best"]["step"]
-    assert checkpoint.steps(run_dir.path / "checkpoints") == sorted({6, 8, best, 4 if best == 4 else 8})
+    assert saved.steps(run_dir.checkpoints) == sorted({6, 8, best, 4 if best == 4 else 8})
 
 
 def interrupted(tmp_path, run, steps):
@@ -182,12 +265,14 @@ def interrupted(tmp_path, run, steps):
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, run, damage, caplog):
     undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
     run_dir = interrupted(tmp_path, run, 7)
-    path = checkpoint.path_of(run_dir.path / "checkpoints", 6)
+    path = saved.path_of(run_dir.checkpoints, 6)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(
         {"cut": data[: len(data) // 2], "flipped": bytes(data), "empty": b"", "foreign": b"x" * 4096}[damage]
     )
+    (run_dir.checkpoints / "step-old.ckpt").touch()
+    assert run_dir.saved_step() == (6 if damage == "flipped" else 4)  # nobody reads it all to say how far a run is
     with caplog.at_level(logging.INFO):
         attempt(tmp_path / "runs", run, tmp_path / "data")
     assert "passing over a damaged checkpoint" in caplog.text
@@ -211,6 +296,49 @@ def test_best_weights_that_are_gone_come_back(tmp_path, run):
     assert saver.newest()["step"] == 6
     after = load_file(run_dir.weights("best"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "altered", "foreign"])
+def test_weights_of_a_finished_run_that_are_damaged_are_made_again(tmp_path, run, damage):
+    run_dir = attempt(tmp_path, run, tmp_path / "data")
+    undisturbed = outcome(run_dir, run)
+    for which in ("best", "last"):
+        path = run_dir.weights(which)
+        data = path.read_bytes()
+        path.unlink()  # a new file: `undisturbed` is the old one, mapped into memory
+        if damage == "foreign":
+            save_file({"x": torch.zeros(1)}, path)
+        elif damage != "gone":
+            path.write_bytes(data[:-9] if damage == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        assert run_dir.weights_problem(which).startswith("gone" if damage == "gone" else "damaged")
+    attempt(tmp_path, run, tmp_path / "data")
+    assert run_dir.result()["attempt"] == 2
+    assert [run_dir.weights_problem(which) for which in ("best", "last")] == ["", ""]
+    assert_same(run_dir, run, undisturbed)
+
+
+def test_what_a_killed_attempt_left_half_written_goes_when_the_next_one_starts(tmp_path, run):
+    run_dir = interrupted(tmp_path, run, 7)
+    old, new = run_dir.newest(), run_dir.path / "attempts" / "2"
+    new.mkdir()
+    left = {
+        run_dir.path: ["best.safetensors", "last.safetensors", "result.json"],
+        run_dir.checkpoints: ["step-00000007.ckpt"],
+        old.path: ["heartbeat.json", "trainer.json"],
+    }
+    stale = [folder / f".{name}.abcd_123.aside" for folder, names in left.items() for name in names]
+    others = [  # a launcher's, who may be at it
+        run_dir.path / ".ticket.json.abcd_123.aside",
+        old.path / ".outcome.json.abcd_123.aside",
+        new / ".heartbeat.json.abcd_123.aside",
+        run_dir.path / "notes.aside",
+    ]
+    for path in (*stale, *others):
+        path.touch()
+    attempt_at = run_dir.attempt(2)
+    train(run_dir, attempt_at, World(0, 1, torch.device("cpu")), tmp_path / "data", Progress())
+    assert not [path for path in stale if path.exists()]
+    assert all(path.exists() for path in others)
 
 
 def test_a_file_of_code_is_no_checkpoint(tmp_path):
@@ -242,7 +370,7 @@ def test_a_file_system_without_locks_is_said_and_the_attempts_protect(tmp_path, 
     run_dir = tiny.prepare(tmp_path, run)
     with caplog.at_level(logging.WARNING), worker._lock(run_dir, run_dir.start_attempt({})):
         pass
-    assert "no file locks here" in caplog.text
+    assert "going on with attempt numbers alone" in caplog.text
     with caplog.at_level(logging.WARNING), submission.one_at_a_time(tmp_path, "submit"):
         pass
     assert "do not submit twice at the same moment" in caplog.text

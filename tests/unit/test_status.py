@@ -99,9 +99,8 @@ def test_the_same_pid_with_another_start_time_is_not_alive(run_dir: RunDir) -> N
 def test_lost_says_where_it_ran_and_what_is_safe(run_dir: RunDir) -> None:
     fabricated.lost(run_dir)
     assert run_status(run_dir).reason == f"its processes on {socket.gethostname()} are gone; nothing is saved yet"
-    run_dir.checkpoints.mkdir()
     for step in (3, 12, 9):
-        (run_dir.checkpoints / f"step-{step:08}.ckpt").touch()
+        fabricated.save(run_dir, step)
     assert run_status(run_dir).reason.endswith("are gone; step 12 is saved")
 
 
@@ -241,7 +240,7 @@ def test_each_run_goes_on_with_the_words_that_started_it() -> None:
     assert next_steps(found, words, "") == steps
 
 
-def test_a_teacher_whose_weights_are_gone_is_lost_to_a_student_that_needs_them(made: Plan, root: Path) -> None:
+def test_a_teacher_without_whole_weights_is_lost_to_a_student_that_needs_them(made: Plan, root: Path) -> None:
     teacher, baseline, student = (put(root, run, "planned") for run in made.runs)
     fabricated.done(teacher, 90.0)
     fabricated.done(baseline, 50.0)
@@ -249,8 +248,14 @@ def test_a_teacher_whose_weights_are_gone_is_lost_to_a_student_that_needs_them(m
     found = statuses(made, root)[teacher.id]
     assert (found.state, found.top1) == ("lost", 90.0)
     assert "best weights are gone" in found.reason
-    teacher.weights("best").touch()
+    teacher.weights("best").write_bytes(fabricated.NO_WEIGHTS)
     assert statuses(made, root)[teacher.id].state == "done"
+    teacher.weights("best").write_bytes(fabricated.NO_WEIGHTS[:-1])
+    found = statuses(made, root)[teacher.id]
+    assert (found.state, found.reason) == (
+        "lost",
+        "its best weights are damaged (no header of safetensors), and a student needs them; submit makes them again",
+    )
     teacher.weights("best").unlink()
     fabricated.done(student, 60.0)
     assert statuses(made, root)[teacher.id].state == "done"

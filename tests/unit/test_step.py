@@ -28,6 +28,7 @@ from kdcluster.train.losses import distillation_loss, round_logits
 from kdcluster.train.step import Shard, Training
 from kdcluster.train.trainer import Progress
 from tests import golden_loss, tiny
+from tests.fabricated import NO_WEIGHTS
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -429,6 +430,23 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path, data_dir):
     run = tiny.make_run(tmp_path, "baseline", {"train.batch_size": 65})
     with pytest.raises(KdclusterError, match="batch_size 65 is more than the 64 images"):
         tiny.train_here(tmp_path, run, data_dir)
+
+
+def test_a_teacher_whose_weights_are_damaged_is_named_with_its_file(tmp_path):
+    run = tiny.make_run(tmp_path, "distilled")
+    run_dir = tiny.prepare(tmp_path / "runs", run)
+    weights = RunDir(tmp_path / "runs", run.teacher.id).weights("best")
+    weights.parent.mkdir()
+    again = "submit the experiment with --retry, which makes it again"
+    for content, said in (
+        (b"cut", f"is damaged (no header of safetensors); {again}"),
+        (NO_WEIGHTS, f"; delete it and {again}"),  # another model's
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(KdclusterError) as caught:
+            step.load_teacher(run_dir, run, ALONE, debug=False)
+        assert str(caught.value).startswith(f"{weights} ")
+        assert str(caught.value).endswith(said)
 
 
 def test_a_student_needs_its_teachers_weights(tmp_path, data_dir, caplog):

@@ -23,6 +23,8 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
 from kdcluster.files import read_json, write_json
+from kdcluster.history import history
+from kdcluster.launch import child
 from kdcluster.launch.local.gpus import GpuPool
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.status import run_status
@@ -429,6 +431,19 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ids: list[str] = []
     monkeypatch.setattr(trial.Child, "start", lambda run_dir, *_, **__: ids.append(run_dir.id))
     return ids
+
+
+def test_a_trial_on_a_share_of_a_gpu_holds_no_more_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    monkeypatch.setattr(child, "command", lambda *_: ["true"])
+    one = trainee(tmp_path, "planned", gpus=0.5)
+    one.order = replace(one.order, layout=Layout("cuda", 1, None))
+    one.begin()
+    one.child.process.wait()
+    one.child.outcome()
+    one.child.attempt.write("outcome", {"state": "done", "reason": "", "time": time.time() + 7200})
+    (record,) = history(one.run_dir)
+    assert record.gpu_hours == pytest.approx(1.0, abs=0.1)  # half of two hours
 
 
 def test_a_run_that_waits_for_the_gpus_of_the_sweep_is_started_by_it(tmp_path: Path, begun: list[str]) -> None:

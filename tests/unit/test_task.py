@@ -18,8 +18,8 @@ from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.task import Task
 from kdcluster.launch.torchrun import Layout
 from kdcluster.runs import RunDir
-from tests.fabricated import put
-from tests.tiny import make_plan
+from tests.fabricated import put, save
+from tests.tiny import make_plan, make_run
 
 
 @pytest.fixture
@@ -133,19 +133,44 @@ def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir, monkeypatc
     work = make(run_dir)
     assert isinstance(work.checkpoint().function, Task)  # before torchrun: nothing to save
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    run_dir.checkpoints.mkdir()
     from_step = 0
     for saved, expected in ((4, True), (4, True), (4, False)):  # no step in two attempts in a row: it would loop
         work = make(run_dir)
         work.process = Ended()  # type: ignore[assignment]
         work.attempt = run_dir.start_attempt({"from_step": from_step, "job_id": "7"})
         work.attempt.write("preempted", {"step": saved})
-        (run_dir.checkpoints / f"step-{saved:08}.ckpt").touch()
+        save(run_dir, saved)
         assert (work.checkpoint() is not None) is expected
         assert work.attempt.read("stop")
         from_step = saved
     assert work.attempt.read("outcome")["state"] == "failed"
     assert "two attempts in a row did no step" in work.attempt.read("outcome")["reason"]
+
+
+def test_a_step_that_was_done_again_after_damage_is_a_step(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time the checkpoint of step 6 turns out to be damaged, and the run goes on from an earlier one."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    save(run_dir, 6)
+    work = make(run_dir)
+    for resumed in (0, 2, 4):
+        attempt = run_dir.start_attempt({"from_step": 6, "job_id": "7"})
+        attempt.write("trainer", {"resumed_at_step": resumed})
+        told = work._judged(work._attempts(), {"state": "preempted", "reason": "stopped at step 6"}, by_slurm=True)
+        assert (told["state"], told["next"]) == ("preempted", "requeue")
+
+
+def test_a_run_that_is_only_evaluated_needs_no_steps_to_be_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "w.safetensors").touch()
+    taken = make_run(tmp_path, "teacher", {"teacher.train": "none", "teacher.pretrained": "w.safetensors"})
+    run_dir = put(tmp_path / "runs", taken, "planned")
+    work = make(run_dir)
+    for _ in range(3):
+        run_dir.start_attempt({"from_step": 0, "job_id": "7"})
+        told = work._judged(work._attempts(), {"state": "preempted", "reason": "stopped at step 0"}, by_slurm=True)
+        assert (told["state"], told["next"]) == ("preempted", "requeue")
 
 
 def test_a_task_survives_the_trip_to_its_node(run_dir: RunDir) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -10,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from filelock import FileLock
 
 from kdcluster.errors import KdclusterError
@@ -107,6 +110,19 @@ def test_the_failure_is_written_before_the_group_is_left(monkeypatch: pytest.Mon
     assert left == [True]
 
 
+def test_every_group_of_ranks_gives_up_after_the_time_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, store = dist.init_process_group, dist.HashStore()
+    alone = {"store": store, "rank": 0, "world_size": 1}
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: begin(backend, timeout=timeout, **alone))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with distributed.join("cpu", None, 7.0) as world:
+        assert world.agreement is not None
+        for group in (dist.group.WORLD, world.agreement.group):
+            options = group._get_backend(world.device).options  # type: ignore[union-attr]
+            assert options._timeout == timedelta(minutes=7)
+
+
 def test_a_debug_run_raises_as_it_is(started: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KDCLUSTER_ATTEMPT")
     fake_training(monkeypatch, [], ValueError("for the debugger"))
@@ -151,7 +167,25 @@ def test_a_file_system_without_locks_goes_on_with_attempts_alone(
     monkeypatch.setattr(FileLock, "acquire", no_locks)
     worker.main()
     assert seen == ["joined", "trained", "left"]
-    assert "no file locks here (FileSystem does not appear to support flock)" in caplog.text
+    assert "no file locks in" in caplog.text
+    assert "(FileSystem does not appear to support flock): going on with attempt numbers alone" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_lock_that_cannot_be_taken_though_there_are_locks_stops_the_rank(
+    started: RunDir, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    seen: list[str] = []
+    fake_training(monkeypatch, seen)
+    monkeypatch.setattr(FileLock, "acquire", broken)
+    with pytest.raises(SystemExit):
+        worker.main()
+    assert seen == []
+    (failure,) = started.attempt(1).failures()
+    assert os.strerror(number) in failure["message"]
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,10 @@ def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
     run_dir.prepare(run)
     for need in run.needs:
         link = root / "debug" / need
+        if link.is_symlink():  # it may lead to where the runs directory was before
+            link.unlink()
         if RunDir(root, need).weights("best").is_file() and not link.exists():
-            link.symlink_to(root / need)
+            link.symlink_to(Path("..", need))
     where = layout(run.resources, Room(len(visible_gpus()), threads_available()))
     where = Layout(where.device, 1, where.threads and threads_available())
     argv = [sys.executable, *trainer(run_dir.path, data_dir, where), "--max-steps", str(steps)]

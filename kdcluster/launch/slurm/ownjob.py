@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from kdcluster.errors import KdclusterError
+from kdcluster.history import began_at
 from kdcluster.launch.slurm import ask, nodes
 from kdcluster.runs import Attempt
 
@@ -93,7 +94,7 @@ def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:
     """
     steps = [failure["step"] for failure in attempt.failures()]
     steps.append(attempt.read("heartbeat").get("step", 0))
-    at_once = max(steps) <= attempt.read("start")["from_step"]
+    at_once = max(steps) <= began_at(attempt)
     job = ask.describe(number())
     if _is_elsewhere(job):
         return log.warning("SLURM took this node for dead and has requeued the job already")

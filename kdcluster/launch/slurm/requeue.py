@@ -23,7 +23,7 @@ def judged(
         ended: how the attempt ended (outcome.py).
         past: outcomes of the earlier attempts of this job, oldest first.
         steps: the step that each attempt of this job began from, oldest first, this one's last; then the step that
-            is saved now.
+            is saved now. Empty for a run that is only evaluated: it has no steps to show progress by.
         profile: has the budgets.
         by_slurm: whether SLURM stopped the attempt in order to requeue it, or will be asked to.
     """

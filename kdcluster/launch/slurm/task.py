@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import KdclusterError
+from kdcluster.history import began_at
 from kdcluster.launch.agent import dies_with
 from kdcluster.launch.code import code_state
 from kdcluster.launch.outcome import outcome
@@ -185,9 +186,8 @@ class Task:
 
     def _judged(self, attempts: list[Attempt], ended: dict[str, Any], *, by_slurm: bool) -> dict[str, Any]:
         """Write the outcome of the last of these attempts, with what comes next."""
-        steps = [*(int(one.read("start")["from_step"]) for one in attempts), self.run_dir.saved_step()]
-        past = [one.read("outcome") for one in attempts[:-1]]
-        told = judged(ended, past, steps, self.profile, by_slurm=by_slurm)
+        steps = [*map(began_at, attempts), self.run_dir.saved_step()] if self.run_dir.load().train else []
+        told = judged(ended, [one.read("outcome") for one in attempts[:-1]], steps, self.profile, by_slurm=by_slurm)
         attempts[-1].write_last("outcome", told)
         log.info("attempt %d: %s %s", attempts[-1].number, told["state"], told["reason"])
         return told
