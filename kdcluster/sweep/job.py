@@ -72,10 +72,8 @@ def script(
         words: arguments of `kdcluster sweep`.
         again: the command that goes on with it, for messages.
     """
-    from submitit.slurm.slurm import _make_sbatch_string
-
     given = sbatch.options(name, layout, profile, folder, after)
-    known = {"no-kill": True, "signal": f"B:USR2@{profile.signal_lead_s}"}
+    given |= {"no-kill": True, "signal": f"B:USR2@{profile.signal_lead_s}"}
     lines = [
         *sbatch.setup(profile, folder),
         f"export KDCLUSTER_PYTHON={sbatch.quoted(sys.executable)} KDCLUSTER_RAY_DIR={sbatch.quoted(str(folder))}",
@@ -83,19 +81,7 @@ def script(
         f"set -- {' '.join(map(sbatch.quoted, words))}",
     ]
     body = [line for line in shipped("slurm/ray.sbatch").read_text().splitlines() if not line.startswith("#")]
-    text: str = _make_sbatch_string(
-        command="\n".join(body),
-        folder=folder,
-        setup=lines,
-        additional_parameters={**given, **known},
-        **dict.fromkeys(("job_name", "time", "wckey")),
-        nodes=layout.nodes,
-        ntasks_per_node=1,
-        signal_delay_s=profile.signal_lead_s,
-        stderr_to_stdout=True,
-        use_srun=False,
-    )
-    return text
+    return sbatch.rendered("\n".join(body), lines, given, layout, profile, folder)
 
 
 def _for_the_trials(profile: Profile, again: str) -> list[str]:

@@ -30,6 +30,7 @@ from kdcluster.launch.submission import submit
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
+from kdcluster.sweep import job as sweep_job
 from tests import fabricated
 from tests.fabricated import LIVE, put, started
 from tests.tiny import make_plan
@@ -139,6 +140,8 @@ def test_two_runs_directories_never_share_a_job_name() -> None:
 def test_a_path_that_submitit_would_rewrite_is_refused() -> None:
     with pytest.raises(ConfigError, match="replace %j in a path"):
         script("n", Layout("cpu", 1, 1), Profile(), Path("/runs/%job"))
+    with pytest.raises(ConfigError, match="replace %t in a path"):
+        sweep_job.script("n", Layout("cpu", 1, 1), Profile(), Path("/runs/%trial"), [], [])
 
 
 @settings(max_examples=30, deadline=None)
