@@ -77,6 +77,12 @@ def test_every_problem_of_a_profile_at_its_line(here: Path) -> None:
     ]
 
 
+def test_an_option_of_sbatch_is_one_line(here: Path) -> None:
+    (here / "bad.yaml").write_text('sbatch: {comment: "a\\nscancel --me"}\n')
+    with pytest.raises(ConfigError, match="comment must be one line without control characters"):
+        load(here / "bad.yaml")
+
+
 def test_eight_hours_are_eight_hours(here: Path) -> None:
     (here / "lab.yaml").write_text("time_limit: 8:00:00\n")
     assert load(here / "lab.yaml").time_limit == 480

@@ -78,6 +78,8 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is no long option of sbatch")
         if name in _OURS:
             raise ValueError(f"{name} is set by kdcluster" + (f"; use {_OURS[name]}" if _OURS[name] else ""))
+        if not str(values[name]).isprintable():
+            raise ValueError(f"{name} must be one line without control characters")
     return values
 
 
