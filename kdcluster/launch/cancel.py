@@ -42,7 +42,9 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, str]:
     for run_dir in live:
         run_dir.mark_cancelled()
     pending_first = sorted(live.values(), key=lambda status: status.state != State.QUEUED)
-    scheduler.cancel(status.job_id for status in pending_first if status.job_id)
+    if wanted := [status.job_id for status in pending_first if status.job_id]:
+        known = {job.id: job for job in scheduler.queue()}
+        scheduler.cancel(known[job_id] for job_id in wanted if job_id in known)
     deadline = time.monotonic() + GRACE_S
     while still := _live(live):
         if time.monotonic() > deadline:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.launch.slurm import queue as slurm
-from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.answers import Job
 from kdcluster.launch.slurm.queue import Jobs
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 from kdcluster.experiment import configfile
@@ -14,7 +15,7 @@ from kdcluster.files import shipped, write_aside
 from kdcluster.launch.slurm import ask as scheduler
 from kdcluster.launch.slurm import queue as jobs
 from kdcluster.launch.slurm import script as sbatch
-from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.answers import Job
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout
@@ -140,7 +141,7 @@ def submit(
     words = [str(configfile.kept(loaded, own).path), *words]
     text = script(name, layout, slurm.profile, own, after, words, again)
     write_aside(path, text.encode("utf-8", "surrogateescape"))
-    job_id = scheduler.submit(path, name)
+    job_id = scheduler.submit(path, name, time.time())
     return job_id, Path(os.path.realpath(own)) / f"{job_id}.log"
 
 

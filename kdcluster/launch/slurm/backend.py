@@ -16,7 +16,8 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import trainer_code, write_aside
 from kdcluster.launch.slurm import ask as scheduler
 from kdcluster.launch.slurm import nodes
-from kdcluster.launch.slurm.ask import Refused
+from kdcluster.launch.slurm.answers import Job
+from kdcluster.launch.slurm.command import Refused
 from kdcluster.launch.slurm.nodes import NodeType
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.script import job_name, script, slurm_layout
@@ -191,7 +192,7 @@ class Slurm:
         intent: dict[str, Any] = {"id": None, "name": name, "folder": str(folder), "time": time.time()}
         intent |= {"cluster": self.cluster, "submitter": process_record(os.getpid())}
         run_dir.write_ticket(job=intent)
-        job_id = scheduler.submit(path, name)
+        job_id = scheduler.submit(path, name, intent["time"])
         run_dir.note_job({**intent, "id": job_id})
         return job_id
 
@@ -200,7 +201,8 @@ class Slurm:
         try:
             for run_dir in reversed(run_dirs):
                 if job := (run_dir.ticket() or {}).get("job"):
-                    scheduler.cancel([job["id"]] if job["id"] else [known.id for known in scheduler.find(job["name"])])
+                    known = [Job(job["id"], job["name"], "")] if job["id"] else scheduler.find(job["name"], job["time"])
+                    scheduler.cancel(known)
                     run_dir.drop_ticket()
         except KdclusterError as error:
             return (

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.launch.slurm import ask as scheduler
-from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.answers import Job
 
 WAITING = (
     "PENDING",
@@ -55,9 +55,12 @@ def look(refs: Iterable[Mapping[str, Any]]) -> Jobs:
         return Jobs(problem=str(error))
     names = {job.name for job in known.values()}
     ids = {ref["id"] for ref in refs if ref["id"]} - known.keys()
-    known = {job.id: job for job in scheduler.accounting(ids)} | known
-    if unknown := {ref["name"] for ref in refs if not ref["id"]} - names:
-        known = {job.id: job for job in scheduler.accounting((), unknown)} | known
+    try:
+        known = {job.id: job for job in scheduler.accounting(ids)} | known
+        if unknown := {ref["name"] for ref in refs if not ref["id"]} - names:
+            known = {job.id: job for job in scheduler.accounting((), unknown)} | known
+    except KdclusterError as error:
+        return Jobs(problem=str(error))
     return Jobs(known, {job.name: job for job in sorted(known.values(), key=lambda job: job.number)})
 
 
