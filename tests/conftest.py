@@ -13,7 +13,7 @@ INHERITED = (
     *("CUDA_VISIBLE_DEVICES", "COLUMNS", "NO_COLOR", "FORCE_COLOR"),
 )
 """What an enclosing torchrun, scheduler or shell may leave behind; PREFIXES name whole families."""
-PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "KDCLUSTER_")
+PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "SBATCH_", "SQUEUE_", "SUBMITIT_", "KDCLUSTER_")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 from kdcluster.experiment import configfile
@@ -14,7 +15,7 @@ from kdcluster.files import next_numbered, shipped, write_aside
 from kdcluster.launch.slurm import ask
 from kdcluster.launch.slurm import queue as jobs
 from kdcluster.launch.slurm import script as sbatch
-from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.answers import Job
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout
@@ -74,10 +75,8 @@ def script(
         words: arguments of `kdcluster sweep`.
         again: the command that goes on with it, for messages.
     """
-    from submitit.slurm.slurm import _make_sbatch_string
-
     given = sbatch.options(name, layout, profile, folder, after)
-    known = {"no-kill": True, "signal": f"B:USR2@{profile.signal_lead_s}"}
+    given |= {"no-kill": True, "signal": f"B:USR2@{profile.signal_lead_s}"}
     lines = [
         *sbatch.setup(profile, folder),
         f"export KDCLUSTER_PYTHON={quoted(sys.executable)} KDCLUSTER_RAY_DIR={quoted(str(folder))}",
@@ -85,19 +84,7 @@ def script(
         f"set -- {' '.join(map(quoted, words))}",
     ]
     body = [line for line in shipped("slurm/ray.sbatch").read_text().splitlines() if not line.startswith("#")]
-    text: str = _make_sbatch_string(
-        command="\n".join(body),
-        folder=folder,
-        setup=lines,
-        additional_parameters={**given, **known},
-        **dict.fromkeys(("job_name", "time", "wckey")),
-        nodes=layout.nodes,
-        ntasks_per_node=1,
-        signal_delay_s=profile.signal_lead_s,
-        stderr_to_stdout=True,
-        use_srun=False,
-    )
-    return text
+    return sbatch.rendered("\n".join(body), lines, given, layout, profile, folder)
 
 
 def _for_the_trials(profile: Profile, again: str) -> list[str]:
@@ -156,7 +143,7 @@ def submit(
     words = [str(configfile.kept(loaded, own).path), *words]
     text = script(name, layout, slurm.profile, own, after, words, again)
     write_aside(path, text.encode("utf-8", "surrogateescape"))
-    job_id = ask.submit(path, name)
+    job_id = ask.submit(path, name, time.time())
     return job_id, Path(os.path.realpath(own)) / f"{job_id}.log"
 
 

@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from submitit.core.utils import DelayedSubmission
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import yamlfile
+from kdcluster.launch.slurm import ask as scheduler
+from kdcluster.launch.slurm import command, nodes
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.script import job_name, script
 from kdcluster.launch.torchrun import Layout
@@ -180,7 +184,7 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
 
     # A submit that is killed between sbatch and its record: the job is there, and nobody wrote down its id.
     killer = (
-        "import os, signal\nfrom kdcluster.launch import scheduler\nfrom kdcluster.cli import main\n"
+        "import os, signal\nfrom kdcluster.launch.slurm import ask as scheduler\nfrom kdcluster.cli import main\n"
         "submit = scheduler.submit\n"
         "def once(*given):\n    submit(*given)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "scheduler.submit = once\nmain(['submit', 'tiny.yaml', '--gpus', '1', '--role', 'teacher'])\n"
@@ -323,3 +327,65 @@ def test_two_nodes_compute_what_one_process_computes(desk: Callable[..., Desk]) 
             spread, single = (load_file(run.weights("last")) for run in (ours, theirs))
             apart = max((spread[key] - single[key]).abs().max().item() for key in single)
             assert apart <= 1e-5 * (1.9 if name == "gradient" else 1.0)
+
+
+HOSTILE = {
+    "SBATCH_TIMELIMIT": "1",
+    "SBATCH_PARTITION": "nope",
+    "SBATCH_JOB_NAME": "other",
+    "SQUEUE_FORMAT": "%i",
+    "SQUEUE_STATES": "CD",
+    "SQUEUE_USERS": "nobody",
+    "SACCT_FORMAT": "user",
+    "SCANCEL_STATE": "PENDING",
+    "SCANCEL_NAME": "other",
+    "SINFO_PARTITION": "nope",
+    "SLURM_TIME_FORMAT": "relative",
+    "SLURM_MPI_TYPE": "nope",
+    "SRUN_DEBUG": "9",
+    "SUBMITIT_EXECUTOR": "local",
+}
+
+
+def test_what_is_set_in_a_shell_changes_neither_jobs_nor_answers(
+    cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    once = (scheduler.settings, scheduler._has_json, command._say_what_is_ignored)
+    for function in once:
+        function.cache_clear()
+    for name, value in {**HOSTILE, "SLURM_CONF": cluster["SLURM_CONF"], "PATH": cluster["PATH"]}.items():
+        monkeypatch.setenv(name, value)
+    path, told = tmp_path / "job.sh", tmp_path / "environment"
+    lines = ("--job-name=mine.1", "--time=30", "--output=/dev/null")
+    body = f"env >{told}.part; mv {told}.part {told}; sleep 600"
+    path.write_text("\n".join(("#!/bin/bash", *(f"#SBATCH {line}" for line in lines), body)) + "\n")
+    since = time.time()
+    number = scheduler.submit(path, "mine.1", since)
+    assert [record.getMessage().partition(": ")[2].partition(";")[0] for record in caplog.records] == [
+        ", ".join(sorted(HOSTILE))
+    ]
+    (job,) = scheduler.find("mine.1", since)
+    assert (job.id, job.user, job.cluster) == (number, scheduler.user(), "kdclusterdev")
+    assert job.submitted is not None
+    assert since - 2 < job.submitted < since + 60
+    wait_until(told.exists)
+    known = scheduler.describe(number)
+    assert (known["JobName"], known["Partition"], known["TimeLimit"]) == ("mine.1", "normal", "00:30:00")
+    assert {line.partition("=")[0] for line in told.read_text().splitlines()} & HOSTILE.keys() == set()
+
+    def state() -> str:
+        return next(job.state for job in scheduler.queue() if job.id == number)
+
+    def accounted() -> list[tuple[str, str, str]]:
+        return [(known.id, known.state, known.user) for known in scheduler.accounting((), ["mine.1"])]
+
+    wait_until(lambda: accounted() == [(number, "", job.user)])  # of what runs it is no witness
+    scheduler.cancel([replace(job, name="mine.2")])  # the number is another job's by now
+    assert state() == "RUNNING"
+    scheduler.cancel([job])
+    wait_until(lambda: state() == "CANCELLED")
+    wait_until(lambda: accounted() == [(number, "CANCELLED", job.user)])
+    scheduler.cancel([job])  # once more is no error
+    assert (scheduler.cluster_name(), nodes.kill_wait_s(), command.unconfigured()) == ("kdclusterdev", 10.0, "")
+    for function in once:
+        function.cache_clear()

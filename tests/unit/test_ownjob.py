@@ -109,6 +109,30 @@ def test_whether_slurm_takes_the_nodes_away(slurm: Slurm, job: str, expected: bo
     assert ownjob.is_being_preempted() is expected
 
 
+def test_a_controller_that_is_away_costs_no_more_than_the_words(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm("n1", "n1 mixed")
+    for name in ("scontrol", "sacct"):
+        (tmp_path / "bin" / name).write_text("#!/bin/bash\nexec sleep 600\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setattr(ownjob, "SOON_S", 0.2)
+    assert ownjob.why_interrupted(120) == ""
+    assert ownjob.why_it_ended() == ""
+    assert ownjob.waited_s() is None
+    assert ownjob.is_being_preempted() is True
+    assert ownjob.is_elsewhere() is False
+
+
+def test_a_job_knows_whether_a_ticket_means_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NAME", "n.1")
+    assert ownjob.is_ours({"id": "7", "name": "n.1"})
+    assert not ownjob.is_ours({"id": "8", "name": "n.1"})
+    assert ownjob.is_ours({"id": None, "name": "n.1"})  # its submit has not written the number down yet
+    assert not ownjob.is_ours({"id": None, "name": "n.2"})
+
+
 def test_how_long_a_job_waited(slurm: Slurm) -> None:
     slurm("n1", "", job="JobId=7 EligibleTime=2026-11-25T15:51:06 StartTime=2026-11-25T15:52:07")
     assert ownjob.waited_s() == 61.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ from kdcluster.errors import ConfigError, KdclusterError, NotFound, SchedulerErr
 from kdcluster.experiment.config import Resources
 from kdcluster.launch import status
 from kdcluster.launch.backend import Phase, given_to
+from kdcluster.launch.slurm import answers, command, nodes
 from kdcluster.launch.slurm import ask as scheduler
-from kdcluster.launch.slurm import nodes
 from kdcluster.launch.slurm import queue as jobs
-from kdcluster.launch.slurm.ask import Job, clean_environment
+from kdcluster.launch.slurm.answers import Job
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.slurm.profile import Profile, choose, load, minutes, profiles
 from kdcluster.launch.slurm.queue import Jobs
@@ -31,6 +33,7 @@ from kdcluster.launch.submission import submit
 from kdcluster.launch.torchrun import Layout, layout
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
+from kdcluster.sweep import job as sweep_job
 from tests import fabricated
 from tests.fabricated import LIVE, put, started
 from tests.tiny import make_plan
@@ -147,6 +150,8 @@ def test_two_runs_directories_never_share_a_job_name() -> None:
 def test_a_path_that_submitit_would_rewrite_is_refused() -> None:
     with pytest.raises(ConfigError, match="replace %j in a path"):
         script("n", Layout("cpu", 1, 1), Profile(), Path("/runs/%job"))
+    with pytest.raises(ConfigError, match="replace %t in a path"):
+        sweep_job.script("n", Layout("cpu", 1, 1), Profile(), Path("/runs/%trial"), [], [])
 
 
 @settings(max_examples=30, deadline=None)
@@ -180,16 +185,30 @@ def test_nothing_that_a_user_names_is_run_by_the_shell(
 # --- what is asked of SLURM -------------------------------------------------------------------------------------
 
 
-def test_inside_a_job_nothing_of_it_goes_on() -> None:
-    inside = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SRUN_DEBUG": "3", "SBATCH_ACCOUNT": "x", "RANK": "0"}
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}
-    assert clean_environment({**inside, **kept}) == kept
-    assert clean_environment({"SBATCH_ACCOUNT": "x", "MASTER_PORT": "1"}) == {"SBATCH_ACCOUNT": "x"}
+KEPT = {
+    "SLURM_CONF": "/etc/slurm.conf",
+    "SLURM_CLUSTERS": "c",
+    "SLURM_CONF_SERVER": "h",
+    "SLURM_JWT": "t",
+    "PATH": "/bin",
+}
+OPTIONS = (
+    *("SBATCH_TIMELIMIT", "SQUEUE_FORMAT", "SACCT_FORMAT", "SINFO_FORMAT", "SCANCEL_NAME", "SCONTROL_ALL"),
+    *("SLURM_TIME_FORMAT", "SLURM_CPU_BIND", "SRUN_DEBUG", "SUBMITIT_X"),
+)
+HOSTILE = dict.fromkeys(OPTIONS, "x")
+SILENT = {"SALLOC_ACCOUNT": "x", "SLURM_ROOT": "/opt/slurm", "RANK": "0", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("inside", [{}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}])
+def test_nothing_of_a_shell_or_of_a_job_goes_on_but_which_slurm_is_meant(inside: dict[str, str]) -> None:
+    assert command.clean_environment({**HOSTILE, **SILENT, **inside, **KEPT}) == KEPT
+    assert command.ignored({**HOSTILE, **SILENT, **inside, **KEPT}) == ([] if inside else sorted(HOSTILE))
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Programs in the place of SLURM's: `fake(sbatch="echo 7")` is a shell script."""
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Programs in the place of SLURM's: `fake(sbatch="echo 7")` is a shell script; scontrol answers nothing."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -201,37 +220,255 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             (folder / name).chmod(0o755)
         return folder
 
-    return make
+    make(scontrol="exit 1")
+    forget()
+    yield make
+    forget()
+
+
+def forget() -> None:
+    """What is asked once a process, and what is said once."""
+    for once in (scheduler.settings, scheduler._has_json, command._say_what_is_ignored):
+        once.cache_clear()
+
+
+ME = scheduler.user()
+NOW = 1.8e9
+AWAY = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
+LOST = "echo x >>tries; echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1"
+
+
+def row(number: str, name: str, state: str = "PENDING", *, submitted: float = NOW, user: str = ME) -> str:
+    """A shell line that prints a job as squeue does."""
+    return f"echo '{number}|{state}|Priority|N/A|{submitted:.0f}|{user}||{name}'"
+
+
+def test_what_is_ignored_is_said_once_and_reaches_no_command(
+    fake: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fake(sbatch="env >>said; echo 7", squeue="env >>said")
+    for name, value in (HOSTILE | SILENT).items():
+        monkeypatch.setenv(name, value)
+    assert scheduler.submit(Path("job.sh"), "n", NOW) == "7"
+    scheduler.queue()
+    names = {line.partition("=")[0] for line in (folder / "said").read_text().splitlines()}
+    assert names & (HOSTILE | SILENT).keys() == {"SLURM_TIME_FORMAT"}  # our own, for squeue
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"ignored, though set in this shell: {', '.join(sorted(HOSTILE))}; ")
 
 
 def test_a_banner_is_no_job_id(fake: Any) -> None:
     fake(sbatch="echo Welcome to site 2026; echo '17;cluster'")
-    assert scheduler.submit(Path("job.sh"), "n") == "17"
+    assert scheduler.submit(Path("job.sh"), "n", NOW) == "17"
 
 
 def test_an_answer_that_was_lost_is_looked_for_by_name(fake: Any) -> None:
-    folder = fake(
-        sbatch="echo x >>tries; echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1",
-        squeue="echo '5|PENDING|Priority|N/A||other'; echo '6|PENDING|Priority|N/A||mine'",
-        sacct="exit 1",
-    )
-    assert scheduler.submit(Path("job.sh"), "mine") == "6"
+    folder = fake(sbatch=LOST, squeue=f"{row('5', 'other')}; {row('6', 'mine')}")
+    assert scheduler.submit(Path("job.sh"), "mine", NOW) == "6"
     assert (folder / "tries").read_text() == "x\n"  # sent once
 
 
+@pytest.mark.parametrize("sacct", [AWAY, "exit 0"])
+def test_sbatch_is_not_asked_again_before_a_look_was_answered(fake: Any, sacct: str) -> None:
+    folder = fake(sbatch=LOST, squeue="[ -e there ] || " + AWAY, sacct=sacct)
+    with pytest.raises(scheduler.Unanswered, match="not known whether SLURM has taken job mine") as caught:
+        scheduler.submit(Path("job.sh"), "mine", NOW)
+    assert caught.value.exit_code == SchedulerError.exit_code
+    assert (folder / "tries").read_text() == "x\n"
+
+
+def test_accounting_that_does_not_answer_leaves_it_unknown_too(fake: Any) -> None:
+    folder = fake(sbatch=LOST, squeue="true", sacct="echo 'Connection refused' >&2; exit 1")
+    with pytest.raises(scheduler.Unanswered):
+        scheduler.submit(Path("job.sh"), "mine", NOW)
+    assert (folder / "tries").read_text() == "x\n"
+
+
+def test_a_job_that_slurm_lists_late_is_found(fake: Any) -> None:
+    asked = "echo x >>looks; [ $(wc -l <looks) -lt 2 ] || "
+    folder = fake(sbatch=LOST, squeue=asked + row("6", "mine"), sacct="exit 0")
+    assert scheduler.submit(Path("job.sh"), "mine", NOW) == "6"
+    folder = fake(squeue="true", sacct=f"[ $(date +%s) -gt 0 ] && echo '7|PENDING|Unknown|{NOW:.0f}|{ME}|c||mine'")
+    assert scheduler.submit(Path("job.sh"), "mine", NOW) == "7"
+    assert (folder / "tries").read_text() == "x\nx\n"
+
+
+def test_another_job_of_that_name_is_not_taken_for_ours(fake: Any) -> None:
+    others = (row("3", "mine", submitted=NOW - 3600), row("4", "mine", user="somebody"), row("5", "mine2"))
+    fake(sbatch=LOST, squeue="; ".join(others), sacct="exit 0")
+    with pytest.raises(SchedulerError) as caught:
+        scheduler.submit(Path("job.sh"), "mine", NOW)
+    assert not isinstance(caught.value, scheduler.Unanswered)  # looked for, and not there
+    fake(squeue="; ".join((*others, row("7", "mine", submitted=NOW - 60), row("6", "mine", submitted=NOW + 60))))
+    assert [job.id for job in scheduler.find("mine", NOW)] == ["6", "7"]
+    known = Job("7", "n", "", user=ME, cluster="a")
+    assert [scheduler.is_meant(known, "n", NOW, cluster) for cluster in ("a", "", "b")] == [True, True, False]
+
+
 def test_a_busy_controller_is_asked_again_and_a_refusal_is_not(fake: Any) -> None:
-    folder = fake(
-        sbatch="echo x >>tries; [ $(wc -l <tries) -gt 2 ] && echo 9 || "
-        "{ echo 'Unable to contact slurm controller' >&2; exit 1; }",
-        squeue="true",
-        sacct="exit 1",
-    )
-    assert scheduler.submit(Path("job.sh"), "mine") == "9"
+    busy = "echo x >>tries; [ $(wc -l <tries) -gt 2 ] && echo 9 || { " + AWAY + "; }"
+    folder = fake(sbatch=busy, squeue="true", sacct="exit 0")
+    assert scheduler.submit(Path("job.sh"), "mine", NOW) == "9"
     fake(sbatch="echo x >>tries; echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
     (folder / "tries").unlink()
-    with pytest.raises(scheduler.Refused, match="invalid partition specified: nope"):
-        scheduler.submit(Path("job.sh"), "mine")
+    with pytest.raises(command.Refused, match="invalid partition specified: nope"):
+        scheduler.submit(Path("job.sh"), "mine", NOW)
     assert (folder / "tries").read_text() == "x\n"
+
+
+def test_a_cancel_says_whose_job_it_means(fake: Any) -> None:
+    folder = fake(scancel='echo "$@" >>asked')
+    scheduler.cancel([Job("5", "a", "RUNNING"), Job("6", "a", "PENDING")])
+    scheduler.cancel([Job("5", "a", "RUNNING"), Job("7", "b", "PENDING")])
+    scheduler.cancel([])
+    assert (folder / "asked").read_text() == f"--user={ME} --name=a 5 6\n--user={ME} 5 7\n"
+    fake(scancel="echo 'scancel: error: Kill job error on job id 5: Invalid job id specified' >&2; exit 1")
+    scheduler.cancel([Job("5", "a", "RUNNING")])  # it has ended
+
+
+# --- what SLURM answers, as text and as JSON --------------------------------------------------------------------
+
+
+def start(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds).isoformat()
+
+
+JOBS = [
+    Job("5", "teacher.a1b2.1", "PENDING", "Priority", start(1800000500), "", ME, 1.8e9, "dev"),
+    Job("6", "a|b", "RUNNING", "None", start(1800000100), "node[1-2]", ME, 1.8e9, "dev"),
+    Job("7", "n", "COMPLETING", "None", start(1800000100), "node1", ME, 1.8e9, "dev"),
+    Job("8", "n", "NEWSTATE", "SomethingNew", "", "", ME, 1.8e9, "dev"),
+]
+ENDED = [
+    Job("1", "n", "COMPLETED", "COMPLETED", start(1800000100), "node1", ME, 1.8e9, "dev"),
+    Job("2", "n", "CANCELLED", "CANCELLED by root", "", "", ME, 1.8e9, "dev"),
+    Job("3", "n", "NEWSTATE", "NEWSTATE", start(1800000100), "node1", ME, 1.8e9, "dev"),
+    Job("4", "n", "", "RUNNING", start(1800000100), "node1", ME, 1.8e9, "dev"),  # one that is kept for ever
+]
+
+
+def number(job: Job) -> dict[str, Any]:
+    """The start of a job, as the JSON of 23.11 and later has it."""
+    seconds = datetime.fromisoformat(job.start).timestamp() if job.start else 0
+    return {"set": bool(job.start), "infinite": False, "number": int(seconds)}
+
+
+def queue_as_json(job: Job) -> dict[str, Any]:
+    states = ["RUNNING", "COMPLETING"] if job.state == "COMPLETING" else [job.state, "POWER_UP_NODE"]
+    given = {"job_id": int(job.id), "name": job.name, "job_state": states, "state_reason": job.reason}
+    given |= {"start_time": number(job), "submit_time": {"set": True, "infinite": False, "number": 1800000000}}
+    return given | {"nodes": job.nodes, "user_name": job.user, "cluster": job.cluster, "array_task_id": {"set": False}}
+
+
+def accounting_as_json(job: Job) -> dict[str, Any]:
+    state, _, who = job.reason.partition(" by ")
+    given = {"job_id": int(job.id), "name": job.name, "state": {"current": [state], "reason": "None"}}
+    given |= {"time": {"start": number(job)["number"], "submission": 1800000000}, "kill_request_user": who}
+    return given | {"nodes": job.nodes, "user": job.user, "cluster": job.cluster, "steps": []}
+
+
+def as_text(job: Job, reason: str, *fields: str) -> str:
+    seconds = str(number(job)["number"]) if job.start else "N/A"
+    return "|".join((job.id, reason, *fields)).replace("START", seconds)
+
+
+@pytest.fixture(params=["22.05.8", "24.05.2"])
+def answering(request: pytest.FixtureRequest, fake: Any) -> Any:
+    """A SLURM of a version whose queue has JOBS and whose accounting has ENDED; it notes what it was asked."""
+    queue = [as_text(j, j.state, j.reason, "START", "1800000000", j.user, j.nodes, j.name) for j in JOBS]
+    sacct = [as_text(j, j.reason, "START", "1800000000", j.user, j.cluster, j.nodes, j.name) for j in ENDED]
+    texts = {"queue": "Welcome\n" + "\n".join([*queue, "|||||||", "x|y"]), "ended": "\n".join(["JobID", *sacct])}
+    for name, known in (("queue", map(queue_as_json, JOBS)), ("ended", map(accounting_as_json, ENDED))):
+        texts[f"{name}.json"] = "CLUSTER: dev\n" + json.dumps({"jobs": list(known), "errors": []}, indent=1)
+    asks = 'echo "$@" >>asked; case "$*" in *--json*) cat {0}.json;; *) cat {0};; esac'
+    conf = f"[ $1 = --version ] && echo slurm {request.param} || echo -e 'ClusterName = dev\nKillWait   = 17 sec'"
+    folder = fake(squeue=asks.format("queue"), sacct=asks.format("ended"), scontrol=conf)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_text_and_json_say_the_same(answering: Path) -> None:
+    assert scheduler.queue() == JOBS
+    assert scheduler.accounting(["1", "2", "3", "4"]) == ENDED
+    asked = (answering / "asked").read_text().splitlines()
+    assert all(f"--user={ME}" in line for line in asked)  # root is shown everybody's
+    assert sum("--json" in line for line in asked) in (0, 3)  # 3: once to see whether it can
+    assert scheduler.cluster_name() == "dev"
+    assert nodes.kill_wait_s() == 17.0
+
+
+def test_without_its_json_plugin_slurm_is_read_as_text(answering: Path, fake: Any) -> None:
+    fake(squeue='[[ "$*" = *--json* ]] || exec cat queue; echo "fatal: no plugin serializer/json" >&2; exit 1')
+    assert scheduler.queue() == JOBS
+    fake(squeue="echo '{}'")
+    scheduler._has_json.cache_clear()
+    assert scheduler._has_json() is False
+
+
+def test_json_that_breaks_off_is_no_answer(answering: Path, fake: Any) -> None:
+    if scheduler._has_json():
+        fake(squeue="head -c 90 queue.json")
+        with pytest.raises(SchedulerError, match="cannot make out what squeue --json answers"):
+            scheduler.queue()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("RUNNING", "RUNNING"),  # until 23.02 a word
+        (["PENDING"], "PENDING"),
+        (["COMPLETED", "COMPLETING"], "COMPLETING"),
+        (["PENDING", "REQUEUE_HOLD", "REQUEUED"], "REQUEUED"),
+        (["RUNNING", "POWER_UP_NODE"], "RUNNING"),
+        (["NEWSTATE"], "NEWSTATE"),
+    ],
+)
+def test_a_state_is_one_word(told: Any, expected: str) -> None:
+    assert answers._state(told) == expected
+
+
+def test_accounting_that_is_not_there_is_not_one_that_does_not_answer(fake: Any) -> None:
+    fake(sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert scheduler.accounting(["5"]) == []
+    for words in ("sacct: error: Problem talking to the database: Connection refused", "sacct: error: Access denied"):
+        fake(sacct=f"echo '{words}' >&2; exit 1")
+        with pytest.raises(SchedulerError, match=words.rpartition(": ")[2]):
+            scheduler.accounting(["5"])
+    fake(squeue="true", sacct="echo no answer from accounting >&2; exit 1")
+    known, unknown = jobs.look([{"id": "5", "name": "n"}, {"id": None, "name": "m"}])
+    assert known.phase is Phase.ABSENT  # the controller has answered: nothing of it is alive
+    assert (unknown.phase, "no answer from accounting" in unknown.why) == (Phase.UNKNOWN, True)
+
+
+def test_one_cluster_is_meant(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fake(sacct='echo "$@" >>asked')
+    monkeypatch.setenv("SLURM_CLUSTERS", "far")
+    assert scheduler.cluster_name() == "far"
+    scheduler.accounting(["5"])
+    assert "--clusters=far" in (folder / "asked").read_text()
+    monkeypatch.setenv("SLURM_CLUSTERS", "far,near")
+    with pytest.raises(ConfigError, match="SLURM_CLUSTERS=far,near names several clusters"):
+        scheduler.cluster_name()
+
+
+def test_who_we_are_says_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody")
+    assert scheduler.user() == ME != "somebody"
+
+
+def test_a_client_without_a_configuration_is_told_from_a_controller_that_is_away(
+    fake: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake(scontrol='[ "$2" = hostnames ] && echo localhost || { ' + AWAY + "; }")
+    assert command.unconfigured() == ""
+    assert nodes.kill_wait_s() == 30.0
+    fake(scontrol="echo 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1")
+    assert "not configured (scontrol: fatal: Could not establish" in command.unconfigured()
+    fake(scontrol="sleep 60")  # SLURM looks for the file for a minute
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "gone.conf"))
+    assert f"SLURM_CONF={tmp_path}/gone.conf cannot be read" in command.unconfigured()
 
 
 def test_what_a_node_has_is_read_from_sinfo(fake: Any) -> None:
@@ -241,8 +478,8 @@ def test_what_a_node_has_is_read_from_sinfo(fake: Any) -> None:
 
 def test_one_squeue_for_all_runs_and_sacct_for_what_it_forgot(fake: Any) -> None:
     folder = fake(
-        squeue="echo x >>asked; echo '1|RUNNING|None|2026-01-01T00:00:00|n1|a'; echo 'a site banner'",
-        sacct="echo x >>asked; echo '2|CANCELLED by 0|2026-01-01T00:00:00|n1|b'",
+        squeue=f"echo x >>asked; {row('1', 'a', 'RUNNING')}; echo 'a site banner'",
+        sacct=f"echo x >>asked; echo '2|CANCELLED by 0|1800000000|1800000000|{ME}|c|n1|b'",
     )
     found = jobs.asked([{"id": "1", "name": "a"}, {"id": "2", "name": "b"}, {"id": None, "name": "a"}])
     assert (found.queued["1"].state, found.ended["2"].state) == ("RUNNING", "CANCELLED")
@@ -253,7 +490,7 @@ def test_one_squeue_for_all_runs_and_sacct_for_what_it_forgot(fake: Any) -> None
 
 def test_a_job_is_known_by_its_name_too(fake: Any) -> None:
     """Numbers begin again, and those of another cluster are other jobs."""
-    fake(squeue="echo '5|RUNNING|None|N/A|n1|other'", sacct="exit 1", scancel="exit 9")
+    fake(squeue=row("5", "other", "RUNNING"), sacct="exit 0", scancel="exit 9")
     ref = {"id": "5", "name": "mine", "folder": "x"}
     (found,) = jobs.look([ref])
     assert (found.phase, found.why) == (Phase.ABSENT, "SLURM does not know job 5 any more")
@@ -261,7 +498,7 @@ def test_a_job_is_known_by_its_name_too(fake: Any) -> None:
 
 
 def test_one_question_for_all_watchers_in_a_while(fake: Any) -> None:
-    folder = fake(squeue="echo x >>asked; echo '5|RUNNING|None|N/A|n1|n'", sacct="true")
+    folder = fake(squeue="echo x >>asked; " + row("5", "n", "RUNNING"), sacct="true")
     refs = [{"id": "5", "name": "n"}, {"id": "6", "name": "m"}]
     watch = jobs.Watch()
     for _ in range(3):
@@ -381,16 +618,18 @@ def test_other_code_than_was_submitted_is_said(made: Plan, root: Path) -> None:
     assert seen(run_dir, "RUNNING") == ("running", "by other trainer code than was submitted")
 
 
-def test_ids_and_lines_that_nobody_expects_are_no_traceback(fake: Any) -> None:
+def test_lines_that_nobody_expects_are_no_traceback(fake: Any) -> None:
     fake(
-        squeue="echo Welcome; echo '7+0|RUNNING|None|N/A|n1|het'; echo '8_[1-3]|PENDING|None|N/A||array'; echo 'x|y'; "
-        "echo '|||||'; printf '\\377|\\n'",
-        sacct="echo 'JobID'; echo '9.batch|WEIRD by 7|Unknown||n'; echo '||||'",
+        squeue=f"echo Welcome; {row('7', 'het', 'RUNNING')}; echo 'x|y'; echo '|||||||'; printf '\\377|\\n'; "
+        f"echo '8|PENDING|None|soon|never|{ME}||array'",
+        sacct=f"echo 'JobID'; echo '9|WEIRD by 7|Unknown|Unknown|{ME}|||n'; echo '9.batch|||||||n'; echo '|||||||'",
     )
-    known = jobs.asked([{"id": "7+0", "name": "het"}, {"id": "9.batch", "name": "n"}, {"id": None, "name": "array"}])
-    assert known.queued["7+0"].state == "RUNNING"
-    assert known.ended["9.batch"].state == "WEIRD"
-    assert [job.number for job in scheduler.find("array")] == [8, 9]
+    known = jobs.asked([{"id": "7", "name": "het"}, {"id": "9", "name": "n"}, {"id": None, "name": "array"}])
+    assert known.queued["7"].state == "RUNNING"
+    assert known.ended["9"].state == "WEIRD"
+    found = known.of({"id": None, "name": "array"})
+    assert found is not None
+    assert (found.start, found.submitted) == ("", None)
 
 
 def test_a_time_limit_without_room_for_a_step_is_said(fake: Any) -> None:
@@ -457,12 +696,14 @@ def test_what_one_command_queued_is_taken_back_where_slurm_refuses_the_rest(
         "{ echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }",
         scancel='echo "$@" >>cancelled',
         squeue="true",
-        sacct="exit 1",
+        sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1",
     )
     backend = Slurm(Profile(cpus_per_gpu=1, gpus_per_node=8, time_limit=10))
     with pytest.raises(KdclusterError, match="QOSMaxSubmitJobPerUserLimit\nnothing is queued"):
         submit(made, root, tmp_path, backend, lambda runs: None)
-    assert (folder / "cancelled").read_text() == "2\n1\n"
+    cancelled = [line.split() for line in (folder / "cancelled").read_text().splitlines()]
+    names = [f"--name={job_name(root / made.runs[number].id, 1)}" for number in (1, 0)]
+    assert cancelled == [[f"--user={ME}", names[0], "2"], [f"--user={ME}", names[1], "1"]]
     assert [RunDir(root, run.id).ticket() for run in made.runs] == [None] * 3
 
 

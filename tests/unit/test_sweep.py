@@ -811,7 +811,7 @@ def test_a_sweep_as_one_job(tmp_path: Path) -> None:
 def test_a_job_has_a_copy_of_the_file_that_nobody_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models.py").touch()
     searched = space(tmp_path, {"trials": 1}, imports=["models.py"])
-    monkeypatch.setattr(job.ask, "submit", lambda path, name: "7")
+    monkeypatch.setattr(job.ask, "submit", lambda path, name, since: "7")
     before, folder = points(searched), tmp_path / "runs" / ".sweeps" / "tiny"
     slurm = SimpleNamespace(profile=Profile())
     job.submit(

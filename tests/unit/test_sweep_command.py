@@ -16,7 +16,7 @@ from kdcluster.commands import teachers_first
 from kdcluster.commands.arguments import Chosen
 from kdcluster.experiment import configfile
 from kdcluster.launch.local.backend import Local
-from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.answers import Job
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.plan import plan
 from kdcluster.sweep.points import Point, Space

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from kdcluster.cli import main
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.launch.local.backend import Local
+from kdcluster.launch.slurm import ask
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.status import run_status, statuses
@@ -43,6 +44,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for once in (ask.settings, ask._has_json):
+        once.cache_clear()
 
     def make(**programs: str) -> Path:
         for name in ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel"):
@@ -82,7 +85,7 @@ def test_a_requeued_run_is_not_startable_while_its_controller_is_away(made: Plan
             submit(made, root, root, backend, lambda runs: None)
         assert e.value.exit_code == 4
     assert not (folder / "sent").exists()
-    slurm(squeue="echo '5|PENDING|BeginTime|N/A||n'", sacct="true")
+    slurm(squeue=f"echo '5|PENDING|BeginTime|N/A|{time.time():.0f}|{ask.user()}||n'", sacct="true")
     assert run_status(run_dir).state == "queued"
 
 
@@ -103,8 +106,14 @@ def test_a_running_job_that_is_silent_is_not_startable_while_its_controller_is_a
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ({"squeue": "true", "sacct": "echo '5|RUNNING|2026-01-01T00:00:00|n1|n'"}, "accounting has job 5 as RUNNING"),
-        ({"squeue": "echo '5|FROZEN|None|N/A|n1|n'", "sacct": "true"}, "SLURM says that job 5 is FROZEN, which is"),
+        (
+            {"squeue": "true", "sacct": f"echo '5|RUNNING|Unknown|1900000000|{ask.user()}|c|n1|n'"},
+            "accounting has job 5 as RUNNING",
+        ),
+        (
+            {"squeue": f"echo '5|FROZEN|None|N/A|1900000000|{ask.user()}|n1|n'", "sacct": "true"},
+            "SLURM says that job 5 is FROZEN, which is",
+        ),
     ],
 )
 def test_what_slurm_says_and_we_do_not_understand_is_unknown(

@@ -16,7 +16,8 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import next_numbered, trainer_code, write_aside
 from kdcluster.launch.backend import Finding, Options, Seen
 from kdcluster.launch.slurm import ask, nodes, queue
-from kdcluster.launch.slurm.ask import Refused
+from kdcluster.launch.slurm.answers import Job
+from kdcluster.launch.slurm.command import Refused
 from kdcluster.launch.slurm.examine import examine
 from kdcluster.launch.slurm.nodes import NodeType
 from kdcluster.launch.slurm.profile import Profile, choose
@@ -196,7 +197,8 @@ class Slurm:
                 after = [jobs.get(need) or waited_for(RunDir(root, need)) for need in run.needs]
                 jobs[run.id] = self._queue(RunDir(root, run.id), data_dir, layouts[run.id], list(filter(None, after)))
         except BaseException as error:
-            back = self._take_back([RunDir(root, run.id) for run in wanted[: len(jobs) + 1]])
+            asked = len(jobs) + (not isinstance(error, ask.Unanswered))  # else its ticket has to find it
+            back = self._take_back([RunDir(root, run.id) for run in wanted[:asked]])
             if isinstance(error, KdclusterError):
                 raise type(error)(f"{error}\n{back}") from None
             log.error("interrupted: %s", back)
@@ -221,9 +223,9 @@ class Slurm:
         path = folder / "job.sh"
         write_aside(path, script(name, layout, self.profile, folder, after).encode("utf-8", "surrogateescape"))
         intent: dict[str, Any] = {"id": None, "name": name, "folder": str(folder), "time": time.time()}
-        intent |= {"cluster": self.cluster, "submitter": process_record(os.getpid())}
+        intent |= {"cluster": self.cluster, "slurm": queue.cluster(), "submitter": process_record(os.getpid())}
         run_dir.write_ticket(self.name, intent)
-        job_id = ask.submit(path, name)
+        job_id = ask.submit(path, name, intent["time"])
         run_dir.note_ref({**intent, "id": job_id})
         return job_id
 
@@ -235,7 +237,7 @@ class Slurm:
     @classmethod
     def cancel(cls, refs: Sequence[Mapping[str, Any]]) -> None:
         """scancel, pending jobs first, so that none of them begins meanwhile."""
-        ask.cancel(job.id for job in queue.alive(refs))
+        ask.cancel(queue.alive(refs))
 
     def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
         """The profile against what SLURM says; nothing where there is none."""
@@ -251,7 +253,8 @@ class Slurm:
             for run_dir in reversed(run_dirs):
                 if (ticket := run_dir.ticket()) and ticket.backend == self.name:
                     job = ticket.ref
-                    ask.cancel([job["id"]] if job["id"] else [known.id for known in ask.find(job["name"])])
+                    known = [Job(job["id"], job["name"], "")] if job["id"] else ask.find(job["name"], job["time"])
+                    ask.cancel(known)
                     run_dir.drop_ticket()
         except KdclusterError as error:
             return (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 from dataclasses import dataclass
 
 from kdcluster.errors import SchedulerError
-from kdcluster.launch.slurm.ask import Refused, ask
+from kdcluster.launch.slurm.ask import settings, user
+from kdcluster.launch.slurm.command import Refused, ask
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,20 @@ def address(node: str) -> str:
 
 def accounts() -> list[str] | None:
     """The accounts that the user may charge; None where SLURM keeps none."""
-    who = f"user={getpass.getuser()}"
     try:
-        text = ask("sacctmgr", "--noheader", "--parsable2", "show", "associations", who, "format=account")
+        text = ask("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user()}", "format=account")
     except (Refused, SchedulerError):
         return None
     return sorted({line.strip() for line in text.splitlines() if line.strip()}) or None
+
+
+def kill_wait_s() -> float:
+    """What a job may count on between SLURM's SIGTERM and SIGKILL (KillWait); SLURM's default where it does not say."""
+    try:
+        found = re.match(r"\d+", settings().get("KillWait", ""))
+    except (Refused, SchedulerError):
+        found = None
+    return float(found[0]) if found else 30.0
 
 
 def version() -> str:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.history import began_at
@@ -15,10 +16,18 @@ from kdcluster.runs import Attempt
 
 log = logging.getLogger(__name__)
 
+SOON_S = 5.0
+"""How long SLURM may take to say what only words an outcome: the lead time of its signal is for the checkpoint."""
+
 
 def number() -> str:
     """The job's id."""
     return os.environ["SLURM_JOB_ID"]
+
+
+def is_ours(job: Mapping[str, Any]) -> bool:
+    """Whether the job of a run's ticket ({"id", "name"}; the id may not be written down yet) is this one."""
+    return str(job["id"]) == number() if job["id"] else bool(job["name"] == os.environ.get("SLURM_JOB_NAME"))
 
 
 def restarts() -> int:
@@ -29,7 +38,7 @@ def restarts() -> int:
 def is_being_preempted() -> bool:
     """Whether SLURM is about to take the job's nodes away, rather than somebody has ended it."""
     try:
-        job = ask.describe(number())
+        job = ask.describe(number(), SOON_S)
     except KdclusterError as error:
         log.warning("SLURM does not say whether the job is being preempted: %s", error)
         return True  # nobody types scancel while the controller is away
@@ -39,7 +48,7 @@ def is_being_preempted() -> bool:
 def is_elsewhere() -> bool:
     """Whether SLURM took this node for dead and has requeued the job, so that it is no longer this task's."""
     try:
-        return _is_elsewhere(ask.describe(number()))
+        return _is_elsewhere(ask.describe(number(), SOON_S))
     except KdclusterError:
         return False
 
@@ -55,7 +64,7 @@ def why_interrupted(lead_s: float) -> str:
         lead_s: how long before the time limit the job is signalled; SLURM may do it a minute early.
     """
     try:
-        job = ask.describe(number())
+        job = ask.describe(number(), SOON_S)
         if job.get("PreemptTime", "None") != "None":
             return "preempted for another job"
         left_s = datetime.fromisoformat(job["EndTime"]).timestamp() - time.time()
@@ -69,7 +78,7 @@ def why_interrupted(lead_s: float) -> str:
 def waited_s() -> float | None:
     """How long the job was ready to start before it did; None where SLURM does not say."""
     try:
-        job = ask.describe(number())
+        job = ask.describe(number(), SOON_S)
         eligible, start = (datetime.fromisoformat(job[key]).timestamp() for key in ("EligibleTime", "StartTime"))
     except (KdclusterError, KeyError, ValueError):
         return None
@@ -78,7 +87,7 @@ def waited_s() -> float | None:
 
 def why_it_ended() -> str:
     """What accounting calls the end of the job's last start (NODE_FAIL, PREEMPTED, …); empty without accounting."""
-    return ask.why_ended(number())
+    return ask.why_ended(number(), SOON_S)
 
 
 def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:

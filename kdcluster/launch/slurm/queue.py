@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 import time
@@ -13,8 +14,10 @@ from typing import Any
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.launch.backend import End, Phase, Seen
 from kdcluster.launch.slurm import ask
-from kdcluster.launch.slurm.ask import Job
+from kdcluster.launch.slurm.answers import Job
 from kdcluster.processes import is_alive
+
+log = logging.getLogger(__name__)
 
 WAITING = (
     "PENDING",
@@ -46,6 +49,10 @@ class Jobs:
     ended: Mapping[str, Job] = field(default_factory=dict)
     """By id: what accounting remembers of others."""
     problem: str = ""
+    cluster: str = ""
+    """Which SLURM has answered."""
+    silent: str = ""
+    """Why accounting did not answer, where the queue did."""
     at: float = field(default=-math.inf, compare=False)
     """When SLURM was asked (time.monotonic())."""
 
@@ -54,8 +61,15 @@ class Jobs:
         known = {**self.ended, **self.queued}
         if ref["id"]:
             job = known.get(ref["id"])
-            return job if job and ref["name"] in (job.name, None) else None
-        return max((job for job in known.values() if job.name == ref["name"]), key=lambda job: job.number, default=None)
+            return job if job and _is_meant(job, ref) else None
+        return max((job for job in known.values() if _is_meant(job, ref)), key=lambda job: job.number, default=None)
+
+
+def _is_meant(job: Job, ref: Mapping[str, Any]) -> bool:
+    """Whether a job is the one of a ticket: numbers are used again, names where a run was deleted and made again."""
+    if job.user not in (ask.user(), "") or ref["name"] not in (job.name, None):
+        return False
+    return job.submitted is None or job.submitted >= ref.get("time", 0.0) - ask.CLOCKS_S
 
 
 class Watch:
@@ -106,20 +120,37 @@ def asked(refs: Iterable[Mapping[str, Any]]) -> Jobs:
         return Jobs()
     try:
         queued = {job.id: job for job in ask.queue()}
-        names = {job.name for job in queued.values()}
+    except KdclusterError as error:
+        return Jobs(problem=str(error), at=time.monotonic())
+    names = {job.name for job in queued.values()}
+    try:
         ended = {job.id: job for job in ask.accounting({ref["id"] for ref in refs if ref["id"]} - queued.keys())}
         if unknown := {ref["name"] for ref in refs if not ref["id"]} - names:
             ended |= {job.id: job for job in ask.accounting((), unknown)}
     except KdclusterError as error:
-        return Jobs(problem=str(error), at=time.monotonic())
-    return Jobs(queued, ended, at=time.monotonic())
+        return Jobs(queued, silent=str(error), cluster=cluster(), at=time.monotonic())
+    return Jobs(queued, ended, cluster=cluster(), at=time.monotonic())
+
+
+def cluster() -> str:
+    """The name of the SLURM that is asked; empty where it does not say."""
+    try:
+        return ask.cluster_name()
+    except KdclusterError as error:
+        log.debug("no name of the cluster: %s", error)
+        return ""
 
 
 def seen(ref: Mapping[str, Any], jobs: Jobs) -> Seen:
     """What SLURM's answer says of one ticket's job."""
     if jobs.problem:
         return Seen(Phase.UNKNOWN, jobs.problem, ref["id"])
+    if ref.get("slurm") and jobs.cluster and ref["slurm"] != jobs.cluster:
+        why = f"job {ref['id']} is of the cluster {ref['slurm']}, and this is {jobs.cluster}"
+        return Seen(Phase.UNKNOWN, why, ref["id"])
     job = jobs.of(ref)
+    if job is None and jobs.silent and ref["id"] is None:  # it may have been accepted, and have ended
+        return Seen(Phase.UNKNOWN, jobs.silent)
     if job is None:
         return _absent(ref)
     whole = {**ref, "id": job.id}
@@ -127,8 +158,8 @@ def seen(ref: Mapping[str, Any], jobs: Jobs) -> Seen:
         detail = job.reason if job.reason.startswith(job.state) else job.state
         log = Path(ref["folder"]) / f"{job.id}.log" if "folder" in ref else None
         return Seen(Phase.ENDED, f"SLURM ended job {job.id}: {detail}", job.id, whole, end=ENDS[job.state], log=log)
-    if job.id not in jobs.queued and job.state in (*WAITING, *ACTIVE):
-        why = f"accounting has job {job.id} as {job.state}, and the queue does not know it"
+    if job.id not in jobs.queued and not job.state:
+        why = f"accounting has job {job.id} as {job.reason}, and the queue does not know it"
         return Seen(Phase.UNKNOWN, why, job.id, whole)
     if job.state in WAITING:
         return Seen(Phase.WAITING, why_waiting(job), job.id, whole)

@@ -29,7 +29,7 @@ def job_name(run_dir: Path, number: int) -> str:
 
 
 def script(name: str, layout: Layout, profile: Profile, folder: Path, after: Iterable[str] = ()) -> str:
-    """The batch script of one job: one task a node, which starts torchrun (launch/task.py).
+    """The batch script of one job: one task a node, which starts torchrun (launch/slurm/task.py).
 
     Args:
         name: of the job.
@@ -41,15 +41,35 @@ def script(name: str, layout: Layout, profile: Profile, folder: Path, after: Ite
     Raises:
         ConfigError: the folder's name holds what submitit would replace.
     """
+    given = options(name, layout, profile, folder, list(after))
+    return rendered(_command(layout, folder), _setup(profile, folder), given, layout, profile, folder)
+
+
+def rendered(
+    command: str, before: list[str], given: dict[str, Any], layout: Layout, profile: Profile, folder: Path
+) -> str:
+    """A batch script, as submitit writes it.
+
+    Args:
+        command: what the job runs.
+        before: shell lines that it begins with.
+        given: options of sbatch.
+        layout: has its nodes, with one task on each.
+        profile: has the lead time of SLURM's signal.
+        folder: of this submission.
+
+    Raises:
+        ConfigError: the folder's name holds what submitit would replace.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
     if found := re.search("%[jtAa]", str(folder)):
         raise ConfigError(f"{folder}: SLURM and submitit replace {found[0]} in a path; take another --runs-dir")
     text: str = _make_sbatch_string(
-        command=_command(layout, folder),
+        command=command,
         folder=folder,
-        setup=_setup(profile, folder),
-        additional_parameters=options(name, layout, profile, folder, list(after)),
+        setup=before,
+        additional_parameters=given,
         **dict.fromkeys(("job_name", "time", "wckey")),
         nodes=layout.nodes,
         ntasks_per_node=1,
