@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.launch.slurm.ask import is_inside_job
 from kdcluster.launch.submission import acquire
-from kdcluster.processes import descendants, is_alive, process_record, threads_available
+from kdcluster.processes import descendants, is_alive, kill_tree, process_record, threads_available
 from kdcluster.sweep.room import check_nodes, ray_module
 from kdcluster.sweep.tuning import quiet
 
@@ -35,8 +34,6 @@ DASHBOARD = ("aiohttp_cors", "opencensus")
 REACHED_S = 10.0
 LEASE_S = 120.0
 """How long a job waits for the lock of a sweep whose node has died: file servers keep it a while (NFSv4: 90 s)."""
-GONE_S = 30.0
-"""How long a killed process may take to be gone."""
 
 
 class Session:
@@ -65,16 +62,11 @@ class Session:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_it(LEASE_S if is_inside_job() else 0)
         before = read_json(self._file) or {}
-        left = [record for record in before.get("processes", ()) if is_alive(record)]
-        for record in left:
-            os.kill(record["pid"], signal.SIGKILL)
-        deadline = time.monotonic() + GONE_S
-        while any(map(is_alive, left)) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        left = [pid for record in before.get("processes", ()) for pid in kill_tree(record)]
         if before.get("temp"):
             shutil.rmtree(before["temp"], ignore_errors=True)
         self.note()
-        return [record["pid"] for record in left]
+        return left
 
     def refuse_another(self) -> None:
         """Refuse where a sweep of this experiment is under way, whoever's it is.
