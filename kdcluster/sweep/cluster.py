@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import read_json, write_json
+from kdcluster.files import own_folder, read_json, write_json
 from kdcluster.launch.slurm.ask import is_inside_job
 from kdcluster.launch.submission import acquire
 from kdcluster.processes import descendants, is_alive, kill_tree, process_record, threads_available
@@ -63,8 +63,8 @@ class Session:
         self._lock_it(LEASE_S if is_inside_job() else 0)
         before = read_json(self._file) or {}
         left = [pid for record in before.get("processes", ()) for pid in kill_tree(record)]
-        if before.get("temp"):
-            shutil.rmtree(before["temp"], ignore_errors=True)
+        if (temp := Path(before.get("temp", ""))).parent == own_folder():
+            shutil.rmtree(temp, ignore_errors=True)
         self.note()
         return left
 
@@ -132,7 +132,8 @@ class Session:
             KdclusterError: its dashboard was asked for and is not installed.
         """
         quiet()
-        self.temp = tempfile.mkdtemp(prefix="kdc-", dir="/tmp")  # short: the names of Unix sockets are
+        # In a folder that is closed to others, since Ray opens its own to all; short, as the names of Unix sockets are.
+        self.temp = tempfile.mkdtemp(prefix="", dir=own_folder())
         token = Path(self.temp) / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))

@@ -22,7 +22,7 @@ import pytest
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
-from kdcluster.files import read_json, write_json
+from kdcluster.files import own_folder, read_json, write_json
 from kdcluster.launch.local.gpus import GpuPool
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.status import run_status
@@ -624,6 +624,16 @@ def test_a_sweep_removes_what_an_earlier_one_left_and_no_process_that_got_its_nu
         left.kill()
 
 
+def test_a_sweep_removes_the_files_of_an_earlier_ones_ray_and_no_others(tmp_path: Path) -> None:
+    for temp, goes in ((own_folder() / tmp_path.name, True), (tmp_path / "thesis", False)):
+        temp.mkdir()
+        write_json(tmp_path / "processes.json", {"driver": DEAD, "temp": str(temp), "processes": []})
+        session = cluster.Session(tmp_path)
+        session.begin()
+        session.close()
+        assert temp.exists() is not goes
+
+
 def test_two_sweeps_of_one_experiment_do_not_run_at_once_on_whatever_machines(tmp_path: Path) -> None:
     first = cluster.Session(tmp_path)
     first.begin()
@@ -761,7 +771,92 @@ def test_a_dashboard_that_is_not_installed_is_an_error_before_ray_starts(
     assert not Path(session.temp).exists()
 
 
+@pytest.fixture
+def ray_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a Ray needs in the environment goes with the test."""
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_USAGE_STATS_ENABLED",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    ):
+        monkeypatch.setenv(name, "")
+
+
+LONGEST_SOCKET = "session_2026-11-27_03-00-00_123456_1234567/sockets/dash_UsageStatsHead"
+
+
+@pytest.mark.usefixtures("ray_variables")
+def test_what_ray_opens_to_all_lies_in_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Path] = []
+
+    class Ray:
+        @staticmethod
+        def init(*, _temp_dir: str, **_: object) -> None:
+            folder = Path(_temp_dir)
+            folder.chmod(0o777)  # as ray._common.utils.try_to_create_directory does
+            closed.extend(one for one in (folder, *folder.parents) if one.stat().st_mode & 0o077 == 0)
+            assert Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o077 == 0
+            assert len(str(folder / LONGEST_SOCKET).replace(f"-{os.getuid()}/", f"-{2**32}/")) <= 107  # sun_path's room
+
+        @staticmethod
+        def shutdown() -> None: ...
+
+    monkeypatch.setattr(cluster, "ray_module", lambda: Ray)
+    session = cluster.Session(tmp_path)
+    session.begin()
+    with session.ray_here(0):
+        assert closed == [own_folder()]
+    assert not Path(session.temp).exists()
+
+
 # In SLURM
+
+
+@pytest.mark.usefixtures("ray_variables")
+def test_the_ray_of_a_job_uses_no_folder_that_another_user_may_have_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(allocation.nodes, "names", lambda _: ["node1"])
+    monkeypatch.setattr(allocation, "_own_address", lambda _: "127.0.0.1")
+    monkeypatch.setattr(allocation, "joined", lambda _: (_ for _ in ()).throw(InterruptedError))
+    (tmp_path / ".ray-7-0").mkdir()  # by somebody who has guessed it
+    told: list[tuple[str, int]] = []
+
+    def step(node: str, address: str, name: str) -> subprocess.Popen[bytes]:
+        (folder,) = (one for one in tmp_path.iterdir() if one.name != ".ray-7-0")
+        assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(folder / "token")
+        told.append((name, folder.stat().st_mode & 0o777))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(allocation, "_step", step)
+    for _ in range(2):
+        with pytest.raises(InterruptedError), allocation.ray_on_all_nodes():
+            pass
+    (first, mode), (second, _) = told
+    assert first != second
+    assert mode == 0o700
+    assert list((tmp_path / ".ray-7-0").iterdir()) == []
+    assert [one.name for one in tmp_path.iterdir()] == [".ray-7-0"]
+
+
+def test_a_node_has_its_rays_files_in_the_users_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": "n1", "SLURM_CPUS_ON_NODE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(allocation.nodes, "names", lambda _: ["n1"])
+    monkeypatch.setattr(allocation.signal, "signal", lambda *_: None)
+    started: list[list[str]] = []
+
+    def popen(argv: list[str], **_: object) -> Any:
+        started.append(argv)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(allocation.subprocess, "Popen", popen)
+    assert allocation._node("127.0.0.1:1", "c0ffee11", "n1") == 0
+    assert f"--temp-dir={own_folder()}/c0ffee11" in started[0]
 
 
 def test_a_sweep_as_one_job(tmp_path: Path) -> None:
