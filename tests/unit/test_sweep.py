@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
@@ -29,6 +30,7 @@ from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
+from kdcluster.results import events
 from kdcluster.results.table import ExperimentTable, Row, Table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
@@ -259,7 +261,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Space, list[
     for point, state in zip(made, ("done", "stopped", "done", "failed"), strict=True):
         put(root, point.runs[0], state)
     values = dict(zip((point.ids[0] for point in made), ([50.0, 60.0], [99.0], [70.0, 65.0], []), strict=True))
-    monkeypatch.setattr(report, "values_of", lambda run_dir, metric: values[run_dir.id])
+    monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
     return searched, report.tried(made, searched.sweep, root)
 
 
@@ -489,6 +491,31 @@ def test_a_finished_run_reports_all_its_epochs_at_once(tmp_path: Path, monkeypat
     assert one.run.train.epochs == 2
     assert [one.next() for _ in range(3)] == [(1.0, False), (2.0, False), (3.0, True)]
     assert one.is_done
+
+
+def test_a_trial_reads_its_events_once_however_often_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainee(tmp_path, "planned")
+    one.child = Torchrun(one.run_dir)  # type: ignore[assignment]
+    read: list[int] = []
+    split = events.split
+    monkeypatch.setattr(events, "split", lambda data, *base: read.append(len(data)) or split(data, *base))
+    with SummaryWriter(one.run_dir.events, filename_suffix=".a1") as writer:
+
+        def epoch(number: int) -> None:
+            for step in range(100):
+                writer.add_scalar("train/loss", 1.0, 100 * number + step)
+            writer.add_scalar("val/top1", number, 100 * number + 99)
+            writer.flush()
+
+        looks = iter([*[lambda: None] * 20, lambda: epoch(2)])
+        monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=lambda _: next(looks)()))
+        epoch(1)
+        assert one.next() == (1.0, False)
+        one.run = one.run.model_copy(update={"train": None})  # no word on how many epochs there are
+        assert one.next() == (2.0, False)
+        (path,) = one.run_dir.events.iterdir()
+        assert len(read) > 20
+        assert sum(read) == path.stat().st_size
 
 
 @pytest.mark.parametrize("measured", [[], [1.0], [1.0, 2.0]])
