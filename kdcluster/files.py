@@ -10,14 +10,17 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from kdcluster.errors import KdclusterError
+
 log = logging.getLogger(__name__)
 
+TEMPORARY = Path("/tmp")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
 
@@ -26,6 +29,34 @@ def shipped(relative: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / relative
     return inside if inside.exists() else package.parent / relative
+
+
+def own_folder() -> Path:
+    """This user's folder on this machine, closed to others: /tmp/kdcluster-UID, made where it is not there.
+
+    The same one for all processes of the user, so that locks in it meet: TMPDIR differs from shell to shell, and
+    XDG_RUNTIME_DIR is unset in batch and cron jobs and goes with the last log-out. Its name can be guessed, so
+    whose it is counts: what somebody else has put there is not used.
+
+    Raises:
+        KdclusterError: it is somebody else's, open to others, or no folder.
+    """
+    folder = TEMPORARY / f"kdcluster-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()  # in a sticky /tmp, nobody can put another one in the place of what is ours
+    if not stat.S_ISDIR(found.st_mode):
+        wrong = "is no folder"
+    elif found.st_uid != os.getuid():
+        wrong = f"belongs to another user (uid {found.st_uid})"
+    elif found.st_mode & 0o077:
+        wrong = f"is open to others (mode {stat.S_IMODE(found.st_mode):o})"
+    else:
+        return folder
+    raise KdclusterError(
+        f"{folder} {wrong}; kdcluster keeps its locks and Ray's sockets there, and others must not be able to; "
+        f"remove it (rm -r {folder}), or have its owner or an administrator do so"
+    )
 
 
 @contextmanager

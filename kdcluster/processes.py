@@ -1,12 +1,24 @@
-"""Processes of this machine, so that they can be found again, and the cores that this one may use."""
+"""Processes of this machine, so that they can be found again and ended, and the cores that this one may use.
+
+psutil is imported in the functions that need it: its import takes as long as all of `kdcluster --help` may.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from kdcluster.errors import KdclusterError
+
+GONE_S = 30.0
+"""How long a killed process may take to be gone."""
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def process_record(pid: int) -> dict[str, Any]:
@@ -15,55 +27,118 @@ def process_record(pid: int) -> dict[str, Any]:
 
 
 def process_start_time(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot, or None where it is gone (proc(5), field 22)."""
+    """Start time of a process in clock ticks since boot, or None where it is gone."""
+    found = _stat(pid)
+    return found[1] if found else None
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """(state letter, start time) of a process; None where it is gone, or only waits to be reaped.
+
+    From proc(5), fields 3 and 22: psutil's create_time is in seconds since 1970 and so moves when the clock is set.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]
+    fields = stat.rpartition(b")")[2].decode().split()
+    return None if fields[0] in "ZX" else (fields[0], fields[19])
+
+
+def _state(record: Mapping[str, Any] | None) -> str | None:
+    """The state letter of a recorded process; None where it does not run on this machine (any more)."""
+    if not record or record.get("host") != socket.gethostname():
+        return None
+    found = _stat(record["pid"]) if record.get("pid") else None
+    return found[0] if found and found[1] == record.get("start_time") else None
 
 
 def is_alive(record: Mapping[str, Any] | None) -> bool:
     """Whether a recorded process still runs on this machine."""
-    if not record or record["host"] != socket.gethostname():
-        return False
-    return record["start_time"] is not None and process_start_time(record["pid"]) == record["start_time"]
+    return _state(record) is not None
 
 
 def is_stopped(record: Mapping[str, Any] | None) -> bool:
-    """Whether a recorded process of this machine is there and does nothing: SIGSTOP, a debugger."""
-    if not record or not is_alive(record):
+    """Whether a recorded process is there and can do nothing: stopped (SIGSTOP, a debugger), or its cgroup frozen."""
+    if record is None or (state := _state(record)) is None:
         return False
+    return state in "Tt" or _is_frozen(record["pid"])
+
+
+def _is_frozen(pid: int) -> bool:
+    """Whether the freezer of cgroup v2 holds a process, which then looks asleep."""
     try:
-        stat = Path(f"/proc/{record['pid']}/stat").read_text()
-    except OSError:
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:  # it has ended
         return False
-    return stat.rpartition(")")[2].split()[0] in "Tt"
-
-
-def kill_tree(record: Mapping[str, Any]) -> None:
-    """SIGKILL."""
-    for pid in [record["pid"], *descendants(record["pid"])]:
-        os.kill(pid, 9)
+    for path in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):
+        for tree in (CGROUPS, CGROUPS / "unified"):  # alone, or beside v1
+            events = tree / path / "cgroup.events"
+            if events.is_file() and "frozen 1" in events.read_text().splitlines():
+                return True
+    return False
 
 
 def descendants(pid: int) -> list[int]:
     """The processes below one, all generations, by today's parents."""
-    below: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            stat = path.read_text()
-        except OSError:
-            continue
-        below.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = below.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return sorted(found)
+    import psutil
+
+    try:
+        return sorted(child.pid for child in psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_tree(record: Mapping[str, Any] | None, *, spare: Collection[int] = ()) -> list[int]:
+    """SIGKILL a recorded process and all below it, and wait until they are gone; returns the pids of those it killed.
+
+    They are stopped first, from the top, so that none starts another one unseen: whom a kill orphans nobody finds.
+
+    Args:
+        record: the process at the top; nothing is done where it is gone.
+        spare: pids that are left alone, with what is below them, as this process always is.
+
+    Raises:
+        KdclusterError: some are still there after GONE_S.
+    """
+    spared = {os.getpid(), *spare}
+    if record is None or not is_alive(record) or record["pid"] in spared:
+        return []
+    tree = {record["pid"]: record}
+    try:
+        _signal(record, signal.SIGSTOP)
+        while (new := _below(record["pid"], spared) - tree.keys()) and is_alive(record):
+            for pid in new:
+                tree[pid] = process_record(pid)
+                _signal(tree[pid], signal.SIGSTOP)
+    finally:  # whatever interrupts: nobody would wake those that are stopped
+        killed = [pid for pid, one in tree.items() if _signal(one, signal.SIGKILL)]
+    deadline = time.monotonic() + GONE_S
+    while left := [pid for pid, one in tree.items() if is_alive(one)]:
+        if time.monotonic() > deadline:
+            raise KdclusterError(
+                f"killed, and still there after {GONE_S:g} s: process {', '.join(map(str, sorted(left)))}; it is "
+                f"another user's, waits for a disk, or its cgroup is frozen (`ps -o user,stat,wchan -p PID` says)"
+            )
+        time.sleep(0.02)
+    return sorted(killed)
+
+
+def _below(pid: int, spared: Collection[int]) -> set[int]:
+    """The processes below one, without those that are spared and what is below them."""
+    below = set(descendants(pid))
+    for kept in below & set(spared):
+        below -= {kept, *descendants(kept)}
+    return below
+
+
+def _signal(record: Mapping[str, Any], number: int) -> bool:
+    """Whether a recorded process was there and could be sent a signal."""
+    if is_alive(record):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(record["pid"], number)
+            return True
+    return False
 
 
 def threads_available() -> int:

@@ -10,7 +10,7 @@ import pytest
 
 INHERITED = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"),
-    *("CUDA_VISIBLE_DEVICES", "COLUMNS", "NO_COLOR", "FORCE_COLOR"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "COLUMNS", "NO_COLOR", "FORCE_COLOR"),
 )
 """What an enclosing torchrun, scheduler or shell may leave behind; PREFIXES name whole families."""
 PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "SBATCH_", "SQUEUE_", "SUBMITIT_", "KDCLUSTER_")

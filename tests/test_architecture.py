@@ -48,6 +48,7 @@ RANKS: dict[str, float] = {
 """A room imports itself and rooms of a lower rank; those of one rank are strangers. A new room belongs here."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray", "submitit", "matplotlib", "rich", "tensorboard", "numpy"}
+HEAVY |= {"psutil", "pynvml"}
 
 LONG = {
     "experiment/config.py": "every field of an experiment file stands in one place",

@@ -42,7 +42,7 @@ def _gpus() -> Finding:
         gpus = visible_gpus()
     except KdclusterError as error:
         return Finding("gpus", False, str(error), "mend the driver, or hide the GPUs with CUDA_VISIBLE_DEVICES=")
-    return Finding("gpus", True, f"{len(gpus)} visible to nvidia-smi" if gpus else "none: runs use the CPU")
+    return Finding("gpus", True, f"{len(gpus)} visible to the driver" if gpus else "none: runs use the CPU")
 
 
 def _existing(folder: Path) -> Path:
@@ -96,7 +96,7 @@ def _torch_side(plan: Plan | None, data_dir: Path) -> Iterator[Finding]:
     yield Finding("torch", True, f"{torch['version']}, {torch['devices'] or 'CPU only'}")
     visible = visible_gpus()
     if visible and not torch["devices"]:
-        yield Finding("cuda", False, "nvidia-smi shows GPUs, torch sees none", "install a CUDA build of torch")
+        yield Finding("cuda", False, "the driver shows GPUs, torch sees none", "install a CUDA build of torch")
     if plan:
         yield Finding("models", True, ", ".join(sorted({run.model.model for run in plan.runs})))
     for note in found["notes"]:

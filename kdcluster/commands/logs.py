@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from kdcluster.runs import RunDir
 from kdcluster.states import ENDED, State
 
 POLL_S = 0.2
+ASK_S = 1.0
+"""How often the run's state is asked for, which costs more than a look at its files."""
 
 
 def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> Iterator[str]:
@@ -26,9 +29,10 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
     """
     read: dict[Path, int] = {}
     said: set[tuple[int, bool]] = set()
+    ended, asked = False, -math.inf
     while True:
-        # asked before reading, so that nothing is missed
-        ended = run_status(run_dir, KNOWN_S).state in (*ENDED, State.PLANNED)
+        if time.monotonic() >= asked + ASK_S:  # before reading, so that nothing is missed
+            ended, asked = run_status(run_dir, KNOWN_S).state in (*ENDED, State.PLANNED), time.monotonic()
         if rank is None:
             for path in sorted(run_dir.path.glob("slurm/*/*.log"), key=lambda path: int(path.stem)):
                 yield from (f"[job {path.stem}] {line}" for line in _new(path, read, ended or not follow))

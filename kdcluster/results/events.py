@@ -1,29 +1,21 @@
-"""TensorBoard event files to scalars, with every lost byte reported.
-
-A file is a row of records, little-endian: length (uint64), masked CRC32C of the length, data, masked CRC32C
-of the data (tensorflow/core/lib/io/record_writer.h). TensorBoard's own reader stops without a word at the
-first wrong checksum, so one flipped bit costs it the rest of the run; this one looks for the next header.
-"""
+"""TensorBoard event files to scalars, with every lost byte reported; read on while a run writes."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import google_crc32c
 from tensorboard.compat.proto import event_pb2
 
+from kdcluster.results.frames import Frames, split
 from kdcluster.wording import count
 
-_HEADER = struct.Struct("<QI")
-_CHECKSUM = struct.Struct("<I")
-_FRAME = _HEADER.size + _CHECKSUM.size
 _SESSION_LOG_KEY = ":"
 """First byte of Event.session_log on the wire (field 7): a record without it cannot hold one."""
 _DT_FLOAT = 1
@@ -54,17 +46,6 @@ class Scalars:
     """Files that end inside a record: no damage while the run is alive, or where an attempt was killed."""
 
 
-@dataclass(frozen=True)
-class Frames:
-    """The records of one file, and what is not one."""
-
-    records: list[bytes]
-    lost: list[tuple[int, int]]
-    """Damaged places as (offset, size), in bytes."""
-    tail: int
-    """Bytes of an unfinished last record; 0: the file ends with a whole one."""
-
-
 def read_scalars(folder: Path, prefixes: Sequence[str] = ("test/", "val/")) -> Scalars:
     """All scalars of a run whose tag begins with one of `prefixes`, over all files of its `events/` folder.
 
@@ -73,25 +54,91 @@ def read_scalars(folder: Path, prefixes: Sequence[str] = ("test/", "val/")) -> S
     writers, or a damaged START) that is reported. Values that are not finite, and a top1 or top5 outside
     0..100 (percent), are reported and left out. A folder that is not there holds nothing.
     """
-    history = _History(tuple(prefixes))
-    problems: list[str] = []
-    incomplete: list[str] = []
-    for path in event_files(folder):
-        try:
-            frames = split(path.read_bytes())
-        except OSError as error:
-            problems.append(f"{path.name}: cannot be read: {error.strerror}")
-            continue
-        if frames.lost:
-            size, first = sum(size for _, size in frames.lost), frames.lost[0][0]
-            where = f"{count(len(frames.lost), 'damaged place')}, the first at byte {first}"
-            problems.append(f"{path.name}: {count(size, 'byte')} lost in {where}")
-        if frames.tail:
-            incomplete.append(f"{path.name}: ends inside a record, after {count(frames.tail, 'byte')} of it")
+    return Follower(folder, prefixes).look()
+
+
+@dataclass
+class _Read:
+    """What has been read of one file."""
+
+    inode: int = 0
+    size: int = 0
+    frames: Frames = field(default_factory=lambda: Frames([], [], 0, 0, False))
+    """Of the last look, from where the one before was settled."""
+    lost: list[tuple[int, int]] = field(default_factory=list)
+    """Damaged places before that."""
+
+
+class Follower:
+    """`read_scalars` again and again while a run writes: each look goes on from where the last one ended.
+
+    It gives what reading everything would, and does that where another file than the newest has changed, or where
+    damage leaves open which records there are.
+    """
+
+    def __init__(self, folder: Path, prefixes: Sequence[str] = ("test/", "val/")) -> None:
+        self.folder, self._prefixes = folder, tuple(prefixes)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._history = _History(self._prefixes)
+        self._files: dict[Path, _Read] = {}
+        self._again = False
+
+    def look(self) -> Scalars:
+        """What there is now."""
+        files = event_files(self.folder)
+        if self._again or not self._only_grown(files):
+            self._begin()
+        newest = next(reversed(self._files), None)
+        problems: list[str] = []
+        incomplete: list[str] = []
+        for path in files:
+            try:
+                if path == newest or path not in self._files:
+                    self._read_on(path)
+            except OSError as error:
+                problems.append(f"{path.name}: cannot be read: {error.strerror}")
+                self._again = True
+                continue
+            read = self._files[path]
+            if lost := [*read.lost, *read.frames.lost]:
+                where = f"{count(len(lost), 'damaged place')}, the first at byte {lost[0][0]}"
+                problems.append(f"{path.name}: {count(sum(size for _, size in lost), 'byte')} lost in {where}")
+            if tail := read.frames.tail:
+                incomplete.append(f"{path.name}: ends inside a record, after {count(tail, 'byte')} of it")
+        points, odd = self._history.sound()
+        return Scalars(points, (*problems, *odd), tuple(incomplete))
+
+    def _only_grown(self, files: Sequence[Path]) -> bool:
+        """Whether all that was read is still there, and what is new stands behind it."""
+        known = list(self._files)
+        if files[: len(known)] != known:
+            return False
+        for path, read in self._files.items():
+            try:
+                now = path.stat()
+            except OSError:
+                return False
+            grown = now.st_size > read.size and path == known[-1]
+            if now.st_ino != read.inode or not (grown or now.st_size == read.size):
+                return False
+        return True
+
+    def _read_on(self, path: Path) -> None:
+        with path.open("rb") as file:
+            read = self._files.get(path, _Read())
+            base = read.frames.settled
+            file.seek(base)
+            data = file.read()
+            read.inode, read.size = os.fstat(file.fileno()).st_ino, base + len(data)
+        read.lost += [place for place in read.frames.lost if place[0] < base]
+        frames = split(data, base)
         for record in frames.records:
-            history.take(record, attempt_of(path))
-    points, odd = history.sound()
-    return Scalars(points, (*problems, *odd), tuple(incomplete))
+            self._history.take(record, attempt_of(path))
+        read.frames = replace(frames, records=[])
+        self._files[path] = read
+        self._again |= frames.open
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -107,67 +154,6 @@ def attempt_of(path: Path) -> int:
     """The attempt in an event file's name (suffix `.a<attempt>`), or 0."""
     match = re.search(r"\.a(\d+)$", path.name)
     return int(match[1]) if match else 0
-
-
-def split(data: bytes) -> Frames:
-    """The records of a file whose checksums hold; after a wrong one, on from the next valid header."""
-    records: list[bytes] = []
-    lost: list[tuple[int, int]] = []
-    at = 0
-    while at < len(data):
-        record = _record(data, at)
-        if record is not None:
-            records.append(record)
-            at += len(record) + _FRAME
-            continue
-        following = _next_header(data, at + 1)
-        if following == len(data) and _begun(data, at):
-            return Frames(records, lost, following - at)
-        lost.append((at, following - at))
-        at = following
-    return Frames(records, lost, 0)
-
-
-def _record(data: bytes, at: int) -> bytes | None:
-    """The record that begins at `at`, or None where it is not whole or a checksum is wrong."""
-    begin = at + _HEADER.size
-    length = _length(data[at:begin])
-    if length is None or begin + length + _CHECKSUM.size > len(data):
-        return None
-    record = data[begin : begin + length]
-    (checksum,) = _CHECKSUM.unpack_from(data, begin + length)
-    return record if _masked(record) == checksum else None
-
-
-def _begun(data: bytes, at: int) -> bool:
-    """Whether what stands from `at` to the end is the beginning of a record that is still being written."""
-    length = _length(data[at : at + _HEADER.size])
-    return len(data) - at < (_HEADER.size if length is None else length + _FRAME)
-
-
-@lru_cache(maxsize=4096)
-def _length(header: bytes) -> int | None:
-    """The length in bytes that a valid header gives; remembered, since a run's records have few lengths."""
-    if len(header) < _HEADER.size:
-        return None
-    length, checksum = _HEADER.unpack(header)
-    return int(length) if _masked(header[:8]) == checksum else None
-
-
-def _next_header(data: bytes, start: int) -> int:
-    """Where the next valid header begins, or the end; a length below 4 GB has four zeros above."""
-    at = data.find(b"\0\0\0\0", start + 4)
-    while at >= 0:
-        if _length(data[at - 4 : at + 8]) is not None:
-            return at - 4
-        at = data.find(b"\0\0\0\0", at + 1)
-    return len(data)
-
-
-def _masked(data: bytes) -> int:
-    """TensorFlow's masked CRC32C (tensorflow/core/lib/hash/crc32c.h)."""
-    crc: int = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @dataclass

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import shipped
+from kdcluster.files import own_folder, shipped
 from kdcluster.launch.agent import dies_with
 from kdcluster.launch.slurm import ask, nodes, ownjob
 from kdcluster.sweep.cluster import joined
@@ -38,7 +39,8 @@ END_S = 20.0
 def main(kdcluster: Callable[..., object]) -> None:
     """`jobs/sweep.py ARGS`: on the first node, `kdcluster sweep ARGS` (the given command) in a Ray on all nodes.
 
-    `jobs/sweep.py --node ADDRESS TEMP HOST`: on each node, its part of that Ray (HOST is where the first one is).
+    `jobs/sweep.py --node ADDRESS NAME HOST`: on each node, its part of that Ray, which has its files in the user's own
+    folder there, under NAME (HOST is where the first one is).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if sys.argv[1:2] == ["--node"]:
@@ -68,19 +70,21 @@ def main(kdcluster: Callable[..., object]) -> None:
 @contextmanager
 def ray_on_all_nodes() -> Iterator[str]:
     """The address of a Ray on every node of this job; this process has joined it on the first node."""
-    folder = Path(os.environ.get("KDCLUSTER_RAY_DIR") or Path.cwd()) / f".ray-{ownjob.number()}-{ownjob.restarts()}"
-    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-    token = folder / "token"
+    base = Path(os.environ.get("KDCLUSTER_RAY_DIR") or Path.cwd())
+    base.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=f".ray-{ownjob.number()}-", dir=base)  # new: in a shared place, others may guess
+    token = Path(folder) / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     first, *others = nodes.names(os.environ["SLURM_JOB_NODELIST"])
-    address, temp = f"{_own_address(first)}:{_free_port()}", f"/tmp/kdc-{ownjob.number()}-{ownjob.restarts()}"
-    steps = {first: _step(first, address, temp)}
+    address, name = f"{_own_address(first)}:{_free_port()}", secrets.token_hex(4)
+    temp = own_folder() / name
+    steps = {first: _step(first, address, name)}
     try:
         _until(lambda: _answers(address) or steps[first].poll() is not None)
         with joined(address):  # before other nodes are there: then this process hangs on no other node
-            steps |= {node: _step(node, address, temp) for node in others}
+            steps |= {node: _step(node, address, name) for node in others}
             import ray
 
             def there() -> bool:
@@ -118,18 +122,23 @@ def _watch(head: subprocess.Popen[bytes], ending: threading.Event) -> None:
         os._exit(1)
 
 
-def _step(node: str, address: str, temp: str) -> subprocess.Popen[bytes]:
+def _step(node: str, address: str, name: str) -> subprocess.Popen[bytes]:
     """One node's part of the Ray."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     argv = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--cpu-bind=none", "--unbuffered"]
     argv += [f"--cpus-per-task={cpus}"] if cpus else []
-    argv += [sys.executable, "-uP", str(shipped("jobs/sweep.py")), "--node", address, temp, socket.gethostname()]
-    env = {name: value for name, value in os.environ.items() if name not in ("SLURM_NODELIST", "SLURM_NNODES")}
+    argv += [sys.executable, "-uP", str(shipped("jobs/sweep.py")), "--node", address, name, socket.gethostname()]
+    env = {key: value for key, value in os.environ.items() if key not in ("SLURM_NODELIST", "SLURM_NNODES")}
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=env, preexec_fn=dies_with(os.getpid()))
 
 
-def _node(address: str, temp: str, first_host: str) -> int:
-    """In a step: Ray with what this job has on this node, until it is told to end."""
+def _node(address: str, name: str, first_host: str) -> int:
+    """In a step: Ray with what this job has on this node, until it is told to end.
+
+    Raises:
+        KdclusterError: this user's folder on this node is not closed to others; Ray opens its own, inside, to all.
+    """
+    temp = own_folder() / name  # the same path on each node, as Ray wants it
     is_first = os.environ["SLURMD_NODENAME"] == nodes.names(os.environ["SLURM_JOB_NODELIST"])[0]
     cores = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ["SLURM_CPUS_ON_NODE"]
     shown = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import acquire, read_json, write_json
+from kdcluster.files import acquire, own_folder, read_json, write_json
 from kdcluster.launch.slurm.ask import is_inside_job
-from kdcluster.processes import descendants, is_alive, process_record, threads_available
+from kdcluster.processes import descendants, is_alive, kill_tree, process_record, threads_available
 from kdcluster.sweep.room import check_nodes, ray_module
 from kdcluster.sweep.tuning import quiet
 
@@ -34,8 +33,6 @@ DASHBOARD = ("aiohttp_cors", "opencensus")
 REACHED_S = 10.0
 LEASE_S = 120.0
 """How long a job waits for the lock of a sweep whose node has died: file servers keep it a while (NFSv4: 90 s)."""
-GONE_S = 30.0
-"""How long a killed process may take to be gone."""
 
 
 class Session:
@@ -64,16 +61,11 @@ class Session:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_it(LEASE_S if is_inside_job() else 0)
         before = read_json(self._file) or {}
-        left = [record for record in before.get("processes", ()) if is_alive(record)]
-        for record in left:
-            os.kill(record["pid"], signal.SIGKILL)
-        deadline = time.monotonic() + GONE_S
-        while any(map(is_alive, left)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if before.get("temp"):
-            shutil.rmtree(before["temp"], ignore_errors=True)
+        left = [pid for record in before.get("processes", ()) for pid in kill_tree(record)]
+        if (temp := Path(before.get("temp", ""))).parent == own_folder():
+            shutil.rmtree(temp, ignore_errors=True)
         self.note()
-        return [record["pid"] for record in left]
+        return left
 
     def refuse_another(self) -> None:
         """Refuse where a sweep of this experiment is under way, whoever's it is.
@@ -139,7 +131,8 @@ class Session:
             KdclusterError: its dashboard was asked for and is not installed.
         """
         quiet()
-        self.temp = tempfile.mkdtemp(prefix="kdc-", dir="/tmp")  # short: the names of Unix sockets are
+        # In a folder that is closed to others, since Ray opens its own to all; short, as the names of Unix sockets are.
+        self.temp = tempfile.mkdtemp(prefix="", dir=own_folder())
         token = Path(self.temp) / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))

@@ -14,6 +14,7 @@ from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Sweep
 from kdcluster.files import write_output
 from kdcluster.launch.status import statuses_of
+from kdcluster.results.events import Follower
 from kdcluster.results.table import Table
 from kdcluster.runs import RunDir
 from kdcluster.states import State
@@ -55,7 +56,7 @@ def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
     found, well = [], (State.DONE, State.STOPPED)
     for point in chosen:
         run_dirs = [RunDir(root, run_id) for run_id in point.ids]
-        measured = [values_of(run_dir, sweep.metric) for run_dir in run_dirs]
+        measured = [values_of(Follower(run_dir.events, (sweep.metric,)), sweep.metric) for run_dir in run_dirs]
         values = [best(values) for values in measured if values]
         whole = len(values) == len(run_dirs)
         spread = statistics.stdev(values) if len(values) > 1 else None

@@ -16,7 +16,7 @@ from kdcluster.launch.child import Child
 from kdcluster.launch.status import KNOWN_S, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
-from kdcluster.results.events import read_scalars
+from kdcluster.results.events import Follower
 from kdcluster.runs import RunDir
 from kdcluster.states import INTERRUPTED, LIVE, State
 from kdcluster.sweep.points import Point
@@ -66,6 +66,7 @@ class Trainee:
 
     def __init__(self, run: Run, values: dict[str, Any], order: Order) -> None:
         self.run_dir, self.run, self.values, self.order = RunDir(order.root, run.id), run, values, order
+        self.events = Follower(self.run_dir.events, (order.metric,))
         self.reported = 0
         self.child: Child | None = None
 
@@ -111,7 +112,7 @@ class Trainee:
         """
         while True:
             ended = self._ended()  # before the look at what it wrote
-            measured = values_of(self.run_dir, self.order.metric)
+            measured = values_of(self.events, self.order.metric)
             whole = self.run.train is not None and len(measured) >= self.run.train.epochs
             last = self.reported + 1 == len(measured)
             if len(measured) > self.reported and not (last and (ended or whole)):
@@ -174,9 +175,9 @@ class Trainee:
         return status.state not in LIVE or bool(status.unknown)
 
 
-def values_of(run_dir: RunDir, metric: str) -> list[float]:
+def values_of(events: Follower, metric: str) -> list[float]:
     """A metric of each epoch so far."""
-    return [point.value for point in read_scalars(run_dir.events, (metric,)).points.get(metric, [])]
+    return [point.value for point in events.look().points.get(metric, [])]
 
 
 def note_stopped(point: Point, order: Order) -> None:

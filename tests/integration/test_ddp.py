@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdcluster.launch.torchrun import Layout, command, environment
 from kdcluster.plan import Run
-from kdcluster.results import events
+from kdcluster.results import events, frames
 from kdcluster.runs import RunDir
 from kdcluster.train import data, models
 from kdcluster.train.distributed import World
@@ -232,7 +232,7 @@ def test_the_events_of_a_run_on_two_ranks(trained):
     for point in found.points["perf/data_wait_pct"]:
         assert 0 <= point.value <= 100
     plugins = set()
-    for record in events.split(path.read_bytes()).records:
+    for record in frames.split(path.read_bytes()).records:
         for value in event_pb2.Event.FromString(record).summary.value:
             if value.metadata.plugin_data.plugin_name == "hparams":
                 plugins.add(value.tag)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kdcluster.files import own_folder
 from kdcluster.runs import RunDir, run_dirs
 from tests.desk import NEEDS_SLURM, Desk, desks, dev_cluster, wait_until
 from tests.tiny import TINY_MODELS
@@ -58,7 +59,9 @@ def test_a_sweep_uses_both_nodes_and_goes_on_without_one(desk: Callable[..., Des
 
     wait_until(lambda: on_node(here, "node1"))
     lost = wait_until(lambda: on_node(here, "node2"))
-    token = here.root / ".sweeps" / "tiny" / "slurm" / "1" / f".ray-{job}-0" / "token"
+    (token,) = (here.root / ".sweeps" / "tiny" / "slurm" / "1").glob(f".ray-{job}-*/token")
+    temp = own_folder() / _told_to_the_nodes(here)
+    assert temp.is_dir()
     assert token.stat().st_mode & 0o777 == 0o600
     here.slurm("scontrol", "update", "nodename=node2", "state=down", "reason=test")
     wait_until(lambda: len(lost.attempts()) == 2)
@@ -74,7 +77,13 @@ def test_a_sweep_uses_both_nodes_and_goes_on_without_one(desk: Callable[..., Des
     assert [row["state"] for row in document["trials"]] == ["done"] * 4
     assert {len(one.attempts()) for one in run_dirs(here.root) if one.id.startswith("teacher")} == {1}
     assert not token.parent.exists()
-    assert not Path(f"/tmp/kdc-{job}-0").exists()
+    assert not temp.exists()
+
+
+def _told_to_the_nodes(desk: Desk) -> str:
+    """The name under which each node has its Ray's files, from the arguments of the first node's step."""
+    lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0") for pid in desk.processes()]
+    return next(words[words.index("--node") + 2] for words in lines if "--node" in words)
 
 
 def _state(desk: Desk, job: str) -> Any:

@@ -1,7 +1,10 @@
 """Event files: everything that was written is read, and nothing that was damaged passes for a value."""
 
+import io
 import math
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +17,10 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from kdcluster.results.events import attempt_of, event_files, read_scalars, split
+from kdcluster.files import write_aside
+from kdcluster.results import events as module
+from kdcluster.results.events import Follower, attempt_of, event_files, read_scalars
+from kdcluster.results.frames import split
 
 NAME = "events.out.tfevents.1700000000.host.1.0.a1"
 
@@ -351,3 +357,128 @@ def test_impossible_values_that_were_purged_are_not_reported(tmp_path):
 def test_the_bounds_of_an_accuracy_are_possible(tmp_path):
     write(tmp_path, [scalar("test/top1", 1, 0.0), scalar("test/top1", 2, 100.0)])
     assert values(read_scalars(tmp_path)) == {1: 0.0, 2: 100.0}
+
+
+# --- read on while a run writes
+
+
+def content(events):
+    with io.BytesIO() as file:
+        writer = RecordWriter(file)
+        for event in events:
+            writer.write(event.SerializeToString())
+        return file.getvalue()
+
+
+def embedded(step):
+    """A record that holds another one: where the outer one is not whole, the inner one counts, until it is."""
+    inner = content(top1([step]))
+    event = scalar("test/top1", step, 1.0)
+    event.summary.value.add(tag="test/note").tensor.CopyFrom(TensorProto(dtype=7, string_val=[inner, inner]))
+    return event
+
+
+STEPS = st.integers(0, 30)
+EVENT = st.one_of(
+    st.builds(
+        lambda step, value: scalar("test/top1", step, value), STEPS, st.sampled_from([1.0, 2.0, math.nan, 101.0])
+    ),
+    st.builds(lambda step: scalar("train/loss", step, 1.0), STEPS),
+    st.builds(start, STEPS),
+    st.builds(embedded, STEPS),
+)
+
+
+@st.composite
+def grown(draw):
+    """(file, bytes that it is given) one after the other: events, damaged here and there, in pieces of any size.
+
+    Mostly one attempt after the other, sometimes two at once.
+    """
+    pieces = []
+    for attempt in range(1, draw(st.integers(1, 3)) + 1):
+        data = bytearray(content(draw(st.lists(EVENT, max_size=8))))
+        for _ in range(draw(st.integers(0, 2)) if data else 0):
+            at = draw(st.integers(0, len(data) - 1))
+            change = draw(st.sampled_from(["flip", "cut out", "nuls", "cut off"]))
+            if change == "flip":
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            else:
+                until = len(data) if change == "cut off" else at + draw(st.integers(0, 80))
+                data[at:until] = bytes(20) if change == "nuls" else b""
+            if not data:
+                break
+        ends = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
+        bounds = zip([0, *ends], [*ends, len(data)], strict=True)
+        pieces.append([(f"events.out.tfevents.1700000000.h.1.0.a{attempt}", bytes(data[a:b])) for a, b in bounds])
+    if draw(st.booleans()):
+        return [piece for file in pieces for piece in file]
+    order = draw(st.permutations([number for number, file in enumerate(pieces) for _ in file]))
+    left = [iter(file) for file in pieces]
+    return [next(left[number]) for number in order]
+
+
+@settings(max_examples=400, deadline=None)
+@given(grown())
+def test_however_files_grow_each_look_gives_what_reading_everything_gives(pieces):
+    with tempfile.TemporaryDirectory() as name:
+        follower = Follower(Path(name))
+        for file, data in pieces:
+            with (Path(name) / file).open("ab") as open_file:
+                open_file.write(data)
+            assert repr(follower.look()) == repr(read_scalars(Path(name)))  # as text, for the sake of nan
+        assert repr(follower.look()) == repr(read_scalars(Path(name)))
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """How many bytes each reading of a file took."""
+    sizes = []
+    monkeypatch.setattr(module, "split", lambda data, base: sizes.append(len(data)) or split(data, base))
+    return sizes
+
+
+def test_a_look_reads_only_what_is_new(tmp_path, bytes_read):
+    path = write(tmp_path, top1(range(500)))
+    whole = path.read_bytes()
+    follower = Follower(tmp_path)
+    path.write_bytes(whole[:-10])
+    assert len(values(follower.look())) == 499
+    path.write_bytes(whole)
+    assert len(values(follower.look())) == 500
+    assert len(values(follower.look())) == 500
+    record = len(whole) - offsets(path)[-1]
+    assert bytes_read == [len(whole) - 10, record, 0]
+    write(tmp_path, [start(499), *top1([499], 1.0)], NAME.replace(".a1", ".a2"))
+    assert values(follower.look())[499] == 499 / 8 + 1.0
+    assert sum(bytes_read[3:]) < 4 * record
+
+
+@pytest.mark.parametrize("what", ["shrank", "was replaced", "is gone", "an older one grew", "one came in between"])
+def test_what_did_not_just_grow_is_read_again(tmp_path, what):
+    names = [NAME.replace(".a1", f".a{attempt}") for attempt in (1, 3)]
+    older, newer = (write(tmp_path, top1(range(9), offset), name) for offset, name in enumerate(names))
+    follower = Follower(tmp_path)
+    follower.look()
+    data = content(top1(range(5, 30), 7.0))
+    if what == "shrank":
+        newer.write_bytes(data[:200])
+    elif what == "was replaced":
+        write_aside(newer, data)
+    elif what == "is gone":
+        newer.unlink()
+    elif what == "an older one grew":
+        older.write_bytes(older.read_bytes() + data)
+    else:
+        (tmp_path / NAME.replace(".a1", ".a2")).write_bytes(data)
+    assert follower.look() == read_scalars(tmp_path)
+
+
+def test_a_file_that_can_be_read_again_is_read(tmp_path):
+    (tmp_path / NAME).mkdir()
+    follower = Follower(tmp_path)
+    assert follower.look().problems == (f"{NAME}: cannot be read: Is a directory",)
+    (tmp_path / NAME).rmdir()
+    write(tmp_path, top1(range(3)))
+    assert len(values(follower.look())) == 3
+    assert follower.look().problems == ()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcluster import files
+from kdcluster.errors import KdclusterError
 
 
 def cache() -> list[Path]:
@@ -216,6 +217,54 @@ def test_what_is_no_image_folder(tmp_path: Path) -> None:
     )
     images(tmp_path, "test/dog/a.png", *(f"train/{name}/a.png" for name in "bcdefg"))
     assert files.image_folder_problem(tmp_path) is None
+
+
+# A folder of one's own in /tmp
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /tmp, and in it the place of this user's folder, which is not there."""
+    monkeypatch.setattr(files, "TEMPORARY", tmp_path)
+    return tmp_path / f"kdcluster-{os.getuid()}"
+
+
+def test_a_folder_of_ones_own_is_closed_to_others_and_always_the_same(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0)
+    try:
+        assert files.own_folder() == temporary
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+    for name in ("TMPDIR", "XDG_RUNTIME_DIR", "HOME"):
+        monkeypatch.setenv(name, "/elsewhere")
+    assert files.own_folder() == temporary
+
+
+@pytest.mark.parametrize("made", ["a link to a folder", "a file", "open to its group", "another user's"])
+def test_what_somebody_else_may_have_put_there_is_refused(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    if made == "a link to a folder":
+        (tmp_path / "trap").mkdir(mode=0o700)
+        temporary.symlink_to("trap")
+        said = "is no folder"
+    elif made == "a file":
+        temporary.touch()
+        said = "is no folder"
+    elif made == "open to its group":
+        temporary.mkdir()
+        temporary.chmod(0o750)
+        said = r"is open to others \(mode 750\)"
+    else:
+        uid = os.getuid() + 1
+        monkeypatch.setattr(files.os, "getuid", lambda: uid)
+        (tmp_path / f"kdcluster-{uid}").mkdir(mode=0o700)
+        said = rf"kdcluster-{uid} belongs to another user \(uid {uid - 1}\)"
+    with pytest.raises(KdclusterError, match=f"{said}; .*; remove it"):
+        files.own_folder()
 
 
 # What ships

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kdcluster.commands import logs
 from kdcluster.commands.logs import lines
+from kdcluster.launch.status import Status
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 from tests.fabricated import DEAD, LIVE, ended, put, started
 from tests.tiny import make_run
 
@@ -24,11 +27,16 @@ def run_dir(tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """What happens between two looks, one step each; a look more than there are steps fails."""
+    """What happens between two looks, a second apart, one step each; a look more than there are steps fails."""
 
-    def set_up(*steps: Callable[[], object]) -> None:
-        left = list(steps)
-        monkeypatch.setattr(logs.time, "sleep", lambda _: left.pop(0)())
+    def set_up(*steps: Callable[[], object], apart_s: float = 1.0) -> None:
+        left, now = list(steps), [0.0]
+
+        def sleep(_: float) -> None:
+            now[0] += apart_s
+            left.pop(0)()
+
+        monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
 
     return set_up
 
@@ -102,6 +110,30 @@ def test_follow_shows_lines_as_they_come(run_dir: RunDir, script: Script) -> Non
     assert next(following) == "[attempt 1 rank 0] one"
     assert next(following) == "[attempt 1 rank 1] other"
     assert list(following) == []
+
+
+def test_the_files_are_looked_at_often_and_the_state_is_asked_for_once_a_second(
+    run_dir: RunDir, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a question to SLURM."""
+    attempt = started(run_dir, agent=LIVE)
+    asked: list[State] = []
+    ask = logs.run_status
+
+    def run_status(run_dir: RunDir, within_s: float = 0.0) -> Status:
+        status = ask(run_dir)
+        asked.append(status.state)
+        return status
+
+    monkeypatch.setattr(logs, "run_status", run_status)
+    steps = [say(attempt.log(0), f"{number}\n") for number in range(12)]
+    script(*steps, lambda: ended(attempt, "done"), *[lambda: None] * 5, apart_s=logs.POLL_S)
+    following = lines(run_dir, follow=True)
+    for number in range(12):
+        assert next(following) == f"[attempt 1 rank 0] {number}"
+        assert len(asked) <= 1 + (number + 1) * logs.POLL_S / logs.ASK_S
+    assert list(following) == []
+    assert asked[-1] == State.DONE
 
 
 def test_follow_goes_on_into_the_next_attempt(run_dir: RunDir, script: Script) -> None:

@@ -18,11 +18,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
-from kdcluster.files import read_json, write_json
+from kdcluster.files import own_folder, read_json, write_json
 from kdcluster.history import history
 from kdcluster.launch import child
 from kdcluster.launch.local.gpus import GpuPool
@@ -31,6 +32,7 @@ from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
+from kdcluster.results import events
 from kdcluster.results.table import ExperimentTable, Row, Table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
@@ -261,7 +263,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Space, list[
     for point, state in zip(made, ("done", "stopped", "done", "failed"), strict=True):
         put(root, point.runs[0], state)
     values = dict(zip((point.ids[0] for point in made), ([50.0, 60.0], [99.0], [70.0, 65.0], []), strict=True))
-    monkeypatch.setattr(report, "values_of", lambda run_dir, metric: values[run_dir.id])
+    monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
     return searched, report.tried(made, searched.sweep, root)
 
 
@@ -512,6 +514,31 @@ def test_a_finished_run_reports_all_its_epochs_at_once(tmp_path: Path, monkeypat
     assert one.is_done
 
 
+def test_a_trial_reads_its_events_once_however_often_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainee(tmp_path, "planned")
+    one.child = Torchrun(one.run_dir)  # type: ignore[assignment]
+    read: list[int] = []
+    split = events.split
+    monkeypatch.setattr(events, "split", lambda data, *base: read.append(len(data)) or split(data, *base))
+    with SummaryWriter(one.run_dir.events, filename_suffix=".a1") as writer:
+
+        def epoch(number: int) -> None:
+            for step in range(100):
+                writer.add_scalar("train/loss", 1.0, 100 * number + step)
+            writer.add_scalar("val/top1", number, 100 * number + 99)
+            writer.flush()
+
+        looks = iter([*[lambda: None] * 20, lambda: epoch(2)])
+        monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=lambda _: next(looks)()))
+        epoch(1)
+        assert one.next() == (1.0, False)
+        one.run = one.run.model_copy(update={"train": None})  # no word on how many epochs there are
+        assert one.next() == (2.0, False)
+        (path,) = one.run_dir.events.iterdir()
+        assert len(read) > 20
+        assert sum(read) == path.stat().st_size
+
+
 @pytest.mark.parametrize("measured", [[], [1.0], [1.0, 2.0]])
 def test_a_run_that_failed_says_why_whatever_it_measured_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[float]
@@ -643,6 +670,16 @@ def test_a_sweep_removes_what_an_earlier_one_left_and_no_process_that_got_its_nu
         assert not is_alive(record)
     finally:
         left.kill()
+
+
+def test_a_sweep_removes_the_files_of_an_earlier_ones_ray_and_no_others(tmp_path: Path) -> None:
+    for temp, goes in ((own_folder() / tmp_path.name, True), (tmp_path / "thesis", False)):
+        temp.mkdir()
+        write_json(tmp_path / "processes.json", {"driver": DEAD, "temp": str(temp), "processes": []})
+        session = cluster.Session(tmp_path)
+        session.begin()
+        session.close()
+        assert temp.exists() is not goes
 
 
 def test_two_sweeps_of_one_experiment_do_not_run_at_once_on_whatever_machines(tmp_path: Path) -> None:
@@ -782,7 +819,92 @@ def test_a_dashboard_that_is_not_installed_is_an_error_before_ray_starts(
     assert not Path(session.temp).exists()
 
 
+@pytest.fixture
+def ray_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a Ray needs in the environment goes with the test."""
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_USAGE_STATS_ENABLED",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    ):
+        monkeypatch.setenv(name, "")
+
+
+LONGEST_SOCKET = "session_2026-11-27_03-00-00_123456_1234567/sockets/dash_UsageStatsHead"
+
+
+@pytest.mark.usefixtures("ray_variables")
+def test_what_ray_opens_to_all_lies_in_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Path] = []
+
+    class Ray:
+        @staticmethod
+        def init(*, _temp_dir: str, **_: object) -> None:
+            folder = Path(_temp_dir)
+            folder.chmod(0o777)  # as ray._common.utils.try_to_create_directory does
+            closed.extend(one for one in (folder, *folder.parents) if one.stat().st_mode & 0o077 == 0)
+            assert Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o077 == 0
+            assert len(str(folder / LONGEST_SOCKET).replace(f"-{os.getuid()}/", f"-{2**32}/")) <= 107  # sun_path's room
+
+        @staticmethod
+        def shutdown() -> None: ...
+
+    monkeypatch.setattr(cluster, "ray_module", lambda: Ray)
+    session = cluster.Session(tmp_path)
+    session.begin()
+    with session.ray_here(0):
+        assert closed == [own_folder()]
+    assert not Path(session.temp).exists()
+
+
 # In SLURM
+
+
+@pytest.mark.usefixtures("ray_variables")
+def test_the_ray_of_a_job_uses_no_folder_that_another_user_may_have_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(allocation.nodes, "names", lambda _: ["node1"])
+    monkeypatch.setattr(allocation, "_own_address", lambda _: "127.0.0.1")
+    monkeypatch.setattr(allocation, "joined", lambda _: (_ for _ in ()).throw(InterruptedError))
+    (tmp_path / ".ray-7-0").mkdir()  # by somebody who has guessed it
+    told: list[tuple[str, int]] = []
+
+    def step(node: str, address: str, name: str) -> subprocess.Popen[bytes]:
+        (folder,) = (one for one in tmp_path.iterdir() if one.name != ".ray-7-0")
+        assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(folder / "token")
+        told.append((name, folder.stat().st_mode & 0o777))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(allocation, "_step", step)
+    for _ in range(2):
+        with pytest.raises(InterruptedError), allocation.ray_on_all_nodes():
+            pass
+    (first, mode), (second, _) = told
+    assert first != second
+    assert mode == 0o700
+    assert list((tmp_path / ".ray-7-0").iterdir()) == []
+    assert [one.name for one in tmp_path.iterdir()] == [".ray-7-0"]
+
+
+def test_a_node_has_its_rays_files_in_the_users_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": "n1", "SLURM_CPUS_ON_NODE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(allocation.nodes, "names", lambda _: ["n1"])
+    monkeypatch.setattr(allocation.signal, "signal", lambda *_: None)
+    started: list[list[str]] = []
+
+    def popen(argv: list[str], **_: object) -> Any:
+        started.append(argv)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(allocation.subprocess, "Popen", popen)
+    assert allocation._node("127.0.0.1:1", "c0ffee11", "n1") == 0
+    assert f"--temp-dir={own_folder()}/c0ffee11" in started[0]
 
 
 def test_a_sweep_as_one_job(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from kdcluster.errors import KdclusterError
 from kdcluster.experiment.config import Model
 from kdcluster.plan import Run
-from kdcluster.results import events
+from kdcluster.results import events, frames
 from kdcluster.runs import RunDir
 from kdcluster.train import tracking
 from kdcluster.train.distributed import World
@@ -45,7 +45,7 @@ def start(run_dir: RunDir, run: Run, *, active: bool = True, first_step: int = 0
 def records(run_dir: RunDir) -> list[event_pb2.Event]:
     """Every record of the run's only event file."""
     (path,) = run_dir.events.iterdir()
-    return [event_pb2.Event.FromString(record) for record in events.split(path.read_bytes()).records]
+    return [event_pb2.Event.FromString(record) for record in frames.split(path.read_bytes()).records]
 
 
 def plugin_data(run_dir: RunDir) -> dict[str, plugin_data_pb2.HParamsPluginData]:

@@ -1,69 +1,159 @@
-"""This machine's GPUs: which there are, and a lock for each, so that two experiments never share one by accident."""
+"""This machine's GPUs: which there are, and a lock for each, so that two experiments never share one by accident.
+
+A GPU is a whole card, or a MIG instance of one that is cut up; either is known by its UUID.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+import re
+import threading
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import takewhile
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
+from kdcluster.files import own_folder
 
+ANSWER_S = 60.0
 _WITHOUT = "; mend the driver, or run on the CPU with --procs (CUDA_VISIBLE_DEVICES= hides the GPUs)"
+_NAME = re.compile(r"[0-9]+$|GPU-|MIG-")
+"""What names a GPU in CUDA_VISIBLE_DEVICES; CUDA ignores everything from the first entry on that names none."""
 
 
 def visible_gpus() -> list[str]:
     """UUIDs of the GPUs that this process may use, without importing torch.
 
-    CUDA_VISIBLE_DEVICES limits the choice: indices in nvidia-smi's order, UUIDs or their beginnings.
+    CUDA_VISIBLE_DEVICES limits the choice as it does for CUDA: indices, UUIDs or their beginnings.
 
     Raises:
-        KdclusterError: nvidia-smi is there but fails or hangs, as with a broken driver.
+        KdclusterError: the driver fails or hangs, or cannot say which GPUs the indices mean.
     """
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        raise KdclusterError(f"nvidia-smi did not answer within 60 s{_WITHOUT}") from None
-    if found.returncode != 0:
-        raise KdclusterError(f"nvidia-smi failed: {(found.stdout + found.stderr).strip()}{_WITHOUT}")
-    gpus = found.stdout.split()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
+    names = None if chosen is None else list(takewhile(_NAME.match, map(str.strip, chosen.split(","))))
+    if names == []:
+        return []
+    found = _ask_the_driver()
+    gpus = [uuid for uuid, _ in found]
+    if names is None:
         return gpus
+    if len(gpus) > 1 and any(map(str.isdigit, names)):
+        _refuse_doubtful(found)
     visible = []
-    for name in filter(None, (part.strip() for part in chosen.split(","))):
-        if name.isdigit() and int(name) < len(gpus):
-            visible.append(gpus[int(name)])
-        elif name.startswith("MIG-"):
-            visible.append(name)
-        elif matches := [uuid for uuid in gpus if uuid.startswith(name)]:
-            visible.append(matches[0])
-        else:
-            break  # CUDA ignores everything behind the first entry that it does not know
+    for name in names:
+        matches = gpus[int(name) :][:1] if name.isdigit() else [uuid for uuid in gpus if uuid.startswith(name)]
+        if name.startswith("MIG-GPU-"):  # MIG-GPU-<card>/<instance>/<instance>, as older drivers have it
+            matches = [name]
+        if len(matches) != 1:
+            break
+        visible += matches
     return list(dict.fromkeys(visible))
 
 
+def _refuse_doubtful(found: Sequence[tuple[str, str]]) -> None:
+    """Refuse indices whose meaning CUDA alone knows.
+
+    The driver counts by PCI bus, CUDA by speed unless CUDA_DEVICE_ORDER says PCI_BUS_ID: one order where all cards are
+    alike. How CUDA counts MIG instances is not documented.
+
+    Raises:
+        KdclusterError: with what to write instead.
+    """
+    mixed = len({model for _, model in found}) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+    cut_up = any(uuid.startswith("MIG-") for uuid, _ in found)
+    if mixed or cut_up:
+        why, order = ("MIG instances", "") if cut_up else ("cards that differ", "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or ")
+        raise KdclusterError(
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: this machine has {why}, and which ones CUDA "
+            f"means by these numbers cannot be told; {order}name them by their UUIDs (`nvidia-smi -L`)"
+        )
+
+
+def _ask_the_driver() -> list[tuple[str, str]]:
+    """(UUID, model) of each GPU, by PCI bus; none where no driver is installed.
+
+    In a thread, since a broken driver may hang for ever, out of reach of every signal.
+
+    Raises:
+        KdclusterError: it fails or hangs.
+    """
+    import pynvml
+
+    answers: list[list[tuple[str, str]] | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(_gpus(pynvml))
+        except Exception as error:  # raised below, in the thread that asked
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    if not answers:
+        raise KdclusterError(f"the NVIDIA driver did not answer within {ANSWER_S:g} s{_WITHOUT}")
+    (answer,) = answers
+    if isinstance(answer, pynvml.NVMLError_LibraryNotFound):
+        return []
+    if isinstance(answer, pynvml.NVMLError):
+        raise KdclusterError(f"the NVIDIA driver failed: {answer}{_WITHOUT}")
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _gpus(nvml: Any) -> list[tuple[str, str]]:
+    nvml.nvmlInit()
+    try:
+        found = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                card = nvml.nvmlDeviceGetHandleByIndex(index)
+            except nvml.NVMLError_NoPermission:  # another job's: CUDA does not count it either
+                continue
+            found += [(nvml.nvmlDeviceGetUUID(one), nvml.nvmlDeviceGetName(one)) for one in _parts(nvml, card)]
+        return found
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _parts(nvml: Any, card: Any) -> list[Any]:
+    """A card's MIG instances where it is cut up, else the card."""
+    try:
+        if nvml.nvmlDeviceGetMigMode(card)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+            return [card]
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):  # a card, a driver from before MIG
+        return [card]
+    parts = []
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        try:
+            parts.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
+        except (nvml.NVMLError_NotFound, nvml.NVMLError_NoPermission):  # there is none, or another job has it
+            continue
+    return parts
+
+
 class GpuPool:
-    """The visible GPUs, each behind a lock of this user on this machine, whatever the runs directory."""
+    """The visible GPUs, each behind a lock of this user on this machine, whatever the runs directory.
+
+    Raises:
+        KdclusterError: there is no folder of this user for the locks.
+    """
 
     def __init__(self, gpus: Sequence[str]) -> None:
         self.gpus = list(gpus)
-        self._folder = Path("/tmp") / f"kdcluster-gpus-{os.getuid()}"
+        if gpus:
+            own_folder()  # what cannot lock is refused at once, and not when the first run could start
 
     def take(self, count: int) -> list[tuple[str, FileLock]] | None:
         """`count` free GPUs, locked, or None while there are not so many."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         taken: list[tuple[str, FileLock]] = []
         for gpu in self.gpus:
             if len(taken) == count:
                 break
-            lock = FileLock(self._folder / f"{gpu}.lock", is_singleton=False, fallback_to_soft=False)
+            lock = FileLock(own_folder() / f"{gpu.replace('/', '-')}.lock", is_singleton=False, fallback_to_soft=False)
             try:
                 lock.acquire(blocking=False)
             except Timeout:
