@@ -23,7 +23,7 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import shipped
-from kdcluster.launch.agent import dies_with
+from kdcluster.launch.attempt import dies_with
 from kdcluster.launch.slurm import ask as scheduler
 from kdcluster.launch.slurm import nodes, ownjob
 from kdcluster.sweep.cluster import joined

@@ -6,12 +6,10 @@ The supervisor runs here in this process, on short Python scripts instead of tor
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -22,8 +20,7 @@ import pytest
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
-from kdcluster.launch import child
-from kdcluster.launch.code import code_state
+from kdcluster.launch import attempt as launched
 from kdcluster.launch.local import backend as local
 from kdcluster.launch.local import supervisor
 from kdcluster.launch.local.backend import Local, check_room, layouts
@@ -33,7 +30,7 @@ from kdcluster.launch.status import run_status, statuses
 from kdcluster.launch.submission import submit, to_start
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
-from kdcluster.processes import is_alive, process_record
+from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
 from tests import fabricated
 from tests.fabricated import LIVE, STATES, put
@@ -313,8 +310,8 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
         there.write_tickets()
         return there
 
-    monkeypatch.setattr(child, "command", command)
-    monkeypatch.setattr(child, "code_state", lambda: ({"git": {}}, ""))
+    monkeypatch.setattr(launched, "command", command)
+    monkeypatch.setattr(launched, "code_state", lambda: ({"git": {}}, ""))
     monkeypatch.setattr(supervisor, "threads_available", lambda: 2)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield make
@@ -452,53 +449,3 @@ def test_each_gpu_has_one_run_at_a_time(
     assert free is not None
     free[0][1].release()
     Path(free[0][1].lock_file).unlink(missing_ok=True)
-
-
-def test_uncommitted_changes_are_kept_beside_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    (work / "mine.py").write_text("a = 1\n")
-    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
-        subprocess.run(["git", *arguments], check=True)
-    (work / "mine.py").write_text("a = 2\n")
-    code, diff = code_state()
-    here = code["git"][str(work.resolve())]
-    assert here["dirty"] is True
-    assert len(here["commit"]) == 40
-    assert "+a = 2" in diff
-    assert len(code["trainer_code"]) == 64
-    monkeypatch.chdir(tmp_path)  # no repository
-    assert str(work.resolve()) not in code_state()[0]["git"]
-
-
-@forks
-def test_a_child_dies_with_its_supervisor() -> None:
-    """kill -9 of the process whose main thread started it."""
-    script = textwrap.dedent(
-        """
-        import os, subprocess, sys
-        from kdcluster.launch.agent import dies_with
-        waits = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
-        child = subprocess.Popen(waits, preexec_fn=dies_with(os.getpid()))
-        print(child.pid, flush=True)
-        input()
-        """
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as parent:  # type: ignore[call-overload]
-        pid = int(parent.stdout.readline())
-        record = process_record(pid)
-        assert is_alive(record)
-        parent.kill()
-        try:
-            deadline = time.monotonic() + 10
-            while is_alive(record):
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-        finally:
-            if is_alive(record):
-                os.kill(pid, signal.SIGKILL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import signal
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -104,17 +103,6 @@ def test_a_requeue_by_slurm_itself_is_judged_by_the_next_attempt(
     assert run_dir.attempt(2).read("outcome")["state"] == "failed"
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     work._judge_the_last_one()  # another job: submitted again by hand
-
-
-def test_the_signal_that_workers_handle_is_kept_from_torchrun() -> None:
-    called = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        task._shielded(lambda: called.append(True))()
-        assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert called == [True]
 
 
 def test_a_port_that_is_taken_is_left_to_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

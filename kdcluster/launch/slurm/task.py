@@ -15,13 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import KdclusterError
-from kdcluster.launch.agent import dies_with
-from kdcluster.launch.code import code_state
+from kdcluster.files import trainer_code
+from kdcluster.launch.attempt import begin, start_torchrun
 from kdcluster.launch.outcome import outcome
 from kdcluster.launch.slurm import meeting, ownjob
 from kdcluster.launch.slurm.profile import Profile
@@ -114,30 +113,20 @@ class Task:
             return why
         self._judge_the_last_one()
         meet = meeting.place() if self.layout.nodes > 1 else None
-        code, diff = code_state()
-        if code["trainer_code"] != self.code:
+        changed = trainer_code() != self.code
+        if changed:
             log.warning("the trainer's code has changed since this job was submitted; this is today's")
         argv = self._command(meet)
-        self.attempt = self.run_dir.start_attempt(
-            {
-                "supervisor": process_record(os.getpid()),
-                "command": argv,
-                "device": self.layout.device,
-                "procs": self.layout.procs,
-                "threads": self.layout.threads,
-                "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),
-                "gpus_held": self.layout.gpus,
-                "code": code,
-                "code_changed": code["trainer_code"] != self.code,
-                "job_id": ownjob.number(),
-                "restart": ownjob.restarts(),
-                "waited_s": ownjob.waited_s(),
-                "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
-                "from_step": self.run_dir.saved_step(),
-            }
-        )
-        if diff:
-            (self.attempt.path / "code.diff").write_text(diff)
+        known = {
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),
+            "gpus_held": self.layout.gpus,
+            "code_changed": changed,
+            "job_id": ownjob.number(),
+            "restart": ownjob.restarts(),
+            "waited_s": ownjob.waited_s(),
+            "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+        }
+        self.attempt = begin(self.run_dir, argv, self.layout, known)
         self._tell({"attempt": self.attempt.number, "meet": meet})
         log.info("attempt %d on %s; logs: %s", self.attempt.number, self.layout, self.attempt.path)
         self.process = self._start(argv, self.attempt.log())
@@ -279,22 +268,4 @@ class Task:
         if self.profile.scratch:
             env["TMPDIR"] = os.path.expandvars(self.profile.scratch)
             Path(env["TMPDIR"]).mkdir(parents=True, exist_ok=True)
-        with log_file.open("ab") as output:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=env,
-                preexec_fn=_shielded(dies_with(os.getpid())),
-            )
-
-
-def _shielded(then: Callable[[], None]) -> Callable[[], None]:
-    """Keep SIGUSR2 from torchrun, which would die of it; its workers unblock the signal once they can handle it."""
-
-    def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-        then()
-
-    return prepare
+        return start_torchrun(argv, env, log_file, shielded={signal.SIGUSR2})
