@@ -7,6 +7,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+AGENT_VARIABLE = "KDCLUSTER_AGENT"
+"""Environment variable in which torchrun's agent tells its processes its own pid."""
+
 
 def process_record(pid: int) -> dict[str, Any]:
     """A process so that it can be found again: host, pid and start time (a pid alone may be used again)."""

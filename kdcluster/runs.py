@@ -17,10 +17,11 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
 from __future__ import annotations
 
 import errno
+import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,10 @@ from kdcluster.errors import DISK_FULL, ConfigError, KdclusterError, NotFound
 from kdcluster.files import read_json, write_aside, write_json
 from kdcluster.plan import Run
 
-ATTEMPT_VARIABLE = "KDCLUSTER_ATTEMPT"
-"""Environment variable that tells a trainer which attempt it is; unset in a debug run."""
-
 RESERVE = 1 << 16
 """Bytes kept in each attempt, to say why it ended when the disk is full."""
+TRIES = 1000
+"""How many numbers in a row may be taken when an attempt is begun."""
 
 
 @dataclass(frozen=True)
@@ -179,24 +179,33 @@ class RunDir:
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.path / "attempts" / str(number))
 
-    def start_attempt(self, values: dict[str, Any]) -> Attempt:
-        """A new numbered attempt, never the same for two callers; `values` go to its start.json."""
+    def start_attempt(self, values: dict[str, Any], command: Callable[[int], list[str]] | None = None) -> Attempt:
+        """A new numbered attempt, never the same for two callers, with its start.json.
+
+        `command` gives the argv of an attempt with a number. Raises KdclusterError where every number is taken.
+        """
         folder = self.path / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
         aside = Attempt(Path(tempfile.mkdtemp(dir=folder, prefix=".start-")))
         aside.path.chmod(0o755)
         (aside.path / "reserve").write_bytes(bytes(RESERVE))
-        aside.write("start", {"started": time.time(), "host": socket.gethostname(), **values})
-        while True:
-            newest = self.newest()
-            attempt = self.attempt(newest.number + 1 if newest else 1)
+        newest = self.newest()
+        first = newest.number + 1 if newest else 1
+        for number in range(first, first + TRIES):  # never back: a file server may go on hiding a folder that is there
+            argv = {"command": command(number)} if command else {}
+            aside.write("start", {"started": time.time(), "host": socket.gethostname(), **argv, **values})
             try:
-                aside.path.rename(attempt.path)  # fails where another start was first: its folder is not empty
+                aside.path.rename(self.attempt(number).path)  # fails where another start was first: it is not empty
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                continue
-            return attempt
+            else:
+                return self.attempt(number)
+        shutil.rmtree(aside.path)
+        raise KdclusterError(
+            f"no attempt can be begun in {folder}: numbers {first} to {number} are taken, says the file system, which "
+            f"does not show them; look at that folder, here and on another machine, then submit again"
+        )
 
     def ticket(self) -> dict[str, Any] | None:
         """What will start this run, and after which attempt.

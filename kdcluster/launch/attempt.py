@@ -25,30 +25,31 @@ AWAITED = {signal.SIGCHLD, signal.SIGTERM}
 """What a supervisor waits for, and so blocks in itself and not in its children."""
 
 
-def begin(run_dir: RunDir, argv: list[str], layout: Layout, known: Mapping[str, Any]) -> Attempt:
+def begin(run_dir: RunDir, argv: Callable[[int], list[str]], layout: Layout, known: Mapping[str, Any]) -> Attempt:
     """A new attempt, with its start.json, and code.diff where the code has uncommitted changes.
 
     Args:
         run_dir: the run.
-        argv: of torchrun.
+        argv: of torchrun, for the attempt with a number.
         layout: on what it runs.
         known: what else is to be known of it, for start.json.
 
     Raises:
         OSError: it cannot be written.
+        KdclusterError: every number is taken.
     """
     code, diff = code_state()
     attempt = run_dir.start_attempt(
         {
             "supervisor": process_record(os.getpid()),
-            "command": argv,
             "device": layout.device,
             "procs": layout.procs,
             "threads": layout.threads,
             "code": code,
             "from_step": run_dir.saved_step(),
             **known,
-        }
+        },
+        argv,
     )
     if diff:
         (attempt.path / "code.diff").write_text(diff)
@@ -129,10 +130,12 @@ class Child:
         Raises:
             OSError: it cannot be written or started.
         """
-        argv = command(run_dir.path, data_dir, layout)
+
+        def argv(number: int) -> list[str]:
+            return command(run_dir.path, data_dir, layout, attempt=number)
+
         attempt = begin(run_dir, argv, layout, {"gpus": list(gpus), "gpus_held": len(gpus), **(known or {})})
-        env = environment(os.environ, layout, attempt=attempt.number, gpus=gpus)
-        process = start_torchrun(argv, env, attempt.log())
+        process = start_torchrun(argv(attempt.number), environment(os.environ, layout, gpus), attempt.log())
         attempt.write("agent", process_record(process.pid))
         return cls(run_dir, attempt, process, layout, list(locks))
 

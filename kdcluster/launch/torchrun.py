@@ -9,7 +9,6 @@ from pathlib import Path
 
 from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
-from kdcluster.runs import ATTEMPT_VARIABLE
 
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 """What an enclosing torchrun leaves behind; every TORCHELASTIC_*, MASTER_* and PET_* (torchrun's options as
@@ -68,7 +67,9 @@ class Rendezvous:
     local_addr: str
 
 
-def command(run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvous | None = None) -> list[str]:
+def command(
+    run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvous | None = None, attempt: int | None = None
+) -> list[str]:
     """argv of one run on one node: torchrun, then `jobs/train.py` on the run directory.
 
     Without `rendezvous` a run on one node has one of its own, on a port that the system gives. -P keeps a `kdcluster`
@@ -83,35 +84,29 @@ def command(run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvou
             f"--nnodes={layout.nodes}",
         ]
     return [
-        *(sys.executable, "-P", "-m", "torch.distributed.run"),
+        *(sys.executable, "-P", "-m", "kdcluster.launch.torchrun_agent"),
         *meet,
         *(f"--nproc-per-node={layout.procs // layout.nodes}", "--max-restarts=0"),
-        *trainer(run_dir, data_dir, layout),
+        *trainer(run_dir, data_dir, layout, attempt),
     ]
 
 
-def trainer(run_dir: Path, data_dir: Path, layout: Layout) -> list[str]:
-    """The part of the command that torchrun starts in every process."""
-    argv = [
+def trainer(run_dir: Path, data_dir: Path, layout: Layout, attempt: int | None = None) -> list[str]:
+    """The part of the command that torchrun starts in every process; without an attempt it is a debug run's."""
+    return [
         str(shipped("jobs/train.py")),
         str(run_dir),
-        "--data-dir",
-        str(data_dir),
-        "--device",
-        layout.device,
+        *("--data-dir", str(data_dir)),
+        *("--device", layout.device),
+        *(("--threads", str(layout.threads)) if layout.threads is not None else ()),
+        *(("--attempt", str(attempt)) if attempt is not None else ()),
     ]
-    return argv if layout.threads is None else [*argv, "--threads", str(layout.threads)]
 
 
-def environment(
-    base: Mapping[str, str], layout: Layout, *, attempt: int | None, gpus: Sequence[str] = ()
-) -> dict[str, str]:
+def environment(base: Mapping[str, str], layout: Layout, gpus: Sequence[str] = ()) -> dict[str, str]:
     """The environment of a run: nothing of an enclosing torchrun, no downloads, the GPUs it was given."""
     env = {name: value for name, value in base.items() if not is_torchrun_variable(name)}
     env |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    env.pop(ATTEMPT_VARIABLE, None)
-    if attempt is not None:
-        env[ATTEMPT_VARIABLE] = str(attempt)
     if layout.threads is not None:
         env["OMP_NUM_THREADS"] = str(layout.threads)
     if gpus:

@@ -243,17 +243,16 @@ def test_debug_is_one_process_in_a_folder_of_its_own(
 
     monkeypatch.setattr(local.subprocess, "run", fake_run)
     monkeypatch.setattr(local, "threads_available", lambda: 5)
-    monkeypatch.setenv("KDCLUSTER_ATTEMPT", "3")
     monkeypatch.setenv("RANK", "1")
     made = make_plan(tmp_path, {"resources": {"device": "cpu", "procs": 4}})
     teacher, student = made.runs[0], roles(made)["distilled"]
     assert local.debug(student, root, tmp_path / "data", 3) == 7
     [(argv, env)] = calls
     assert argv[:1] == [sys.executable]
-    assert "torch.distributed.run" not in argv
+    assert not {"kdcluster.launch.torchrun_agent", "--attempt"} & set(argv)
     assert argv[2] == str(root / "debug" / student.id)
     assert argv[-6:] == ["--device", "cpu", "--threads", "5", "--max-steps", "3"]
-    assert not {"KDCLUSTER_ATTEMPT", "RANK"} & env.keys()
+    assert not {"RANK"} & env.keys()
     assert run_status(RunDir(root, student.id)).state == "planned"  # the real run knows nothing of it
     assert not (root / "debug" / teacher.id).exists()
     run_dir = put(root, teacher, "done")
@@ -270,7 +269,7 @@ TRAINER = textwrap.dedent(
     import json, os, pathlib, sys, time
     run_dir, how = pathlib.Path(sys.argv[1]), sys.argv[2]
     root = run_dir.parent
-    number = int(os.environ["KDCLUSTER_ATTEMPT"])
+    number = int(sys.argv[3])
     with open(root / "starts", "a") as file:
         file.write(f"{run_dir.name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
     if how == "fails":
@@ -297,9 +296,9 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
     """A supervisor on two cores, whose runs do what their role is told: ok, fails, alone, together."""
     told: dict[str, str] = {}
 
-    def command(run_dir: Path, data_dir: Path, layout: Layout) -> list[str]:
+    def command(run_dir: Path, data_dir: Path, layout: Layout, attempt: int) -> list[str]:
         how = next((how for name, how in told.items() if run_dir.name.startswith(name)), "ok")
-        return [sys.executable, "-S", "-c", TRAINER, str(run_dir), how]
+        return [sys.executable, "-S", "-c", TRAINER, str(run_dir), how, str(attempt)]
 
     def make(made: Plan, layout: Layout = CPU, only: list[Run] | None = None, **how: str) -> Supervisor:
         told.update(how)

@@ -116,7 +116,6 @@ class Task:
         changed = trainer_code() != self.code
         if changed:
             log.warning("the trainer's code has changed since this job was submitted; this is today's")
-        argv = self._command(meet)
         known = {
             "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),
             "gpus_held": self.layout.gpus,
@@ -126,10 +125,10 @@ class Task:
             "waited_s": ownjob.waited_s(),
             "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         }
-        self.attempt = begin(self.run_dir, argv, self.layout, known)
+        self.attempt = begin(self.run_dir, lambda number: self._command(number, meet), self.layout, known)
         self._tell({"attempt": self.attempt.number, "meet": meet})
         log.info("attempt %d on %s; logs: %s", self.attempt.number, self.layout, self.attempt.path)
-        self.process = self._start(argv, self.attempt.log())
+        self.process = self._start(self._command(self.attempt.number, meet), self.attempt.log())
         self.attempt.write("agent", process_record(self.process.pid))
         return self._leave(self._finish())
 
@@ -249,19 +248,20 @@ class Task:
             return "nothing to do"
         attempt = self.run_dir.attempt(told["attempt"])
         self.attempt = attempt
-        self.process = self._start(self._command(told["meet"], node), attempt.path / f"torchrun-node{node}.log")
+        self.process = self._start(
+            self._command(attempt.number, told["meet"], node), attempt.path / f"torchrun-node{node}.log"
+        )
         while (code := self.process.poll()) is None:
             time.sleep(POLL_S)
         attempt.write(f"node{node}", {"host": socket.gethostname(), "returncode": code, "time": time.time()})
         return f"torchrun ended with {code}"  # what that means, the first node says
 
-    def _command(self, meet: dict[str, str] | None, node: int = 0) -> list[str]:
+    def _command(self, attempt: int, meet: dict[str, str] | None, node: int = 0) -> list[str]:
         there = Rendezvous(meet["endpoint"], meet["id"], node == 0, meeting.own_address()) if meet else None
-        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, there)]
+        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, there, attempt)]
 
     def _start(self, argv: list[str], log_file: Path) -> subprocess.Popen[bytes]:
-        assert self.attempt is not None
-        env = environment(os.environ, self.layout, attempt=self.attempt.number)
+        env = environment(os.environ, self.layout)
         env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(self.profile.shutdown_timeout_s)
         if interface := self.profile.network_interface:
             env |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
