@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
+from kdcluster.runs import RunDir
+
+LOOPBACK = "127.0.0.1"
 
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 """What an enclosing torchrun leaves behind; every TORCHELASTIC_*, MASTER_* and PET_* (torchrun's options as
@@ -58,35 +62,30 @@ def layout(resources: Resources, *, gpus_here: int, cores_here: int) -> Layout:
 
 
 @dataclass(frozen=True)
-class Rendezvous:
-    """Where the torchruns of several nodes meet: c10d on the first node."""
+class Meeting:
+    """A node, and where its torchrun meets the others: at the first one, which gives the port (0: not yet)."""
 
-    endpoint: str
-    id: str
-    is_host: bool
-    local_addr: str
+    node: int
+    address: str
+    port: int = 0
 
 
 def command(
-    run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvous | None = None, attempt: int | None = None
+    run_dir: Path, data_dir: Path, layout: Layout, meeting: Meeting | None = None, attempt: int | None = None
 ) -> list[str]:
     """argv of one run on one node: torchrun, then `jobs/train.py` on the run directory.
 
-    Without `rendezvous` a run on one node has one of its own, on a port that the system gives. -P keeps a `kdcluster`
-    folder in the working directory from taking the place of the installed package.
+    The rendezvous is static: that of `--standalone` and c10d keeps pickles in a store that anybody can write to who
+    reaches the machine. -P keeps a `kdcluster` folder in the working directory from taking the place of the installed
+    package. torchrun's own log folder would stay in the temporary directory, and holds nothing.
     """
-    if rendezvous is None:
-        meet = ["--standalone", "--nnodes=1"]
-    else:
-        meet = [
-            *("--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous.endpoint}", f"--rdzv-id={rendezvous.id}"),
-            *(f"--rdzv-conf=is_host={int(rendezvous.is_host)}", f"--local-addr={rendezvous.local_addr}"),
-            f"--nnodes={layout.nodes}",
-        ]
+    meet = meeting or Meeting(0, LOOPBACK)
     return [
         *(sys.executable, "-P", "-m", "kdcluster.launch.torchrun_agent"),
-        *meet,
-        *(f"--nproc-per-node={layout.procs // layout.nodes}", "--max-restarts=0"),
+        *((f"--report={RunDir(run_dir.parent, run_dir.name).attempt(attempt).path}",) if attempt is not None else ()),
+        *("--rdzv-backend=static", f"--nnodes={layout.nodes}", f"--node-rank={meet.node}"),
+        *(f"--master-addr={meet.address}", f"--master-port={meet.port}"),
+        *(f"--nproc-per-node={layout.procs // layout.nodes}", "--max-restarts=0", f"--log-dir={os.devnull}"),
         *trainer(run_dir, data_dir, layout, attempt),
     ]
 
@@ -107,6 +106,8 @@ def environment(base: Mapping[str, str], layout: Layout, gpus: Sequence[str] = (
     """The environment of a run: nothing of an enclosing torchrun, no downloads, the GPUs it was given."""
     env = {name: value for name, value in base.items() if not is_torchrun_variable(name)}
     env |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    if layout.nodes == 1 and sys.platform == "linux":
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it listens where the host's name leads
     if layout.threads is not None:
         env["OMP_NUM_THREADS"] = str(layout.threads)
     if gpus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from kdcluster.files import trainer_code
 from kdcluster.launch.slurm import meeting, ownjob, task
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.task import Task
-from kdcluster.launch.torchrun import Layout
+from kdcluster.launch.torchrun import Layout, Meeting
 from kdcluster.runs import RunDir
 from tests.fabricated import put
 from tests.tiny import make_plan
@@ -104,16 +103,51 @@ def test_a_requeue_by_slurm_itself_is_judged_by_the_next_attempt(
     work._judge_the_last_one()  # another job: submitted again by hand
 
 
-def test_a_port_that_is_taken_is_left_to_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "address", lambda name: "127.0.0.1")
-    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+def test_the_other_nodes_are_told_where_the_first_ones_torchrun_listens(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its port is the system's, and it is told once it is open; where torchrun ended before, there is nothing to do."""
     monkeypatch.setenv("SLURM_JOB_ID", "12345")
-    first = meeting.place()
-    assert first["id"] == "12345-0"
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", int(first["endpoint"].rpartition(":")[2])))
-        assert meeting.place()["endpoint"] != first["endpoint"]
-    assert meeting.place() == first
+    for store, told in (
+        ({"port": 4711}, {"attempt": 1, "address": "10.0.0.1", "port": 4711}),
+        ({}, {"attempt": None}),
+    ):
+        work = make(run_dir, layout=Layout("cpu", 4, 1, 2, 4))
+        work.process = Ended()  # type: ignore[assignment]
+        work.attempt = run_dir.newest() or run_dir.start_attempt({})
+        work.attempt.write("store", store)
+        work._meet("10.0.0.1")
+        assert meeting.wait_until_told(work.folder) == told
+        assert work.met is bool(store)
+    argv = work._command(1, Meeting(1, "10.0.0.1", 4711))
+    assert {"--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=4711"} < set(argv)
+
+
+class Endless(Ended):
+    """A torchrun that ends when it is told to."""
+
+    told = 0
+
+    def poll(self) -> int | None:  # type: ignore[override]
+        return 1 if self.told else None
+
+    def terminate(self) -> None:
+        self.told += 1
+
+
+def test_a_nodes_torchrun_is_stopped_once_the_first_ones_has_failed(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks would wait for those of the first node until a collective times out."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    attempt, torchrun = run_dir.start_attempt({}), Endless()
+    work = make(run_dir, layout=Layout("cpu", 4, 1, 2, 4))
+    monkeypatch.setattr(Task, "_start", lambda *_: torchrun)
+    work._tell({"attempt": 1, "address": "10.0.0.1", "port": 4711})
+    attempt.write("node0", {"returncode": 1})
+    work._follow(1)
+    assert torchrun.told == 1
+    assert attempt.read("node1")["returncode"] == 1
 
 
 def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from kdcluster.launch.slurm import meeting, ownjob
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.requeue import judged
 from kdcluster.launch.status import blocked_by, last_sign, run_status
-from kdcluster.launch.torchrun import Layout, Rendezvous, command, environment
+from kdcluster.launch.torchrun import Layout, Meeting, command, environment
 from kdcluster.processes import process_record
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import INTERRUPTED, State
@@ -60,6 +60,7 @@ class Task:
         self.attempt: Attempt | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.told_to_stop = False
+        self.met = False  # whether the other nodes have something to do
 
     def __reduce__(self) -> Any:
         return Task, self._given
@@ -112,7 +113,7 @@ class Task:
             self._tell({"attempt": None})
             return why
         self._judge_the_last_one()
-        meet = meeting.place() if self.layout.nodes > 1 else None
+        meet = Meeting(0, meeting.own_address()) if self.layout.nodes > 1 else None
         changed = trainer_code() != self.code
         if changed:
             log.warning("the trainer's code has changed since this job was submitted; this is today's")
@@ -126,10 +127,11 @@ class Task:
             "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         }
         self.attempt = begin(self.run_dir, lambda number: self._command(number, meet), self.layout, known)
-        self._tell({"attempt": self.attempt.number, "meet": meet})
         log.info("attempt %d on %s; logs: %s", self.attempt.number, self.layout, self.attempt.path)
         self.process = self._start(self._command(self.attempt.number, meet), self.attempt.log())
         self.attempt.write("agent", process_record(self.process.pid))
+        if meet:
+            self._meet(meet.address)
         return self._leave(self._finish())
 
     def _not_needed(self) -> str:
@@ -199,7 +201,8 @@ class Task:
             time.sleep(POLL_S)
         if known := self.attempt.read("outcome"):
             return known
-        if not late:
+        self._note_end(0, code)
+        if not late and self.met:
             self._await_nodes()
         ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop or late)
         if late and ended["state"] == State.LOST:
@@ -236,6 +239,15 @@ class Task:
                 time.sleep(1.0)
         raise KdclusterError(f"attempt {self.attempt.number}: {ended['state']}: {ended['reason']}")
 
+    def _meet(self, address: str) -> None:
+        """Tell the other nodes where torchrun listens here, once it does, or that it has ended."""
+        assert self.attempt is not None
+        assert self.process is not None
+        while not (store := self.attempt.read("store")) and self.process.poll() is None:
+            time.sleep(POLL_S)
+        self.met = bool(store)
+        self._tell({"attempt": self.attempt.number, "address": address, **store} if store else {"attempt": None})
+
     def _tell(self, values: dict[str, Any]) -> None:
         if self.layout.nodes > 1:
             meeting.tell(self.folder, values)
@@ -248,17 +260,23 @@ class Task:
             return "nothing to do"
         attempt = self.run_dir.attempt(told["attempt"])
         self.attempt = attempt
-        self.process = self._start(
-            self._command(attempt.number, told["meet"], node), attempt.path / f"torchrun-node{node}.log"
-        )
+        meet = Meeting(node, told["address"], told["port"])
+        self.process = self._start(self._command(attempt.number, meet), attempt.path / f"torchrun-node{node}.log")
         while (code := self.process.poll()) is None:
+            if not self.told_to_stop and attempt.read("node0").get("returncode"):
+                self.told_to_stop = True  # ranks that wait for those of the first node may wait for long
+                self.process.terminate()
             time.sleep(POLL_S)
-        attempt.write(f"node{node}", {"host": socket.gethostname(), "returncode": code, "time": time.time()})
+        self._note_end(node, code)
         return f"torchrun ended with {code}"  # what that means, the first node says
 
-    def _command(self, attempt: int, meet: dict[str, str] | None, node: int = 0) -> list[str]:
-        there = Rendezvous(meet["endpoint"], meet["id"], node == 0, meeting.own_address()) if meet else None
-        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, there, attempt)]
+    def _note_end(self, node: int, code: int) -> None:
+        assert self.attempt is not None
+        ended = {"host": socket.gethostname(), "returncode": code, "time": time.time()}
+        self.attempt.write(f"node{node}", ended)
+
+    def _command(self, attempt: int, meet: Meeting | None) -> list[str]:
+        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, meet, attempt)]
 
     def _start(self, argv: list[str], log_file: Path) -> subprocess.Popen[bytes]:
         env = environment(os.environ, self.layout)
