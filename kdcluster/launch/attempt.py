@@ -25,7 +25,13 @@ AWAITED = {signal.SIGCHLD, signal.SIGTERM}
 """What a supervisor waits for, and so blocks in itself and not in its children."""
 
 
-def begin(run_dir: RunDir, argv: Callable[[int], list[str]], layout: Layout, known: Mapping[str, Any]) -> Attempt:
+def begin(
+    run_dir: RunDir,
+    argv: Callable[[int], list[str]],
+    layout: Layout,
+    known: Mapping[str, Any],
+    submitted: str | None = None,
+) -> Attempt:
     """A new attempt, with its start.json, and code.diff where the code has uncommitted changes.
 
     Args:
@@ -33,12 +39,15 @@ def begin(run_dir: RunDir, argv: Callable[[int], list[str]], layout: Layout, kno
         argv: of torchrun, for the attempt with a number.
         layout: on what it runs.
         known: what else is to be known of it, for start.json.
+        submitted: digest of the trainer's code when the run was submitted; None: it is not known.
 
     Raises:
         OSError: it cannot be written.
         KdclusterError: every number is taken.
     """
     code, diff = code_state()
+    last = run_dir.newest()
+    before = last.read("start").get("code", {}).get("trainer_code") if last else None
     attempt = run_dir.start_attempt(
         {
             "supervisor": process_record(os.getpid()),
@@ -46,6 +55,7 @@ def begin(run_dir: RunDir, argv: Callable[[int], list[str]], layout: Layout, kno
             "procs": layout.procs,
             "threads": layout.threads,
             "code": code,
+            "code_changed": any(other not in (None, code["trainer_code"]) for other in (submitted, before)),
             "from_step": run_dir.saved_step(),
             **known,
         },

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kdcluster.launch.attempt import code_state, start_torchrun
+from kdcluster.launch import attempt as launched
+from kdcluster.launch.attempt import begin, code_state, start_torchrun
+from kdcluster.launch.torchrun import Layout
 from kdcluster.processes import is_alive, process_record
+from kdcluster.runs import RunDir
 
 forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on
 
@@ -62,6 +65,22 @@ def test_the_diff_is_gits_own_whatever_the_user_has_set(work: Path, key: str, va
     subprocess.run(["git", "config", key, value], check=True)
     assert code_state()[1] == plain
     assert "\n-a = 1\n+a = 2\n" in plain
+
+
+def test_an_attempt_by_other_trainer_code_than_the_one_before_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade between two attempts of a run: its numbers come from both."""
+    run_dir = RunDir(tmp_path, "run")
+    (tmp_path / "run").mkdir()
+    changed = []
+    for code, submitted in (("a", None), ("a", "a"), ("b", None), ("b", None), ("b", "a")):
+        monkeypatch.setattr(launched, "code_state", lambda code=code: ({"trainer_code": code}, ""))
+        attempt = begin(run_dir, lambda number: ["train", str(number)], Layout("cpu", 1, 1), {}, submitted)
+        changed.append(attempt.read("start")["code_changed"])
+    assert changed == [False, False, True, False, True]
+    run_dir.start_attempt({})  # as an older version left it
+    assert begin(run_dir, lambda _: [], Layout("cpu", 1, 1), {}).read("start")["code_changed"] is False
 
 
 def test_the_signal_that_workers_handle_is_kept_from_torchrun(tmp_path: Path) -> None:

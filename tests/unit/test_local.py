@@ -310,7 +310,7 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
         return there
 
     monkeypatch.setattr(launched, "command", command)
-    monkeypatch.setattr(launched, "code_state", lambda: ({"git": {}}, ""))
+    monkeypatch.setattr(launched, "code_state", lambda: ({"trainer_code": "x", "git": {}}, ""))
     monkeypatch.setattr(supervisor, "threads_available", lambda: 2)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield make
@@ -338,7 +338,7 @@ def test_everything_runs_in_the_order_of_its_needs(tmp_path: Path, root: Path, s
         assert (start["device"], start["procs"], start["threads"], start["gpus"]) == ("cpu", 1, 1, [])
         assert start["command"][0] == sys.executable
         assert start["supervisor"] == LIVE
-        assert start["code"] == {"git": {}}
+        assert start["code"] == {"trainer_code": "x", "git": {}}
         assert attempt.read("agent")["pid"] > 0
         assert (outcome["state"], outcome["returncode"]) == ("done", 0)
 

@@ -76,7 +76,7 @@ def test_code_that_changed_since_the_submit_is_noticed(
     monkeypatch.setattr(ownjob, "waited_s", lambda: None)
     monkeypatch.setattr(Task, "_finish", lambda self: {"state": "done", "next": None, "reason": ""})
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    for code, changed in (("another", True), (trainer_code(), False)):
+    for code, changed in ((trainer_code(), False), ("another", True)):
         layout = asdict(Layout("cpu", 1, 1))
         work = Task(str(run_dir.path), "/data", str(run_dir.path), layout, Profile(), code)
         assert work._lead() == "done"
@@ -167,6 +167,11 @@ def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir, monkeypatc
         from_step = saved
     assert work.attempt.read("outcome")["state"] == "failed"
     assert "two attempts in a row did no step" in work.attempt.read("outcome")["reason"]
+
+
+@pytest.mark.parametrize(("lead_s", "left_s"), [(10, 6.7), (30, 20), (120, 80), (180, 120), (600, 540)])
+def test_slurm_has_a_third_of_the_lead_time_up_to_a_minute(lead_s: int, left_s: float) -> None:
+    assert task.to_save_s(lead_s) == pytest.approx(left_s, abs=0.1)
 
 
 def test_a_task_survives_the_trip_to_its_node(run_dir: RunDir) -> None:

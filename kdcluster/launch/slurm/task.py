@@ -23,6 +23,7 @@ from kdcluster.files import trainer_code
 from kdcluster.launch.attempt import begin, start_torchrun
 from kdcluster.launch.outcome import outcome
 from kdcluster.launch.slurm import meeting, ownjob
+from kdcluster.launch.slurm.ask import ANSWER_S
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.requeue import judged
 from kdcluster.launch.status import blocked_by, last_sign, run_status
@@ -36,6 +37,11 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 ENDS_S = 60.0
 """How long a task whose run has saved waits for its end: by submitit, or by SLURM."""
+
+
+def to_save_s(lead_s: float) -> float:
+    """How much of the lead time a trainer has to save; a busy SLURM needs the rest to answer and to requeue the job."""
+    return lead_s - min(lead_s / 3, ANSWER_S)
 
 
 class Task:
@@ -100,8 +106,7 @@ class Task:
 
         if self.process is not None and self.attempt is not None:
             self.attempt.write("stop", {"time": time.time()})  # for processes that start only now
-            lead_s = self.profile.signal_lead_s
-            if self._finish(give_up_at=time.monotonic() + max(lead_s - 10, lead_s * 0.7))["next"] != "requeue":
+            if self._finish(give_up_at=time.monotonic() + to_save_s(self.profile.signal_lead_s))["next"] != "requeue":
                 return None
         return DelayedSubmission(Task(*self._given))
 
@@ -114,19 +119,17 @@ class Task:
             return why
         self._judge_the_last_one()
         meet = Meeting(0, meeting.own_address()) if self.layout.nodes > 1 else None
-        changed = trainer_code() != self.code
-        if changed:
+        if trainer_code() != self.code:
             log.warning("the trainer's code has changed since this job was submitted; this is today's")
         known = {
             "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),
             "gpus_held": self.layout.gpus,
-            "code_changed": changed,
             "job_id": ownjob.number(),
             "restart": ownjob.restarts(),
             "waited_s": ownjob.waited_s(),
             "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         }
-        self.attempt = begin(self.run_dir, lambda number: self._command(number, meet), self.layout, known)
+        self.attempt = begin(self.run_dir, lambda number: self._command(number, meet), self.layout, known, self.code)
         log.info("attempt %d on %s; logs: %s", self.attempt.number, self.layout, self.attempt.path)
         self.process = self._start(self._command(self.attempt.number, meet), self.attempt.log())
         self.attempt.write("agent", process_record(self.process.pid))
