@@ -19,6 +19,8 @@ from kdcluster.errors import KdclusterError
 GONE_S = 30.0
 """How long a killed process may take to be gone."""
 CGROUPS = Path("/sys/fs/cgroup")
+AGENT_VARIABLE = "KDCLUSTER_AGENT"
+"""Environment variable in which torchrun's agent tells its processes its own pid."""
 
 
 def process_record(pid: int) -> dict[str, Any]:

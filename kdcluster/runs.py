@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import errno
 import shlex
+import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,10 @@ from kdcluster.files import read_json, write_aside, write_json
 from kdcluster.plan import Run
 from kdcluster.tickets import Ticket
 
-ATTEMPT_VARIABLE = "KDCLUSTER_ATTEMPT"
-"""Environment variable that tells a trainer which attempt it is; unset in a debug run."""
-
 RESERVE = 1 << 16
 """Bytes kept in each attempt, to say why it ended when the disk is full."""
+TRIES = 1000
+"""How many numbers in a row may be taken when an attempt is begun."""
 
 
 @dataclass(frozen=True)
@@ -190,24 +190,33 @@ class RunDir:
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.path / "attempts" / str(number))
 
-    def start_attempt(self, values: dict[str, Any]) -> Attempt:
-        """A new numbered attempt, never the same for two callers; `values` go to its start.json."""
+    def start_attempt(self, values: dict[str, Any], command: Callable[[int], list[str]] | None = None) -> Attempt:
+        """A new numbered attempt, never the same for two callers, with its start.json.
+
+        `command` gives the argv of an attempt with a number. Raises KdclusterError where every number is taken.
+        """
         folder = self.path / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
         aside = Attempt(Path(tempfile.mkdtemp(dir=folder, prefix=".start-")))
         aside.path.chmod(0o755)
         (aside.path / "reserve").write_bytes(bytes(RESERVE))
-        aside.write("start", {"started": time.time(), "host": socket.gethostname(), **values})
-        while True:
-            newest = self.newest()
-            attempt = self.attempt(newest.number + 1 if newest else 1)
+        newest = self.newest()
+        first = newest.number + 1 if newest else 1
+        for number in range(first, first + TRIES):  # never back: a file server may go on hiding a folder that is there
+            argv = {"command": command(number)} if command else {}
+            aside.write("start", {"started": time.time(), "host": socket.gethostname(), **argv, **values})
             try:
-                aside.path.rename(attempt.path)  # fails where another start was first: its folder is not empty
+                aside.path.rename(self.attempt(number).path)  # fails where another start was first: it is not empty
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                continue
-            return attempt
+            else:
+                return self.attempt(number)
+        shutil.rmtree(aside.path)
+        raise KdclusterError(
+            f"no attempt can be begun in {folder}: numbers {first} to {number} are taken, says the file system, which "
+            f"does not show them; look at that folder, here and on another machine, then submit again"
+        )
 
     def ticket(self) -> Ticket | None:
         """Who was given this run last, to start it."""

@@ -6,15 +6,21 @@ KDTEST_KILL=save|step|evaluation names the moment. Supervisor, torchrun and ever
 import os
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from kdcluster.files import read_json
 from kdcluster.train import checkpoint, evaluate, metrics, step, trainer
 
 
+def attempt():
+    """The number of this process's attempt, as torchrun was told it; none in whoever only loads this file."""
+    return dict(pairwise(sys.argv)).get("--attempt")
+
+
 def kill_the_tree():
     run_dir = Path(next(part for part in sys.argv[1:] if not part.startswith("--")))
-    record = read_json(run_dir / "attempts" / os.environ["KDCLUSTER_ATTEMPT"] / "start.json")
+    record = read_json(run_dir / "attempts" / attempt() / "start.json")
     workers = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()
     for pid in (record["supervisor"]["pid"], os.getppid(), *map(int, workers)):
         os.kill(pid, signal.SIGKILL)
@@ -35,7 +41,7 @@ def after(calls, owner, name):
     setattr(owner, name, counted)
 
 
-if os.environ.get("KDTEST_KILL") and os.environ.get("KDCLUSTER_ATTEMPT") == "1" and "distilled" in sys.argv[1]:
+if os.environ.get("KDTEST_KILL") and attempt() == "1" and "distilled" in sys.argv[1]:
     rank0 = os.environ["RANK"] == "0"
     if os.environ["KDTEST_KILL"] == "save" and rank0:
         original_save = checkpoint.torch.save

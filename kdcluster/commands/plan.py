@@ -12,7 +12,7 @@ from kdcluster.launch.backend import Backend, Options, find
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.status import Status, statuses
 from kdcluster.launch.submission import to_start
-from kdcluster.launch.torchrun import Layout, Rendezvous, command
+from kdcluster.launch.torchrun import Layout, Meeting, command
 from kdcluster.plan import Plan, Run
 from kdcluster.states import State
 from kdcluster.terminal import leave, say, show, show_json, show_text
@@ -80,8 +80,8 @@ def _planned(
 
 
 def _command(run_dir: Path, data: Path, where: Layout) -> list[str]:
-    """argv of torchrun; on several nodes with stand-ins for what only the job knows."""
-    several = Rendezvous("<first node>:<port>", "<job>", True, "<this node>") if where.nodes > 1 else None
+    """argv of torchrun, and on several nodes of the first one's, with a stand-in for what only the job knows."""
+    several = Meeting(0, "<first node>") if where.nodes > 1 else None
     return command(run_dir, data, where, several)
 
 

@@ -1,4 +1,4 @@
-"""Why torchrun ended: from the failure files of the ranks and from torchrun's own root cause.
+"""Why torchrun ended: from what its agents report (torchrun_agent.py), and from the failure files of the ranks.
 
 Exit codes do not survive torchrun, a killed rank cannot write, and its siblings fail in their collectives. So a
 death by a signal that torchrun did not send beats an exception, and an exception outside a collective beats one
@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import State
 
-_FAILURE = re.compile(r"rank +: (?P<rank>\d+) .*\n *exitcode +: (?P<code>-?\d+) \(pid: (?P<pid>\d+)\)")
-_FORCED = re.compile(r"Unable to shutdown process (\d+) via")
-_AGENT = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
 _OWN = re.compile(r"[WEI]\d{4} .*torch/distributed/|\*{5,}|Setting OMP_NUM_THREADS|\s*$")
 """What torchrun itself prints before it reports a failure."""
 
 
 def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop: bool = False) -> dict[str, Any]:
-    """The attempt's outcome: {"state", "reason", "returncode", "rank", "host", "signal", "out_of_memory"}."""
+    """The attempt's outcome: {"state", "reason", "returncode", "rank", "host", "signal", "out_of_memory"}.
+
+    Args:
+        run_dir: the run.
+        attempt: its attempt.
+        returncode: of torchrun, on the first node.
+        told_to_stop: whether whoever asks has told torchrun to stop.
+    """
     base: dict[str, Any] = {
         "returncode": returncode,
         "rank": None,
@@ -37,65 +42,49 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     where = f"at step {saved['step']}" if saved else "before it could save"
     if run_dir.is_cancelled():
         return {**base, "state": State.CANCELLED, "reason": f"stopped {where}"}
-    if saved or told_to_stop:
+    # The ranks save whoever tells them to; an agent that dies by itself tells them, too, and that is a crash.
+    told = attempt.read("stop") or attempt.read("torchrun-node0").get("signal") or returncode == 0
+    if told_to_stop or (saved and told):
         return {**base, "state": State.PREEMPTED if saved else State.LOST, "reason": f"stopped {where}"}
-    base["state"] = State.FAILED
-    texts = _torchrun_logs(attempt, base["host"])
-    text = "".join(texts.values())
-    lost = ((found, host) for host, log in texts.items() if (found := _killed(log)))
-    killed, base["host"] = next(lost, (None, base["host"]))
-    host = f" on {base['host']}" if base["host"] else ""
-    if killed:
-        rank, number = killed
-        hint = " (the kernel does that when memory runs out)" if number == signal.SIGKILL else ""
-        name = _name(number)
-        return {**base, "rank": rank, "signal": name, "reason": f"rank {rank}{host} was killed by {name}{hint}"}
-    if stopped := _AGENT.search(text):
-        name = _name(int(stopped[1]))
-        return {**base, "signal": name, "reason": f"torchrun was stopped by {name}"}
+    return {**base, "state": State.FAILED, **_failure(attempt, returncode, base["host"])}
+
+
+def _failure(attempt: Attempt, returncode: int, first_host: str | None) -> dict[str, Any]:
+    """{"reason", and what is known of "rank", "host", "signal", "out_of_memory"} of an attempt that nobody stopped."""
+    ranks = sorted(_ranks(attempt, first_host), key=lambda rank: rank["time"])  # of each node they are in order
+    for rank in ranks:
+        if rank["exitcode"] < 0 and not rank["by_torchrun"]:
+            name = _name(-rank["exitcode"])
+            hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
+            reason = f"rank {rank['rank']}{rank['on']} was killed by {name}{hint}"
+            return {"rank": rank["rank"], "host": rank["host"], "signal": name, "reason": reason}
+    agent = attempt.read("torchrun-node0")
+    if agent.get("signal"):
+        return {"signal": _name(agent["signal"]), "reason": f"torchrun was stopped by {_name(agent['signal'])}"}
     if returncode < 0:
-        name = _name(-returncode)
-        return {**base, "signal": name, "reason": f"torchrun was killed by {name}"}
-    failures = sorted(attempt.failures(), key=lambda failure: (failure["collective"], failure["time"]))
-    if failures:
-        first = failures[0]
-        return {
-            **base,
-            "rank": first["rank"],
-            "host": first["host"],
-            "out_of_memory": first["out_of_memory"],
-            "reason": f"rank {first['rank']} on {first['host']}, step {first['step']}: {first['message']}",
-        }
-    if root := _FAILURE.search(text.rpartition("Root Cause")[2]):
-        rank = int(root["rank"])
-        return {**base, "rank": rank, "reason": f"rank {rank}{host} ended with {root['code']}: {_last_words(text)}"}
-    return {**base, "reason": f"torchrun ended with {returncode}: {_last_words(text)}"}
+        return {"signal": _name(-returncode), "reason": f"torchrun was killed by {_name(-returncode)}"}
+    told = sorted(attempt.failures(), key=lambda failure: (failure["collective"], failure["time"]))
+    if told:
+        known = {key: told[0][key] for key in ("rank", "host", "out_of_memory")}
+        where = f"rank {known['rank']} on {known['host']}, step {told[0]['step']}"
+        return {**known, "reason": f"{where}: {told[0]['message']}"}
+    if ranks:
+        words = f"rank {ranks[0]['rank']}{ranks[0]['on']} ended with {ranks[0]['exitcode']}"
+        reason = f"{words}: {_last_words(attempt, ranks[0]['node'])}"
+        return {"rank": ranks[0]["rank"], "host": ranks[0]["host"], "reason": reason}
+    if agent.get("error"):
+        return {"reason": f"torchrun ended by itself: {agent['error'].strip().splitlines()[0][:300]}"}
+    return {"reason": f"torchrun ended with {returncode}: {_last_words(attempt, 0)}"}
 
 
-def _torchrun_logs(attempt: Attempt, first: str | None) -> dict[str | None, str]:
-    """What the torchrun of each node printed, by host; of several nodes the one that lost a rank tells of it."""
-    paths = {first: attempt.log()}
-    for label, path in attempt.logs():
-        if label.startswith("torchrun node"):
-            host = attempt.read(path.stem.removeprefix("torchrun-")).get("host")
-            paths[host if host not in (None, first) else f"{first} ({label.removeprefix('torchrun ')})"] = path
-    return {host: path.read_text(errors="replace") for host, path in paths.items() if path.exists()}
-
-
-def _killed(text: str) -> tuple[int, int] | None:
-    """(rank, signal) of a rank that died of a signal torchrun did not send.
-
-    torchrun stops the siblings of a failed rank with SIGTERM, and after 30 s with SIGKILL. Which failure it calls
-    the root cause is a matter of whole seconds, so a killed rank may also stand among the others.
-    """
-    forced = _FORCED.findall(text)
-    others, _, root = text.rpartition("Failures:")[2].partition("Root Cause")
-    for place, ours in ((root, ()), (others, (signal.SIGTERM,))):
-        for found in _FAILURE.finditer(place):
-            code = int(found["code"])
-            if code < 0 and -code not in ours and found["pid"] not in forced:
-                return int(found["rank"]), -code
-    return None
+def _ranks(attempt: Attempt, first_host: str | None) -> Iterator[dict[str, Any]]:
+    """The failed ranks of every node, those that torchrun saw first before the others, with where they were."""
+    for path in sorted(attempt.path.glob("torchrun-node*.json")):
+        report, node = attempt.read(path.stem), int(path.stem.removeprefix("torchrun-node"))
+        host = first_host if node == 0 else report.get("host")
+        name = f"{host} (node {node})" if node and host == first_host else host
+        for rank in report.get("failures", ()):
+            yield {**rank, "node": node, "host": name, "on": f" on {name}" if name else ""}
 
 
 def _name(number: int) -> str:
@@ -103,8 +92,10 @@ def _name(number: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
-def _last_words(text: str) -> str:
-    """The last error that a rank printed, else its last line; torchrun's own report of it says nothing."""
+def _last_words(attempt: Attempt, node: int) -> str:
+    """The last error that a rank of a node printed, else its last line; torchrun's own report of it says nothing."""
+    path = attempt.path / f"torchrun-node{node}.log" if node else attempt.log()
+    text = path.read_text(errors="replace") if path.exists() else ""
     said = [line.strip() for line in text.partition("failed (exitcode:")[0].splitlines() if not _OWN.match(line)]
     errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (errors or said or ["it printed nothing"])[-1][:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import Resources
 from kdcluster.files import shipped
-from kdcluster.runs import ATTEMPT_VARIABLE
+from kdcluster.runs import RunDir
 from kdcluster.wording import count
+
+LOOPBACK = "127.0.0.1"
 
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 """What an enclosing torchrun leaves behind; every TORCHELASTIC_*, MASTER_* and PET_* (torchrun's options as
@@ -88,59 +91,52 @@ def layout(resources: Resources, room: Room) -> Layout:
 
 
 @dataclass(frozen=True)
-class Rendezvous:
-    """Where the torchruns of several nodes meet: c10d on the first node."""
+class Meeting:
+    """A node, and where its torchrun meets the others: at the first one, which gives the port (0: not yet)."""
 
-    endpoint: str
-    id: str
-    is_host: bool
-    local_addr: str
+    node: int
+    address: str
+    port: int = 0
 
 
-def command(run_dir: Path, data_dir: Path, layout: Layout, rendezvous: Rendezvous | None = None) -> list[str]:
+def command(
+    run_dir: Path, data_dir: Path, layout: Layout, meeting: Meeting | None = None, attempt: int | None = None
+) -> list[str]:
     """argv of one run on one node: torchrun, then `jobs/train.py` on the run directory.
 
-    Without `rendezvous` a run on one node has one of its own, on a port that the system gives. -P keeps a `kdcluster`
-    folder in the working directory from taking the place of the installed package.
+    The rendezvous is static: that of `--standalone` and c10d keeps pickles in a store that anybody can write to who
+    reaches the machine. -P keeps a `kdcluster` folder in the working directory from taking the place of the installed
+    package. torchrun's own log folder would stay in the temporary directory, and holds nothing.
     """
-    if rendezvous is None:
-        meet = ["--standalone", "--nnodes=1"]
-    else:
-        meet = [
-            *("--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous.endpoint}", f"--rdzv-id={rendezvous.id}"),
-            *(f"--rdzv-conf=is_host={int(rendezvous.is_host)}", f"--local-addr={rendezvous.local_addr}"),
-            f"--nnodes={layout.nodes}",
-        ]
+    meet = meeting or Meeting(0, LOOPBACK)
     return [
-        *(sys.executable, "-P", "-m", "torch.distributed.run"),
-        *meet,
-        *(f"--nproc-per-node={layout.procs // layout.nodes}", "--max-restarts=0"),
-        *trainer(run_dir, data_dir, layout),
+        *(sys.executable, "-P", "-m", "kdcluster.launch.torchrun_agent"),
+        *((f"--report={RunDir(run_dir.parent, run_dir.name).attempt(attempt).path}",) if attempt is not None else ()),
+        *("--rdzv-backend=static", f"--nnodes={layout.nodes}", f"--node-rank={meet.node}"),
+        *(f"--master-addr={meet.address}", f"--master-port={meet.port}"),
+        *(f"--nproc-per-node={layout.procs // layout.nodes}", "--max-restarts=0", f"--log-dir={os.devnull}"),
+        *trainer(run_dir, data_dir, layout, attempt),
     ]
 
 
-def trainer(run_dir: Path, data_dir: Path, layout: Layout) -> list[str]:
-    """The part of the command that torchrun starts in every process."""
-    argv = [
+def trainer(run_dir: Path, data_dir: Path, layout: Layout, attempt: int | None = None) -> list[str]:
+    """The part of the command that torchrun starts in every process; without an attempt it is a debug run's."""
+    return [
         str(shipped("jobs/train.py")),
         str(run_dir),
-        "--data-dir",
-        str(data_dir),
-        "--device",
-        layout.device,
+        *("--data-dir", str(data_dir)),
+        *("--device", layout.device),
+        *(("--threads", str(layout.threads)) if layout.threads is not None else ()),
+        *(("--attempt", str(attempt)) if attempt is not None else ()),
     ]
-    return argv if layout.threads is None else [*argv, "--threads", str(layout.threads)]
 
 
-def environment(
-    base: Mapping[str, str], layout: Layout, *, attempt: int | None, gpus: Sequence[str] = ()
-) -> dict[str, str]:
+def environment(base: Mapping[str, str], layout: Layout, gpus: Sequence[str] = ()) -> dict[str, str]:
     """The environment of a run: nothing of an enclosing torchrun, no downloads, the GPUs it was given."""
     env = {name: value for name, value in base.items() if not is_torchrun_variable(name)}
     env |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    env.pop(ATTEMPT_VARIABLE, None)
-    if attempt is not None:
-        env[ATTEMPT_VARIABLE] = str(attempt)
+    if layout.nodes == 1 and sys.platform == "linux":
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it listens where the host's name leads
     if layout.threads is not None:
         env["OMP_NUM_THREADS"] = str(layout.threads)
     if gpus:

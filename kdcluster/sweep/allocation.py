@@ -24,7 +24,7 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import own_folder, shipped
-from kdcluster.launch.agent import dies_with
+from kdcluster.launch.attempt import dies_with
 from kdcluster.launch.slurm import ask, nodes, ownjob
 from kdcluster.sweep.cluster import joined
 from kdcluster.sweep.room import nodes_of_ray

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
-from kdcluster.launch.child import Child
+from kdcluster.launch.attempt import Child
 from kdcluster.launch.status import KNOWN_S, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run

@@ -21,7 +21,8 @@ from filelock import Timeout
 from kdcluster.errors import KdclusterError, explain_disk
 from kdcluster.files import acquire
 from kdcluster.plan import Run
-from kdcluster.runs import ATTEMPT_VARIABLE, Attempt, RunDir
+from kdcluster.processes import AGENT_VARIABLE
+from kdcluster.runs import Attempt, RunDir
 from kdcluster.train.distributed import join
 from kdcluster.train.trainer import Progress, train
 
@@ -39,13 +40,13 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--attempt", type=int, default=None, help="its number; without one this is a debug run")
     parser.add_argument("--max-steps", type=int, default=0)
     given = parser.parse_args()
     run_dir = RunDir(given.run_dir.parent, given.run_dir.name)
     progress = Progress()
-    attempt = None
-    if number := os.environ.get(ATTEMPT_VARIABLE):
-        attempt = run_dir.attempt(int(number))
+    attempt = None if given.attempt is None else run_dir.attempt(given.attempt)
+    if attempt is not None:
         die_with_parent()
         own_log(attempt)
         listen(attempt, progress)
@@ -77,11 +78,7 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(1, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    try:
-        agent = Path(f"/proc/{os.getppid()}/environ").read_bytes()
-    except OSError:  # gone, or not ours to read
-        agent = b""
-    if f"{ATTEMPT_VARIABLE}=".encode() not in agent:  # it died while we imported torch, and somebody adopted us
+    if os.environ.get(AGENT_VARIABLE) != str(os.getppid()):  # it died while we imported torch, and somebody adopted us
         sys.stderr.write("ending: the torchrun that started this process is gone\n")
         sys.stderr.flush()
         os._exit(1)

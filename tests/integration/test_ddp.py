@@ -50,7 +50,7 @@ class Measured(NamedTuple):
 def torchrun(processes: int, *argv: str) -> None:
     """Run a script under torchrun as the launcher would."""
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *argv]
-    env = environment(os.environ, Layout("cpu", processes, 1), attempt=None)
+    env = environment(os.environ, Layout("cpu", processes, 1))
     done = subprocess.run(launched, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-6000:]
 
@@ -207,8 +207,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, RunDir]:
     run_dir = tiny.prepare(folder / "runs", student)
     layout = Layout("cpu", 2, 1)
     attempt = run_dir.start_attempt({})
-    argv = command(run_dir.path, folder / "data", layout)
-    env = environment(os.environ, layout, attempt=attempt.number)
+    argv = command(run_dir.path, folder / "data", layout, attempt=attempt.number)
+    env = environment(os.environ, layout)
+    # As in a container that cleans the environment: what a run is stands in its arguments.
+    argv = ["env", "-i", *(f"{name}={env[name]}" for name in ("PATH", "PYTHONPATH") if name in env), *argv]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240)
     logs = "\n".join(f"--- {name}\n{path.read_text()}" for name, path in attempt.logs() if path.exists())
     assert done.returncode == 0, done.stderr[-3000:] + logs

@@ -206,7 +206,7 @@ def test_two_experiments_on_eight_gpus_are_five_runs(empty_folder: Path) -> None
     assert teacher["needs"] == runs["baseline", "exp1"]["needs"] == runs["baseline", "exp2"]["needs"] == []
     assert runs["distilled", "exp1"]["needs"] == runs["distilled", "exp2"]["needs"] == [teacher["id"]]
     for row in document["runs"]:
-        assert row["command"][:4] == [sys.executable, "-P", "-m", "torch.distributed.run"]
+        assert row["command"][:4] == [sys.executable, "-P", "-m", "kdcluster.launch.torchrun_agent"]
         assert "--nproc-per-node=8" in row["command"]
         assert row["command"][-2:] == ["--device", "cuda"]
         assert (row["state"], row["seed"], row["sbatch"]) == ("planned", 0, None)
@@ -402,7 +402,7 @@ def test_a_dry_run_writes_nothing(empty_folder: Path, monkeypatch: pytest.Monkey
     assert (result.exit_code, result.stderr) == (0, "")
     for row in planned("demo", "--seeds", "0"):
         assert f"# {row['dir']}/config.yaml\nid: {row['id']}\n" in result.stdout
-    assert result.stdout.count("torch.distributed.run") == 3
+    assert result.stdout.count("kdcluster.launch.torchrun_agent") == 3
     assert result.stdout.endswith("# 3 of 3 runs would be started; nothing was written\n")
     assert everything(empty_folder) == []
 

@@ -6,12 +6,10 @@ The supervisor runs here in this process, on short Python scripts instead of tor
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -22,8 +20,7 @@ import pytest
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
-from kdcluster.launch import child
-from kdcluster.launch.code import code_state
+from kdcluster.launch import attempt as launched
 from kdcluster.launch.local import backend as local
 from kdcluster.launch.local import supervisor
 from kdcluster.launch.local.backend import Local, check_room, layouts
@@ -33,7 +30,7 @@ from kdcluster.launch.status import run_status, statuses
 from kdcluster.launch.submission import submit, to_start
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
-from kdcluster.processes import is_alive, process_record
+from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
 from tests import fabricated
 from tests.fabricated import LIVE, STATES, put
@@ -246,17 +243,16 @@ def test_debug_is_one_process_in_a_folder_of_its_own(
 
     monkeypatch.setattr(local.subprocess, "run", fake_run)
     monkeypatch.setattr(local, "threads_available", lambda: 5)
-    monkeypatch.setenv("KDCLUSTER_ATTEMPT", "3")
     monkeypatch.setenv("RANK", "1")
     made = make_plan(tmp_path, {"resources": {"device": "cpu", "procs": 4}})
     teacher, student = made.runs[0], roles(made)["distilled"]
     assert local.debug(student, root, tmp_path / "data", 3) == 7
     [(argv, env)] = calls
     assert argv[:1] == [sys.executable]
-    assert "torch.distributed.run" not in argv
+    assert not {"kdcluster.launch.torchrun_agent", "--attempt"} & set(argv)
     assert argv[2] == str(root / "debug" / student.id)
     assert argv[-6:] == ["--device", "cpu", "--threads", "5", "--max-steps", "3"]
-    assert not {"KDCLUSTER_ATTEMPT", "RANK"} & env.keys()
+    assert not {"RANK"} & env.keys()
     assert run_status(RunDir(root, student.id)).state == "planned"  # the real run knows nothing of it
     assert not (root / "debug" / teacher.id).exists()
     run_dir = put(root, teacher, "done")
@@ -281,7 +277,7 @@ TRAINER = textwrap.dedent(
     import json, os, pathlib, sys, time
     run_dir, how = pathlib.Path(sys.argv[1]), sys.argv[2]
     root = run_dir.parent
-    number = int(os.environ["KDCLUSTER_ATTEMPT"])
+    number = int(sys.argv[3])
     with open(root / "starts", "a") as file:
         file.write(f"{run_dir.name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
     if how == "fails":
@@ -308,9 +304,9 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
     """A supervisor on two cores, whose runs do what their role is told: ok, fails, alone, together."""
     told: dict[str, str] = {}
 
-    def command(run_dir: Path, data_dir: Path, layout: Layout) -> list[str]:
+    def command(run_dir: Path, data_dir: Path, layout: Layout, attempt: int) -> list[str]:
         how = next((how for name, how in told.items() if run_dir.name.startswith(name)), "ok")
-        return [sys.executable, "-S", "-c", TRAINER, str(run_dir), how]
+        return [sys.executable, "-S", "-c", TRAINER, str(run_dir), how, str(attempt)]
 
     def make(made: Plan, layout: Layout = CPU, only: list[Run] | None = None, **how: str) -> Supervisor:
         told.update(how)
@@ -321,8 +317,8 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
         there.write_tickets()
         return there
 
-    monkeypatch.setattr(child, "command", command)
-    monkeypatch.setattr(child, "code_state", lambda: ({"git": {}}, ""))
+    monkeypatch.setattr(launched, "command", command)
+    monkeypatch.setattr(launched, "code_state", lambda: ({"trainer_code": "x", "git": {}}, ""))
     monkeypatch.setattr(supervisor, "threads_available", lambda: 2)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield make
@@ -350,7 +346,7 @@ def test_everything_runs_in_the_order_of_its_needs(tmp_path: Path, root: Path, s
         assert (start["device"], start["procs"], start["threads"], start["gpus"]) == ("cpu", 1, 1, [])
         assert start["command"][0] == sys.executable
         assert start["supervisor"] == LIVE
-        assert start["code"] == {"git": {}}
+        assert start["code"] == {"trainer_code": "x", "git": {}}
         assert attempt.read("agent")["pid"] > 0
         assert (outcome["state"], outcome["returncode"]) == ("done", 0)
 
@@ -460,53 +456,3 @@ def test_each_gpu_has_one_run_at_a_time(
     assert free is not None
     free[0][1].release()
     Path(free[0][1].lock_file).unlink(missing_ok=True)
-
-
-def test_uncommitted_changes_are_kept_beside_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    (work / "mine.py").write_text("a = 1\n")
-    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
-        subprocess.run(["git", *arguments], check=True)
-    (work / "mine.py").write_text("a = 2\n")
-    code, diff = code_state()
-    here = code["git"][str(work.resolve())]
-    assert here["dirty"] is True
-    assert len(here["commit"]) == 40
-    assert "+a = 2" in diff
-    assert len(code["trainer_code"]) == 64
-    monkeypatch.chdir(tmp_path)  # no repository
-    assert str(work.resolve()) not in code_state()[0]["git"]
-
-
-@forks
-def test_a_child_dies_with_its_supervisor() -> None:
-    """kill -9 of the process whose main thread started it."""
-    script = textwrap.dedent(
-        """
-        import os, subprocess, sys
-        from kdcluster.launch.agent import dies_with
-        waits = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
-        child = subprocess.Popen(waits, preexec_fn=dies_with(os.getpid()))
-        print(child.pid, flush=True)
-        input()
-        """
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as parent:  # type: ignore[call-overload]
-        pid = int(parent.stdout.readline())
-        record = process_record(pid)
-        assert is_alive(record)
-        parent.kill()
-        try:
-            deadline = time.monotonic() + 10
-            while is_alive(record):
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-        finally:
-            if is_alive(record):
-                os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from kdcluster.errors import ConfigError, NotFound
+from kdcluster import runs
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.processes import is_alive, process_record, process_start_time
 from kdcluster.runs import RunDir, find_run
 from kdcluster.tickets import Ticket
@@ -68,6 +70,29 @@ def test_a_half_written_attempt_is_none(run_dir: RunDir, monkeypatch: pytest.Mon
     assert run_dir.attempts() == []
     assert run_dir.newest() is None
     assert run_dir.start_attempt({}).number == 1
+
+
+def test_a_file_server_that_shows_attempts_late_does_not_keep_a_start_waiting(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        run_dir.start_attempt({})
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDir, "attempts", lambda self: [])  # made by another host a moment ago
+        started = run_dir.start_attempt({}, lambda number: ["train", str(number)])
+    assert started.number == 4
+    assert started.read("start")["command"] == ["train", "4"]  # as it was started, whatever was tried before
+
+
+def test_a_file_system_that_takes_no_attempt_is_an_error(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(runs, "TRIES", 3)
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(KdclusterError, match="1 to 3 are taken, says the file system"):
+        run_dir.start_attempt({})
+    assert list((run_dir.path / "attempts").iterdir()) == []
 
 
 def test_the_newest_attempt_is_the_highest_number(run_dir: RunDir) -> None:

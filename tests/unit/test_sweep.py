@@ -25,7 +25,6 @@ from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
 from kdcluster.files import own_folder, read_json, write_json
 from kdcluster.history import history
-from kdcluster.launch import child
 from kdcluster.launch.local.gpus import GpuPool
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.status import run_status
@@ -437,7 +436,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_trial_on_a_share_of_a_gpu_holds_no_more_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
-    monkeypatch.setattr(child, "command", lambda *_: ["true"])
+    monkeypatch.setattr("kdcluster.launch.attempt.command", lambda *_, **__: ["true"])
     one = trainee(tmp_path, "planned", gpus=0.5)
     one.order = replace(one.order, layout=Layout("cuda", 1, None))
     one.begin()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import signal
-import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from kdcluster.files import trainer_code
 from kdcluster.launch.slurm import meeting, ownjob, task
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.task import Task
-from kdcluster.launch.torchrun import Layout
+from kdcluster.launch.torchrun import Layout, Meeting
 from kdcluster.runs import RunDir
-from tests.fabricated import put, save
+from tests.fabricated import LIVE, put, save
 from tests.tiny import make_plan, make_run
 
 
@@ -58,17 +56,16 @@ def test_the_profile_reaches_torchrun(run_dir: RunDir, tmp_path: Path, monkeypat
         container=("apptainer", "exec", "image.sif"),
     )
     work = make(run_dir, profile)
-    work.attempt = run_dir.start_attempt({})
-    argv = work._command(None)
+    argv = work._command(3, None)
     assert argv[:3] == ["apptainer", "exec", "image.sif"]
-    assert "--standalone" in argv
+    assert argv[-2:] == ["--attempt", "3"]  # a container that cleans the environment loses no argument
     work._start(argv, tmp_path / "log")
     env = seen["env"]
     assert env["TMPDIR"] == f"{tmp_path}/scratch/7"
     assert Path(env["TMPDIR"]).is_dir()
     assert (env["NCCL_SOCKET_IFNAME"], env["GLOO_SOCKET_IFNAME"]) == ("ib0", "ib0")
     assert env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "9"
-    assert (env["KDCLUSTER_ATTEMPT"], env["HF_HUB_OFFLINE"]) == ("1", "1")
+    assert env["HF_HUB_OFFLINE"] == "1"
     assert "MASTER_PORT" not in env
 
 
@@ -79,7 +76,7 @@ def test_code_that_changed_since_the_submit_is_noticed(
     monkeypatch.setattr(ownjob, "waited_s", lambda: None)
     monkeypatch.setattr(Task, "_finish", lambda self: {"state": "done", "next": None, "reason": ""})
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    for code, changed in (("another", True), (trainer_code(), False)):
+    for code, changed in ((trainer_code(), False), ("another", True)):
         layout = asdict(Layout("cpu", 1, 1))
         work = Task(str(run_dir.path), "/data", str(run_dir.path), layout, Profile(), code)
         assert work._lead() == "done"
@@ -106,27 +103,51 @@ def test_a_requeue_by_slurm_itself_is_judged_by_the_next_attempt(
     work._judge_the_last_one()  # another job: submitted again by hand
 
 
-def test_the_signal_that_workers_handle_is_kept_from_torchrun() -> None:
-    called = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        task._shielded(lambda: called.append(True))()
-        assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert called == [True]
-
-
-def test_a_port_that_is_taken_is_left_to_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "address", lambda name: "127.0.0.1")
-    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+def test_the_other_nodes_are_told_where_the_first_ones_torchrun_listens(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its port is the system's, and it is told once it is open; where torchrun ended before, there is nothing to do."""
     monkeypatch.setenv("SLURM_JOB_ID", "12345")
-    first = meeting.place()
-    assert first["id"] == "12345-0"
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", int(first["endpoint"].rpartition(":")[2])))
-        assert meeting.place()["endpoint"] != first["endpoint"]
-    assert meeting.place() == first
+    for store, told in (
+        ({"port": 4711}, {"attempt": 1, "address": "10.0.0.1", "port": 4711}),
+        ({}, {"attempt": None}),
+    ):
+        work = make(run_dir, layout=Layout("cpu", 4, 1, 2, 4))
+        work.process = Ended()  # type: ignore[assignment]
+        work.attempt = run_dir.newest() or run_dir.start_attempt({})
+        work.attempt.write("store", store)
+        work._meet("10.0.0.1")
+        assert meeting.wait_until_told(work.folder) == told
+        assert work.met is bool(store)
+    argv = work._command(1, Meeting(1, "10.0.0.1", 4711))
+    assert {"--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=4711"} < set(argv)
+
+
+class Endless(Ended):
+    """A torchrun that ends when it is told to."""
+
+    told = 0
+
+    def poll(self) -> int | None:  # type: ignore[override]
+        return 1 if self.told else None
+
+    def terminate(self) -> None:
+        self.told += 1
+
+
+def test_a_nodes_torchrun_is_stopped_once_the_first_ones_has_failed(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks would wait for those of the first node until a collective times out."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    attempt, torchrun = run_dir.start_attempt({}), Endless()
+    work = make(run_dir, layout=Layout("cpu", 4, 1, 2, 4))
+    monkeypatch.setattr(Task, "_start", lambda *_: torchrun)
+    work._tell({"attempt": 1, "address": "10.0.0.1", "port": 4711})
+    attempt.write("node0", {"returncode": 1})
+    work._follow(1)
+    assert torchrun.told == 1
+    assert attempt.read("node1")["returncode"] == 1
 
 
 def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +194,11 @@ def test_a_run_that_is_only_evaluated_needs_no_steps_to_be_requeued(
         assert (told["state"], told["next"]) == ("preempted", "requeue")
 
 
+@pytest.mark.parametrize(("lead_s", "left_s"), [(10, 6.7), (30, 20), (120, 80), (180, 120), (600, 540)])
+def test_slurm_has_a_third_of_the_lead_time_up_to_a_minute(lead_s: int, left_s: float) -> None:
+    assert task.to_save_s(lead_s) == pytest.approx(left_s, abs=0.1)
+
+
 def test_a_task_survives_the_trip_to_its_node(run_dir: RunDir) -> None:
     there = pickle.loads(pickle.dumps(make(run_dir, Profile(partition="gpu"))))
     assert (there.run_dir, there.profile.partition, there.layout.procs) == (run_dir, "gpu", 2)
@@ -193,3 +219,14 @@ def test_the_gate_is_looked_at_before_torchrun(tmp_path: Path) -> None:
     put(tmp_path / "runs", made.runs[0], "done")
     student = put(tmp_path / "runs", made.runs[2], "planned")
     assert "under teacher.min_top1 60" in make(student)._not_needed()
+
+
+def test_a_job_leaves_a_run_that_another_one_has_by_now(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an answer of sbatch that was lost: one of two jobs stands in the ticket."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run_dir.write_ticket("slurm", {"id": "8", "name": "n"})
+    assert make(run_dir)._not_needed() == "the run was given to somebody else meanwhile"
+    run_dir.write_ticket("local", LIVE)
+    assert make(run_dir)._not_needed() == "the run was given to somebody else meanwhile"
+    run_dir.write_ticket("slurm", {"id": "7", "name": "n"})
+    assert make(run_dir)._not_needed() == ""

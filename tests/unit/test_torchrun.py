@@ -44,10 +44,13 @@ def test_odd_names_stay_one_item(odd: str) -> None:
 def test_every_process_gets_what_one_process_gets() -> None:
     """`debug` starts without torchrun what torchrun starts otherwise."""
     where = Layout("cpu", 3, 2)
-    own = trainer(Path("/r/run"), Path("/d"), where)
-    assert command(Path("/r/run"), Path("/d"), where)[-len(own) :] == own
-    assert own[0] == str(shipped("jobs/train.py"))
-    assert Path(own[0]).is_file()
+    assert "--report=/r/run/attempts/7" in command(Path("/r/run"), Path("/d"), where, attempt=7)
+    for attempt in (None, 7):
+        own = trainer(Path("/r/run"), Path("/d"), where, attempt)
+        assert own[8:] == ([] if attempt is None else ["--attempt", "7"])
+        assert command(Path("/r/run"), Path("/d"), where, attempt=attempt)[-len(own) :] == own
+        assert own[0] == str(shipped("jobs/train.py"))
+        assert Path(own[0]).is_file()
 
 
 def test_the_environment_knows_nothing_of_another_torchrun() -> None:
@@ -63,20 +66,21 @@ def test_the_environment_knows_nothing_of_another_torchrun() -> None:
         "TORCHELASTIC_RUN_ID": "x",
         "TORCHELASTIC_ERROR_FILE": "/x",
         "PET_NNODES": "4",
-        "KDCLUSTER_ATTEMPT": "7",
     }
     kept = {"PATH": "/bin", "HOME": "/h", "RANKING": "1", "CUDA_VISIBLE_DEVICES": "5", "TORCH_HOME": "/t"}
-    env = environment({**inherited, **kept}, Layout("cuda", 1, None), attempt=None)
-    assert env == {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    env = environment({**inherited, **kept}, Layout("cuda", 1, None))
+    assert env == {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def test_the_environment_of_a_run() -> None:
-    base = {"OMP_NUM_THREADS": "64", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
-    on_cpu = environment(base, Layout("cpu", 2, 3), attempt=4)
-    assert (on_cpu["KDCLUSTER_ATTEMPT"], on_cpu["OMP_NUM_THREADS"]) == ("4", "3")
-    on_gpu = environment(base, Layout("cuda", 2, None), attempt=1, gpus=["GPU-b", "GPU-c"])
+    base = {"OMP_NUM_THREADS": "64", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "GLOO_SOCKET_IFNAME": "ib0"}
+    on_cpu = environment(base, Layout("cpu", 2, 3))
+    assert on_cpu["OMP_NUM_THREADS"] == "3"
+    on_gpu = environment(base, Layout("cuda", 2, None), gpus=["GPU-b", "GPU-c"])
     assert (on_gpu["CUDA_VISIBLE_DEVICES"], on_gpu["OMP_NUM_THREADS"]) == ("GPU-b,GPU-c", "64")
-    assert base == {"OMP_NUM_THREADS": "64", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    assert on_gpu["GLOO_SOCKET_IFNAME"] == "ib0"  # the user's own
+    assert "GLOO_SOCKET_IFNAME" not in environment({}, Layout("cpu", 4, 1, nodes=2))
+    assert base["OMP_NUM_THREADS"] == "64"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
+from kdcluster.processes import AGENT_VARIABLE
 from kdcluster.runs import RunDir
 from kdcluster.train import distributed, worker
 from kdcluster.train.trainer import Progress
@@ -41,10 +42,10 @@ def run_dir(tmp_path: Path) -> RunDir:
 @pytest.fixture
 def started(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """The first attempt of a run, and this process as its rank 0 of 2, with its log and its death left out."""
-    attempt = run_dir.start_attempt({})
-    given = ["train.py", str(run_dir.path), "--data-dir", "/nowhere", "--device", "cpu", "--threads", "1"]
+    run_dir.start_attempt({})
+    given = ["train.py", str(run_dir.path), "--data-dir", "/nowhere", "--device", "cpu", "--attempt", "1"]
     monkeypatch.setattr(sys, "argv", given)
-    for name, value in {"KDCLUSTER_ATTEMPT": str(attempt.number), "RANK": "0", "WORLD_SIZE": "2"}.items():
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     for name in ("die_with_parent", "own_log"):
         monkeypatch.setattr(worker, name, lambda *_: None)
@@ -124,7 +125,7 @@ def test_every_group_of_ranks_gives_up_after_the_time_that_was_asked_for(monkeyp
 
 
 def test_a_debug_run_raises_as_it_is(started: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KDCLUSTER_ATTEMPT")
+    monkeypatch.setattr(sys, "argv", sys.argv[: sys.argv.index("--attempt")])
     fake_training(monkeypatch, [], ValueError("for the debugger"))
     with pytest.raises(ValueError, match="for the debugger"):
         worker.main()
@@ -259,6 +260,7 @@ def test_a_rank_whose_torchrun_died_before_it_was_ready_ends() -> None:
 
     def agent() -> None:
         me = os.getpid()
+        os.environ[AGENT_VARIABLE] = str(me)
         if os.fork():
             os._exit(0)
         while os.getppid() == me:

@@ -146,4 +146,4 @@ def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
     where = layout(run.resources, Room(len(visible_gpus()), threads_available()))
     where = Layout(where.device, 1, where.threads and threads_available())
     argv = [sys.executable, *trainer(run_dir.path, data_dir, where), "--max-steps", str(steps)]
-    return subprocess.run(argv, env=environment(os.environ, where, attempt=None)).returncode
+    return subprocess.run(argv, env=environment(os.environ, where)).returncode

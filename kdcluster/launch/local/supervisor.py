@@ -16,8 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from kdcluster.files import read_json, write_json
-from kdcluster.launch.agent import AWAITED
-from kdcluster.launch.child import Child
+from kdcluster.launch.attempt import AWAITED, Child
 from kdcluster.launch.local.backend import BEAT_S
 from kdcluster.launch.local.gpus import GpuPool, visible_gpus
 from kdcluster.launch.status import KNOWN_S, Status, blocked_by, run_status

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ from kdcluster.files import read_json, write_json
 from kdcluster.launch.slurm import ownjob
 from kdcluster.launch.slurm.nodes import address
 
-log = logging.getLogger(__name__)
-
 MEET_S = 600.0
 """How long the tasks of the other nodes wait for the first one."""
 POLL_S = 0.2
@@ -24,26 +20,6 @@ POLL_S = 0.2
 def own_address() -> str:
     """This node's, as SLURM has it: its name need not resolve."""
     return address(os.environ["SLURMD_NODENAME"])
-
-
-def place() -> dict[str, str]:
-    """{"endpoint", "id"} on this node: a port from the job's id, another one where it is taken.
-
-    The first choice lies below the ports that Linux gives out by itself.
-
-    Raises:
-        KdclusterError: there is no free port.
-    """
-    here, job, restarts = own_address(), int(ownjob.number()), ownjob.restarts()
-    for port in (20000 + (job * 7 + restarts) % 10000, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind((here, port))
-            except OSError:
-                log.info("port %d of %s is taken; taking another", port, here)
-                continue
-            return {"endpoint": f"{here}:{probe.getsockname()[1]}", "id": f"{job}-{restarts}"}
-    raise KdclusterError(f"no free port on {here}")
 
 
 def tell(folder: Path, values: dict[str, Any]) -> None:

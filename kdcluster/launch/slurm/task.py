@@ -15,20 +15,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import KdclusterError
+from kdcluster.files import trainer_code
 from kdcluster.history import began_at
-from kdcluster.launch.agent import dies_with
-from kdcluster.launch.code import code_state
+from kdcluster.launch.attempt import begin, start_torchrun
 from kdcluster.launch.outcome import outcome
 from kdcluster.launch.slurm import meeting, ownjob
+from kdcluster.launch.slurm.command import ANSWER_S
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.requeue import judged
 from kdcluster.launch.status import blocked_by, last_sign, run_status
-from kdcluster.launch.torchrun import Layout, Rendezvous, command, environment
+from kdcluster.launch.torchrun import Layout, Meeting, command, environment
 from kdcluster.processes import process_record
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import INTERRUPTED, State
@@ -38,6 +38,11 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 ENDS_S = 60.0
 """How long a task whose run has saved waits for its end: by submitit, or by SLURM."""
+
+
+def to_save_s(lead_s: float) -> float:
+    """How much of the lead time a trainer has to save; a busy SLURM needs the rest to answer and to requeue the job."""
+    return lead_s - min(lead_s / 3, ANSWER_S)
 
 
 class Task:
@@ -62,6 +67,7 @@ class Task:
         self.attempt: Attempt | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.told_to_stop = False
+        self.met = False  # whether the other nodes have something to do
 
     def __reduce__(self) -> Any:
         return Task, self._given
@@ -101,8 +107,7 @@ class Task:
 
         if self.process is not None and self.attempt is not None:
             self.attempt.write("stop", {"time": time.time()})  # for processes that start only now
-            lead_s = self.profile.signal_lead_s
-            if self._finish(give_up_at=time.monotonic() + max(lead_s - 10, lead_s * 0.7))["next"] != "requeue":
+            if self._finish(give_up_at=time.monotonic() + to_save_s(self.profile.signal_lead_s))["next"] != "requeue":
                 return None
         return DelayedSubmission(Task(*self._given))
 
@@ -114,35 +119,23 @@ class Task:
             self._tell({"attempt": None})
             return why
         self._judge_the_last_one()
-        meet = meeting.place() if self.layout.nodes > 1 else None
-        code, diff = code_state()
-        if code["trainer_code"] != self.code:
+        meet = Meeting(0, meeting.own_address()) if self.layout.nodes > 1 else None
+        if trainer_code() != self.code:
             log.warning("the trainer's code has changed since this job was submitted; this is today's")
-        argv = self._command(meet)
-        self.attempt = self.run_dir.start_attempt(
-            {
-                "supervisor": process_record(os.getpid()),
-                "command": argv,
-                "device": self.layout.device,
-                "procs": self.layout.procs,
-                "threads": self.layout.threads,
-                "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),
-                "gpus_held": self.layout.gpus,
-                "code": code,
-                "code_changed": code["trainer_code"] != self.code,
-                "job_id": ownjob.number(),
-                "restart": ownjob.restarts(),
-                "waited_s": ownjob.waited_s(),
-                "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
-                "from_step": self.run_dir.saved_step(),
-            }
-        )
-        if diff:
-            (self.attempt.path / "code.diff").write_text(diff)
-        self._tell({"attempt": self.attempt.number, "meet": meet})
+        known = {
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),
+            "gpus_held": self.layout.gpus,
+            "job_id": ownjob.number(),
+            "restart": ownjob.restarts(),
+            "waited_s": ownjob.waited_s(),
+            "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+        }
+        self.attempt = begin(self.run_dir, lambda number: self._command(number, meet), self.layout, known, self.code)
         log.info("attempt %d on %s; logs: %s", self.attempt.number, self.layout, self.attempt.path)
-        self.process = self._start(argv, self.attempt.log())
+        self.process = self._start(self._command(self.attempt.number, meet), self.attempt.log())
         self.attempt.write("agent", process_record(self.process.pid))
+        if meet:
+            self._meet(meet.address)
         return self._leave(self._finish())
 
     def _not_needed(self) -> str:
@@ -153,6 +146,9 @@ class Task:
         """
         if self.run_dir.is_cancelled():
             return "the run was cancelled"
+        ticket = self.run_dir.ticket()
+        if ticket and not (ticket.backend == "slurm" and ownjob.is_ours(ticket.ref)):
+            return "the run was given to somebody else meanwhile"
         if self.run_dir.result() is not None and run_status(self.run_dir).state == State.DONE:
             return "the run is done"
         run = self.run_dir.load()
@@ -211,7 +207,8 @@ class Task:
             time.sleep(POLL_S)
         if known := self.attempt.read("outcome"):
             return known
-        if not late:
+        self._note_end(0, code)
+        if not late and self.met:
             self._await_nodes()
         ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop or late)
         if late and ended["state"] == State.LOST:
@@ -248,6 +245,15 @@ class Task:
                 time.sleep(1.0)
         raise KdclusterError(f"attempt {self.attempt.number}: {ended['state']}: {ended['reason']}")
 
+    def _meet(self, address: str) -> None:
+        """Tell the other nodes where torchrun listens here, once it does, or that it has ended."""
+        assert self.attempt is not None
+        assert self.process is not None
+        while not (store := self.attempt.read("store")) and self.process.poll() is None:
+            time.sleep(POLL_S)
+        self.met = bool(store)
+        self._tell({"attempt": self.attempt.number, "address": address, **store} if store else {"attempt": None})
+
     def _tell(self, values: dict[str, Any]) -> None:
         if self.layout.nodes > 1:
             meeting.tell(self.folder, values)
@@ -260,41 +266,30 @@ class Task:
             return "nothing to do"
         attempt = self.run_dir.attempt(told["attempt"])
         self.attempt = attempt
-        self.process = self._start(self._command(told["meet"], node), attempt.path / f"torchrun-node{node}.log")
+        meet = Meeting(node, told["address"], told["port"])
+        self.process = self._start(self._command(attempt.number, meet), attempt.path / f"torchrun-node{node}.log")
         while (code := self.process.poll()) is None:
+            if not self.told_to_stop and attempt.read("node0").get("returncode"):
+                self.told_to_stop = True  # ranks that wait for those of the first node may wait for long
+                self.process.terminate()
             time.sleep(POLL_S)
-        attempt.write(f"node{node}", {"host": socket.gethostname(), "returncode": code, "time": time.time()})
+        self._note_end(node, code)
         return f"torchrun ended with {code}"  # what that means, the first node says
 
-    def _command(self, meet: dict[str, str] | None, node: int = 0) -> list[str]:
-        there = Rendezvous(meet["endpoint"], meet["id"], node == 0, meeting.own_address()) if meet else None
-        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, there)]
+    def _note_end(self, node: int, code: int) -> None:
+        assert self.attempt is not None
+        ended = {"host": socket.gethostname(), "returncode": code, "time": time.time()}
+        self.attempt.write(f"node{node}", ended)
+
+    def _command(self, attempt: int, meet: Meeting | None) -> list[str]:
+        return [*self.profile.container, *command(self.run_dir.path, self.data_dir, self.layout, meet, attempt)]
 
     def _start(self, argv: list[str], log_file: Path) -> subprocess.Popen[bytes]:
-        assert self.attempt is not None
-        env = environment(os.environ, self.layout, attempt=self.attempt.number)
+        env = environment(os.environ, self.layout)
         env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(self.profile.shutdown_timeout_s)
         if interface := self.profile.network_interface:
             env |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
         if self.profile.scratch:
             env["TMPDIR"] = os.path.expandvars(self.profile.scratch)
             Path(env["TMPDIR"]).mkdir(parents=True, exist_ok=True)
-        with log_file.open("ab") as output:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=env,
-                preexec_fn=_shielded(dies_with(os.getpid())),
-            )
-
-
-def _shielded(then: Callable[[], None]) -> Callable[[], None]:
-    """Keep SIGUSR2 from torchrun, which would die of it; its workers unblock the signal once they can handle it."""
-
-    def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-        then()
-
-    return prepare
+        return start_torchrun(argv, env, log_file, shielded={signal.SIGUSR2})
