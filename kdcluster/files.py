@@ -6,11 +6,16 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from kdcluster.errors import Damaged
+
+CHECK = "crc32"
+"""The field of a JSON object that has the check sum of the others."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
 
@@ -63,16 +68,40 @@ def write_aside(path: Path, content: str | bytes, *, sync: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
-    """`write_aside` for one JSON document."""
+    """`write_aside` for one JSON document; an object gets a check sum, which `read_json` holds it against."""
+    if isinstance(value, dict):
+        value = {**value, CHECK: _check_sum(json.loads(json.dumps(value)))}  # of what is read again: keys are text
     write_aside(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", sync=sync)
 
 
+def _check_sum(value: Any) -> int:
+    """Of what a document says, however it is laid out."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
 def read_json(path: Path) -> Any:
-    """The document in `path`, or None where there is none (yet)."""
+    """The document in `path`, or None where there is none (yet).
+
+    Raises:
+        Damaged: what is there cannot be read, is no document, or was changed by something else than `write_json`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if path.is_symlink():
+            raise Damaged(path, "it is a link to nowhere") from None
         return None
+    except OSError as error:
+        raise Damaged(path, f"it cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, f"it is not JSON ({error})") from None
+    if value is None:
+        raise Damaged(path, "it is empty (null)")
+    if isinstance(value, dict) and CHECK in value:  # those of earlier versions have none
+        check = value.pop(CHECK)
+        if check != _check_sum(value):
+            raise Damaged(path, "its check sum does not hold: something has changed it")
+    return value
 
 
 def next_numbered(folder: Path) -> int:
