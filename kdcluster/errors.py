@@ -1,6 +1,7 @@
 """What can go wrong, for the person who typed the command.
 
 KdclusterError        exit code 1
+├── Damaged           1  a file of ours that cannot be read, or is not what it ought to be
 ├── ConfigError       2  wrong usage or configuration, or a file named inside it that is missing
 ├── WaitTimeout       3  a wait timed out
 ├── SchedulerError    4  the scheduler cannot be reached
@@ -8,6 +9,7 @@ KdclusterError        exit code 1
 """
 
 import errno
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK = {
@@ -29,6 +31,14 @@ class KdclusterError(Exception):
     """Something the user can act on; the command line prints the message and leaves with `exit_code`."""
 
     exit_code = 1
+
+
+class Damaged(KdclusterError):
+    """A file that we have written cannot be read, or does not hold what it ought to."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(f"{path} is damaged: {why}")
 
 
 class ConfigError(KdclusterError):

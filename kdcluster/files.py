@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import Damaged, KdclusterError
 
 log = logging.getLogger(__name__)
 
 TEMPORARY = Path("/tmp")
+CHECK = "crc32"
+"""The field of a JSON object that has the check sum of the others."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
 
@@ -128,16 +131,43 @@ def _umask() -> int:
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
-    """`write_aside` for one JSON document, in ASCII: a path that is not UTF-8 can be read back from that alone."""
+    """`write_aside` for one JSON document; an object gets a check sum, which `read_json` holds it against.
+
+    In ASCII: a path that is not UTF-8 can be read back from that alone.
+    """
+    if isinstance(value, dict):
+        value = {**value, CHECK: _check_sum(json.loads(json.dumps(value)))}  # of what is read again: keys are text
     write_aside(path, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=sync)
 
 
+def _check_sum(value: Any) -> int:
+    """Of what a document says, however it is laid out."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
 def read_json(path: Path) -> Any:
-    """The document in `path`, or None where there is none (yet)."""
+    """The document in `path`, or None where there is none (yet).
+
+    Raises:
+        Damaged: what is there cannot be read, is no document, or was changed by something else than `write_json`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if path.is_symlink():
+            raise Damaged(path, "it is a link to nowhere") from None
         return None
+    except OSError as error:
+        raise Damaged(path, f"it cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, f"it is not JSON ({error})") from None
+    if value is None:
+        raise Damaged(path, "it is empty (null)")
+    if isinstance(value, dict) and CHECK in value:  # those of earlier versions have none
+        check = value.pop(CHECK)
+        if check != _check_sum(value):
+            raise Damaged(path, "its check sum does not hold: something has changed it")
+    return value
 
 
 def next_numbered(folder: Path) -> int:

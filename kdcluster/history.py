@@ -20,7 +20,8 @@ class Record:
     job_id: str | None
     where: str
     """SLURM nodes, else the host."""
-    started: float
+    started: float | None
+    """None: its start is damaged."""
     ended: float | None
     """None: nobody has written down its end; it may still run."""
     waited_s: float | None
@@ -39,6 +40,8 @@ class Record:
     gpu_hours: float
     lost_gpu_hours: float
     """For steps that a later attempt did again, or without a step at all."""
+    damage: str = ""
+    """What is wrong with its records; stands in the reason, too. Without its start it cost nothing that is known."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Cost:
 
 
 def history(run_dir: RunDir) -> list[Record]:
-    """Every attempt of a run, oldest first."""
+    """Every attempt of a run, oldest first; of a damaged one what can be read, and its reason says what is wrong."""
     attempts = run_dir.attempts()
     begun = [began_at(attempt) for attempt in attempts]
     records = [
@@ -65,7 +68,7 @@ def _waited(records: list[Record]) -> Iterator[Record]:
     before = None
     for one in records:
         same = before is not None and one.job_id is not None and before.job_id == one.job_id
-        if before and same and before.ended is not None:
+        if before and same and before.ended is not None and one.started is not None:
             yield replace(one, waited_s=max(0.0, one.started - before.ended))
         else:
             yield one
@@ -80,18 +83,20 @@ def cost(parts: Iterable[Record | Cost]) -> Cost:
 
 def headline(one: Record) -> str:
     """One attempt in one line."""
-    begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.started))
-    words = [f"on {one.where}" + (f" in job {one.job_id}" if one.job_id else ""), f"from {begun}"]
-    if one.ended is not None:
-        words[-1] += f" to {time.strftime('%H:%M:%S', time.localtime(one.ended))} ({_span(one.ended - one.started)})"
+    words = [f"on {one.where}" + (f" in job {one.job_id}" if one.job_id else "")]
+    if one.started is not None:
+        words.append(f"from {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one.started))}")
+        if one.ended is not None:
+            until = time.strftime("%H:%M:%S", time.localtime(one.ended))
+            words[-1] += f" to {until} ({_span(one.ended - one.started)})"
     if one.waited_s:
         words.append(f"waited {_span(one.waited_s)}")
     words.append(f"steps {one.from_step} to {one.to_step}")
     if one.gpu_hours:
         lost = f", {one.lost_gpu_hours:.3g} of them lost" if one.lost_gpu_hours else ""
         words.append(f"{one.gpu_hours:.3g} GPU-hours{lost}")
-    if one.state is not None:
-        words.append(one.state + (f": {one.reason}" if one.reason else ""))
+    if one.state is not None or one.reason:
+        words.append(": ".join(filter(None, (one.state, one.reason))))
     return one_line("; ".join(words))
 
 
@@ -130,33 +135,37 @@ def began_at(attempt: Attempt) -> int:
 
 def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: RunDir) -> Record:
     start, beat, outcome = (attempt.read(name) for name in ("start", "heartbeat", "outcome"))
-    failures = attempt.failures()
+    failures, damage = attempt.failures(), "; ".join(attempt.damage())
     steps = [from_step, beat.get("step", 0), attempt.read("preempted").get("step", 0), *(f["step"] for f in failures)]
     to_step = max(steps)
     overtaken = next_from is not None
-    last_sign = beat.get("time") or start["started"]
+    started = start.get("started")
+    last_sign = beat.get("time") or started
     ended = outcome.get("time") or (last_sign if overtaken else None)
     rank = outcome.get("rank")
     first = next((f for f in failures if f["rank"] == rank), None) if outcome.get("state") == State.FAILED else None
-    hours = _gpus(start) * ((ended or last_sign) - start["started"]) / 3600
+    until = ended or last_sign
+    hours = _gpus(start) * (until - started) / 3600 if until and started else 0.0
+    silent = "it ended without a word" if overtaken and not outcome and not damage else ""
     return Record(
         attempt=attempt.number,
         job_id=start.get("job_id"),
-        where=start.get("nodes") or start["host"],
-        started=start["started"],
+        where=start.get("nodes") or start.get("host") or "?",
+        started=started,
         ended=ended,
         waited_s=start.get("waited_s"),
         from_step=from_step,
         to_step=to_step,
-        state=State(outcome["state"]) if outcome.get("state") else State.LOST if overtaken else None,
-        reason=outcome.get("reason") or ("" if outcome or not overtaken else "it ended without a word"),
+        state=State(outcome["state"]) if outcome else State.LOST if overtaken else None,
+        reason="; ".join(filter(None, (outcome.get("reason"), silent, damage))),
         rank=rank,
         returncode=outcome.get("returncode"),
         signal=outcome.get("signal"),
         out_of_memory=bool(outcome.get("out_of_memory")),
-        traceback=first["traceback"] if first else None,
+        traceback=first.get("traceback") if first else None,
         gpu_hours=hours,
         lost_gpu_hours=hours * _lost(from_step, to_step, next_from, outcome, run_dir),
+        damage=damage,
     )
 
 

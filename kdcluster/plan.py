@@ -81,6 +81,8 @@ class Run(BaseModel):
         """
         try:
             return cls.model_validate(yamlfile.parse(path.read_text(encoding="utf-8")), strict=False)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
         except ValueError as error:  # not YAML, or not such a one
             raise ConfigError(f"{path}: not a run's configuration of this version: {error}") from None
 

@@ -17,6 +17,8 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shlex
 import shutil
 import socket
@@ -29,78 +31,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdcluster import saved, wording
-from kdcluster.errors import DISK_FULL, ConfigError, KdclusterError, NotFound
-from kdcluster.files import read_json, write_aside, write_json
+from kdcluster import records, saved, wording
+from kdcluster.attempts import Attempt as Attempt
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
+from kdcluster.files import next_numbered, write_aside, write_json
 from kdcluster.plan import Run
+from kdcluster.shapes import OF_A_RUN
 from kdcluster.tickets import Ticket
 
 RESERVE = 1 << 16
 """Bytes kept in each attempt, to say why it ended when the disk is full."""
 TRIES = 1000
 """How many numbers in a row may be taken when an attempt is begun."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a run."""
-
-    path: Path
-
-    @property
-    def number(self) -> int:
-        return int(self.path.name)
-
-    def read(self, name: str) -> dict[str, Any]:
-        """`attempts/<n>/<name>.json`, empty where it has not been written.
-
-        Raises:
-            KdclusterError: it is damaged. An unreadable heartbeat, which is not synced to the disk, counts as none.
-        """
-        path = self.path / f"{name}.json"
-        try:
-            return read_json(path) or {}
-        except ValueError as error:
-            if name == "heartbeat":
-                return {}
-            raise KdclusterError(f"{path} is damaged ({error}); move it away, then submit again") from None
-
-    def write(self, name: str, values: dict[str, Any], *, sync: bool = True) -> None:
-        """Write `attempts/<n>/<name>.json` atomically."""
-        write_json(self.path / f"{name}.json", values, sync=sync)
-
-    def write_last(self, name: str, values: dict[str, Any]) -> None:
-        """`write` for why the attempt ended: where the disk is full, into the room that was kept for it."""
-        try:
-            self.write(name, values)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            (self.path / "reserve").unlink(missing_ok=True)
-            self.write(name, values)
-
-    def given_to(self) -> Ticket | None:
-        """Who began it, where its start says so."""
-        return Ticket.read(self.read("start"))
-
-    def log(self, rank: int | None = None) -> Path:
-        """A rank's log; None: torchrun's own."""
-        return self.path / ("torchrun.log" if rank is None else f"rank{rank}.log")
-
-    def logs(self) -> list[tuple[str, Path]]:
-        """Every log of this attempt as (label, path): torchrun's first, then the ranks in order."""
-        ranks = sorted((int(p.stem[4:]), p) for p in self.path.glob("rank*.log"))
-        nodes = sorted((int(p.stem.removeprefix("torchrun-node")), p) for p in self.path.glob("torchrun-node*.log"))
-        return [
-            ("torchrun", self.log()),
-            *((f"torchrun node {node}", path) for node, path in nodes),
-            *((f"rank {rank}", path) for rank, path in ranks),
-        ]
-
-    def failures(self) -> list[dict[str, Any]]:
-        """The failure files that ranks left, by rank."""
-        found = [read_json(path) for path in self.path.glob("failure-rank*.json")]
-        return sorted((f for f in found if f), key=lambda failure: failure["rank"])
 
 
 @dataclass(frozen=True)
@@ -144,8 +86,40 @@ class RunDir:
         return saved.weights_problem(self.path, which)
 
     def load(self) -> Run:
-        """The run as its directory has it."""
-        return Run.from_yaml(self.config)
+        """The run as its directory has it, to be started.
+
+        Raises:
+            ConfigError: it cannot be: its config.yaml is damaged, another version's, or another run's.
+        """
+        run = Run.from_yaml(self.config)
+        if run.id != self.id:
+            raise ConfigError(f"{self.path} holds the run {run.id}; rename it back")
+        return run
+
+    def known(self) -> tuple[Run, str]:
+        """The run as far as its directory tells, to be shown or deleted, and what is wrong with its config.yaml."""
+        return records.config(self.config)
+
+    def holds(self) -> str:
+        """The id in its config.yaml, without reading all of it; its own where that says none."""
+        try:
+            with self.config.open("rb") as file:
+                said = re.search(rb"^id: *'?([\w.-]+)'?\s*$", file.read(4096), re.MULTILINE | re.ASCII)
+        except OSError:
+            said = None
+        return said[1].decode() if said else self.id
+
+    def damage(self) -> list[str]:
+        """What is wrong with the records of the run and of its newest attempt, in words."""
+        newest = self.newest()
+        wrong = [records.problem(self.path / f"{name}.json", self.path) for name in OF_A_RUN]
+        shut = ["its attempts cannot be read"] if self.is_shut() else []
+        return [*shut, *filter(None, wrong), *(newest.damage() if newest else ())]
+
+    def is_shut(self) -> bool:
+        """Whether there are attempts and nobody can see which: no folder, or one that may not be looked into."""
+        folder = self.path / "attempts"
+        return folder.is_file() or (os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK))
 
     def with_needs(self) -> list[Run]:
         """The runs that it needs, then itself, as their directories have them.
@@ -170,22 +144,23 @@ class RunDir:
             ConfigError: another run with the same id lies here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.config.exists() and self.load().hash != run.hash:
+        if self.config.exists() and self.known()[0].hash not in (run.hash, ""):  # "": damaged, and made again
             raise ConfigError(f"{self.path} holds another run with the same id; set `variant` in the experiment")
         write_aside(self.config, run.to_yaml())
         (self.path / "cancel.json").unlink(missing_ok=True)
 
     def attempts(self) -> list[Attempt]:
-        """All attempts, oldest first."""
-        folder = self.path / "attempts"
-        if not folder.is_dir():
-            return []
-        return sorted((Attempt(p) for p in folder.iterdir() if p.name.isdigit()), key=lambda a: a.number)
+        """All attempts, oldest first; a file or a folder without a record is none, whatever its name."""
+        return [one for one in self._numbered() if records.is_attempt(one.path)]
+
+    def _numbered(self) -> list[Attempt]:
+        """What has an attempt's name."""
+        names = records.entries(self.path / "attempts")
+        return [self.attempt(number) for number, _ in records.numbered(names, "", "")]
 
     def newest(self) -> Attempt | None:
         """The newest attempt; the others have been overtaken."""
-        attempts = self.attempts()
-        return attempts[-1] if attempts else None
+        return next((one for one in reversed(self._numbered()) if records.is_attempt(one.path)), None)
 
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.path / "attempts" / str(number))
@@ -200,8 +175,7 @@ class RunDir:
         aside = Attempt(Path(tempfile.mkdtemp(dir=folder, prefix=".start-")))
         aside.path.chmod(0o755)
         (aside.path / "reserve").write_bytes(bytes(RESERVE))
-        newest = self.newest()
-        first = newest.number + 1 if newest else 1
+        first = next_numbered(folder)
         for number in range(first, first + TRIES):  # never back: a file server may go on hiding a folder that is there
             argv = {"command": command(number)} if command else {}
             aside.write("start", {"started": time.time(), "host": socket.gethostname(), **argv, **values})
@@ -219,8 +193,12 @@ class RunDir:
         )
 
     def ticket(self) -> Ticket | None:
-        """Who was given this run last, to start it."""
-        values = read_json(self.path / "ticket.json")
+        """Who was given this run last, to start it.
+
+        Raises:
+            Damaged: it cannot be read, so that somebody may have it of whom nobody knows.
+        """
+        values = records.read(self.path / "ticket.json")
         return Ticket.read(values) if values else None
 
     def write_ticket(self, backend: str, ref: Mapping[str, Any]) -> None:
@@ -250,7 +228,7 @@ class RunDir:
 
     def experiments(self) -> list[str]:
         """Names of the experiments that were submitted with this run in their plan."""
-        return list(read_json(self.path / "experiments.json") or [])
+        return list(records.found(self.path / "experiments.json") or [])
 
     def add_experiments(self, names: Iterable[str]) -> None:
         """Remember who wants this run."""
@@ -264,30 +242,38 @@ class RunDir:
 
     def submitted(self) -> str | None:
         """Those arguments, each word quoted; None for a run that was never started, or has others than a submit's."""
-        words = wording.submit_words((read_json(self.path / "submit.json") or {}).get("words"))
+        words = wording.submit_words((records.found(self.path / "submit.json") or {}).get("words"))
         return wording.command(words) or None
 
     def trials_of(self, experiment: str) -> list[dict[str, Any]]:
         """The points of an experiment's sweep that this run tries, each as {"experiment", "values"}."""
-        return [one for one in read_json(self.path / "trials.json") or [] if one["experiment"] == experiment]
+        return [one for one in records.found(self.path / "trials.json") or [] if one["experiment"] == experiment]
 
     def note_trial(self, experiment: str, values: dict[str, Any]) -> None:
         """Remember that this run tries a point of an experiment's sweep."""
         noted = {"experiment": experiment, "values": values}
-        known = list(read_json(self.path / "trials.json") or [])
+        known = list(records.found(self.path / "trials.json") or [])
         if noted not in known:
             write_json(self.path / "trials.json", [*known, noted])
 
     def result(self) -> dict[str, Any] | None:
-        """result.json, or None."""
-        result: dict[str, Any] | None = read_json(self.path / "result.json")
+        """result.json, or None where there is none that can be believed: whole, unchanged, this run's."""
+        result: dict[str, Any] | None = records.found(self.path / "result.json")
         return result
 
 
 def run_dirs(root: Path) -> list[RunDir]:
-    """Every run directory below a runs directory; a hidden folder is none (a run that is being deleted)."""
-    found = (path.parent.name for path in sorted(root.glob("*/config.yaml")))
-    return [RunDir(root, name) for name in found if not name.startswith(".")]
+    """Every run directory below a runs directory, also one that has lost its config.yaml.
+
+    A hidden folder is none (a run that is being deleted).
+    """
+    names = [name for name in records.entries(root) if not name.startswith(".")]
+    return [RunDir(root, name) for name in names if {"config.yaml", "attempts"} & {*records.entries(root / name)}]
+
+
+def renamed(root: Path) -> dict[str, str]:
+    """Id of a run -> the folder of another name that holds it."""
+    return {held: run_dir.id for run_dir in run_dirs(root) if (held := run_dir.holds()) != run_dir.id}
 
 
 def find_run(root: Path, beginning: str) -> RunDir:

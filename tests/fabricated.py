@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kdcluster import saved
+from kdcluster.experiment.yamlfile import parse
 from kdcluster.files import write_json
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run
@@ -61,10 +62,35 @@ def save(run_dir: RunDir, step: int) -> Path:
     return path
 
 
-def publish(run_dir: RunDir, top1: float, attempt: int = 1) -> None:
+def rank_failed(attempt: Attempt, rank: int, **values: Any) -> None:
+    """What a rank leaves that ended with an exception."""
+    known = {"host": "node1", "time": 1.0, "step": 7, "message": "ValueError: no", "traceback": "ValueError: no\n"}
+    failure = {"rank": rank, **known, "collective": False, "out_of_memory": False, **values}
+    attempt.write(f"failure-rank{rank}", failure)
+
+
+def publish(run_dir: RunDir, top1: float, attempt: int = 1, **values: Any) -> None:
     """result.json, as the trainer leaves it at the end, and a file in the place of the best weights."""
     run_dir.weights("best").write_bytes(NO_WEIGHTS)
-    write_json(run_dir.path / "result.json", {"attempt": attempt, "best": {"test/top1": top1}})
+    last = {"epoch": 1, "step": 10, "test/top1": top1}
+    config = parse(run_dir.config.read_text()) if run_dir.config.exists() else {"hash": run_dir.id[-8:]}
+    known = {"schema": "kdcluster.result/1", "id": run_dir.id, "hash": config["hash"], "attempt": attempt}
+    facts = {"epochs": last["epoch"], "steps": last["step"], "selected_on": "test", "params": 3}
+    write_json(run_dir.path / "result.json", {**known, **facts, "best": last, "last": last, **values})
+
+
+def evaluated(run_dir: RunDir, epochs: Iterable[Mapping[str, Any]], attempt: int = 1) -> None:
+    """The event file of an attempt that was evaluated after each of these: {"step", tag: value, …}."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(run_dir.events), filename_suffix=f".a{attempt}")
+    for epoch in epochs:
+        for tag in sorted(tag for tag in epoch if "/" in tag):
+            value = Summary.Value(tag=tag, simple_value=epoch[tag])
+            writer.add_event(event_pb2.Event(wall_time=1.0, step=epoch["step"], summary=Summary(value=[value])))
+    writer.close()
 
 
 def planned(run_dir: RunDir) -> None:

@@ -35,6 +35,9 @@ RANKS: dict[str, float] = {
     "columns": 1.1,
     "experiment": 2,
     "plan": 3,
+    "shapes": 2,
+    "records": 3.1,
+    "attempts": 3.2,
     "runs": 4,
     "history": 4.1,
     "launch": 5,
@@ -348,7 +351,7 @@ def test_every_hashed_field_has_a_reader_in_the_trainer() -> None:
 
 # A state has one spelling
 
-NO_STATES = {"states.py": "where they are spelt", "tuning.py": "Tune's own key `done`"}
+NO_STATES = {"states.py": "where they are spelt", "tuning.py": "Tune's own key `done`", "shapes.py": "a record's name"}
 RECORDS = {"read", "write", "write_last"}
 """Methods that take the name of a record of an attempt: there is one called `preempted`."""
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdcluster import records
 from kdcluster.history import headline, history
 from kdcluster.launch.status import KNOWN_S, run_status
 from kdcluster.runs import RunDir
@@ -34,13 +35,14 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
         if time.monotonic() >= asked + ASK_S:  # before reading, so that nothing is missed
             ended, asked = run_status(run_dir, KNOWN_S).state in (*ENDED, State.PLANNED), time.monotonic()
         if rank is None:
-            for path in sorted(run_dir.path.glob("slurm/*/*.log"), key=lambda path: int(path.stem)):
-                yield from (f"[job {path.stem}] {line}" for line in _new(path, read, ended or not follow))
-        records = history(run_dir)
-        for record in records:
+            logs = {path.name: path for path in run_dir.path.glob("slurm/*/*.log")}
+            for job, name in records.numbered(logs, "", ".log"):
+                yield from (f"[job {job}] {line}" for line in _new(logs[name], read, ended or not follow))
+        attempts = history(run_dir)
+        for record in attempts:
             attempt = run_dir.attempt(record.attempt)
             stage = (attempt.number, record.state is not None)
-            if rank is None and len(records) > 1 and stage not in said:  # once when it starts, once when it has ended
+            if rank is None and len(attempts) > 1 and stage not in said:  # once when it starts, once when it has ended
                 said.add(stage)
                 yield f"[attempt {attempt.number}] {headline(record)}"
             for label, path in attempt.logs():
@@ -54,11 +56,16 @@ def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> 
 
 def _new(path: Path, read: dict[Path, int], whole: bool) -> list[str]:
     """Lines that were added to a file since the last call; an unfinished last line only where `whole`."""
-    if not path.exists():
+    try:
+        with path.open("rb") as file:
+            file.seek(read.get(path, 0))
+            data = file.read()
+    except FileNotFoundError:
         return []
-    with path.open("rb") as file:
-        file.seek(read.get(path, 0))
-        data = file.read()
+    except OSError as error:
+        said = path in read
+        read[path] = read.get(path, 0)
+        return [] if said else [f"{path.name} cannot be read: {error.strerror}"]
     end = len(data) if whole else data.rfind(b"\n") + 1
     read[path] = read.get(path, 0) + end
     return data[:end].decode(errors="replace").splitlines()

@@ -49,7 +49,8 @@ def _poll(
     while True:
         found = statuses(plan, root, KNOWN_S)
         show(found)
-        if all(status.state in (*ENDED, State.PLANNED) for status in found.values()):
+        # of a run whose records are damaged so that it may be alive, nothing more is heard before it is cancelled
+        if all(one.state in (*ENDED, State.PLANNED) or (one.unknown and one.damage) for one in found.values()):
             return found
         if deadline is not None and time.monotonic() > deadline:
             going = [run_id for run_id, status in found.items() if status.state not in ENDED]
@@ -105,7 +106,7 @@ def cells(run_id: str, status: Status) -> tuple[str, ...]:
     return (
         run_id,
         status.state,
-        f"{beat['epoch']}/{beat['epochs']}" if beat else "",
+        f"{beat.get('epoch', 0)}/{beat['epochs']}" if beat.get("epochs") else "",
         f"{speed:.0f}" if speed else "",
         f"{best:.2f} %" if best is not None else "",
         time_left(status),
@@ -117,7 +118,7 @@ def time_left(status: Status) -> str:
     beat: dict[str, Any] = status.heartbeat
     if status.state != State.RUNNING or not beat.get("steps_per_s"):
         return ""
-    seconds = round((beat["steps"] - beat["step"]) / beat["steps_per_s"])
+    seconds = max(0, round((beat.get("steps", 0) - beat.get("step", 0)) / beat["steps_per_s"]))
     return (
         f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         if seconds >= 3600

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from kdcluster import records
 from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import trainer_code, write_output
 from kdcluster.launch.status import statuses
 from kdcluster.results import render, table
+from kdcluster.runs import run_dirs
 from kdcluster.states import State
 from kdcluster.sweep import report
 from kdcluster.sweep.points import Space
@@ -55,6 +57,9 @@ def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
         raise ConfigError(f"--sweep --format {style} takes one experiment at a time")
     if chosen.roles is not None:
         raise ConfigError("--role does not go with --sweep: its trials are distilled students")
+    for one in run_dirs(chosen.root):
+        if what := records.problem(one.path / "trials.json", one.path):
+            say(f"{one.id} is left out: {what}")
     texts, missing, complete = [], [], True
     for name in chosen.experiments:
         loaded = chosen.load(name)
@@ -67,7 +72,7 @@ def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
         complete = complete and all(set(one.states) <= {State.DONE, State.STOPPED} for one in found)
     if not texts:
         raise NotFound("; ".join(missing))
-    for one in missing:
-        say(one)
+    for why in missing:
+        say(why)
     text = "\n".join(texts)
     return (in_ascii(text) if ascii else text), complete

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from kdcluster.columns import aligned
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_next_steps
 from kdcluster.commands.progress import follow
-from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
 from kdcluster.history import Record, cost, history, post_mortem, spent
 from kdcluster.launch.status import Status, statuses
@@ -29,11 +29,14 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
     if not chosen.names:
         named = _started_here(root)
     here = single if chosen.names else {run_dir.id: run_dir for run_dir in run_dirs(root)}
-    made = (chosen.plan(*named) if named else Plan((), {}, {})).joined(_with_needs(here.values()))
+    known = {run_id: run_dir.known() for run_id, run_dir in here.items()}
+    made = (chosen.plan(*named) if named else Plan((), {}, {})).joined(_with_needs(root, known))
     if watch:
         follow(made, root, sys.stderr)
     found = statuses(made, root)
     shown = [run for run in made.runs if run.id in here or made.experiments_of(run.id)]
+    for run_id, (_, wrong) in known.items():
+        found[run_id] = replace(found[run_id], reason="; ".join(filter(None, (found[run_id].reason, wrong))))
     records = {run.id: history(RunDir(root, run.id)) for run in shown}
     rows = [_status_row(made, run, found[run.id], root, records[run.id]) for run in shown]
     if as_json:
@@ -48,8 +51,8 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
         say(f"nothing was started yet in {root}; name an experiment")
     total = spent(cost(record for one in records.values() for record in one))
     show(f"{count(len(rows), 'run')}{f': {states}' if rows else ''}{f'; {total}' if total else ''}")
-    known = named or tuple(sorted({name for run_dir in here.values() for name in run_dir.experiments()}))
-    say_next_steps({run.id: found[run.id] for run in shown}, chosen.again(*known), chosen)
+    wanted = named or tuple(sorted({name for run_dir in here.values() for name in run_dir.experiments()}))
+    say_next_steps({run.id: found[run.id] for run in shown}, chosen.again(*wanted), chosen)
 
 
 def _started_here(root: Path) -> tuple[str, ...]:
@@ -65,14 +68,11 @@ def _started_here(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _with_needs(run_dirs: Iterable[RunDir]) -> Iterator[Run]:
-    """The runs of directories and what they need; one that this version cannot read is said and left out."""
-    for run_dir in run_dirs:
-        try:
-            yield from run_dir.with_needs()
-        except KdclusterError as error:
-            for line in str(error).splitlines():
-                say(line)
+def _with_needs(root: Path, known: Mapping[str, tuple[Run, str]]) -> Iterator[Run]:
+    """The runs of directories, each after what it needs; what has no directory any more is known by its name alone."""
+    for run, _ in known.values():
+        yield from (RunDir(root, need).known()[0] for need in run.needs if need not in known)
+    yield from sorted((run for run, _ in known.values()), key=lambda run: len(run.needs))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

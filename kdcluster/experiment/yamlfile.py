@@ -30,7 +30,7 @@ def parse(text: str) -> Any:
     """
     try:
         return _yaml().load(text)
-    except YAMLError as error:
+    except Exception as error:  # on noise ruamel raises RecursionError, TypeError, AttributeError, …, too
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 

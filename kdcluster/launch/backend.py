@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdcluster.errors import ConfigError
+from kdcluster.errors import ConfigError, Damaged
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
@@ -219,8 +219,9 @@ def find(name: str) -> type[Backend]:
 
 def look(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Seen]:
     """What the places know of the runs that they were given; each is asked once. Nothing for a run that none has."""
-    seen: dict[RunDir, Seen] = {}
-    for name, refs in _by_place(run_dirs).items():
+    places, lost = _by_place(run_dirs)
+    seen = {run_dir: Seen(Phase.UNKNOWN, why) for run_dir, why in lost.items()}
+    for name, refs in places.items():
         try:
             place = find(name)
         except ConfigError as error:  # of a package that is not installed here
@@ -236,25 +237,44 @@ def cancel(run_dirs: Iterable[RunDir]) -> None:
     Raises:
         KdclusterError: one does not answer.
     """
-    for name, refs in _by_place(run_dirs).items():
+    places, _ = _by_place(run_dirs)
+    for name, refs in places.items():
         find(name).cancel(list(refs.values()))
 
 
-def _by_place(run_dirs: Iterable[RunDir]) -> dict[str, dict[RunDir, Mapping[str, Any]]]:
+def _by_place(
+    run_dirs: Iterable[RunDir],
+) -> tuple[dict[str, dict[RunDir, Mapping[str, Any]]], dict[RunDir, str]]:
+    """The references by place, and the runs of which nobody knows who has them, with why."""
     places: dict[str, dict[RunDir, Mapping[str, Any]]] = defaultdict(dict)
+    lost = {}
     for run_dir in run_dirs:
-        if given := given_to(run_dir):
+        try:
+            given = given_to(run_dir)
+        except Damaged as error:
+            path = error.path.relative_to(run_dir.path)
+            lost[run_dir] = f"who has it is not known, since its {path} is damaged: {error.why}"
+            continue
+        if given:
             places[given.backend][run_dir] = given.ref
-    return places
+    return places, lost
 
 
 def given_to(run_dir: RunDir) -> Ticket | None:
-    """Who has the run: by its ticket, else by the start of its newest attempt; None: it is over, or nobody has it."""
+    """Who has the run: by its ticket, else by the start of its newest attempt; None: it is over, or nobody has it.
+
+    Raises:
+        Damaged: what would say it cannot be read.
+    """
     newest = run_dir.newest()
     result = run_dir.result()
     if newest and result and result["attempt"] == newest.number:
         return None
     ticket = run_dir.ticket()
     if newest and (ticket is None or newest.number > ticket.after_attempt):
-        return newest.given_to() or ticket
+        try:
+            return newest.given_to() or ticket
+        except Damaged:
+            if ticket is None:
+                raise
     return ticket

@@ -7,6 +7,7 @@ Stopping goes from asking to killing by itself: a marker in the run directory an
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from kdcluster.errors import ConfigError, WaitTimeout
 from kdcluster.launch import backend
+from kdcluster.launch.damaged import ticket_of
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.launch.submission import one_at_a_time
 from kdcluster.plan import Plan
@@ -47,7 +49,7 @@ def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
 
 
 def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
-    """Mark runs that are queued or running, and wait until none of their processes is left.
+    """Mark runs that are queued or running, or may be, and wait until none of their processes is left.
 
     Returns the state of each run that was live.
 
@@ -78,24 +80,26 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
 
 
 def _live(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Status]:
-    return {run_dir: status for run_dir, status in statuses_of(run_dirs, within_s).items() if status.state in LIVE}
+    found = statuses_of(run_dirs, within_s)
+    return {run_dir: status for run_dir, status in found.items() if status.state in LIVE or status.unknown}
 
 
 def _is_stopped(run_dir: RunDir) -> bool:
     """Whether a process that would have to obey is stopped, on this machine."""
-    newest, ticket = run_dir.newest(), run_dir.ticket()
+    newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
     agent = newest.read("agent") if newest else {}
     return is_stopped(agent) or bool(ticket and ticket.backend == "local" and is_stopped(ticket.ref))
 
 
 def kill(run_dir: RunDir) -> None:
     """End what is left of a marked run on this machine, and write down what its supervisor cannot."""
-    newest, ticket = run_dir.newest(), run_dir.ticket()
+    newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
     if newest is not None and is_alive(agent := newest.read("agent")):
         kill_tree(agent)
     if newest is not None and not newest.read("outcome") and (ticket is None or newest.number > ticket.after_attempt):
-        starter = newest.read("start").get("supervisor")
-        if not is_alive(starter) or is_stopped(starter):
+        starter = newest.read("start").get("supervisor") or {}
+        here = starter.get("host") == socket.gethostname()  # of another host nobody knows whether it is gone
+        if here and (not is_alive(starter) or is_stopped(starter)):
             words = "killed: it did not stop by itself"
             newest.write_last("outcome", {"state": State.CANCELLED, "reason": words, "time": time.time()})
     elif ticket is not None and ticket.backend == "local" and is_stopped(ticket.ref):
@@ -120,7 +124,7 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
             what = f"{status.state}, as far as is known ({status.unknown})" if status.unknown else status.state
             problems.append(f"{run_dir.id} is {what}; cancel it first")
     for run_dir, status in found.items():
-        needed = ids.intersection(run_dir.load().needs)
+        needed = ids.intersection(run_dir.known()[0].needs)
         if run_dir.id not in ids and needed:
             what = "and its retention in the table" if status.state == State.DONE else "which is not done"
             problems.append(f"{needed.pop()} is needed by {run_dir.id}, {what}; delete that too, or not this")

@@ -3,7 +3,8 @@ of it, never remembered. A run's own record comes first, then its place (backend
 
 How late a shown state may be: a run that has died is known at once where its place can be asked; one that hangs is
 shown with its age after `LATE_S`; what its place does not know, and was silent for `STALE_S`, is lost. What cannot be
-asked is unknown: its last known state stands, `Status.unknown` says why, and nothing starts it until it is cancelled.
+asked is unknown: its last known state stands, `Status.unknown` says why, and nothing starts it until it is cancelled;
+a damaged record likewise, where no other one tells (damaged.py).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdcluster.launch import backend
+from kdcluster.launch import backend, damaged
 from kdcluster.launch.backend import End, Phase, Seen
+from kdcluster.launch.damaged import both
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped
-from kdcluster.runs import Attempt, RunDir
+from kdcluster.runs import Attempt, RunDir, renamed
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 
 FAILURE = ("rank", "host", "returncode", "signal", "out_of_memory")
@@ -51,14 +53,19 @@ class Status:
     """Its reference there, as complete as the place knows it."""
     unknown: str = ""
     """Why the state is only the last known one; empty: it is true."""
+    damage: str = ""
+    """What is wrong with the run's records; stands in the reason, too."""
 
 
 def statuses(plan: Plan, root: Path, within_s: float = 0.0) -> dict[str, Status]:
     """The status of every run of a plan, in its order; each place is asked once."""
     own = statuses_of((RunDir(root, run.id) for run in plan.runs), within_s)
     found: dict[str, Status] = {}
+    moved = renamed(root) if any(not run_dir.path.exists() for run_dir in own) else {}
     for run in plan.runs:
         one = own[RunDir(root, run.id)]
+        if run.id in moved and one.state == State.PLANNED:
+            one = replace(one, reason=f"{root / moved[run.id]} holds it; rename that back, or submit makes it again")
         unstarted = one.state in (State.PLANNED, State.QUEUED) or (one.state == State.LOST and one.log is None)
         if unstarted and (why := blocked_by(run, found)):
             one = replace(one, state=State.BLOCKED, reason=why)
@@ -87,14 +94,25 @@ def run_status(run_dir: RunDir, within_s: float = 0.0) -> Status:
 
 def derived(run_dir: RunDir, seen: Seen | None) -> Status:
     """A run's own state from its records, and from what its place knows of it (None: nobody has it)."""
-    newest, ticket = run_dir.newest(), run_dir.ticket()
-    number = newest.number if newest else 0
-    started = newest if newest is not None and (ticket is None or number > ticket.after_attempt) else None
-    place = ticket or (newest.given_to() if newest else None)
-    known: dict[str, Any] = {"backend": place.backend if place else None, "job_id": seen.id if seen else None}
-    known["ref"] = seen.ref if seen else None
+    if (held := run_dir.holds()) != run_dir.id:
+        return Status(State.LOST, f"{run_dir.path} holds the run {held}: it was copied or renamed; rename it back")
+    found, damage = _derived(run_dir, seen), run_dir.damage()
+    return replace(found, reason=damaged.told(found.reason, found.state, damage), damage="; ".join(damage))
+
+
+def _derived(run_dir: RunDir, seen: Seen | None) -> Status:
+    newest, cancelled = run_dir.newest(), run_dir.is_cancelled()
+    if newest is None and (result := run_dir.result()):
+        return Status(State.DONE, "its attempts are gone", top1=result["best"]["test/top1"])
+    if run_dir.is_shut():
+        return Status(State.CANCELLED) if cancelled else Status(State.RUNNING, unknown="its attempts cannot be read")
+    ticket, lost_ticket = damaged.ticket_of(run_dir)
+    started = newest if newest is not None and (ticket is None or newest.number > ticket.after_attempt) else None
     if seen is None and newest is None:
-        return Status(State.CANCELLED, "before it started") if run_dir.is_cancelled() else Status(State.PLANNED)
+        return Status(State.CANCELLED, "before it started") if cancelled else Status(State.PLANNED)
+    begun, lost_start = damaged.begun_by(newest)
+    known: dict[str, Any] = {"job_id": seen.id, "ref": seen.ref} if seen else {}
+    known |= {"backend": place.backend} if (place := ticket or begun) else {}
     if seen is None:  # it has published its result, or nobody knows who began it
         started, seen = newest, _by_its_processes(newest)  # type: ignore[arg-type]
     if started is None:
@@ -102,7 +120,11 @@ def derived(run_dir: RunDir, seen: Seen | None) -> Status:
     else:
         alive = is_alive(started.read("agent"))
         ended = _ended(run_dir, started)  # after the looks at its place and its agent: they write it, and go
+        if lost_start and not ended:
+            seen = damaged.without_start(started, seen, ticket)
         found = _of_ended(run_dir, ended, seen) if ended else _of_unended(run_dir, started, seen, alive=alive)
+    if lost_ticket and seen.phase is Phase.UNKNOWN and not (cancelled or found.unknown or found.state == State.DONE):
+        found = replace(found, reason=both(found.reason, seen.why), unknown=seen.why)  # it may have been queued again
     return replace(found, **{key: value for key, value in known.items() if value is not None})
 
 
@@ -110,9 +132,9 @@ def _not_started(run_dir: RunDir, newest: Attempt | None, seen: Seen) -> Status:
     """A run that was given to a place and has begun no attempt there."""
     cancelled = run_dir.is_cancelled()
     number = newest.number if newest else 0
-    waiting = Status(State.QUEUED, _both(seen.why, seen.trouble), number, heartbeat=so_far(run_dir))
+    waiting = Status(State.QUEUED, both(seen.why, seen.trouble), number, heartbeat=so_far(run_dir))
     if seen.phase in (Phase.WAITING, Phase.ACTIVE):
-        return replace(waiting, reason=_both("being cancelled", seen.trouble)) if cancelled else waiting
+        return replace(waiting, reason=both("being cancelled", seen.trouble)) if cancelled else waiting
     if cancelled:
         why = _and_safe("before it started again", run_dir) if number else "before it started"
         return replace(waiting, state=State.CANCELLED, reason=why)
@@ -167,14 +189,14 @@ def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = 
         reason = "being cancelled" if cancelled else f"was requeued after attempt {number}; {seen.why}"
         return Status(State.QUEUED, reason, number, heartbeat=so_far(run_dir))
     if seen.phase is Phase.ACTIVE or alive:
-        late = _both(age, _stopped(started, seen)) if silent_s > LATE_S else seen.trouble
-        return _of(run_dir, started, State.RUNNING, _both("being stopped" if cancelled else "", late))
-    if saved := started.read("preempted"):
+        late = both(age, _stopped(started, seen)) if silent_s > LATE_S else seen.trouble
+        return _of(run_dir, started, State.RUNNING, both("being stopped" if cancelled else "", late))
+    if seen.phase is not Phase.UNKNOWN and (saved := started.read("preempted")):
         return _of(run_dir, started, State.PREEMPTED, _and_safe(f"stopped at step {saved['step']}", run_dir))
     if seen.phase is not Phase.ENDED and silent_s < STALE_S:
         return _of(run_dir, started, State.RUNNING, f"{seen.why}; {age}")
     if cancelled:
-        why = _and_safe(_both("stopped on request", seen.why * (seen.phase is Phase.UNKNOWN)), run_dir)
+        why = _and_safe(both("stopped on request", seen.why * (seen.phase is Phase.UNKNOWN)), run_dir)
         return _of(run_dir, started, State.CANCELLED, why)
     if seen.phase is Phase.UNKNOWN:
         what = f"{seen.why}; {age}; if it is gone for good: kdcluster cancel, then submit --retry"
@@ -200,7 +222,7 @@ def _of(run_dir: RunDir, attempt: Attempt, state: State, reason: str, **more: An
     logs = [path for _, path in attempt.logs() if path.exists()]
     log = logs[-1] if len(logs) == 2 else attempt.path
     if state == State.RUNNING and attempt.read("start").get("code_changed"):
-        reason = _both(reason, "by other trainer code than was submitted")
+        reason = both(reason, "by other trainer code than was submitted")
     beat = attempt.read("heartbeat") or so_far(run_dir)
     given = {"log": log, "heartbeat": beat, "job_id": attempt.read("start").get("job_id"), **more}
     return Status(state, reason, attempt.number, **given)
@@ -225,7 +247,7 @@ def _ended(run_dir: RunDir, newest: Attempt) -> Status | None:
     more: dict[str, Any] = {"log": newest.log(outcome["rank"])} if outcome.get("rank") is not None else {}
     if outcome["state"] == State.FAILED:
         more["failure"] = {key: outcome.get(key) for key in FAILURE}
-    return _of(run_dir, newest, State(outcome["state"]), _and_safe(outcome["reason"], run_dir), **more)
+    return _of(run_dir, newest, State(outcome["state"]), _and_safe(outcome.get("reason", ""), run_dir), **more)
 
 
 def _by_its_processes(newest: Attempt) -> Seen:
@@ -251,10 +273,6 @@ def _and_safe(why: str, run_dir: RunDir) -> str:
     return f"{why}; step {step} is saved" if step else f"{why}; nothing is saved yet"
 
 
-def _both(*parts: str) -> str:
-    return "; ".join(filter(None, parts))
-
-
 def _ago(seconds: float) -> str:
     """45 s, 4 min or 3 h."""
     if seconds < 120:
@@ -269,7 +287,11 @@ def blocked_by(run: Run, found: Mapping[str, Status]) -> str:
         if state.state in (*GIVEN_UP, State.BLOCKED):
             return f"{need} is {state.state}" + (f": {state.reason}" if state.reason else "")
         gate = run.teacher.min_top1 if run.teacher else None
-        if state.state == State.DONE and gate is not None and state.top1 is not None and state.top1 < gate:
+        if gate is None or state.state != State.DONE:
+            continue
+        if state.top1 is None:
+            return f"{need} has no accuracy to hold against teacher.min_top1; delete it, then submit again"
+        if state.top1 < gate:
             return (
                 f"{need} reached {state.top1:.2f} %, under teacher.min_top1 {gate:g}; train it longer or lower the gate"
             )

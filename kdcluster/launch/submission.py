@@ -13,8 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kdcluster import records
 from kdcluster.errors import KdclusterError, SchedulerError
-from kdcluster.files import acquire, read_json, write_json
+from kdcluster.files import acquire, write_json
 from kdcluster.launch.backend import Backend, find
 from kdcluster.launch.status import Status, blocked_by, statuses
 from kdcluster.plan import Plan, Run
@@ -46,7 +47,7 @@ def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) ->
     chosen: list[str] = []
     for run in plan.runs:
         going = {need: Status(State.QUEUED) if need in chosen else found[need] for need in run.needs}
-        unmet = [n for n, s in going.items() if s.state not in (State.DONE, *LIVE)]
+        unmet = [n for n, s in going.items() if s.unknown or s.state not in (State.DONE, *LIVE)]
         if found[run.id].unknown:
             continue
         if found[run.id].state in states and not unmet and not blocked_by(run, going):
@@ -91,7 +92,7 @@ def submit(
         adopt(root, found)
         chosen = to_start(plan, found, retry=retry)
         left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
-        refuse_unknown(left)
+        refuse_unknown({run_id: one for run_id, one in left.items() if not (chosen and one.damage)})
         if not chosen:
             return Submission([], left)
         refuse_mixed(plan, found, chosen, backend)
@@ -110,8 +111,10 @@ def submit(
 def adopt(root: Path, found: Mapping[str, Status]) -> None:
     """Write down what a place calls the runs of a submit that died before its record; they were found by name."""
     for run_id, status in found.items():
+        if status.ref is None:  # nobody has it, or it is not known who
+            continue
         ticket = RunDir(root, run_id).ticket()
-        if ticket and status.ref is not None and status.ref != ticket.ref:
+        if ticket and status.ref != ticket.ref:
             RunDir(root, run_id).note_ref(status.ref)
             log.warning("%s: job %s is there already, from a submit that was interrupted", run_id, status.job_id)
 
@@ -170,10 +173,7 @@ def one_at_a_time(root: Path, what: str) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     """Who has the lock, in words."""
-    try:
-        known = read_json(path) or {}
-    except ValueError:
-        known = {}
+    known = records.found(path) or {}
     since = f" since {time.strftime('%H:%M:%S', time.localtime(known['since']))}" if "since" in known else ""
     who = f"kdcluster {known.get('what', 'submit')}"
     return f"{who} (process {known['pid']} on {known['host']}), which is at it{since}" if "pid" in known else who

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from kdcluster.experiment.config import Data
 from kdcluster.plan import Run
-from kdcluster.results.events import Scalars, possible, read_scalars
+from kdcluster.results.events import Scalars, read_scalars
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 
@@ -22,7 +22,6 @@ Protocol = Literal["best", "last"]
 PROTOCOLS: tuple[Protocol, ...] = ("best", "last")
 TOP1 = "test/top1"
 """The metric of the table, in percent."""
-_RESULT_SCHEMA = "kdcluster.result/1"
 
 Evaluations = Mapping[int, Mapping[str, float]]
 """Optimizer step -> tag -> value, one for each epoch; an evaluate-only run has one, at step 0."""
@@ -57,20 +56,24 @@ def selected_by(data: Data) -> str:
 
 
 def measure(run: Run, directory: RunDir, protocol: Protocol) -> Measured:
-    """Read one run; it is done when its newest attempt says so or result.json is there.
+    """Read one run; it is done when its newest attempt says so or there is a result that can be believed.
 
     Numbers of a run that is not done are not read: they enter no mean.
     """
     attempts = directory.attempts()
     trainer = next((facts for a in reversed(attempts) if (facts := a.read("trainer"))), {})
     finished = bool(attempts) and attempts[-1].read("outcome").get("state") == State.DONE
-    if not finished and not (directory.path / "result.json").exists():
+    result = directory.result() or {}
+    if not finished and not result:
         return Measured(run, False, None, trainer)
-    result, problems = _result(run, directory)
+    problems = [what + "; it is left out" * what.startswith("its result.json") for what in directory.damage()]
+    if result and result["hash"] != run.hash:  # the first digits are equal
+        result = {}
+        problems.append("its result.json is of another run (its hash differs); it is left out")
     if result and not trainer:
         problems.append("there is no trainer.json; its facts are taken from result.json")
         trainer = {key: result.get(key) for key in ("params", "batchnorm_batch", "trainer_code")}
-    if result and result["params"] != trainer["params"]:
+    if result and trainer.get("params") not in (None, result["params"]):
         what = f"{result['params']} parameters, trainer.json {trainer['params']}"
         problems.append(f"result.json contradicts trainer.json: {what}")
     scalars = read_scalars(directory.events)
@@ -91,33 +94,6 @@ def measure(run: Run, directory: RunDir, protocol: Protocol) -> Measured:
         problems=(*problems, *how),
         damage=scalars.problems + (scalars.incomplete if lost else ()),
         log=str(log) if log and log.exists() else None,
-    )
-
-
-def _result(run: Run, directory: RunDir) -> tuple[Mapping[str, Any], list[str]]:
-    """result.json where it is this run's and readable, else nothing and why."""
-    try:
-        result = directory.result()
-        if result is None:
-            return {}, []
-        fits = _fits(result)
-    except (ValueError, KeyError, TypeError):
-        fits, result = False, {}
-    if not fits:
-        return {}, [f"result.json is not a {_RESULT_SCHEMA} document; it is left out"]
-    if result["hash"] != run.hash:
-        return {}, ["result.json is of another run (its hash differs); it is left out"]
-    return result, []
-
-
-def _fits(result: Mapping[str, Any]) -> bool:
-    """Whether result.json has what is used of it; raises KeyError or TypeError where a key is not there."""
-    evaluations = [result[protocol] for protocol in PROTOCOLS]
-    return (
-        result["schema"] == _RESULT_SCHEMA
-        and isinstance(result["params"], int)
-        and isinstance(result["hash"], str)
-        and all(isinstance(e["step"], int) and possible(TOP1, e[TOP1]) for e in evaluations)
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcluster.experiment.config import Experiment
-from kdcluster.history import Cost, cost, history
+from kdcluster.history import Cost, Record, cost, history
 from kdcluster.plan import ROLES, Plan, Role
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
 from kdcluster.results.spread import interval95
@@ -119,13 +119,14 @@ def build(
         }
         config = plan.experiments[name]
         unique = list({m.run.id: m for role in ROLES for m in runs[role]}.values())
-        costs = {m.run.id: cost(records) for m in unique if (records := history(RunDir(root, m.run.id)))}
+        records = {m.run.id: history(RunDir(root, m.run.id)) for m in unique}
+        costs = {run_id: cost(found) for run_id, found in records.items() if found}
         experiments.append(
             ExperimentTable(
                 name,
                 tuple(_row(role, runs, config) for role in ROLES if runs[role]),
                 tuple(_problems(unique, states or {})),
-                tuple(_notes(runs, unique, config, protocol, trainer_code)),
+                (*_notes(runs, unique, config, protocol, trainer_code), *_uncounted(records)),
                 cost(costs.values()),
                 costs,
             )
@@ -240,6 +241,14 @@ def _notes(
             yield f"made by other trainer code than today's: {which}"
     for m in done:
         yield from (f"event files of {m.run.id}: {what}" for what in m.damage)
+
+
+def _uncounted(records: Mapping[str, Sequence[Record]]) -> Iterable[str]:
+    """Attempts whose GPU-hours nobody knows."""
+    for run_id, found in records.items():
+        for one in found:
+            if one.started is None:
+                yield f"the GPU-hours are without attempt {one.attempt} of {run_id}: {one.damage}"
 
 
 def _local_batchnorm(done: Iterable[Measured]) -> list[str]:

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.errors import ConfigError, Damaged, KdclusterError
 from kdcluster.files import folder_digest, read_json, write_json
 from kdcluster.plan import Run
 from kdcluster.train import sources
@@ -212,8 +212,8 @@ def _verify(folder: Path) -> None:
 def _meta(folder: Path) -> dict[str, Any]:
     try:
         meta = read_json(folder / "meta.json")
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, f"meta.json: {error}") from None
+    except Damaged as error:
+        raise _damaged(folder, f"meta.json: {error.why}") from None
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         raise _damaged(folder, f"meta.json is missing, or its schema is not {SCHEMA}")
     if lost := {"fingerprint", "shapes", "dtypes", "classes", "crc32c", "image_rule"} - meta.keys():

@@ -140,6 +140,14 @@ def test_nothing_is_deleted_under_a_submit(made: Plan, root: Path) -> None:
     assert not teacher.path.exists()
 
 
+def test_what_another_host_has_is_not_written_off(made: Plan, root: Path) -> None:
+    run_dir = put(root, made.runs[0], "planned")
+    attempt = started(run_dir, supervisor={**DEAD, "host": "another"})
+    run_dir.mark_cancelled()
+    cancelling.kill(run_dir)
+    assert not attempt.read("outcome")
+
+
 def test_what_may_be_alive_is_not_deleted(made: Plan, root: Path) -> None:
     run_dir = put(root, made.runs[0], "planned")
     attempt = started(run_dir, supervisor={**DEAD, "host": "another"})

@@ -9,6 +9,7 @@ import pytest
 
 from kdcluster.history import Cost, cost, headline, history, post_mortem
 from kdcluster.runs import RunDir
+from tests import fabricated
 from tests.fabricated import put, save
 from tests.tiny import make_run
 
@@ -74,8 +75,7 @@ def test_a_cpu_run_costs_no_gpu_hours_a_share_its_part_and_an_old_record_is_read
 
 def test_the_post_mortem_has_all_that_is_known(run_dir: RunDir) -> None:
     attempt(run_dir, 1000.0, 1.0, 0, 40, {"state": "failed", "reason": "rank 1: no", "rank": 1, "signal": "SIGKILL"})
-    failure = {"rank": 1, "step": 41, "traceback": "Traceback:\n  here", "time": 1.0}
-    run_dir.attempt(1).write("failure-rank1", failure)
+    fabricated.rank_failed(run_dir.attempt(1), 1, step=41, traceback="Traceback:\n  here")
     (record,) = history(run_dir)
     assert headline(record).startswith("on node2 in job 7; from ")
     assert "(1:00:00); waited 0:12; steps 0 to 41; 2 GPU-hours, 2 of them lost; failed: rank 1: no" in headline(record)

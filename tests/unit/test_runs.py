@@ -18,6 +18,7 @@ from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.processes import is_alive, process_record, process_start_time
 from kdcluster.runs import RunDir, find_run
 from kdcluster.tickets import Ticket
+from tests import fabricated
 from tests.fabricated import DEAD, LIVE, ended, publish
 from tests.tiny import make_run
 
@@ -124,7 +125,7 @@ def test_what_an_attempt_records(run_dir: RunDir) -> None:
     assert start["started"] > 0
     for rank in (10, 2, 0):
         attempt.log(rank).touch()
-        attempt.write(f"failure-rank{rank}", {"rank": rank})
+        fabricated.rank_failed(attempt, rank)
     assert [label for label, _ in attempt.logs()] == ["torchrun", "rank 0", "rank 2", "rank 10"]
     assert [failure["rank"] for failure in attempt.failures()] == [0, 2, 10]
     assert attempt.path.stat().st_mode & 0o777 == 0o755  # not mkdtemp's 700: others of a project may look
@@ -174,7 +175,9 @@ def test_a_ticket_names_the_attempt_that_it_follows(run_dir: RunDir) -> None:
 
 def test_a_result_is_read_as_written(run_dir: RunDir) -> None:
     publish(run_dir, 61.5, attempt=3)
-    assert run_dir.result() == {"attempt": 3, "best": {"test/top1": 61.5}}
+    result = run_dir.result()
+    assert result is not None
+    assert (result["id"], result["attempt"], result["best"]["test/top1"]) == (run_dir.id, 3, 61.5)
 
 
 def test_the_lock_is_held_against_others_and_freed(run_dir: RunDir) -> None:

@@ -14,8 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from kdcluster import records
 from kdcluster.errors import ConfigError, KdclusterError
-from kdcluster.files import read_json, write_json
+from kdcluster.files import write_json
 from kdcluster.launch.backend import Backend, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
@@ -81,8 +82,8 @@ def _here(ref: Mapping[str, Any]) -> Seen:
 
 def _elsewhere(ref: Mapping[str, Any]) -> Seen:
     host = ref.get("host", "?")
-    beat = read_json(Path(ref["folder"]) / "heartbeat.json") if "folder" in ref else None
-    silent_s = time.time() - beat["time"] if beat else math.inf
+    beat = records.found(Path(ref["folder"]) / "heartbeat.json") if ref.get("folder") else None
+    silent_s = time.time() - ((beat or {}).get("time") or -math.inf)
     if silent_s < HEARD_S:
         return Seen(Phase.ACTIVE, "waits for its turn", trouble=f"on {host}, heard of {silent_s:.0f} s ago")
     return Seen(Phase.UNKNOWN, f"on {host}, which cannot be asked from here")
@@ -120,12 +121,12 @@ def _start_supervisor(folder: Path) -> None:
             stderr=output,
             start_new_session=True,
         )
-    while read_json(folder / "supervisor.json") is None:
+    while records.found(folder / "supervisor.json") is None:
         try:
             process.wait(0.02)
         except subprocess.TimeoutExpired:
             continue
-        if read_json(folder / "supervisor.json") is None:
+        if records.found(folder / "supervisor.json") is None:
             text = (folder / "supervisor.log").read_text(errors="replace").strip()
             raise KdclusterError(f"the supervisor did not come up, so nothing was started; submit again:\n{text}")
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from kdcluster.files import read_json, write_json
+from kdcluster import records
+from kdcluster.errors import Damaged, KdclusterError
+from kdcluster.files import write_json
 from kdcluster.launch.attempt import AWAITED, Child
 from kdcluster.launch.local.backend import BEAT_S
 from kdcluster.launch.local.gpus import GpuPool, visible_gpus
@@ -80,12 +82,13 @@ class Supervisor:
             if child.process.poll() is None:
                 continue
             del self.children[run_id]
-            ended = child.outcome(told_to_stop=self.stopping)
             try:
+                ended = child.outcome(told_to_stop=self.stopping)
                 if not child.attempt.read("outcome"):  # by who killed it while this process was stopped
                     child.attempt.write_last("outcome", ended)
             except OSError as error:  # the run is then lost, and submit heals it; the others go on
                 log.error("%s: its outcome cannot be written: %s", run_id, error)
+                continue
             log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
 
     def stop_what_was_cancelled(self) -> None:
@@ -121,7 +124,7 @@ class Supervisor:
             elif all(status.state == State.DONE for status in needs.values()):
                 try:
                     self._start(run)
-                except OSError as error:  # a full disk, say: the other runs go on, and submit heals this one
+                except (OSError, KdclusterError) as error:  # a full disk, say: the others go on, submit heals this one
                     log.error("%s cannot be started: %s", run_id, error)
                     self.pending.pop(run_id, None)
                     RunDir(self.root, run_id).drop_ticket()
@@ -130,10 +133,14 @@ class Supervisor:
         """Whether a run that waits here is still this process's to start.
 
         It is not where others have begun it, as a trial of a sweep, or where it was cancelled or given to another
-        supervisor while this process was stopped.
+        supervisor while this process was stopped; and not where its ticket cannot be read.
         """
         run_dir = RunDir(self.root, run_id)
-        ticket, newest = run_dir.ticket(), run_dir.newest()
+        try:
+            ticket, newest = run_dir.ticket(), run_dir.newest()
+        except Damaged as error:
+            log.error("%s", error)
+            return False
         if ticket is None or ticket.ref != self.ref:
             return False
         return newest is None or newest.number <= ticket.after_attempt
@@ -170,9 +177,14 @@ def main() -> None:
     """`python -m kdcluster.launch.local.supervisor SUBMISSION`: a folder that local.submit wrote."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     folder = Path(sys.argv[1])
-    given = read_json(folder / "submission.json")
+    given = records.read(folder / "submission.json")
     root = Path(given["root"])
-    runs = [RunDir(root, run_id).load() for run_id in given["runs"]]
+    runs = []
+    for run_id in given["runs"]:
+        try:
+            runs.append(RunDir(root, run_id).load())
+        except KdclusterError as error:  # nobody has it then, and the next submit writes it again
+            log.error("%s is left out: %s", run_id, error)
     layouts = {run_id: Layout(**values) for run_id, values in given["layouts"].items()}
     supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts, folder)
     supervisor.beat()

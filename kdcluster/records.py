@@ -1,0 +1,179 @@
+"""The records of a run, read: each is held against its shape (shapes.py) here, once.
+
+A record is damaged where it cannot be read, does not hold its check sum (files.py), or lacks or misspells what is used
+of it. That is a state of its run alone: `found` takes such a record for one that was never written, `problem` says what
+is wrong, and only what decides whether a run may be alive raises `Damaged`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from kdcluster.errors import Damaged
+from kdcluster.experiment import yamlfile
+from kdcluster.experiment.config import Model, Resources
+from kdcluster.files import read_json
+from kdcluster.plan import Run
+from kdcluster.shapes import NUMBERED, OF_A_RUN, OF_AN_ATTEMPT, OTHERS, Record
+from kdcluster.wording import block_of
+
+
+@cache
+def _shape(name: str) -> TypeAdapter[Any]:
+    kinds: Mapping[str, Any] = {**OF_A_RUN, **OF_AN_ATTEMPT, **OTHERS}
+    kind = name.rstrip("0123456789") if name.startswith(NUMBERED) else name
+    return TypeAdapter(kinds.get(kind, Record))
+
+
+def read(path: Path) -> Any:
+    """The document in a record, or None where there is none.
+
+    Raises:
+        Damaged: it is not what it ought to be.
+    """
+    values = read_json(path)
+    if values is None:
+        return None
+    try:
+        _shape(path.stem).validate_python(values)
+    except ValidationError as error:
+        raise Damaged(path, _words(error)) from None
+    if path.name == "result.json":
+        _hold_against_its_folder(path, values)
+    return values
+
+
+def _words(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    words = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return f"{where}: {words}" if where else words
+
+
+def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
+    """A result may be another run's: copied, or in a folder that was renamed."""
+    if values["id"] != path.parent.name:
+        raise Damaged(path, f"it is of the run {values['id']}")
+    if not values["hash"].startswith(values["id"][-8:]):
+        raise Damaged(path, "it is of another run (its hash differs)")
+
+
+def found(path: Path) -> Any:
+    """`read`; None where there is none that can be believed, too."""
+    try:
+        return read(path)
+    except Damaged:
+        return None
+
+
+def problem(path: Path, base: Path) -> str:
+    """What is wrong with a record, for a sentence about the run whose directory is `base`; empty where nothing is."""
+    try:
+        read(path)
+    except Damaged as error:
+        return f"its {path.relative_to(base)} is damaged: {error.why}"
+    return ""
+
+
+_OF_AN_ATTEMPT = re.compile(
+    "|".join(rf"{kind}{'(0|[1-9][0-9]{0,15})' * (kind in NUMBERED)}" for kind in OF_AN_ATTEMPT).join(("(", r")\.json"))
+)
+
+
+def is_of_an_attempt(name: str) -> bool:
+    """Whether a file's name is that of a record of an attempt."""
+    return _OF_AN_ATTEMPT.fullmatch(name) is not None
+
+
+def is_attempt(folder: Path) -> bool:
+    """Whether a folder was made for an attempt: something has written a record there, readable or not."""
+    return any(map(is_of_an_attempt, entries(folder)))
+
+
+def entries(folder: Path) -> list[str]:
+    """Names in a folder; none where it cannot be looked into."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry in found)
+    except OSError:
+        return []
+
+
+def numbered(names: Iterable[str], before: str, after: str) -> Iterator[tuple[int, str]]:
+    """(number, name) of the names that are a number between two texts, in the order of the numbers; odd ones left out.
+
+    `rank0.old.log` and `02` are none: they were made by somebody else.
+    """
+    made = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,15}}){re.escape(after)}")
+    yield from sorted((int(match[1]), name) for name in names if (match := made.fullmatch(name)))
+
+
+# config.yaml
+
+
+def config(path: Path) -> tuple[Run, str]:
+    """The run in a config.yaml as far as it can be read, to be shown and deleted, and what is wrong with the file.
+
+    Its id is the folder's name. What cannot be read is taken from that name, or is nothing.
+    """
+    name, problem = path.parent.name, "it has no keys"
+    try:
+        values = yamlfile.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        values, problem = None, " ".join(str(getattr(error, "strerror", error)).split())
+    if not isinstance(values, dict):
+        values = {}
+    with suppress(ValidationError):
+        return Run.model_validate(values, strict=False).model_copy(update={"id": name}), ""
+    kept, unknown = _pruned(values, Run)
+    role, seed = re.match(r"([a-z]*)(?:.*-s(\d{1,9})-)?", name).groups()  # type: ignore[union-attr]
+    read: dict[str, Any] = {**_NOTHING, "role": role, "seed": seed and int(seed), "model": Model(model=name)}
+    wrong = []
+    for key in Run.model_fields:
+        try:
+            read[key] = _adapter(key).validate_python(kept[key], strict=False)
+        except KeyError:
+            unknown.append(f"{key} is missing")
+        except ValidationError as error:
+            wrong.append(f"{key}: {_words(error)}")
+    if read["teacher"] and not re.fullmatch(r"\w[\w.-]*", read["teacher"].id):
+        wrong.append("teacher: no id of a run")
+        read["teacher"] = None
+    what = f"was written by another version ({', '.join(unknown)}), which can start it"
+    if wrong or not values:
+        what = f"is damaged: {'; '.join(wrong) or problem}"
+    return Run.model_construct(**{**read, "id": name}), f"its config.yaml {what}"
+
+
+@cache
+def _adapter(key: str) -> TypeAdapter[Any]:
+    annotation: Any = Run.model_fields[key].annotation
+    return TypeAdapter(annotation)
+
+
+_NOTHING = {"hash": "", "recipe": 0, "data": None, "num_classes": 0, "channels": 0, "train": None, "distill": None}
+_NOTHING |= {"teacher": None, "variant": "", "imports": (), "digests": {}, "resources": Resources()}
+
+
+def _pruned(values: Mapping[str, Any], block: type[BaseModel], above: str = "") -> tuple[dict[str, Any], list[str]]:
+    """What this version knows of a block, and the rest in words."""
+    kept, unknown = {}, []
+    for key, value in values.items():
+        if key not in block.model_fields:
+            unknown.append(f"{above}{key} is unknown here")
+            continue
+        inner = block_of(block.model_fields[key].annotation)
+        if inner and isinstance(value, dict):
+            value, more = _pruned(value, inner, f"{above}{key}.")
+            unknown += more
+        kept[key] = value
+    return kept, unknown
