@@ -113,8 +113,10 @@ class RunDir:
         """What is wrong with the records of the run and of its newest attempt, in words."""
         newest = self.newest()
         wrong = [records.problem(self.path / f"{name}.json", self.path) for name in OF_A_RUN]
-        shut = ["its attempts cannot be read"] if self.is_shut() else []
-        return [*shut, *filter(None, wrong), *(newest.damage() if newest else ())]
+        told = ["its attempts cannot be read"] if self.is_shut() else []
+        if (held := self.holds()) != self.id:
+            told.append(f"{self.path} holds the run {held}: it was copied or renamed; rename it back")
+        return [*told, *filter(None, wrong), *(newest.damage() if newest else ())]
 
     def is_shut(self) -> bool:
         """Whether there are attempts and nobody can see which: no folder, or one that may not be looked into."""

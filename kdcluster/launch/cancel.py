@@ -93,6 +93,8 @@ def _is_stopped(run_dir: RunDir) -> bool:
 
 def kill(run_dir: RunDir) -> None:
     """End what is left of a marked run on this machine, and write down what its supervisor cannot."""
+    if run_dir.holds() != run_dir.id:
+        return  # a copy: its processes may be another run's
     newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
     if newest is not None and is_alive(agent := newest.read("agent")):
         kill_tree(agent)

@@ -94,9 +94,11 @@ def run_status(run_dir: RunDir, within_s: float = 0.0) -> Status:
 
 def derived(run_dir: RunDir, seen: Seen | None) -> Status:
     """A run's own state from its records, and from what its place knows of it (None: nobody has it)."""
-    if (held := run_dir.holds()) != run_dir.id:
-        return Status(State.LOST, f"{run_dir.path} holds the run {held}: it was copied or renamed; rename it back")
     found, damage = _derived(run_dir, seen), run_dir.damage()
+    if found.state == State.DONE and run_dir.holds() != run_dir.id and not run_dir.result():
+        found = replace(
+            found, state=State.LOST
+        )  # what is done is another run; with a result of its own, only a line is
     return replace(found, reason=damaged.told(found.reason, found.state, damage), damage="; ".join(damage))
 
 

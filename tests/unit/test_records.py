@@ -205,13 +205,23 @@ def test_a_renamed_run_says_whose_it_is(made: Plan, teacher: RunDir) -> None:
     words = ["--json", "--runs-dir", str(teacher.root)]
     row = rows(CliRunner().invoke(main, ["status", *words]))["foo"]
     assert row["state"] == "lost"
-    assert row["reason"].endswith(f"foo holds the run {teacher.id}: it was copied or renamed; rename it back")
+    assert f"foo holds the run {teacher.id}: it was copied or renamed; rename it back" in row["reason"]
     exp = str(teacher.root.parent / "tiny.yaml")
     found = table(CliRunner().invoke(main, ["results", exp, *words]))
     (problem,) = [one for one in found["problems"] if one["run"] == teacher.id]
     assert problem["reason"] == f"{teacher.root / 'foo'} holds it; rename that back, or submit makes it again"
     refused = CliRunner().invoke(main, ["submit", "foo", "--runs-dir", str(teacher.root)])
     assert (refused.exit_code, f"foo holds the run {teacher.id}; rename it back" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("state", ["done", "running", "failed"])
+def test_a_run_whose_id_is_misspelt_in_its_own_file_stays_what_it_is(made: Plan, teacher: RunDir, state: str) -> None:
+    fabricated.STATES[state](teacher)
+    teacher.config.write_text(teacher.config.read_text().replace(teacher.id, teacher.id[:-1] + "x"))
+    found = statuses(made, teacher.root)
+    assert found[teacher.id].state == state
+    assert "it was copied or renamed" in found[teacher.id].reason
+    assert teacher.id not in to_start(made, found)
 
 
 def test_a_run_whose_need_has_no_directory_is_shown(made: Plan, teacher: RunDir) -> None:
