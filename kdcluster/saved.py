@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from kdcluster.errors import Damaged
 from kdcluster.files import file_digest, read_json
 
 MAGIC = b"KDCKPT1\n"
@@ -67,7 +68,7 @@ def weights_problem(run: Path, which: str) -> str:
     try:
         record = read_json(run / "result.json")["weights"][which]
         expected = {"bytes": int(record["bytes"]), "sha256": str(record["sha256"])}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (Damaged, OSError, ValueError, LookupError, TypeError):
         expected = {}
     if not path.is_file():
         return "gone"

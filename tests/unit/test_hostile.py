@@ -187,7 +187,9 @@ def test_status_of_runs_with_hostile_reasons(failed: RunDir) -> None:
 
 def test_status_of_a_run_that_another_version_wrote(failed: RunDir) -> None:
     failed.config.write_text(f"id: {json.dumps(EVIL)}\n")
-    assert "not a run's configuration" in run("status").stderr
+    answer = run("status")
+    assert "config.yaml" in answer.stdout
+    assert "\x1b" not in answer.stdout + answer.stderr
 
 
 def test_an_experiment_with_a_hostile_name(folder: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kdcluster import files, saved
 from kdcluster.errors import KdclusterError
+from kdcluster.files import write_json
 from kdcluster.launch import submission
 from kdcluster.launch.outcome import outcome as why_it_ended
 from kdcluster.results.measured import measure
@@ -321,6 +322,7 @@ def test_what_a_killed_attempt_left_half_written_goes_when_the_next_one_starts(t
     run_dir = interrupted(tmp_path, run, 7)
     old, new = run_dir.newest(), run_dir.path / "attempts" / "2"
     new.mkdir()
+    write_json(new / "start.json", {"started": 1.0, "host": "here"})
     left = {
         run_dir.path: ["best.safetensors", "last.safetensors", "result.json"],
         run_dir.checkpoints: ["step-00000007.ckpt"],
