@@ -65,7 +65,8 @@ def end(run_dir: RunDir, **changes: Any) -> None:
     newest = run_dir.newest()
     assert newest is not None
     outcome = {"state": "failed", "reason": EVIL, "rank": 0, "time": 2e9, **changes}
-    failure = {"rank": 0, "step": 1, "traceback": EVIL, "time": 1.0}
+    failure = {"rank": 0, "step": 1, "traceback": EVIL, "time": 1.0, "host": "node1", "message": EVIL}
+    failure |= {"collective": False, "out_of_memory": False}
     for name, values in (("outcome", outcome), ("failure-rank0", failure)):
         (newest.path / f"{name}.json").write_text(json.dumps(values))
 
