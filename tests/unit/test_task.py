@@ -144,7 +144,7 @@ def test_a_nodes_torchrun_is_stopped_once_the_first_ones_has_failed(
     work = make(run_dir, layout=Layout("cpu", 4, 1, 2, 4))
     monkeypatch.setattr(Task, "_start", lambda *_: torchrun)
     work._tell({"attempt": 1, "address": "10.0.0.1", "port": 4711})
-    attempt.write("node0", {"returncode": 1})
+    attempt.write("node0", {"host": "node1", "returncode": 1})
     work._follow(1)
     assert torchrun.told == 1
     assert attempt.read("node1")["returncode"] == 1
