@@ -154,7 +154,7 @@ def remove(chosen: Sequence[RunDir], root: Path) -> None:
         for run_dir in chosen:
             if run_dir.path.is_symlink():
                 run_dir.path.unlink()
-            else:
+            elif run_dir.path.exists():  # not already deleted by another rm
                 run_dir.path.rename(Path(tempfile.mkdtemp(dir=root, prefix=DELETED)) / run_dir.id)
         for left in root.glob(f"{DELETED}*"):
             shutil.rmtree(left)

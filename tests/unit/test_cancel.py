@@ -175,6 +175,13 @@ def test_what_an_interrupted_rm_has_left_is_no_run_and_goes_with_the_next(made: 
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [second.id]
 
 
+def test_what_another_rm_has_deleted_meanwhile_is_no_error(made: Plan, root: Path) -> None:
+    run_dir = put(root, made.runs[0], "failed")
+    remove([run_dir], root)
+    remove([run_dir], root)
+    assert list(root.iterdir()) == [root / ".submit.lock"]
+
+
 def test_a_supervisor_that_was_stopped_starts_nothing_that_is_not_its_own_any_more(made: Plan, root: Path) -> None:
     from kdcluster.launch.local.supervisor import Supervisor
     from kdcluster.launch.torchrun import Layout
