@@ -144,11 +144,10 @@ def ready(runs: list[Run]) -> None:
 # --- submit -----------------------------------------------------------------------------------------------------
 
 
-def take_over(folder: Path) -> None:
+def take_over(folder: Path, run_dirs: list[RunDir]) -> None:
     """Instead of a supervisor: this process has the runs in its queue."""
-    given = read_json(folder / "submission.json")
-    for run_id in given["runs"]:
-        RunDir(Path(given["root"]), run_id).write_ticket("local", LIVE)
+    for run_dir in run_dirs:
+        run_dir.write_ticket("local", LIVE)
 
 
 @pytest.fixture
@@ -230,6 +229,30 @@ def test_a_supervisor_that_does_not_come_up_is_an_error_with_its_log(
         KdclusterError, match=r"the supervisor did not come up, .* submit again:\nno such module: kdcluster$"
     ):
         submit(make_plan(tmp_path), root, tmp_path, Local(), ready)
+
+
+def test_a_supervisor_whose_submit_was_killed_before_it_handed_the_runs_over_starts_nothing(
+    made: Plan, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tickets would come after the submit lock was let go, and beside those of whoever submits then."""
+    pipes: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def killed(*given: Any, **more: Any) -> Any:
+        pipes.append(popen(*given, **more))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local.subprocess, "Popen", killed)
+    with pytest.raises(KeyboardInterrupt):
+        submit(made, root, tmp_path, Local(), ready)
+    [process] = pipes
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(60) == 0
+    assert {RunDir(root, run.id).ticket() for run in made.runs} == {None}
+    assert {status.state for status in statuses(made, root).values()} == {"planned"}
+    [log] = (root / ".submissions").glob("*/supervisor.log")
+    assert "the submit that started this ended before it had handed the runs over" in log.read_text()
 
 
 def test_debug_is_one_process_in_a_folder_of_its_own(
@@ -316,7 +339,8 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
         for run in runs:
             RunDir(root, run.id).prepare(run)
         there = Supervisor(root, root.parent, runs, {run.id: layout for run in runs})
-        there.write_tickets()
+        for run in runs:
+            RunDir(root, run.id).write_ticket("local", there.ref)
         return there
 
     monkeypatch.setattr(launched, "command", command)

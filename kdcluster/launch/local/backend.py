@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from kdcluster.launch.backend import Backend, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
 from kdcluster.plan import Plan, Run
-from kdcluster.processes import is_alive, is_stopped, threads_available
+from kdcluster.processes import is_alive, is_stopped, process_record, threads_available
 from kdcluster.runs import RunDir
 from kdcluster.wording import count
 
@@ -29,6 +30,8 @@ BEAT_S = 10.0
 """How often a supervisor says in its folder that it is there, for other hosts that share the runs directory."""
 HEARD_S = 60.0
 """How long after that it counts as alive."""
+GO = b"go"
+"""What a supervisor waits for."""
 
 
 class Local(Backend):
@@ -65,7 +68,7 @@ class Local(Backend):
         wanted = {run_id: asdict(item) for run_id, item in layouts(plan).items() if run_id in chosen}
         values = {"root": str(root), "data_dir": str(data_dir), "runs": list(chosen), "layouts": wanted}
         write_json(folder / "submission.json", values)
-        _start_supervisor(folder)
+        _start_supervisor(folder, [RunDir(root, run_id) for run_id in chosen])
         return f"on this machine; log: {folder / 'supervisor.log'}"
 
     @classmethod
@@ -111,16 +114,25 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
         )
 
 
-def _start_supervisor(folder: Path) -> None:
-    """Start it in its own session, and return once it has taken the runs over."""
+def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
+    """Start it in its own session, and return once it has taken the runs over.
+
+    Their tickets are written here, by who holds the submit lock, and it waits for that: where this process is killed
+    before, it starts nothing, and never at the same time as what somebody submits then.
+    """
     with (folder / "supervisor.log").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "kdcluster.launch.local.supervisor", str(folder)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
+    for run_dir in run_dirs:
+        run_dir.write_ticket(Local.name, reference(process.pid, folder))
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:  # it has ended, and its log says why
+        process.stdin.write(GO)
     while records.found(folder / "supervisor.json") is None:
         try:
             process.wait(0.02)
@@ -129,6 +141,11 @@ def _start_supervisor(folder: Path) -> None:
         if records.found(folder / "supervisor.json") is None:
             text = (folder / "supervisor.log").read_text(errors="replace").strip()
             raise KdclusterError(f"the supervisor did not come up, so nothing was started; submit again:\n{text}")
+
+
+def reference(pid: int, folder: Path | None) -> dict[str, Any]:
+    """A supervisor of this machine, as tickets name it; in its folder it says to other hosts that it is there."""
+    return {**process_record(pid), **({"folder": str(folder)} if folder else {})}
 
 
 def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:

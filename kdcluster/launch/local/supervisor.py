@@ -19,12 +19,12 @@ from kdcluster import records
 from kdcluster.errors import Damaged, KdclusterError
 from kdcluster.files import write_json
 from kdcluster.launch.attempt import AWAITED, Child
-from kdcluster.launch.local.backend import BEAT_S
+from kdcluster.launch.local.backend import BEAT_S, GO, reference
 from kdcluster.launch.local.gpus import GpuPool, visible_gpus
 from kdcluster.launch.status import KNOWN_S, Status, blocked_by, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
-from kdcluster.processes import process_record, threads_available
+from kdcluster.processes import threads_available
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
 
@@ -41,14 +41,9 @@ class Supervisor:
         self.pending = {run.id: run for run in runs}
         self.children: dict[str, Child] = {}
         self.pool = GpuPool(visible_gpus() if any(item.device == "cuda" for item in layouts.values()) else [])
-        self.ref = {**process_record(os.getpid()), **({"folder": str(folder)} if folder else {})}
+        self.ref = reference(os.getpid(), folder)
         self.stopping = False
         self._beaten_at = -math.inf
-
-    def write_tickets(self) -> None:
-        """Say in every run that this process will start it."""
-        for run_id in self.pending:
-            RunDir(self.root, run_id).write_ticket("local", self.ref)
 
     def run(self) -> None:
         """Until every run has ended or cannot start. SIGTERM has the runs save and leave, and ends this process."""
@@ -177,6 +172,8 @@ def main() -> None:
     """`python -m kdcluster.launch.local.supervisor SUBMISSION`: a folder that local.submit wrote."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     folder = Path(sys.argv[1])
+    if sys.stdin.buffer.read() != GO:
+        return log.info("the submit that started this ended before it had handed the runs over")
     given = records.read(folder / "submission.json")
     root = Path(given["root"])
     runs = []
@@ -185,10 +182,10 @@ def main() -> None:
             runs.append(RunDir(root, run_id).load())
         except KdclusterError as error:  # nobody has it then, and the next submit writes it again
             log.error("%s is left out: %s", run_id, error)
+            RunDir(root, run_id).drop_ticket()
     layouts = {run_id: Layout(**values) for run_id, values in given["layouts"].items()}
     supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts, folder)
     supervisor.beat()
-    supervisor.write_tickets()
     write_json(folder / "supervisor.json", supervisor.ref)
     supervisor.run()
     log.info("all ended")
