@@ -28,7 +28,7 @@ WITHIN_S = 120.0
 TRAINER = textwrap.dedent(
     """
     import json, pathlib, signal, sys, time
-    run_dir, number = pathlib.Path(sys.argv[1]), sys.argv[2]
+    run_dir, number, digest = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     (run_dir.parent / f"began-{run_dir.name}-{number}").touch()
     told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(True))
@@ -39,8 +39,10 @@ TRAINER = textwrap.dedent(
             sys.exit(1)
     if (run_dir.parent / "broken").exists():
         sys.exit("ValueError: as asked")
-    (run_dir / "best.safetensors").touch()
-    result = {"attempt": int(number), "best": {"test/top1": 50.0}}
+    (run_dir / "best.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    best = {"epoch": 1, "step": 10, "test/top1": 50.0}
+    result = {"schema": "kdcluster.result/1", "id": run_dir.name, "hash": digest, "attempt": int(number)}
+    result |= {"epochs": 1, "steps": 10, "selected_on": "test", "params": 3, "best": best, "last": best}
     (run_dir / "result.json.aside").write_text(json.dumps(result))
     (run_dir / "result.json.aside").rename(run_dir / "result.json")
     """
@@ -55,11 +57,9 @@ FAKE_JOB = textwrap.dedent(
     toy_backend.BACKENDS["toy"] = "tests.toy_backend:Toy"
     run_dir = RunDir(Path(sys.argv[-2]).parent, Path(sys.argv[-2]).name)
     there = sys.modules[toy_backend.Child.__module__]
-    there.command = lambda *_, **__: [sys.executable, "-S", "-c", {TRAINER!r}, str(run_dir.path), number()]
-    there.code_state = lambda: ({{}}, "")
-    def number():
-        newest = run_dir.newest()
-        return str(newest.number + 1 if newest else 1)
+    trainer = [sys.executable, "-S", "-c", {TRAINER!r}, str(run_dir.path)]
+    there.command = lambda *_, attempt: [*trainer, str(attempt), run_dir.load().hash]
+    there.code_state = lambda: ({{"trainer_code": "x", "git": {{}}}}, "")
     toy_backend.main(run_dir, Path(sys.argv[-1]), [])
     """
 )
