@@ -164,6 +164,6 @@ def test_a_plan_needs_no_slurm(tmp_path: Path, slurm: Any, monkeypatch: pytest.M
     assert answer.exit_code == 0, answer.output
     assert "SLURM is installed here, but not configured" in answer.stderr
     assert "this is the plan for this machine" in answer.stderr
-    assert "torch.distributed.run" in answer.stdout
+    assert "kdcluster.launch.torchrun_agent" in answer.stdout
     asked = CliRunner().invoke(main, ["plan", "tiny.yaml", "--backend", "slurm"])
     assert asked.exit_code == 4
