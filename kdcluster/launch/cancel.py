@@ -66,7 +66,7 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
             run_dir.mark_cancelled()
         backend.cancel(live)
     started = time.monotonic()
-    while still := _live(live, ASK_S):
+    while still := _live((one for one in live if one.is_cancelled()), ASK_S):  # not what a later submit has taken back
         waited_s = time.monotonic() - started
         for run_dir in still:
             if waited_s > (STOPPED_S if _is_stopped(run_dir) else GRACE_S):

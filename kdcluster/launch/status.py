@@ -31,6 +31,9 @@ STALE_S = 600.0
 KNOWN_S = 10.0
 """For whoever looks again and again: how old the answer of a place may be that others pay for, as a scheduler's."""
 
+GIVE_UP = "if it is gone for good: kdcluster cancel, then submit --retry"
+"""What to do about what stays unknown."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -96,9 +99,7 @@ def derived(run_dir: RunDir, seen: Seen | None) -> Status:
     """A run's own state from its records, and from what its place knows of it (None: nobody has it)."""
     found, damage = _derived(run_dir, seen), run_dir.damage()
     if found.state == State.DONE and run_dir.holds() != run_dir.id and not run_dir.result():
-        found = replace(
-            found, state=State.LOST
-        )  # what is done is another run; with a result of its own, only a line is
+        found = replace(found, state=State.LOST)  # what is done is another run; with its own result, only a line is
     return replace(found, reason=damaged.told(found.reason, found.state, damage), damage="; ".join(damage))
 
 
@@ -141,7 +142,7 @@ def _not_started(run_dir: RunDir, newest: Attempt | None, seen: Seen) -> Status:
         why = _and_safe("before it started again", run_dir) if number else "before it started"
         return replace(waiting, state=State.CANCELLED, reason=why)
     if seen.phase is Phase.UNKNOWN:
-        return replace(waiting, reason=f"was queued; {seen.why}", unknown=seen.why)
+        return replace(waiting, reason=f"was queued; {seen.why}; {GIVE_UP}", unknown=seen.why)
     if newest is not None and seen.end is End.WITHDRAWN:  # as if nobody had been given it again
         gone = Seen(Phase.ENDED, f"its processes on {newest.read('start').get('host', '?')} are gone")
         return _ended(run_dir, newest) or _of_unended(run_dir, newest, gone)
@@ -175,7 +176,8 @@ def _of_ended(run_dir: RunDir, ended: Status, seen: Seen) -> Status:
     if ended.state in INTERRUPTED and cancelled and seen.phase is not Phase.ACTIVE:  # while it waited to go on
         return replace(ended, state=State.CANCELLED)
     if seen.phase is Phase.UNKNOWN and outcome.get("next"):
-        return replace(ended, reason=f"{ended.reason}; whether it goes on is unknown: {seen.why}", unknown=seen.why)
+        why = f"whether it goes on is unknown: {seen.why}; {GIVE_UP}"
+        return replace(ended, reason=f"{ended.reason}; {why}", unknown=seen.why)
     if seen.phase is Phase.ENDED and seen.why and ended.state not in GIVEN_UP:
         return replace(ended, reason=f"{ended.reason} ({seen.why})")
     return ended
@@ -201,8 +203,7 @@ def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = 
         why = _and_safe(both("stopped on request", seen.why * (seen.phase is Phase.UNKNOWN)), run_dir)
         return _of(run_dir, started, State.CANCELLED, why)
     if seen.phase is Phase.UNKNOWN:
-        what = f"{seen.why}; {age}; if it is gone for good: kdcluster cancel, then submit --retry"
-        return _of(run_dir, started, State.RUNNING, what, unknown=seen.why)
+        return _of(run_dir, started, State.RUNNING, f"{seen.why}; {age}; {GIVE_UP}", unknown=seen.why)
     why = _and_safe(seen.why, run_dir)
     if seen.end in (End.BROKEN, End.OUT_OF_MEMORY):
         failure = {**dict.fromkeys(FAILURE), "out_of_memory": seen.end is End.OUT_OF_MEMORY}
@@ -212,11 +213,7 @@ def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = 
 
 def _stopped(attempt: Attempt, seen: Seen) -> str:
     """Which process of a silent run is stopped (SIGSTOP, a frozen machine), as far as it can be seen from here."""
-    if seen.trouble:
-        return seen.trouble
-    if is_stopped(attempt.read("agent")):
-        return "its torchrun is stopped"
-    return ""
+    return seen.trouble or "its torchrun is stopped" * is_stopped(attempt.read("agent"))
 
 
 def _of(run_dir: RunDir, attempt: Attempt, state: State, reason: str, **more: Any) -> Status:

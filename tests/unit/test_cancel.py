@@ -21,7 +21,7 @@ from kdcluster.launch.status import run_status
 from kdcluster.launch.submission import one_at_a_time
 from kdcluster.plan import Plan
 from kdcluster.processes import descendants, is_alive, process_record
-from kdcluster.runs import run_dirs
+from kdcluster.runs import RunDir, run_dirs
 from tests import fabricated
 from tests.fabricated import DEAD, put, started
 from tests.tiny import make_plan
@@ -200,3 +200,20 @@ def test_who_killed_a_run_has_the_last_word(made: Plan, root: Path) -> None:
     run_dir = put(root, made.runs[0], "planned")
     fabricated.cancelled(run_dir)
     assert run_status(run_dir).state == "cancelled"
+
+
+def test_what_a_later_submit_has_taken_back_is_neither_waited_for_nor_killed(
+    made: Plan, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancelling, "GRACE_S", 0.0)
+    monkeypatch.setattr(cancelling, "STOPPED_S", 0.0)
+    monkeypatch.setattr(cancelling, "kill", lambda run_dir: pytest.fail("killed"))
+    run_dir = put(root, made.runs[0], "running")
+    mark = RunDir.mark_cancelled
+
+    def mark_and_take_back(one: RunDir) -> None:
+        mark(one)
+        one.prepare(made.runs[0])
+
+    monkeypatch.setattr(RunDir, "mark_cancelled", mark_and_take_back)
+    assert cancel([run_dir.id], root) == {run_dir.id: "running"}
