@@ -194,7 +194,8 @@ def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = 
         return Status(State.QUEUED, reason, number, heartbeat=so_far(run_dir))
     if seen.phase is Phase.ACTIVE or alive:
         late = both(age, _stopped(started, seen)) if silent_s > LATE_S else seen.trouble
-        return _of(run_dir, started, State.RUNNING, both("being stopped" if cancelled else "", late))
+        said = seen.why if seen.phase is Phase.UNKNOWN else ""
+        return _of(run_dir, started, State.RUNNING, both("being stopped" if cancelled else "", said, late))
     if seen.phase is not Phase.UNKNOWN and (saved := started.read("preempted")):
         return _of(run_dir, started, State.PREEMPTED, _and_safe(f"stopped at step {saved['step']}", run_dir))
     if seen.phase is not Phase.ENDED and silent_s < STALE_S:

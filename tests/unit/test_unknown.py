@@ -103,6 +103,18 @@ def test_a_running_job_that_is_silent_is_not_startable_while_its_controller_is_a
         submit(made, root, root, Local(), lambda runs: None)
 
 
+def test_a_job_whose_torchrun_is_seen_here_runs_and_what_does_not_answer_is_said(
+    made: Plan, root: Path, slurm: Any
+) -> None:
+    slurm(squeue=AWAY, sacct=AWAY)
+    run_dir = in_slurm(put(root, made.runs[0], "planned"))
+    attempt = started(run_dir, agent=LIVE)
+    attempt.write("start", {**attempt.read("start"), "job_id": "5"})
+    found = run_status(run_dir)
+    assert (found.state, found.unknown) == ("running", "")
+    assert "SLURM cannot be reached" in found.reason
+
+
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
