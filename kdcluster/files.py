@@ -11,17 +11,17 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from kdcluster.errors import Damaged, KdclusterError
+from kdcluster.errors import Damaged
+from kdcluster.ownership import own_text, umask
 
 log = logging.getLogger(__name__)
 
-TEMPORARY = Path("/tmp")
 CHECK = "crc32"
 """The field of a JSON object that has the check sum of the others."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
@@ -32,34 +32,6 @@ def shipped(relative: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / relative
     return inside if inside.exists() else package.parent / relative
-
-
-def own_folder() -> Path:
-    """This user's folder on this machine, closed to others: /tmp/kdcluster-UID, made where it is not there.
-
-    The same one for all processes of the user, so that locks in it meet: TMPDIR differs from shell to shell, and
-    XDG_RUNTIME_DIR is unset in batch and cron jobs and goes with the last log-out. Its name can be guessed, so
-    whose it is counts: what somebody else has put there is not used.
-
-    Raises:
-        KdclusterError: it is somebody else's, open to others, or no folder.
-    """
-    folder = TEMPORARY / f"kdcluster-{os.getuid()}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()  # in a sticky /tmp, nobody can put another one in the place of what is ours
-    if not stat.S_ISDIR(found.st_mode):
-        wrong = "is no folder"
-    elif found.st_uid != os.getuid():
-        wrong = f"belongs to another user (uid {found.st_uid})"
-    elif found.st_mode & 0o077:
-        wrong = f"is open to others (mode {stat.S_IMODE(found.st_mode):o})"
-    else:
-        return folder
-    raise KdclusterError(
-        f"{folder} {wrong}; kdcluster keeps its locks and Ray's sockets there, and others must not be able to; "
-        f"remove it (rm -r {folder}), or have its owner or an administrator do so"
-    )
 
 
 @contextmanager
@@ -118,16 +90,9 @@ def write_output(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
         return
     target = Path(os.path.realpath(path))
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~umask()
     with aside(target, mode=mode) as file:
         file.write(text.encode())
-
-
-def _umask() -> int:
-    """What new files of this process are not allowed; it can only be read by setting it."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
@@ -145,14 +110,14 @@ def _check_sum(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def read_json(path: Path) -> Any:
-    """The document in `path`, or None where there is none (yet).
+def read_json(path: Path, *, own: bool = False) -> Any:
+    """The document in `path`, or None where there is none (yet); `own`: as `own_text` reads.
 
     Raises:
         Damaged: what is there cannot be read, is no document, or was changed by something else than `write_json`.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(own_text(path) if own else path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if path.is_symlink():
             raise Damaged(path, "it is a link to nowhere") from None

@@ -12,14 +12,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
 from kdcluster.experiment.configfile import LoadedExperiment
+from kdcluster.ownership import own_text
+from kdcluster.wording import first_problem
 
 RECIPE = 1
 """Raised by hand when the trainer's numerics or a default change: runs made before are then other runs."""
@@ -28,20 +30,26 @@ Role = Literal["teacher", "baseline", "distilled"]
 ROLES: tuple[Role, ...] = ("teacher", "baseline", "distilled")
 
 
+RunId = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""Also the name of a folder, and of no other."""
+
+
 class TeacherRef(BaseModel):
     """The run whose best weights a student is distilled from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    id: str
+    id: RunId
     model: Model
     min_top1: float | None
+    hash: str = ""
+    """Of that run; empty in what earlier versions wrote."""
 
 
 class Run(BaseModel):
     """One training run, fully resolved: all that a trainer needs to know, written to the run's config.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    id: str
+    id: RunId
     hash: str
     recipe: int
     role: Role
@@ -72,19 +80,65 @@ class Run(BaseModel):
         """The run's config.yaml."""
         return yamlfile.dump(self.model_dump(mode="json"))
 
+    def digest(self) -> str:
+        """The hash that its settings give: SHA-256 over what decides the numbers, of that what is not the default.
+
+        Raises:
+            KeyError: `digests` lacks a file.
+        """
+        model, distill = changed(self.model), self.distill and changed(self.distill)
+        if isinstance(self.model.pretrained, str):
+            model["pretrained"] = self.digests[self.model.pretrained]
+        if self.teacher:
+            distill = {**(distill or {}), "teacher": self.teacher.hash}
+        data = changed(self.data)
+        if not self.train:  # a model that is only evaluated sees no augmented view
+            data = {key: value for key, value in data.items() if key not in ("augment", "view_seed")}
+        identity = {
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "model": model,
+            "data": data,
+            "folder": self.digests.get(self.data.path or ""),
+            "train": changed(self.train) if self.train else "none",
+            "distill": distill,
+            "variant": self.variant or None,
+            "imports": [self.digests[path] for path in self.imports] or None,
+        }
+        return _hash({key: value for key, value in identity.items() if value is not None})
+
+    def check_identity(self) -> None:
+        """Hold id and hash against the settings, as far as all of them are known.
+
+        Raises:
+            ConfigError: they are not those of these settings.
+        """
+        if self.teacher and not self.teacher.hash:
+            return  # written by an earlier version
+        try:
+            is_so = self.hash == self.digest() and self.id.endswith(f"-{self.hash[:8]}")
+        except KeyError:
+            is_so = False
+        if not is_so:
+            raise ConfigError(
+                f"{self.id}: its config.yaml was changed, or written by another version: these settings are another "
+                f"run's; submit its experiment instead"
+            )
+
     @classmethod
     def from_yaml(cls, path: Path) -> Run:
         """Read a run's config.yaml.
 
         Raises:
-            ConfigError: it is not one, or was written by another version.
+            ConfigError: it is not one, was written by another version, or can have been written by another user.
         """
         try:
-            return cls.model_validate(yamlfile.parse(path.read_text(encoding="utf-8")), strict=False)
+            return cls.model_validate(yamlfile.parse(own_text(path)), strict=False)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
         except ValueError as error:  # not YAML, or not such a one
-            raise ConfigError(f"{path}: not a run's configuration of this version: {error}") from None
+            why = first_problem(error) if isinstance(error, ValidationError) else error
+            raise ConfigError(f"{path}: not a run's configuration of this version: {why}") from None
 
 
 @dataclass(frozen=True)
@@ -159,14 +213,13 @@ def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None)
     teacher = _run(loaded, "teacher", config.teacher.seed, config.teacher, config.teacher_train())
     loaded = students or loaded
     config = loaded.config
-    ref = TeacherRef(id=teacher.id, model=teacher.model, min_top1=config.teacher.min_top1)
+    ref = TeacherRef(id=teacher.id, model=teacher.model, min_top1=config.teacher.min_top1, hash=teacher.hash)
     baseline = [_run(loaded, "baseline", seed, config.student, config.train) for seed in config.seeds]
     if config.distill.alpha == 0:
         distilled = baseline  # the teacher's term has no weight: the same numbers, hence the same runs
     else:
         distilled = [
-            _run(loaded, "distilled", seed, config.student, config.train, config.distill, ref, teacher.hash)
-            for seed in config.seeds
+            _run(loaded, "distilled", seed, config.student, config.train, config.distill, ref) for seed in config.seeds
         ]
     return {"teacher": [teacher], "baseline": baseline, "distilled": distilled}
 
@@ -179,55 +232,29 @@ def _run(
     train: Train | None,
     distill: Distill | None = None,
     teacher: TeacherRef | None = None,
-    teacher_hash: str | None = None,
 ) -> Run:
     config = loaded.config
-    variant = "" if role == "teacher" else config.variant
-    model = Model(**{name: getattr(model, name) for name in Model.model_fields})
-    identity = {
-        "recipe": RECIPE,
-        "seed": seed,
-        "model": _model_identity(model, loaded.digests),
-        "data": _data_identity(config.data, train),
-        "folder": loaded.digests.get(config.data.path or ""),
-        "train": "none" if train is None else changed(train),
-        "distill": None if distill is None else {**changed(distill), "teacher": teacher_hash},
-        "variant": variant or None,
-        "imports": [loaded.digests[path] for path in config.imports] or None,
-    }
-    digest = _hash({key: value for key, value in identity.items() if value is not None})
-    name = re.sub(r"[^a-z0-9_]+", "_", model.model.split(".")[0].lower())
-    return Run(
-        id=f"{role}-{name}-s{seed}-{digest[:8]}",
-        hash=digest,
+    run = Run(
+        id="unknown",
+        hash="",
         recipe=RECIPE,
         role=role,
         seed=seed,
-        model=model,
+        model=Model(**{name: getattr(model, name) for name in Model.model_fields}),
         data=config.data,
         num_classes=loaded.num_classes,
         channels=DATASETS.get(config.data.name, (0, 3))[1],
         train=train,
         distill=distill,
         teacher=teacher,
-        variant=variant,
+        variant="" if role == "teacher" else config.variant,
         imports=config.imports,
         digests=dict(loaded.digests),
         resources=config.resources,
     )
-
-
-def _data_identity(data: Data, train: Train | None) -> dict[str, Any]:
-    """A model that is only evaluated sees no augmented view."""
-    identity = changed(data)
-    return identity if train else {k: v for k, v in identity.items() if k not in ("augment", "view_seed")}
-
-
-def _model_identity(model: Model, digests: Mapping[str, str]) -> dict[str, Any]:
-    identity = changed(model)
-    if isinstance(model.pretrained, str):
-        identity["pretrained"] = digests[model.pretrained]
-    return identity
+    digest = run.digest()
+    name = re.sub(r"[^a-z0-9_]+", "_", model.model.split(".")[0].lower())
+    return run.model_copy(update={"id": f"{role}-{name}-s{seed}-{digest[:8]}", "hash": digest})
 
 
 def changed(block: BaseModel) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from kdcluster.experiment.config import Model, Resources
 from kdcluster.files import read_json
 from kdcluster.plan import Run
 from kdcluster.shapes import NUMBERED, OF_A_RUN, OF_AN_ATTEMPT, OTHERS, Record
-from kdcluster.wording import block_of
+from kdcluster.wording import block_of, first_problem
 
 
 @cache
@@ -33,30 +33,23 @@ def _shape(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(kinds.get(kind, Record))
 
 
-def read(path: Path) -> Any:
-    """The document in a record, or None where there is none.
+def read(path: Path, *, own: bool = False) -> Any:
+    """The document in a record, or None where there is none; `own`: only where nobody else can have written it.
 
     Raises:
         Damaged: it is not what it ought to be.
+        ConfigError: somebody else can have written it.
     """
-    values = read_json(path)
+    values = read_json(path, own=own)
     if values is None:
         return None
     try:
         _shape(path.stem).validate_python(values)
     except ValidationError as error:
-        raise Damaged(path, _words(error)) from None
+        raise Damaged(path, first_problem(error)) from None
     if path.name == "result.json":
         _hold_against_its_folder(path, values)
     return values
-
-
-def _words(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    words = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-    return f"{where}: {words}" if where else words
 
 
 def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
@@ -144,7 +137,7 @@ def config(path: Path) -> tuple[Run, str]:
         except KeyError:
             unknown.append(f"{key} is missing")
         except ValidationError as error:
-            wrong.append(f"{key}: {_words(error)}")
+            wrong.append(f"{key}: {first_problem(error)}")
     if read["teacher"] and not re.fullmatch(r"\w[\w.-]*", read["teacher"].id):
         wrong.append("teacher: no id of a run")
         read["teacher"] = None

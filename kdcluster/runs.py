@@ -7,7 +7,7 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
                                  job: torchrun-node<k>.log node<k>.json)
           submit.json experiments.json ticket.json cancel.json     who wants it, and what will start or stop it
           trials.json            the points of sweeps that it tries
-          slurm/<n>/             one for each SLURM job: job.sh task.pkl <job id>.log
+          slurm/<n>/             one for each SLURM job: job.sh task.json <job id>.log
           checkpoints/           step-<n>.ckpt (saved.py)
           events/                TensorBoard files of all attempts, written by rank 0
           last.safetensors  best.safetensors
@@ -35,6 +35,7 @@ from kdcluster import records, saved, wording
 from kdcluster.attempts import Attempt as Attempt
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import next_numbered, write_aside, write_json
+from kdcluster.ownership import foreign
 from kdcluster.plan import Run
 from kdcluster.shapes import OF_A_RUN
 from kdcluster.tickets import Ticket
@@ -89,11 +90,12 @@ class RunDir:
         """The run as its directory has it, to be started.
 
         Raises:
-            ConfigError: it cannot be: its config.yaml is damaged, another version's, or another run's.
+            ConfigError: it cannot be: its config.yaml is damaged, another version's, another run's or another user's.
         """
         run = Run.from_yaml(self.config)
         if run.id != self.id:
             raise ConfigError(f"{self.path} holds the run {run.id}; rename it back")
+        run.check_identity()
         return run
 
     def known(self) -> tuple[Run, str]:
@@ -124,7 +126,7 @@ class RunDir:
         return folder.is_file() or (os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK))
 
     def with_needs(self) -> list[Run]:
-        """The runs that it needs, then itself, as their directories have them.
+        """The runs that it needs, then itself, as their directories have them, without another user's `imports`.
 
         Raises:
             NotFound: the directory of one is gone.
@@ -135,7 +137,13 @@ class RunDir:
             raise NotFound(
                 f"{self.id} needs {gone[0]}, whose directory is gone from {self.root}; submit makes it again"
             )
-        return [*(RunDir(self.root, need).load() for need in run.needs), run]
+        return [*(RunDir(self.root, need)._as_needed() for need in run.needs), run]
+
+    def _as_needed(self) -> Run:
+        run, problem = self.known()
+        if problem or not foreign(self.path):
+            return self.load()
+        return run.model_copy(update={"imports": ()})
 
     def prepare(self, run: Run) -> None:
         """Write the resolved configuration of a run that is about to be started.
@@ -153,16 +161,12 @@ class RunDir:
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first; a file or a folder without a record is none, whatever its name."""
-        return [one for one in self._numbered() if records.is_attempt(one.path)]
-
-    def _numbered(self) -> list[Attempt]:
-        """What has an attempt's name."""
-        names = records.entries(self.path / "attempts")
-        return [self.attempt(number) for number, _ in records.numbered(names, "", "")]
+        numbers = records.numbered(records.entries(self.path / "attempts"), "", "")
+        return [one for number, _ in numbers if records.is_attempt((one := self.attempt(number)).path)]
 
     def newest(self) -> Attempt | None:
         """The newest attempt; the others have been overtaken."""
-        return next((one for one in reversed(self._numbered()) if records.is_attempt(one.path)), None)
+        return next(reversed(self.attempts()), None)
 
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.path / "attempts" / str(number))

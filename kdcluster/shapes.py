@@ -180,6 +180,14 @@ class Submission(Record):
     layouts: dict[str, dict[str, Any]]
 
 
+class Task(Record):
+    run_dir: FilePath
+    data_dir: FilePath
+    layout: dict[str, Any]
+    profile: dict[str, Any]
+    code: str
+
+
 class Holder(Process):
     what: str
     since: Time
@@ -189,4 +197,4 @@ OF_A_RUN = {"result": Result, "ticket": Ticket, "experiments": list[str], "submi
 OF_AN_ATTEMPT = {"start": Start, "agent": Process, "outcome": Outcome, "heartbeat": Heartbeat, "trainer": Trainer}
 OF_AN_ATTEMPT |= {"preempted": Preempted, "failure-rank": Failure, "node": Node}
 NUMBERED = ("failure-rank", "node")
-OTHERS = {"submission": Submission, "supervisor": Process, ".submit": Holder}
+OTHERS = {"submission": Submission, "task": Task, "supervisor": Process, ".submit": Holder}

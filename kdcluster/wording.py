@@ -21,6 +21,14 @@ Problem = tuple[Key, str]
 """Where (("train", "lr")), and what is wrong there."""
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    words = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return f"{where}: {words}" if where else words
+
+
 def problems(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """Every problem once, in pydantic's order; a key that is missing because it is misspelt is one problem."""
     found: dict[Key, str] = {}

@@ -6,6 +6,7 @@ Stopping goes from asking to killing by itself: a marker in the run directory an
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from kdcluster.launch import backend
 from kdcluster.launch.damaged import ticket_of
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.launch.submission import one_at_a_time
+from kdcluster.ownership import foreign
 from kdcluster.plan import Plan
 from kdcluster.processes import is_alive, is_stopped, kill_tree
 from kdcluster.runs import RunDir, run_dirs
@@ -62,6 +64,7 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
     run_ids = list(run_ids)
     with one_at_a_time(root, "cancel"):  # a submit that is under way has then started what it starts
         live = _live(RunDir(root, run_id) for run_id in run_ids)
+        _refuse_closed(live)
         for run_dir in live:
             run_dir.mark_cancelled()
         backend.cancel(live)
@@ -84,6 +87,17 @@ def _live(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Sta
     return {run_dir: status for run_dir, status in found.items() if status.state in LIVE or status.unknown}
 
 
+def _refuse_closed(run_dirs: Iterable[RunDir]) -> None:
+    """Refuse, of several runs together, where one is another user's, who lets nobody else write there.
+
+    Raises:
+        ConfigError: with each of them.
+    """
+    closed = [one for one in run_dirs if one.path.exists() and not os.access(one.path, os.W_OK)]
+    if closed:
+        raise ConfigError(*(f"{one.path} may not be changed by you; ask its owner" for one in closed))
+
+
 def _is_stopped(run_dir: RunDir) -> bool:
     """Whether a process that would have to obey is stopped, on this machine."""
     newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
@@ -93,8 +107,8 @@ def _is_stopped(run_dir: RunDir) -> bool:
 
 def kill(run_dir: RunDir) -> None:
     """End what is left of a marked run on this machine, and write down what its supervisor cannot."""
-    if run_dir.holds() != run_dir.id:
-        return  # a copy: its processes may be another run's
+    if run_dir.holds() != run_dir.id or foreign(run_dir.path):
+        return  # a copy, whose processes may be another run's; or somebody else says which processes they are
     newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
     if newest is not None and is_alive(agent := newest.read("agent")):
         kill_tree(agent)
@@ -119,6 +133,7 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
     """
     ids = {run_dir.id for run_dir in chosen}
     found = statuses_of(run_dirs(root))
+    _refuse_closed(chosen)
     problems = []
     for run_dir in chosen:
         status = found.get(run_dir)

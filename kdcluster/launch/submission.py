@@ -18,6 +18,7 @@ from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.files import acquire, write_json
 from kdcluster.launch.backend import Backend, find
 from kdcluster.launch.status import Status, blocked_by, statuses
+from kdcluster.ownership import keep_to_oneself, refuse_foreign
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
@@ -87,6 +88,7 @@ def submit(
     every = plan.joined(waiting)
     if not root.exists():  # a refusal leaves nothing behind
         backend.check(plan, to_start(plan, statuses(every, root), retry=retry), root)
+    keep_to_oneself()
     with one_at_a_time(root, "submit"):
         found = statuses(every, root)
         adopt(root, found)
@@ -95,6 +97,8 @@ def submit(
         refuse_unknown({run_id: one for run_id, one in left.items() if not (chosen and one.damage)})
         if not chosen:
             return Submission([], left)
+        for run_id in chosen:
+            refuse_foreign(root / run_id)
         refuse_mixed(plan, found, chosen, backend)
         backend.check(plan, chosen, root)
         prepare([run for run in plan.runs if run.id in chosen])
@@ -102,7 +106,7 @@ def submit(
             if run.id in chosen:
                 RunDir(root, run.id).prepare(run)
                 RunDir(root, run.id).note_submit(words)
-            if RunDir(root, run.id).path.is_dir():
+            if os.access(root / run.id, os.W_OK):  # a finished one may be another user's
                 RunDir(root, run.id).add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)
     return Submission(chosen, left, where, backend.word)
@@ -156,7 +160,9 @@ def one_at_a_time(root: Path, what: str) -> Iterator[None]:
     Where the file system has no locks, attempts and tickets alone protect.
     """
     root.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(root / ".submit.lock", fallback_to_soft=False), root / ".submit.json"
+    mode = 0o644 | root.stat().st_mode & 0o022  # whoever may write here may come in
+    lock = FileLock(root / ".submit.lock", mode=mode, fallback_to_soft=False)
+    holder = root / ".submit.json"
     without = "do not submit twice at the same moment"
     try:
         acquire(lock, without, SOON_S)

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import own_folder, shipped
+from kdcluster.files import shipped
 from kdcluster.launch.attempt import dies_with
 from kdcluster.launch.slurm import ask, nodes, ownjob
+from kdcluster.ownership import keep_to_oneself, own_folder
 from kdcluster.sweep.cluster import joined
 from kdcluster.sweep.room import nodes_of_ray
 
@@ -43,6 +44,7 @@ def main(kdcluster: Callable[..., object]) -> None:
     folder there, under NAME (HOST is where the first one is).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    keep_to_oneself()
     if sys.argv[1:2] == ["--node"]:
         sys.exit(_node(*sys.argv[2:5]))
     told: list[int] = []

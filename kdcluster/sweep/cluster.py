@@ -22,8 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import acquire, own_folder, read_json, write_json
+from kdcluster.files import acquire, read_json, write_json
 from kdcluster.launch.slurm.ask import is_inside_job
+from kdcluster.ownership import keep_to_oneself, own_folder, refuse_foreign
 from kdcluster.processes import descendants, is_alive, kill_tree, process_record, threads_available
 from kdcluster.sweep.room import check_nodes, ray_module
 from kdcluster.sweep.tuning import quiet
@@ -58,7 +59,9 @@ class Session:
         Raises:
             KdclusterError: another one is under way.
         """
+        keep_to_oneself()
         self.folder.mkdir(parents=True, exist_ok=True)
+        refuse_foreign(self.folder)  # it says what to kill
         self._lock_it(LEASE_S if is_inside_job() else 0)
         before = read_json(self._file) or {}
         left = [pid for record in before.get("processes", ()) for pid in kill_tree(record)]

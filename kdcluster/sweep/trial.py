@@ -15,6 +15,7 @@ from kdcluster.files import read_json
 from kdcluster.launch.attempt import Child
 from kdcluster.launch.status import KNOWN_S, run_status
 from kdcluster.launch.torchrun import Layout
+from kdcluster.ownership import keep_to_oneself, refuse_foreign
 from kdcluster.plan import Run
 from kdcluster.results.events import Follower
 from kdcluster.runs import RunDir
@@ -92,6 +93,8 @@ class Trainee:
         waits = status.state == State.QUEUED and status.job_id is None and self.order.layout.device == "cuda"
         left = (State.DONE, *LIVE, *([State.STOPPED] if self.order.early else []))
         if status.state not in left or (status.state == State.RUNNING and gone) or waits:
+            keep_to_oneself()
+            refuse_foreign(self.run_dir.path)
             self.run_dir.prepare(self.run)
             self.run_dir.note_submit(self.run.id)
             shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if self.order.layout.device == "cuda" else ()

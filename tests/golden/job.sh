@@ -22,8 +22,7 @@
 # setup
 export NOTE='it'"'"'s $(here)'
 module load cuda
-[ -e '/runs/my run/slurm/1'/${SLURM_JOB_ID}_submitted.pkl ] || cp '/runs/my run/slurm/1/task.pkl' '/runs/my run/slurm/1'/${SLURM_JOB_ID}_submitted.pkl  # so that it finds its work whatever became of who submitted it
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --cpu-bind=none --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'trap "" USR2; exec "$0" "$@"' /env/bin/python -uP -m submitit.core._submit '/runs/my run/slurm/1'
+srun --unbuffered --cpu-bind=none --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'trap "" USR2; exec "$0" "$@"' /env/bin/python -uP -m kdcluster.launch.slurm.task '/runs/my run/slurm/1'

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdcluster.files import own_folder
+from kdcluster.ownership import own_folder
 from kdcluster.runs import RunDir, run_dirs
 from tests.desk import NEEDS_SLURM, Desk, desks, dev_cluster, wait_until
 from tests.tiny import TINY_MODELS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcluster import files
+from kdcluster import files, ownership
 from kdcluster.errors import KdclusterError
 
 
@@ -225,7 +225,7 @@ def test_what_is_no_image_folder(tmp_path: Path) -> None:
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /tmp, and in it the place of this user's folder, which is not there."""
-    monkeypatch.setattr(files, "TEMPORARY", tmp_path)
+    monkeypatch.setattr(ownership, "TEMPORARY", tmp_path)
     return tmp_path / f"kdcluster-{os.getuid()}"
 
 
@@ -234,13 +234,13 @@ def test_a_folder_of_ones_own_is_closed_to_others_and_always_the_same(
 ) -> None:
     before = os.umask(0)
     try:
-        assert files.own_folder() == temporary
+        assert ownership.own_folder() == temporary
     finally:
         os.umask(before)
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
     for name in ("TMPDIR", "XDG_RUNTIME_DIR", "HOME"):
         monkeypatch.setenv(name, "/elsewhere")
-    assert files.own_folder() == temporary
+    assert ownership.own_folder() == temporary
 
 
 @pytest.mark.parametrize("made", ["a link to a folder", "a file", "open to its group", "another user's"])
@@ -264,7 +264,7 @@ def test_what_somebody_else_may_have_put_there_is_refused(
         (tmp_path / f"kdcluster-{uid}").mkdir(mode=0o700)
         said = rf"kdcluster-{uid} belongs to another user \(uid {uid - 1}\)"
     with pytest.raises(KdclusterError, match=f"{said}; .*; remove it"):
-        files.own_folder()
+        ownership.own_folder()
 
 
 # What ships

@@ -17,11 +17,11 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from kdcluster import files
+from kdcluster import ownership
 from kdcluster.errors import KdclusterError
-from kdcluster.files import own_folder
 from kdcluster.launch.local import gpus
 from kdcluster.launch.local.gpus import GpuPool, visible_gpus
+from kdcluster.ownership import own_folder
 
 CARDS = ("GPU-aaaa1111-0", "GPU-aabb2222-0", "GPU-cccc3333-0")
 SLICES = ("MIG-dddd4444-0", "MIG-dddd5555-0")
@@ -309,7 +309,7 @@ def test_a_lock_holds_across_processes_and_folders_and_ends_with_its_process(car
 def test_locks_that_somebody_else_could_hold_are_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "TEMPORARY", tmp_path)
+    monkeypatch.setattr(ownership, "TEMPORARY", tmp_path)
     GpuPool([])  # without GPUs there is nothing to lock
     theirs = tmp_path / f"kdcluster-{os.getuid()}"
     theirs.mkdir()

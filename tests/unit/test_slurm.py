@@ -168,7 +168,6 @@ def test_nothing_that_a_user_names_is_run_by_the_shell(
     place = tmp_path_factory.mktemp("job")
     folder = place / name
     folder.mkdir()
-    (folder / "task.pkl").write_text("task")
     srun = place / "srun"
     srun.write_text('#!/bin/bash\nprintf "%s\\0" "$@" "$VALUE" >"$OUT"\n')
     srun.chmod(0o755)
@@ -178,7 +177,6 @@ def test_nothing_that_a_user_names_is_run_by_the_shell(
     subprocess.run(["bash", "-s"], input=text.encode(), env=env, check=True, capture_output=True)
     words = (place / "out").read_bytes().split(b"\0")
     assert words[-3:-1] == [str(folder).encode(), value.encode()]
-    assert (folder / "7_submitted.pkl").read_text() == "task"
     assert {path.name for path in place.iterdir()} == {name, "srun", "out"}
 
 

@@ -23,12 +23,13 @@ from torch.utils.tensorboard import SummaryWriter
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
-from kdcluster.files import own_folder, read_json, write_json
+from kdcluster.files import read_json, write_json
 from kdcluster.history import history
 from kdcluster.launch.local.gpus import GpuPool
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
+from kdcluster.ownership import own_folder
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
 from kdcluster.results import events

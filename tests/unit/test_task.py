@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import asdict
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def run_dir(tmp_path: Path) -> RunDir:
 
 
 def make(run_dir: RunDir, profile: Profile | None = None, layout: Layout | None = None) -> Task:
-    chosen = asdict(layout or Layout("cpu", 2, 1, 1, 2))
-    return Task(str(run_dir.path), "/data", str(run_dir.path), chosen, profile or Profile(), trainer_code())
+    chosen = layout or Layout("cpu", 2, 1, 1, 2)
+    return Task(run_dir, Path("/data"), run_dir.path, chosen, profile or Profile(), trainer_code())
 
 
 class Ended:
@@ -77,9 +77,8 @@ def test_code_that_changed_since_the_submit_is_noticed(
     monkeypatch.setattr(Task, "_finish", lambda self: {"state": "done", "next": None, "reason": ""})
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     for code, changed in ((trainer_code(), False), ("another", True)):
-        layout = asdict(Layout("cpu", 1, 1))
-        work = Task(str(run_dir.path), "/data", str(run_dir.path), layout, Profile(), code)
-        assert work._lead() == "done"
+        work = Task(run_dir, Path("/data"), run_dir.path, Layout("cpu", 1, 1), Profile(), code)
+        work._lead()
         assert run_dir.newest().read("start")["code_changed"] is changed  # type: ignore[union-attr]
     assert caplog.text.count("the trainer's code has changed since this job was submitted") == 1
 
@@ -123,6 +122,20 @@ def test_the_other_nodes_are_told_where_the_first_ones_torchrun_listens(
     assert {"--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=4711"} < set(argv)
 
 
+class Slow(Ended):
+    """A torchrun that runs for some looks, or until it is killed."""
+
+    def __init__(self, polls: int) -> None:
+        self.left = polls
+
+    def poll(self) -> int | None:  # type: ignore[override]
+        self.left -= 1
+        return None if self.left > 0 else 0 if self.left > -9 else -9
+
+    def kill(self) -> None:
+        self.left = -9
+
+
 class Endless(Ended):
     """A torchrun that ends when it is told to."""
 
@@ -143,7 +156,7 @@ def test_a_nodes_torchrun_is_stopped_once_the_first_ones_has_failed(
     attempt, torchrun = run_dir.start_attempt({}), Endless()
     work = make(run_dir, layout=Layout("cpu", 4, 1, 2, 4))
     monkeypatch.setattr(Task, "_start", lambda *_: torchrun)
-    work._tell({"attempt": 1, "address": "10.0.0.1", "port": 4711})
+    meeting.tell(work.folder, {"attempt": 1, "address": "10.0.0.1", "port": 4711})
     attempt.write("node0", {"host": "node1", "returncode": 1})
     work._follow(1)
     assert torchrun.told == 1
@@ -151,21 +164,41 @@ def test_a_nodes_torchrun_is_stopped_once_the_first_ones_has_failed(
 
 
 def test_a_job_is_requeued_only_where_it_got_further(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = make(run_dir)
-    assert isinstance(work.checkpoint().function, Task)  # before torchrun: nothing to save
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(ownjob, "is_elsewhere", lambda: False)
+    monkeypatch.setattr(ownjob, "why_interrupted", lambda lead_s: "its time limit")
+    asked: list[str] = []
+    monkeypatch.setattr(task.ask, "requeue", asked.append)
     from_step = 0
     for saved, expected in ((4, True), (4, True), (4, False)):  # no step in two attempts in a row: it would loop
         work = make(run_dir)
-        work.process = Ended()  # type: ignore[assignment]
+        work.process = Slow(polls=2)  # type: ignore[assignment]
         work.attempt = run_dir.start_attempt({"from_step": from_step, "job_id": "7"})
         work.attempt.write("preempted", {"step": saved})
         save(run_dir, saved)
-        assert (work.checkpoint() is not None) is expected
+        work.warned_at = time.monotonic()
+        asked.clear()
+        with pytest.raises(KdclusterError, match="attempt"):
+            work._leave(work._finish())
+        assert asked == ["7"] * expected
         assert work.attempt.read("stop")
         from_step = saved
     assert work.attempt.read("outcome")["state"] == "failed"
     assert "two attempts in a row did no step" in work.attempt.read("outcome")["reason"]
+
+
+def test_what_does_not_save_in_time_is_killed_before_slurm_would_and_requeued(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(ownjob, "why_interrupted", lambda lead_s: "")
+    work = make(run_dir, Profile(signal_lead_s=30))
+    work.process = Slow(polls=10**6)  # type: ignore[assignment]
+    work.attempt = run_dir.start_attempt({"from_step": 0, "job_id": "7"})
+    work.warned_at = time.monotonic() - task.to_save_s(30) + 0.5
+    ended = work._finish()
+    assert (ended["state"], ended["next"]) == ("lost", "requeue")
+    assert ended["reason"] == "did not save within the lead time of SLURM's signal"
 
 
 def test_a_step_that_was_done_again_after_damage_is_a_step(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +233,30 @@ def test_slurm_has_a_third_of_the_lead_time_up_to_a_minute(lead_s: int, left_s: 
 
 
 def test_a_task_survives_the_trip_to_its_node(run_dir: RunDir) -> None:
-    there = pickle.loads(pickle.dumps(make(run_dir, Profile(partition="gpu"))))
-    assert (there.run_dir, there.profile.partition, there.layout.procs) == (run_dir, "gpu", 2)
-    assert there.process is None
+    sent = make(run_dir, Profile(partition="gpu", container=("apptainer", "exec"), environment={"A": "b"}))
+    sent.write()
+    assert Task.read(sent.folder) == sent
+
+
+def test_a_task_that_others_could_have_written_is_not_done(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the command that goes before torchrun."""
+    make(run_dir).write()
+    path = run_dir.path / "task.json"
+    path.chmod(0o664)
+    with pytest.raises(KdclusterError, match=r"others may write .*task.json \(mode 664\).*chmod -R go-w"):
+        Task.read(run_dir.path)
+    path.chmod(0o644)
+    Task.read(run_dir.path)
+    path.write_text(path.read_text().replace('"procs": 2', '"procs": 3'))
+    with pytest.raises(KdclusterError, match="check sum does not hold"):
+        Task.read(run_dir.path)
+    path.unlink()
+    with pytest.raises(KdclusterError, match="is gone; submit again"):
+        Task.read(run_dir.path)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    make(run_dir).write()
+    with pytest.raises(KdclusterError, match="belongs to another user"):
+        Task.read(run_dir.path)
 
 
 def test_a_run_that_is_done_or_cancelled_meanwhile_is_left_alone(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from kdcluster.files import write_json
 from kdcluster.launch.backend import Backend, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
+from kdcluster.ownership import keep_to_oneself, refuse_foreign
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped, process_record, threads_available
 from kdcluster.runs import RunDir
@@ -153,7 +154,9 @@ def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
 
     Returns the process's exit code. A trained teacher is used where there is one, else its start weights.
     """
+    keep_to_oneself()
     run_dir = RunDir(root / "debug", run.id)
+    refuse_foreign(run_dir.path)
     run_dir.prepare(run)
     for need in run.needs:
         link = root / "debug" / need

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import own_folder
+from kdcluster.ownership import own_folder
 
 ANSWER_S = 60.0
 _WITHOUT = "; mend the driver, or run on the CPU with --procs (CUDA_VISIBLE_DEVICES= hides the GPUs)"

@@ -1,4 +1,4 @@
-"""The backend of a cluster: one submitit job a run, with the teacher's job as the dependency of its students."""
+"""The backend of a cluster: one job a run, with the teacher's job as the dependency of its students."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,6 @@ log = logging.getLogger(__name__)
 
 START_S = 60
 """Seconds that a job needs to its first step, roughly."""
-NEVER = 10**6
-"""submitit's own count of time-outs is never reached: it takes every signal in a job under ten minutes for one."""
 
 
 class Slurm:
@@ -207,19 +204,13 @@ class Slurm:
         return f"in SLURM{where}: jobs {', '.join(jobs.values())}"
 
     def _queue(self, run_dir: RunDir, data_dir: Path, layout: Layout, after: list[str]) -> str:
-        from submitit.core.utils import DelayedSubmission
-
         from kdcluster.launch.slurm.task import Task
 
         number = next_number(run_dir)
         folder = folder_of(run_dir, number)
         folder.mkdir(parents=True)
         name = job_name(run_dir.path, number)
-        task = DelayedSubmission(
-            Task(str(run_dir.path), str(data_dir), str(folder), asdict(layout), self.profile, trainer_code())
-        )
-        task.set_timeout(self.profile.time_limit or 0, NEVER)
-        task.dump(folder / "task.pkl")
+        Task(run_dir, data_dir, folder, layout, self.profile, trainer_code()).write()
         path = folder / "job.sh"
         write_aside(path, script(name, layout, self.profile, folder, after).encode("utf-8", "surrogateescape"))
         intent: dict[str, Any] = {"id": None, "name": name, "folder": str(folder), "time": time.time()}
@@ -265,7 +256,7 @@ class Slurm:
 
 
 def folder_of(run_dir: RunDir, number: int) -> Path:
-    """Where the n-th job of a run has its script, its pickles and its own log."""
+    """Where the n-th job of a run has its script, what it has to do, and its own log."""
     return run_dir.path / "slurm" / str(number)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 import platform
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
+from kdcluster.files import read_json, write_json
 from kdcluster.launch.backend import Finding
 from kdcluster.launch.slurm import ask, nodes
 from kdcluster.launch.slurm.profile import Profile
@@ -92,28 +93,19 @@ def _acceptance(backend: Cluster, plan: Plan | None, root: Path) -> Finding:
 
 def _from_a_node(backend: Cluster, root: Path) -> Iterator[Finding]:
     """What a job sees: the runs directory, locks that this process holds, Python and torch."""
-    from submitit.core.utils import DelayedSubmission
-
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".doctor-") as name:
         folder = Path(name)
-        task = DelayedSubmission(look_around, str(folder))
-        task.set_timeout(5, 0)
-        task.dump(folder / "task.pkl")
         layout = Layout(backend.profile.device, 1, 1, 1, 1)
-        (folder / "job.sh").write_text(script("kdcluster-doctor", layout, backend.profile, folder))
+        (folder / "job.sh").write_text(script("kdcluster-doctor", layout, backend.profile, folder, (), __name__))
         with FileLock(folder / "lock", fallback_to_soft=False):
             job_id = ask.run(folder / "job.sh")
-        result = folder / f"{job_id}_0_result.pkl"
-        if not result.is_file():
+        seen = read_json(folder / "seen.json")
+        if seen is None:
             log = folder / f"{job_id}.log"
             said = log.read_text(errors="replace").strip()[-500:] if log.is_file() else "it wrote nothing here"
             todo = "put runs and kdcluster's Python on a file system that the nodes share; see `setup` in the profile"
             yield Finding("compute node", False, f"job {job_id} did not answer: {said}", todo)
-            return
-        outcome, seen = pickle.loads(result.read_bytes())
-        if outcome != "success":
-            yield Finding("compute node", False, str(seen).strip().splitlines()[-1], "see the message")
             return
     yield Finding("compute node", True, f"job {job_id} ran on {seen['host']}, and sees the runs directory")
     yield Finding("python there", True, seen["python"])
@@ -126,12 +118,12 @@ def _from_a_node(backend: Cluster, root: Path) -> Iterator[Finding]:
     )
 
 
-def look_around(folder: str) -> dict[str, Any]:
+def look_around(folder: Path) -> None:
     """What the job of `_from_a_node` does on its node."""
     import torch
 
     try:
-        FileLock(Path(folder) / "lock", fallback_to_soft=False).acquire(timeout=0)
+        FileLock(folder / "lock", fallback_to_soft=False).acquire(timeout=0)
         locked = False
     except Timeout:
         locked = True
@@ -139,4 +131,8 @@ def look_around(folder: str) -> dict[str, Any]:
         locked = False
     gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     seen = {"host": platform.node(), "python": platform.python_version(), "torch": torch.__version__}
-    return {**seen, "gpus": gpus, "locked": locked}
+    write_json(folder / "seen.json", {**seen, "gpus": gpus, "locked": locked})
+
+
+if __name__ == "__main__":
+    look_around(Path(sys.argv[1]))

@@ -14,6 +14,8 @@ from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.torchrun import Layout, Room
 from kdcluster.wording import quoted
 
+TASK = "kdcluster.launch.slurm.task"
+
 
 def room(profile: Profile, nodes: int | None) -> Room:
     """What a cluster has for one run, on so many nodes as were asked for (None: as few as hold it)."""
@@ -28,21 +30,24 @@ def job_name(run_dir: Path, number: int) -> str:
     return f"{run_dir.name}.{place}.{number}"
 
 
-def script(name: str, layout: Layout, profile: Profile, folder: Path, after: Iterable[str] = ()) -> str:
+def script(
+    name: str, layout: Layout, profile: Profile, folder: Path, after: Iterable[str] = (), module: str = TASK
+) -> str:
     """The batch script of one job: one task a node, which starts torchrun (launch/slurm/task.py).
 
     Args:
         name: of the job.
         layout: on what it runs.
         profile: how the cluster wants to be asked.
-        folder: of this submission: task.pkl, and what submitit and the job write.
+        folder: of this submission: task.json, and what the job writes.
         after: ids of the jobs that must have succeeded before.
+        module: that each task runs, with the folder as its argument.
 
     Raises:
         ConfigError: the folder's name holds what submitit would replace.
     """
     given = options(name, layout, profile, folder, list(after))
-    return rendered(_command(layout, folder), _setup(profile, folder), given, layout, profile, folder)
+    return rendered(_command(layout, module, folder), setup(profile, folder), given, layout, profile, folder)
 
 
 def rendered(
@@ -127,20 +132,11 @@ def setup(profile: Profile, folder: Path) -> list[str]:
     return [*lines, *profile.setup]
 
 
-def _setup(profile: Profile, folder: Path) -> list[str]:
-    """What comes before the task."""
-    task, own = f"{quoted(str(folder / 'task.pkl'))}", f"{quoted(str(folder))}/${{SLURM_JOB_ID}}_submitted.pkl"
-    return [
-        *setup(profile, folder),
-        f"[ -e {own} ] || cp {task} {own}  # so that it finds its work whatever became of who submitted it",
-    ]
-
-
-def _command(layout: Layout, folder: Path) -> str:
+def _command(layout: Layout, module: str, folder: Path) -> str:
     srun = ["srun", "--unbuffered", "--cpu-bind=none", *(["--label"] if layout.nodes > 1 else [])]
-    # A signal that comes before submitit has its handler would end the job; SLURM requeues a preempted one itself.
+    # A signal that comes before the task has its handler would end the job; SLURM requeues a preempted one itself.
     shield = ["bash", "-c", """'trap "" USR2; exec "$0" "$@"'"""]
-    python = [*shield, quoted(sys.executable), "-uP", "-m", "submitit.core._submit", quoted(str(folder))]
+    python = [*shield, quoted(sys.executable), "-uP", "-m", module, quoted(str(folder))]
     return " ".join([*srun, "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}", *python])
 
 

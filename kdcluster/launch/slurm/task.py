@@ -1,9 +1,8 @@
 """What runs on the nodes of a SLURM job: one task a node, which starts torchrun and says how it ended.
 
-submitit unpickles a `Task` and calls it. The task of the first node leads: it begins the run's attempt, tells the
-others through a file where to meet, and writes the attempt's outcome. On SIGUSR2 submitit calls `checkpoint` there,
-and requeues the job when it returns; a job that SLURM preempts with SIGTERM is requeued by SLURM, and one whose run
-crashed by the task itself. Whether it may be says requeue.py.
+The task of the first node leads: it begins the run's attempt, tells the others through a file where to meet, and writes
+the attempt's outcome. After SIGUSR2, near the time limit, it has the job requeued; one that is preempted with SIGTERM
+SLURM requeues. Whether it may be says requeue.py.
 """
 
 from __future__ import annotations
@@ -15,20 +14,23 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcluster import records
 from kdcluster.errors import KdclusterError
-from kdcluster.files import trainer_code
+from kdcluster.files import trainer_code, write_json
 from kdcluster.history import began_at
 from kdcluster.launch.attempt import begin, start_torchrun
 from kdcluster.launch.outcome import outcome
-from kdcluster.launch.slurm import meeting, ownjob
+from kdcluster.launch.slurm import ask, meeting, ownjob
 from kdcluster.launch.slurm.command import ANSWER_S
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.requeue import judged
 from kdcluster.launch.status import blocked_by, last_sign, run_status
 from kdcluster.launch.torchrun import Layout, Meeting, command, environment
+from kdcluster.ownership import keep_to_oneself
 from kdcluster.processes import process_record
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import INTERRUPTED, State
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 ENDS_S = 60.0
-"""How long a task whose run has saved waits for its end: by submitit, or by SLURM."""
+"""How long a task whose run has saved waits for SLURM to end it."""
 
 
 def to_save_s(lead_s: float) -> float:
@@ -45,79 +47,69 @@ def to_save_s(lead_s: float) -> float:
     return lead_s - min(lead_s / 3, ANSWER_S)
 
 
+@dataclass
 class Task:
-    """One run as a SLURM job.
+    """One run as a SLURM job: what was submitted, and how far it is."""
 
-    Args:
-        run_dir: the run's directory.
-        data_dir: decoded arrays.
-        folder: of this submission.
-        layout: `Layout`, as a mapping.
-        profile: of the cluster.
-        code: digest of the trainer's code when the job was submitted.
-    """
+    run_dir: RunDir
+    data_dir: Path
+    folder: Path
+    layout: Layout
+    profile: Profile
+    code: str
+    """Digest of the trainer's, at the submit."""
+    attempt: Attempt | None = None
+    process: subprocess.Popen[bytes] | None = None
+    told_to_stop: bool = False
+    """By SIGTERM, which torchrun has too."""
+    warned_at: float | None = None
+    """When SLURM said by SIGUSR2 that the job's end is near (time.monotonic()); the trainer has the same signal."""
+    passed_on: bool = False
+    """Whether processes that start only now know of that."""
+    late: bool = False
+    """Whether torchrun was killed, since it did not save within the lead time."""
+    met: bool = False
+    """Whether the other nodes have something to do."""
 
-    def __init__(
-        self, run_dir: str, data_dir: str, folder: str, layout: dict[str, Any], profile: Profile, code: str
-    ) -> None:
-        self._given = (run_dir, data_dir, folder, layout, profile, code)
-        self.run_dir = RunDir(Path(run_dir).parent, Path(run_dir).name)
-        self.data_dir, self.folder = Path(data_dir), Path(folder)
-        self.layout, self.profile, self.code = Layout(**layout), profile, code
-        self.attempt: Attempt | None = None
-        self.process: subprocess.Popen[bytes] | None = None
-        self.told_to_stop = False
-        self.met = False  # whether the other nodes have something to do
+    def write(self) -> None:
+        """Leave it for the job, as task.json."""
+        paths = {"run_dir": str(self.run_dir.path), "data_dir": str(self.data_dir)}
+        how = {"layout": asdict(self.layout), "profile": self.profile.model_dump(mode="json"), "code": self.code}
+        write_json(self.folder / "task.json", {**paths, **how})
 
-    def __reduce__(self) -> Any:
-        return Task, self._given
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        """What `write` has left.
 
-    def __call__(self) -> str:
-        """Train; returns the state in which the attempt ended.
-
-        Leaves with exit code 1 where it did not end well, so that SLURM has the job as failed and starts no dependent.
+        Raises:
+            KdclusterError: it is gone, damaged, or somebody else's.
         """
-        ours = logging.getLogger("kdcluster")  # not the root: submitit's own lines would come twice
-        ours.addHandler(handler := logging.StreamHandler(sys.stderr))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        ours.setLevel(logging.INFO)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told_to_stop", True))  # torchrun has it too, and saves
+        path = folder / "task.json"
+        if (said := records.read(path, own=True)) is None:
+            raise KdclusterError(f"{path} is gone; submit again")
+        run, profile = Path(said["run_dir"]), Profile.model_validate(said["profile"])
+        layout = Layout(**said["layout"])
+        return cls(RunDir(run.parent, run.name), Path(said["data_dir"]), folder, layout, profile, said["code"])
+
+    def run(self) -> None:
+        """Train, or leave it where there is nothing to train.
+
+        Raises:
+            KdclusterError: it did not end well.
+        """
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told_to_stop", True))
+        signal.signal(signal.SIGUSR2, lambda *_: setattr(self, "warned_at", self.warned_at or time.monotonic()))
         if node := int(os.environ.get("SLURM_NODEID", "0")):
-            return self._follow(node)
-        from submitit.core.utils import UncompletedJobError
-
-        try:
-            return self._lead()
-        except UncompletedJobError:  # out of submitit's signal handler, where checkpoint() gave nothing to requeue
-            if self.attempt is not None and self.attempt.read("outcome").get("state") == State.DONE:
-                return State.DONE
-            sys.exit(1)
-        except KdclusterError as error:  # what is to be known of it stands in the run directory, without a traceback
-            log.error("%s", error)
-            sys.exit(1)
-
-    def checkpoint(self) -> Any:
-        """What submitit calls on SIGUSR2, in the first node's task, before it requeues the job.
-
-        The trainer has the same signal: it saves and leaves. Only when its outcome is written may SLURM end the job;
-        a trainer that hangs is killed before the lead time is over, and its last checkpoint has to do. Returns None,
-        and nothing is requeued, where the run has ended or may not be (requeue.py).
-        """
-        from submitit.core.utils import DelayedSubmission
-
-        if self.process is not None and self.attempt is not None:
-            self.attempt.write("stop", {"time": time.time()})  # for processes that start only now
-            if self._finish(give_up_at=time.monotonic() + to_save_s(self.profile.signal_lead_s))["next"] != "requeue":
-                return None
-        return DelayedSubmission(Task(*self._given))
+            self._follow(node)
+        else:
+            self._lead()
 
     # The first node
 
-    def _lead(self) -> str:
+    def _lead(self) -> None:
         if why := self._not_needed():
             log.info("nothing to do: %s", why)
-            self._tell({"attempt": None})
-            return why
+            return meeting.tell(self.folder, {"attempt": None})
         self._judge_the_last_one()
         meet = Meeting(0, meeting.own_address()) if self.layout.nodes > 1 else None
         if trainer_code() != self.code:
@@ -136,14 +128,10 @@ class Task:
         self.attempt.write("agent", process_record(self.process.pid))
         if meet:
             self._meet(meet.address)
-        return self._leave(self._finish())
+        self._leave(self._finish())
 
     def _not_needed(self) -> str:
-        """Why there is nothing to train (any more); empty where there is.
-
-        Raises:
-            KdclusterError: something that the run needs is not there.
-        """
+        """Why there is nothing to train (any more); empty where there is."""
         if self.run_dir.is_cancelled():
             return "the run was cancelled"
         ticket = self.run_dir.ticket()
@@ -161,11 +149,7 @@ class Task:
         return ""
 
     def _judge_the_last_one(self) -> None:
-        """Where SLURM requeued this job by itself, say so in the attempt before, and go on only if the run may.
-
-        Raises:
-            KdclusterError: it may not: nothing is started.
-        """
+        """Where SLURM requeued this job by itself, say so in the attempt before, and go on only if the run may."""
         past = self._attempts()
         ended = past[-1].read("outcome") if past else {}
         if not past or ended.get("next") or ended.get("state") == State.FAILED:
@@ -188,34 +172,39 @@ class Task:
         log.info("attempt %d: %s %s", attempts[-1].number, told["state"], told["reason"])
         return told
 
-    def _finish(self, give_up_at: float | None = None) -> dict[str, Any]:
-        """Wait for torchrun, write the attempt's outcome once, and return it.
-
-        Polled: submitit's signal handler runs in the middle of this, and a second wait() on a process would hang.
-
-        Args:
-            give_up_at: when a torchrun that was told to stop is killed (time.monotonic()), for a job that will be
-                requeued.
-        """
+    def _poll(self) -> int | None:
+        """The exit code of torchrun, None while it runs; after SLURM's warning it is given the time to save."""
         assert self.attempt is not None
         assert self.process is not None
-        late = False
-        while (code := self.process.poll()) is None:
-            if give_up_at is not None and not late and time.monotonic() > give_up_at:
-                late = True
-                self.process.kill()
+        if (code := self.process.poll()) is not None or self.warned_at is None:
+            return code
+        if not self.passed_on:
+            self.passed_on = True
+            try:
+                self.attempt.write("stop", {"time": time.time()})
+            except OSError as error:  # a full disk, say; processes that have the signal need no file
+                log.error("%s", error)
+        if not self.late and time.monotonic() > self.warned_at + to_save_s(self.profile.signal_lead_s):
+            self.late = True
+            self.process.kill()
+        return None
+
+    def _finish(self) -> dict[str, Any]:
+        """Wait for torchrun, write the attempt's outcome, and return it."""
+        assert self.attempt is not None
+        while (code := self._poll()) is None:
             time.sleep(POLL_S)
-        if known := self.attempt.read("outcome"):
+        if known := self.attempt.read("outcome"):  # by who killed it while this process was stopped
             return known
         self._note_end(0, code)
-        if not late and self.met:
+        if not self.late and self.met:
             self._await_nodes()
-        ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop or late)
-        if late and ended["state"] == State.LOST:
+        ended = outcome(self.run_dir, self.attempt, code, told_to_stop=self.told_to_stop or self.late)
+        if self.late and ended["state"] == State.LOST:
             ended["reason"] = "did not save within the lead time of SLURM's signal"
         if ended["state"] in INTERRUPTED and (why := ownjob.why_interrupted(self.profile.signal_lead_s)):
             ended["reason"] += f": {why}"
-        by_slurm = give_up_at is not None or not self.told_to_stop or ownjob.is_being_preempted()
+        by_slurm = self.warned_at is not None or not self.told_to_stop or ownjob.is_being_preempted()
         return self._judged(self._attempts(), {**ended, "time": time.time()}, by_slurm=by_slurm)
 
     def _await_nodes(self) -> None:
@@ -227,43 +216,45 @@ class Task:
             missing = {name for name in missing if not self.attempt.read(name)}
             time.sleep(POLL_S)
 
-    def _leave(self, ended: dict[str, Any]) -> str:
-        """End this task as the run has ended; where others requeue the job, only when they do.
+    def _leave(self, ended: dict[str, Any]) -> None:
+        """End this task as the run has ended; where SLURM requeues the job by itself, only when it does.
 
         A job whose task returned before would count as ended.
+
+        Raises:
+            KdclusterError: the run did not end well.
         """
         assert self.attempt is not None
         if ended["state"] == State.DONE:
-            return State.DONE
-        if ended["next"] == "restart":
+            return
+        if ended.get("next") == "restart":
             ownjob.restart(self.attempt, ended["rank"], self.layout.procs)
-        elif ended["next"] == "requeue":
+        elif ended.get("next") == "requeue":
             deadline = time.monotonic() + ENDS_S
-            while ownjob.is_being_preempted() or not (
-                self.told_to_stop or ownjob.is_elsewhere() or time.monotonic() > deadline
+            while self.warned_at is None and (
+                ownjob.is_being_preempted()
+                or not (self.told_to_stop or ownjob.is_elsewhere() or time.monotonic() > deadline)
             ):
                 time.sleep(1.0)
+            if self.warned_at is not None and not ownjob.is_elsewhere():
+                ask.requeue(ownjob.number())
         raise KdclusterError(f"attempt {self.attempt.number}: {ended['state']}: {ended['reason']}")
 
     def _meet(self, address: str) -> None:
         """Tell the other nodes where torchrun listens here, once it does, or that it has ended."""
         assert self.attempt is not None
-        assert self.process is not None
-        while not (store := self.attempt.read("store")) and self.process.poll() is None:
+        while not (store := self.attempt.read("store")) and self._poll() is None:
             time.sleep(POLL_S)
         self.met = bool(store)
-        self._tell({"attempt": self.attempt.number, "address": address, **store} if store else {"attempt": None})
-
-    def _tell(self, values: dict[str, Any]) -> None:
-        if self.layout.nodes > 1:
-            meeting.tell(self.folder, values)
+        told = {"attempt": self.attempt.number, "address": address, **store}
+        meeting.tell(self.folder, told if store else {"attempt": None})
 
     # Every node
 
-    def _follow(self, node: int) -> str:
+    def _follow(self, node: int) -> None:
         told = meeting.wait_until_told(self.folder)
         if told["attempt"] is None:
-            return "nothing to do"
+            return log.info("nothing to do")
         attempt = self.run_dir.attempt(told["attempt"])
         self.attempt = attempt
         meet = Meeting(node, told["address"], told["port"])
@@ -273,8 +264,7 @@ class Task:
                 self.told_to_stop = True  # ranks that wait for those of the first node may wait for long
                 self.process.terminate()
             time.sleep(POLL_S)
-        self._note_end(node, code)
-        return f"torchrun ended with {code}"  # what that means, the first node says
+        self._note_end(node, code)  # what that means, the first node says
 
     def _note_end(self, node: int, code: int) -> None:
         assert self.attempt is not None
@@ -293,3 +283,18 @@ class Task:
             env["TMPDIR"] = os.path.expandvars(self.profile.scratch)
             Path(env["TMPDIR"]).mkdir(parents=True, exist_ok=True)
         return start_torchrun(argv, env, log_file, shielded={signal.SIGUSR2})
+
+
+def main() -> None:
+    """`python -m kdcluster.launch.slurm.task FOLDER`, in each task of a job: what FOLDER/task.json says."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    keep_to_oneself()
+    try:
+        Task.read(Path(sys.argv[1])).run()
+    except KdclusterError as error:  # what is to be known of it stands in the run directory, without a traceback
+        log.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
