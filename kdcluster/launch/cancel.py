@@ -33,6 +33,7 @@ GONE_S = 45.0
 POLL_S = 0.2
 ASK_S = 2.0
 """Between two questions to a place."""
+DELETED = ".deleted-"
 
 
 def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
@@ -40,11 +41,10 @@ def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
 
     An experiment is live while one of its runs that is not in this plan is queued or running.
     """
-    ours = set(plan.wanted)
     ids = {run.id for run in plan.runs}
-    strangers = [run_dir for run_dir in run_dirs(root) if run_dir.id not in ids]
-    live = {name for run_dir in _live(strangers) for name in run_dir.experiments()} - ours
-    wanted = {run_id: sorted(live & set(RunDir(root, run_id).experiments())) for run_id in ids}
+    strangers = _live(run_dir for run_dir in run_dirs(root) if run_dir.id not in ids)
+    live = {name for run_dir in strangers for name in run_dir.experiments()} - plan.wanted.keys()
+    wanted = {run_id: sorted(live.intersection(RunDir(root, run_id).experiments())) for run_id in ids}
     return {run_id: names for run_id, names in wanted.items() if names}
 
 
@@ -59,7 +59,6 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
     """
     if not root.is_dir():
         return {}
-    run_ids = list(run_ids)
     with one_at_a_time(root, "cancel"):  # a submit that is under way has then started what it starts
         live = _live(RunDir(root, run_id) for run_id in run_ids)
         for run_dir in live:
@@ -96,8 +95,8 @@ def kill(run_dir: RunDir) -> None:
     if run_dir.holds() != run_dir.id:
         return  # a copy: its processes may be another run's
     newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
-    if newest is not None and is_alive(agent := newest.read("agent")):
-        kill_tree(agent)
+    if newest is not None:
+        kill_tree(newest.read("agent"))
     if newest is not None and not newest.read("outcome") and (ticket is None or newest.number > ticket.after_attempt):
         starter = newest.read("start").get("supervisor") or {}
         here = starter.get("host") == socket.gethostname()  # of another host nobody knows whether it is gone
@@ -142,9 +141,9 @@ def size(run_dir: RunDir) -> int:
 
 
 def remove(chosen: Sequence[RunDir], root: Path) -> None:
-    """Check again and delete; renamed first, so that a half-deleted one is never taken for a run.
+    """Check again and delete, with what an interrupted call has left; of a link only the link.
 
-    What an interrupted call has left goes, too. Of a link only the link.
+    Renamed first, so that a half-deleted one is never taken for a run.
 
     Raises:
         ConfigError: as `check`.
@@ -158,6 +157,3 @@ def remove(chosen: Sequence[RunDir], root: Path) -> None:
                 run_dir.path.rename(Path(tempfile.mkdtemp(dir=root, prefix=DELETED)) / run_dir.id)
         for left in root.glob(f"{DELETED}*"):
             shutil.rmtree(left)
-
-
-DELETED = ".deleted-"
