@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kdcluster.errors import ConfigError, WaitTimeout
 from kdcluster.launch import backend
-from kdcluster.launch.damaged import ticket_of
+from kdcluster.launch.damaged import who
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.launch.submission import one_at_a_time
 from kdcluster.plan import Plan
@@ -85,7 +85,7 @@ def _live(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Sta
 
 def _is_stopped(run_dir: RunDir) -> bool:
     """Whether a process that would have to obey is stopped, on this machine."""
-    newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
+    newest, (ticket, _) = run_dir.newest(), who(run_dir.ticket)
     agent = newest.read("agent") if newest else {}
     return is_stopped(agent) or bool(ticket and ticket.backend == "local" and is_stopped(ticket.ref))
 
@@ -94,7 +94,7 @@ def kill(run_dir: RunDir) -> None:
     """End what is left of a marked run on this machine, and write down what its supervisor cannot."""
     if run_dir.holds() != run_dir.id:
         return  # a copy: its processes may be another run's
-    newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
+    newest, (ticket, _) = run_dir.newest(), who(run_dir.ticket)
     if newest is not None:
         kill_tree(newest.read("agent"))
     if newest is not None and not newest.read("outcome") and (ticket is None or newest.number > ticket.after_attempt):
