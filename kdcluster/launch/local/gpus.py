@@ -120,10 +120,8 @@ def _parts(nvml: Any, card: Any) -> list[Any]:
         return [card]
     parts = []
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
-        try:
+        with suppress(nvml.NVMLError_NotFound, nvml.NVMLError_NoPermission):  # there is none, or another job has it
             parts.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
-        except (nvml.NVMLError_NotFound, nvml.NVMLError_NoPermission):  # there is none, or another job has it
-            continue
     return parts
 
 
