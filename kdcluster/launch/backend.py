@@ -156,11 +156,9 @@ class Backend(Protocol):
 
     @classmethod
     def look(cls, refs: Sequence[Mapping[str, Any]], within_s: float = 0.0) -> list[Seen]:
-        """What became of what these references mean, one for each, in this order; raises nothing.
+        """What became of what these references mean, as `start` put them into tickets, in this order; raises nothing.
 
-        Args:
-            refs: as `start` put them into tickets.
-            within_s: an answer may be so old, where asking costs others something.
+        An answer may be `within_s` old, where asking costs others something.
         """
 
     @classmethod
