@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,9 @@ def begin(
     """A new attempt, with its start.json, and code.diff where the code has uncommitted changes.
 
     Args:
-        run_dir: the run.
         argv: of torchrun, for the attempt with a number.
-        layout: on what it runs.
-        known: what else is to be known of it, for start.json.
-        submitted: digest of the trainer's code when the run was submitted; None: it is not known.
+        known: what else start.json says.
+        submitted: digest of the trainer's code when the run was submitted, where it is known.
 
     Raises:
         OSError: it cannot be written.
@@ -71,11 +69,7 @@ def start_torchrun(
 ) -> subprocess.Popen[bytes]:
     """torchrun as a child of this process, with which it dies; from the main thread only.
 
-    Args:
-        argv: of torchrun.
-        env: its environment.
-        log: file that takes what it prints.
-        shielded: signals that are kept from it, which would die of them; its workers unblock what they can handle.
+    `shielded` signals are kept from it, which would die of them; its workers unblock what they can handle.
 
     Raises:
         OSError: it cannot be started.
@@ -113,7 +107,7 @@ class Child:
     attempt: Attempt
     process: subprocess.Popen[bytes]
     layout: Layout
-    locks: list[FileLock] = field(default_factory=list)
+    locks: Sequence[FileLock]
     """Of the GPUs that it was given."""
     told: bool = False
 
@@ -129,13 +123,7 @@ class Child:
     ) -> Child:
         """Begin an attempt on this machine; from the main thread only, with which the child ends.
 
-        Args:
-            run_dir: the run.
-            data_dir: decoded arrays.
-            layout: on what it runs.
-            gpus: that it gets.
-            locks: of these.
-            known: what else is to be known of the attempt, for its start.json.
+        `locks` are those of its `gpus`, let go at its end; `known` is what else start.json says.
 
         Raises:
             OSError: it cannot be written or started.
@@ -147,7 +135,7 @@ class Child:
         attempt = begin(run_dir, argv, layout, {"gpus": list(gpus), "gpus_held": len(gpus), **(known or {})})
         process = start_torchrun(argv(attempt.number), environment(os.environ, layout, gpus), attempt.log())
         attempt.write("agent", process_record(process.pid))
-        return cls(run_dir, attempt, process, layout, list(locks))
+        return cls(run_dir, attempt, process, layout, locks)
 
     def tell_to_stop(self) -> None:
         """Once: a second SIGTERM would have torchrun give up waiting."""
@@ -156,11 +144,7 @@ class Child:
             self.process.terminate()
 
     def outcome(self, *, told_to_stop: bool = False) -> dict[str, Any]:
-        """How it ended, once it has, for the attempt's record; its GPUs are let go.
-
-        Args:
-            told_to_stop: this process stopped it, though nobody cancelled the run.
-        """
+        """How it ended, once it has, for the attempt's record (`outcome.outcome`); its GPUs are let go."""
         ended = outcome(self.run_dir, self.attempt, self.process.returncode, told_to_stop=told_to_stop)
         for lock in self.locks:
             lock.release()
@@ -173,27 +157,22 @@ def code_state() -> tuple[dict[str, Any], str]:
     Returns ({"kdcluster", "trainer_code", "git": {folder: {"commit", "dirty"}}}, the diff of what is uncommitted).
     """
     git: dict[str, Any] = {}
-    diffs = []
-    for folder in dict.fromkeys((Path(kdcluster.__file__).resolve().parent, Path.cwd())):
-        top = _git(folder, "rev-parse", "--show-toplevel")
-        if top is None or top.strip() in git:
+    diffs = ""
+    for folder in (Path(kdcluster.__file__).resolve().parent, Path.cwd()):
+        root = (_git(folder, "rev-parse", "--show-toplevel") or "").strip()
+        if not root or root in git:
             continue
-        root = Path(top.strip())
-        # Not by the user's own diff program, nor of files made readable: git apply has to understand it.
-        diff = _git(root, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD") or ""
         commit = _git(root, "rev-parse", "HEAD")
-        git[str(root)] = {
-            "commit": commit and commit.strip(),
-            "dirty": bool(_git(root, "status", "--porcelain")),
-        }
-        diffs.append(diff)
-    return {"kdcluster": kdcluster.__version__, "trainer_code": trainer_code(), "git": git}, "".join(diffs)
+        git[root] = {"commit": commit and commit.strip(), "dirty": bool(_git(root, "status", "--porcelain"))}
+        # Not by the user's own diff program, nor of files made readable: git apply has to understand it.
+        diffs += _git(root, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD") or ""
+    return {"kdcluster": kdcluster.__version__, "trainer_code": trainer_code(), "git": git}, diffs
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _git(folder: Path | str, *arguments: str) -> str | None:
     """What git prints, or None where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, errors="replace")
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None

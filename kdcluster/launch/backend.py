@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,11 +156,9 @@ class Backend(Protocol):
 
     @classmethod
     def look(cls, refs: Sequence[Mapping[str, Any]], within_s: float = 0.0) -> list[Seen]:
-        """What became of what these references mean, one for each, in this order; raises nothing.
+        """What became of what these references mean, as `start` put them into tickets, in this order; raises nothing.
 
-        Args:
-            refs: as `start` put them into tickets.
-            within_s: an answer may be so old, where asking costs others something.
+        An answer may be `within_s` old, where asking costs others something.
         """
 
     @classmethod
@@ -191,12 +188,12 @@ def choose(name: str, options: Options) -> tuple[Backend, str]:
     if name != "auto":
         return find(name).of(options), ""
     said = ""
-    for one in names():
-        is_wanted, words = find(one).is_wanted(options)
-        said = said or words
+    for place in map(find, names()):
+        is_wanted, words = place.is_wanted(options)
         if is_wanted:
-            made = find(one).of(options)
+            made = place.of(options)
             return made, f"running {made.described()}"
+        said = said or words
     return find("local").of(options), said
 
 
@@ -206,14 +203,10 @@ def find(name: str) -> type[Backend]:
     Raises:
         ConfigError: there is none of that name.
     """
-    if name in BACKENDS:
-        module, _, attribute = BACKENDS[name].partition(":")
-        found: type[Backend] = getattr(import_module(module), attribute)
+    built_in = [EntryPoint(name, BACKENDS[name], GROUP)] if name in BACKENDS else []
+    for one in built_in or entry_points(group=GROUP, name=name):
+        found: type[Backend] = one.load()
         return found
-    for one in entry_points(group=GROUP):
-        if one.name == name:
-            given: type[Backend] = one.load()
-            return given
     raise ConfigError(f"no backend {name!r} is installed here; there are {', '.join(names())}")
 
 
@@ -223,11 +216,10 @@ def look(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Seen
     seen = {run_dir: Seen(Phase.UNKNOWN, why) for run_dir, why in lost.items()}
     for name, refs in places.items():
         try:
-            place = find(name)
+            answers = find(name).look(list(refs.values()), within_s)
         except ConfigError as error:  # of a package that is not installed here
-            seen |= dict.fromkeys(refs, Seen(Phase.UNKNOWN, str(error)))
-            continue
-        seen |= dict(zip(refs, place.look(list(refs.values()), within_s), strict=True))
+            answers = [Seen(Phase.UNKNOWN, str(error))] * len(refs)
+        seen |= dict(zip(refs, answers, strict=True))
     return seen
 
 
@@ -242,9 +234,7 @@ def cancel(run_dirs: Iterable[RunDir]) -> None:
         find(name).cancel(list(refs.values()))
 
 
-def _by_place(
-    run_dirs: Iterable[RunDir],
-) -> tuple[dict[str, dict[RunDir, Mapping[str, Any]]], dict[RunDir, str]]:
+def _by_place(run_dirs: Iterable[RunDir]) -> tuple[dict[str, dict[RunDir, Mapping[str, Any]]], dict[RunDir, str]]:
     """The references by place, and the runs of which nobody knows who has them, with why."""
     places: dict[str, dict[RunDir, Mapping[str, Any]]] = defaultdict(dict)
     lost = {}
@@ -266,8 +256,7 @@ def given_to(run_dir: RunDir) -> Ticket | None:
     Raises:
         Damaged: what would say it cannot be read.
     """
-    newest = run_dir.newest()
-    result = run_dir.result()
+    newest, result = run_dir.newest(), run_dir.result()
     if newest and result and result["attempt"] == newest.number:
         return None
     ticket = run_dir.ticket()

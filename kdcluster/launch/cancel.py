@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kdcluster.errors import ConfigError, WaitTimeout
 from kdcluster.launch import backend
-from kdcluster.launch.damaged import ticket_of
+from kdcluster.launch.damaged import who
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.launch.submission import one_at_a_time
 from kdcluster.ownership import foreign
@@ -35,6 +35,7 @@ GONE_S = 45.0
 POLL_S = 0.2
 ASK_S = 2.0
 """Between two questions to a place."""
+DELETED = ".deleted-"
 
 
 def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
@@ -42,11 +43,10 @@ def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
 
     An experiment is live while one of its runs that is not in this plan is queued or running.
     """
-    ours = set(plan.wanted)
     ids = {run.id for run in plan.runs}
-    strangers = [run_dir for run_dir in run_dirs(root) if run_dir.id not in ids]
-    live = {name for run_dir in _live(strangers) for name in run_dir.experiments()} - ours
-    wanted = {run_id: sorted(live & set(RunDir(root, run_id).experiments())) for run_id in ids}
+    strangers = _live(run_dir for run_dir in run_dirs(root) if run_dir.id not in ids)
+    live = {name for run_dir in strangers for name in run_dir.experiments()} - plan.wanted.keys()
+    wanted = {run_id: sorted(live.intersection(RunDir(root, run_id).experiments())) for run_id in ids}
     return {run_id: names for run_id, names in wanted.items() if names}
 
 
@@ -61,7 +61,6 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
     """
     if not root.is_dir():
         return {}
-    run_ids = list(run_ids)
     with one_at_a_time(root, "cancel"):  # a submit that is under way has then started what it starts
         live = _live(RunDir(root, run_id) for run_id in run_ids)
         _refuse_closed(live)
@@ -100,7 +99,7 @@ def _refuse_closed(run_dirs: Iterable[RunDir]) -> None:
 
 def _is_stopped(run_dir: RunDir) -> bool:
     """Whether a process that would have to obey is stopped, on this machine."""
-    newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
+    newest, (ticket, _) = run_dir.newest(), who(run_dir.ticket)
     agent = newest.read("agent") if newest else {}
     return is_stopped(agent) or bool(ticket and ticket.backend == "local" and is_stopped(ticket.ref))
 
@@ -109,9 +108,9 @@ def kill(run_dir: RunDir) -> None:
     """End what is left of a marked run on this machine, and write down what its supervisor cannot."""
     if run_dir.holds() != run_dir.id or foreign(run_dir.path):
         return  # a copy, whose processes may be another run's; or somebody else says which processes they are
-    newest, (ticket, _) = run_dir.newest(), ticket_of(run_dir)
-    if newest is not None and is_alive(agent := newest.read("agent")):
-        kill_tree(agent)
+    newest, (ticket, _) = run_dir.newest(), who(run_dir.ticket)
+    if newest is not None:
+        kill_tree(newest.read("agent"))
     if newest is not None and not newest.read("outcome") and (ticket is None or newest.number > ticket.after_attempt):
         starter = newest.read("start").get("supervisor") or {}
         here = starter.get("host") == socket.gethostname()  # of another host nobody knows whether it is gone
@@ -157,9 +156,9 @@ def size(run_dir: RunDir) -> int:
 
 
 def remove(chosen: Sequence[RunDir], root: Path) -> None:
-    """Check again and delete; renamed first, so that a half-deleted one is never taken for a run.
+    """Check again and delete, with what an interrupted call has left; of a link only the link.
 
-    What an interrupted call has left goes, too. Of a link only the link.
+    Renamed first, so that a half-deleted one is never taken for a run.
 
     Raises:
         ConfigError: as `check`.
@@ -173,6 +172,3 @@ def remove(chosen: Sequence[RunDir], root: Path) -> None:
                 run_dir.path.rename(Path(tempfile.mkdtemp(dir=root, prefix=DELETED)) / run_dir.id)
         for left in root.glob(f"{DELETED}*"):
             shutil.rmtree(left)
-
-
-DELETED = ".deleted-"

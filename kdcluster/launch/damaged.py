@@ -8,12 +8,12 @@ What cannot be told from the processes of this machine then stays unknown until 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kdcluster.errors import Damaged
 from kdcluster.launch.backend import Phase, Seen
 from kdcluster.processes import is_alive
-from kdcluster.runs import Attempt, RunDir
+from kdcluster.runs import Attempt
 from kdcluster.states import State
 from kdcluster.tickets import Ticket
 
@@ -33,27 +33,19 @@ def both(*parts: str) -> str:
     return "; ".join(filter(None, parts))
 
 
-def ticket_of(run_dir: RunDir) -> tuple[Ticket | None, bool]:
-    """Who was given a run, and whether what would say it is damaged."""
+def who(read: Callable[[], Ticket | None]) -> tuple[Ticket | None, bool]:
+    """Who has a run, by its ticket or by the start of an attempt, and whether what would say it is damaged."""
     try:
-        return run_dir.ticket(), False
-    except Damaged:
-        return None, True
-
-
-def begun_by(newest: Attempt | None) -> tuple[Ticket | None, bool]:
-    """Who began an attempt, and whether what would say it is damaged."""
-    try:
-        return newest.given_to() if newest else None, False
+        return read(), False
     except Damaged:
         return None, True
 
 
 def without_start(started: Attempt, seen: Seen, ticket: Ticket | None) -> Seen:
     """What is known of an attempt that may have been begun by somebody else than the place that has its ticket."""
-    agent = started.read("agent")
     if seen.phase in (Phase.WAITING, Phase.ACTIVE) or (seen.phase is Phase.UNKNOWN and ticket):
         return seen
+    agent = started.read("agent")
     if agent.get("host") == socket.gethostname() and not is_alive(agent):
         return Seen(Phase.ENDED, f"its processes on {agent['host']} are gone")
     return Seen(Phase.UNKNOWN, "who has it is not known, since its start.json is damaged")

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from kdcluster.records import entries, numbered
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import State
 
@@ -23,18 +24,11 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     """The attempt's outcome: {"state", "reason", "returncode", "rank", "host", "signal", "out_of_memory"}.
 
     Args:
-        run_dir: the run.
-        attempt: its attempt.
         returncode: of torchrun, on the first node.
-        told_to_stop: whether whoever asks has told torchrun to stop.
+        told_to_stop: whoever asks has told torchrun to stop, though nobody may have cancelled the run.
     """
-    base: dict[str, Any] = {
-        "returncode": returncode,
-        "rank": None,
-        "host": attempt.read("start").get("host"),
-        "signal": None,
-        "out_of_memory": False,
-    }
+    first_host = attempt.read("start").get("host")
+    base = {"returncode": returncode, "rank": None, "host": first_host, "signal": None, "out_of_memory": False}
     result = run_dir.result()
     if result and result["attempt"] == attempt.number:  # the last thing that is written: whatever came then is noise
         return {**base, "state": State.DONE, "reason": ""}
@@ -46,7 +40,7 @@ def outcome(run_dir: RunDir, attempt: Attempt, returncode: int, *, told_to_stop:
     told = attempt.read("stop") or attempt.read("torchrun-node0").get("signal") or returncode == 0
     if told_to_stop or (saved and told):
         return {**base, "state": State.PREEMPTED if saved else State.LOST, "reason": f"stopped {where}"}
-    return {**base, "state": State.FAILED, **_failure(attempt, returncode, base["host"])}
+    return {**base, "state": State.FAILED, **_failure(attempt, returncode, first_host)}
 
 
 def _failure(attempt: Attempt, returncode: int, first_host: str | None) -> dict[str, Any]:
@@ -56,7 +50,7 @@ def _failure(attempt: Attempt, returncode: int, first_host: str | None) -> dict[
         if rank["exitcode"] < 0 and not rank["by_torchrun"]:
             name = _name(-rank["exitcode"])
             hint = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
-            reason = f"rank {rank['rank']}{rank['on']} was killed by {name}{hint}"
+            reason = f"{rank['who']} was killed by {name}{hint}"
             return {"rank": rank["rank"], "host": rank["host"], "signal": name, "reason": reason}
     agent = attempt.read("torchrun-node0")
     if agent.get("signal"):
@@ -69,9 +63,9 @@ def _failure(attempt: Attempt, returncode: int, first_host: str | None) -> dict[
         where = f"rank {known['rank']} on {known['host']}, step {told[0]['step']}"
         return {**known, "reason": f"{where}: {told[0]['message']}"}
     if ranks:
-        words = f"rank {ranks[0]['rank']}{ranks[0]['on']} ended with {ranks[0]['exitcode']}"
-        reason = f"{words}: {_last_words(attempt, ranks[0]['node'])}"
-        return {"rank": ranks[0]["rank"], "host": ranks[0]["host"], "reason": reason}
+        first = ranks[0]
+        reason = f"{first['who']} ended with {first['exitcode']}: {_last_words(attempt, first['node'])}"
+        return {"rank": first["rank"], "host": first["host"], "reason": reason}
     if agent.get("error"):
         return {"reason": f"torchrun ended by itself: {agent['error'].strip().splitlines()[0][:300]}"}
     return {"reason": f"torchrun ended with {returncode}: {_last_words(attempt, 0)}"}
@@ -79,12 +73,13 @@ def _failure(attempt: Attempt, returncode: int, first_host: str | None) -> dict[
 
 def _ranks(attempt: Attempt, first_host: str | None) -> Iterator[dict[str, Any]]:
     """The failed ranks of every node, those that torchrun saw first before the others, with where they were."""
-    for path in sorted(attempt.path.glob("torchrun-node*.json")):
-        report, node = attempt.read(path.stem), int(path.stem.removeprefix("torchrun-node"))
+    for node, _ in numbered(entries(attempt.path), "torchrun-node", ".json"):
+        report = attempt.read(f"torchrun-node{node}")
         host = first_host if node == 0 else report.get("host")
         name = f"{host} (node {node})" if node and host == first_host else host
         for rank in report.get("failures", ()):
-            yield {**rank, "node": node, "host": name, "on": f" on {name}" if name else ""}
+            who = f"rank {rank['rank']}" + (f" on {name}" if name else "")
+            yield {**rank, "node": node, "host": name, "who": who}
 
 
 def _name(number: int) -> str:

@@ -109,15 +109,16 @@ def _derived(run_dir: RunDir, seen: Seen | None) -> Status:
         return Status(State.DONE, "its attempts are gone", top1=result["best"]["test/top1"])
     if run_dir.is_shut():
         return Status(State.CANCELLED) if cancelled else Status(State.RUNNING, unknown="its attempts cannot be read")
-    ticket, lost_ticket = damaged.ticket_of(run_dir)
+    ticket, lost_ticket = damaged.who(run_dir.ticket)
     started = newest if newest is not None and (ticket is None or newest.number > ticket.after_attempt) else None
     if seen is None and newest is None:
         return Status(State.CANCELLED, "before it started") if cancelled else Status(State.PLANNED)
-    begun, lost_start = damaged.begun_by(newest)
+    begun, lost_start = damaged.who(newest.given_to) if newest else (None, False)
     known: dict[str, Any] = {"job_id": seen.id, "ref": seen.ref} if seen else {}
     known |= {"backend": place.backend} if (place := ticket or begun) else {}
     if seen is None:  # it has published its result, or nobody knows who began it
-        started, seen = newest, _by_its_processes(newest)  # type: ignore[arg-type]
+        assert newest is not None
+        started, seen = newest, Seen(Phase.ACTIVE) if _is_ending(newest) else _gone(newest)
     if started is None:
         found = _not_started(run_dir, newest, seen)
     else:
@@ -144,38 +145,32 @@ def _not_started(run_dir: RunDir, newest: Attempt | None, seen: Seen) -> Status:
     if seen.phase is Phase.UNKNOWN:
         return replace(waiting, reason=f"was queued; {seen.why}; {GIVE_UP}", unknown=seen.why)
     if newest is not None and seen.end is End.WITHDRAWN:  # as if nobody had been given it again
-        gone = Seen(Phase.ENDED, f"its processes on {newest.read('start').get('host', '?')} are gone")
-        return _ended(run_dir, newest) or _of_unended(run_dir, newest, gone)
+        return _ended(run_dir, newest) or _of_unended(run_dir, newest, _gone(newest))
     if seen.phase is Phase.ABSENT:
         return replace(waiting, state=State.LOST, reason=f"{seen.why}, and it never started")
     if seen.end is End.WITHDRAWN:
         return replace(waiting, state=State.PLANNED, reason=seen.why and f"{seen.why} before it started")
-    failure = dict.fromkeys(FAILURE)
     why = f"{seen.why} before training began"
-    return replace(waiting, state=State.FAILED, reason=why, log=seen.log, failure=failure)
+    return replace(waiting, state=State.FAILED, reason=why, log=seen.log, failure=dict.fromkeys(FAILURE))
 
 
 def _of_ended(run_dir: RunDir, ended: Status, seen: Seen) -> Status:
     """A run whose newest attempt has written how it ended: its place may be about to begin it again."""
-    how = f"{ended.state}: {ended.reason}"
-    outcome = run_dir.attempt(ended.attempts).read("outcome")
     if ended.state == State.DONE:
         return ended
-    cancelled = run_dir.is_cancelled()
+    cancelled, goes_on = run_dir.is_cancelled(), run_dir.attempt(ended.attempts).read("outcome").get("next")
+    how = f"attempt {ended.attempts} ({ended.state}: {ended.reason})"
     if seen.phase is Phase.WAITING:
-        again = f"was requeued after attempt {ended.attempts} ({how}); {seen.why}"
-        reason = "being cancelled" if cancelled else again
+        reason = "being cancelled" if cancelled else f"was requeued after {how}; {seen.why}"
         return replace(ended, state=State.QUEUED, reason=reason, log=None, failure=None, heartbeat=so_far(run_dir))
     if seen.phase is Phase.ACTIVE and seen.after:
-        goes_on = bool(outcome.get("next"))
         if not goes_on and ended.state != State.PREEMPTED:
             return ended
-        after = "it is requeued" if goes_on else seen.after
-        reason = "being stopped" if cancelled else f"attempt {ended.attempts} ({how}); {after}"
+        reason = "being stopped" if cancelled else f"{how}; {'it is requeued' if goes_on else seen.after}"
         return replace(ended, state=State.RUNNING, reason=reason, failure=None)
     if ended.state in INTERRUPTED and cancelled and seen.phase is not Phase.ACTIVE:  # while it waited to go on
         return replace(ended, state=State.CANCELLED)
-    if seen.phase is Phase.UNKNOWN and outcome.get("next"):
+    if seen.phase is Phase.UNKNOWN and goes_on:
         why = f"whether it goes on is unknown: {seen.why}; {GIVE_UP}"
         return replace(ended, reason=f"{ended.reason}; {why}", unknown=seen.why)
     if seen.phase is Phase.ENDED and seen.why and ended.state not in GIVEN_UP:
@@ -189,13 +184,14 @@ def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = 
     silent_s = time.time() - last_sign(started)
     age = f"last heard of {_ago(silent_s)} ago"
     if seen.phase is Phase.WAITING:
-        number = started.number
-        reason = "being cancelled" if cancelled else f"was requeued after attempt {number}; {seen.why}"
-        return Status(State.QUEUED, reason, number, heartbeat=so_far(run_dir))
+        reason = "being cancelled" if cancelled else f"was requeued after attempt {started.number}; {seen.why}"
+        return Status(State.QUEUED, reason, started.number, heartbeat=so_far(run_dir))
     if seen.phase is Phase.ACTIVE or alive:
-        late = both(age, _stopped(started, seen)) if silent_s > LATE_S else seen.trouble
+        trouble = seen.trouble
+        if silent_s > LATE_S:  # SIGSTOP, a frozen machine, as far as it can be seen from here
+            trouble = both(age, trouble or "its torchrun is stopped" * is_stopped(started.read("agent")))
         said = seen.why if seen.phase is Phase.UNKNOWN else ""
-        return _of(run_dir, started, State.RUNNING, both("being stopped" if cancelled else "", said, late))
+        return _of(run_dir, started, State.RUNNING, both("being stopped" if cancelled else "", said, trouble))
     if seen.phase is not Phase.UNKNOWN and (saved := started.read("preempted")):
         return _of(run_dir, started, State.PREEMPTED, _and_safe(f"stopped at step {saved['step']}", run_dir))
     if seen.phase is not Phase.ENDED and silent_s < STALE_S:
@@ -207,14 +203,9 @@ def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = 
         return _of(run_dir, started, State.RUNNING, f"{seen.why}; {age}; {GIVE_UP}", unknown=seen.why)
     why = _and_safe(seen.why, run_dir)
     if seen.end in (End.BROKEN, End.OUT_OF_MEMORY):
-        failure = {**dict.fromkeys(FAILURE), "out_of_memory": seen.end is End.OUT_OF_MEMORY}
+        failure = dict.fromkeys(FAILURE) | {"out_of_memory": seen.end is End.OUT_OF_MEMORY}
         return _of(run_dir, started, State.FAILED, why, failure=failure)
     return _of(run_dir, started, State.LOST, why)
-
-
-def _stopped(attempt: Attempt, seen: Seen) -> str:
-    """Which process of a silent run is stopped (SIGSTOP, a frozen machine), as far as it can be seen from here."""
-    return seen.trouble or "its torchrun is stopped" * is_stopped(attempt.read("agent"))
 
 
 def _of(run_dir: RunDir, attempt: Attempt, state: State, reason: str, **more: Any) -> Status:
@@ -250,10 +241,7 @@ def _ended(run_dir: RunDir, newest: Attempt) -> Status | None:
     return _of(run_dir, newest, State(outcome["state"]), _and_safe(outcome.get("reason", ""), run_dir), **more)
 
 
-def _by_its_processes(newest: Attempt) -> Seen:
-    """What is known of an attempt without asking its place."""
-    if _is_ending(newest):
-        return Seen(Phase.ACTIVE)
+def _gone(newest: Attempt) -> Seen:
     return Seen(Phase.ENDED, f"its processes on {newest.read('start').get('host', '?')} are gone")
 
 
@@ -282,17 +270,15 @@ def _ago(seconds: float) -> str:
 
 def blocked_by(run: Run, found: Mapping[str, Status]) -> str:
     """Why a run cannot start for what it needs; empty where it can, or may later."""
+    gate = run.teacher.min_top1 if run.teacher else None
     for need in run.needs:
-        state = found[need]
-        if state.state in (*GIVEN_UP, State.BLOCKED):
-            return f"{need} is {state.state}" + (f": {state.reason}" if state.reason else "")
-        gate = run.teacher.min_top1 if run.teacher else None
-        if gate is None or state.state != State.DONE:
+        state, reason, top1 = found[need].state, found[need].reason, found[need].top1
+        if state in (*GIVEN_UP, State.BLOCKED):
+            return f"{need} is {state}" + (f": {reason}" if reason else "")
+        if gate is None or state != State.DONE:
             continue
-        if state.top1 is None:
+        if top1 is None:
             return f"{need} has no accuracy to hold against teacher.min_top1; delete it, then submit again"
-        if state.top1 < gate:
-            return (
-                f"{need} reached {state.top1:.2f} %, under teacher.min_top1 {gate:g}; train it longer or lower the gate"
-            )
+        if top1 < gate:
+            return f"{need} reached {top1:.2f} %, under teacher.min_top1 {gate:g}; train it longer or lower the gate"
     return ""

@@ -47,11 +47,10 @@ def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) ->
     states = {*UNSTARTED, *INTERRUPTED, State.STOPPED, *(GIVEN_UP if retry else ())}
     chosen: list[str] = []
     for run in plan.runs:
-        going = {need: Status(State.QUEUED) if need in chosen else found[need] for need in run.needs}
-        unmet = [n for n, s in going.items() if s.unknown or s.state not in (State.DONE, *LIVE)]
-        if found[run.id].unknown:
-            continue
-        if found[run.id].state in states and not unmet and not blocked_by(run, going):
+        own = found[run.id]
+        needs = {need: Status(State.QUEUED) if need in chosen else found[need] for need in run.needs}
+        unmet = [need for need in needs.values() if need.unknown or need.state not in (State.DONE, *LIVE)]
+        if own.state in states and not own.unknown and not unmet and not blocked_by(run, needs):
             chosen.append(run.id)
     return chosen
 
@@ -67,16 +66,9 @@ def submit(
     words: str = "",
     waiting: Iterable[Run] = (),
 ) -> Submission:
-    """Start what is missing; a second call starts nothing twice.
-
-    One submit at a time in a runs directory: those that come at the same moment wait, and then find everything
-    started.
+    """Start what is missing; a second call starts nothing twice: it waits for the first, and finds everything started.
 
     Args:
-        plan: the runs.
-        root: the runs directory.
-        data_dir: decoded arrays.
-        backend: where the runs are to run.
         prepare: called with the runs that are about to be started; fetches what they need, or raises.
         retry: start failed and cancelled runs too.
         words: arguments of the `kdcluster submit` that this is, for whoever has to repeat it.
@@ -101,13 +93,14 @@ def submit(
             refuse_foreign(root / run_id)
         refuse_mixed(plan, found, chosen, backend)
         backend.check(plan, chosen, root)
-        prepare([run for run in plan.runs if run.id in chosen])
+        prepare([plan[run_id] for run_id in chosen])
         for run in plan.runs:
+            run_dir = RunDir(root, run.id)
             if run.id in chosen:
-                RunDir(root, run.id).prepare(run)
-                RunDir(root, run.id).note_submit(words)
-            if os.access(root / run.id, os.W_OK):  # a finished one may be another user's
-                RunDir(root, run.id).add_experiments(plan.experiments_of(run.id))
+                run_dir.prepare(run)
+                run_dir.note_submit(words)
+            if os.access(run_dir.path, os.W_OK):  # a finished one may be another user's
+                run_dir.add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)
     return Submission(chosen, left, where, backend.word)
 
@@ -117,9 +110,9 @@ def adopt(root: Path, found: Mapping[str, Status]) -> None:
     for run_id, status in found.items():
         if status.ref is None:  # nobody has it, or it is not known who
             continue
-        ticket = RunDir(root, run_id).ticket()
-        if ticket and status.ref != ticket.ref:
-            RunDir(root, run_id).note_ref(status.ref)
+        run_dir = RunDir(root, run_id)
+        if (ticket := run_dir.ticket()) and status.ref != ticket.ref:
+            run_dir.note_ref(status.ref)
             log.warning("%s: job %s is there already, from a submit that was interrupted", run_id, status.job_id)
 
 
@@ -179,7 +172,8 @@ def one_at_a_time(root: Path, what: str) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     """Who has the lock, in words."""
-    known = records.found(path) or {}
-    since = f" since {time.strftime('%H:%M:%S', time.localtime(known['since']))}" if "since" in known else ""
-    who = f"kdcluster {known.get('what', 'submit')}"
-    return f"{who} (process {known['pid']} on {known['host']}), which is at it{since}" if "pid" in known else who
+    known = records.found(path)
+    if known is None:
+        return "kdcluster submit"
+    since = time.strftime("%H:%M:%S", time.localtime(known["since"]))
+    return f"kdcluster {known['what']} (process {known['pid']} on {known['host']}), which is at it since {since}"

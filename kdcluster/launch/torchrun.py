@@ -16,14 +16,11 @@ from kdcluster.wording import count
 
 LOOPBACK = "127.0.0.1"
 
-TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
-"""What an enclosing torchrun leaves behind; every TORCHELASTIC_*, MASTER_* and PET_* (torchrun's options as
-variables, as Kubernetes' PyTorchJob sets them) goes with them."""
-
 
 def is_torchrun_variable(name: str) -> bool:
-    """Whether an environment variable comes from an enclosing torchrun."""
-    return name in TORCHRUN_VARIABLES or name.startswith(("TORCHELASTIC_", "MASTER_", "PET_"))
+    """Whether an environment variable comes from an enclosing torchrun (PET_*: its options, as in a PyTorchJob)."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
+    return name in ranks or name.startswith(("TORCHELASTIC_", "MASTER_", "PET_"))
 
 
 @dataclass(frozen=True)

@@ -71,18 +71,15 @@ def main() -> None:
 def open_store(address: str) -> Any:
     """A TCPStore on a free port, shared with whoever in this process asks for one on that port.
 
-    Where the nodes meet elsewhere than on one machine's loopback it is open on every interface: a node's address need
-    not be what its own name stands for there.
+    For several nodes it is open on every interface: a node's address need not be what its own name stands for there.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    if address != LOOPBACK:
-        return TCPStore(address, 0, None, True, wait_for_workers=False, multi_tenant=True)
-    listener = socket.create_server((address, 0))
-    port = listener.getsockname()[1]
-    return TCPStore(
-        address, port, None, True, wait_for_workers=False, multi_tenant=True, master_listen_fd=listener.detach()
-    )
+    port, handle = 0, None
+    if address == LOOPBACK:
+        listener = socket.create_server((address, 0))
+        port, handle = listener.getsockname()[1], listener.detach()
+    return TCPStore(address, port, None, True, wait_for_workers=False, multi_tenant=True, master_listen_fd=handle)
 
 
 class Stopped(logging.Handler):

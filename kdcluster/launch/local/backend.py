@@ -32,7 +32,7 @@ BEAT_S = 10.0
 HEARD_S = 60.0
 """How long after that it counts as alive."""
 GO = b"go"
-"""What a supervisor waits for."""
+"""What a supervisor waits for, on its standard input."""
 
 
 class Local(Backend):
@@ -121,32 +121,26 @@ def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
     Their tickets are written here, by who holds the submit lock, and it waits for that: where this process is killed
     before, it starts nothing, and never at the same time as what somebody submits then.
     """
+    argv = [sys.executable, "-P", "-m", "kdcluster.launch.local.supervisor", str(folder)]
     with (folder / "supervisor.log").open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kdcluster.launch.local.supervisor", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
     for run_dir in run_dirs:
         run_dir.write_ticket(Local.name, reference(process.pid, folder))
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:  # it has ended, and its log says why
         process.stdin.write(GO)
+    has_ended = False
     while records.found(folder / "supervisor.json") is None:
-        try:
-            process.wait(0.02)
-        except subprocess.TimeoutExpired:
-            continue
-        if records.found(folder / "supervisor.json") is None:
+        if has_ended:
             text = (folder / "supervisor.log").read_text(errors="replace").strip()
             raise KdclusterError(f"the supervisor did not come up, so nothing was started; submit again:\n{text}")
+        time.sleep(0.02)
+        has_ended = process.poll() is not None  # before the next look at what it wrote
 
 
 def reference(pid: int, folder: Path | None) -> dict[str, Any]:
     """A supervisor of this machine, as tickets name it; in its folder it says to other hosts that it is there."""
-    return {**process_record(pid), **({"folder": str(folder)} if folder else {})}
+    return process_record(pid) | ({"folder": str(folder)} if folder else {})
 
 
 def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:

@@ -9,6 +9,8 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -46,7 +48,7 @@ def visible_gpus() -> list[str]:
         matches = gpus[int(name) :][:1] if name.isdigit() else [uuid for uuid in gpus if uuid.startswith(name)]
         if name.startswith("MIG-GPU-"):  # MIG-GPU-<card>/<instance>/<instance>, as older drivers have it
             matches = [name]
-        if len(matches) != 1:
+        if len(matches) != 1:  # CUDA ignores all from here on
             break
         visible += matches
     return list(dict.fromkeys(visible))
@@ -57,9 +59,6 @@ def _refuse_doubtful(found: Sequence[tuple[str, str]]) -> None:
 
     The driver counts by PCI bus, CUDA by speed unless CUDA_DEVICE_ORDER says PCI_BUS_ID: one order where all cards are
     alike. How CUDA counts MIG instances is not documented.
-
-    Raises:
-        KdclusterError: with what to write instead.
     """
     mixed = len({model for _, model in found}) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
     cut_up = any(uuid.startswith("MIG-") for uuid, _ in found)
@@ -75,33 +74,26 @@ def _ask_the_driver() -> list[tuple[str, str]]:
     """(UUID, model) of each GPU, by PCI bus; none where no driver is installed.
 
     In a thread, since a broken driver may hang for ever, out of reach of every signal.
-
-    Raises:
-        KdclusterError: it fails or hangs.
     """
     import pynvml
 
-    answers: list[list[tuple[str, str]] | Exception] = []
+    answer = Future[list[tuple[str, str]]]()
 
     def ask() -> None:
         try:
-            answers.append(_gpus(pynvml))
+            answer.set_result(_gpus(pynvml))
         except Exception as error:  # raised below, in the thread that asked
-            answers.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_S)
-    if not answers:
-        raise KdclusterError(f"the NVIDIA driver did not answer within {ANSWER_S:g} s{_WITHOUT}")
-    (answer,) = answers
-    if isinstance(answer, pynvml.NVMLError_LibraryNotFound):
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(ANSWER_S)
+    except TimeoutError:
+        raise KdclusterError(f"the NVIDIA driver did not answer within {ANSWER_S:g} s{_WITHOUT}") from None
+    except pynvml.NVMLError_LibraryNotFound:
         return []
-    if isinstance(answer, pynvml.NVMLError):
-        raise KdclusterError(f"the NVIDIA driver failed: {answer}{_WITHOUT}")
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    except pynvml.NVMLError as error:
+        raise KdclusterError(f"the NVIDIA driver failed: {error}{_WITHOUT}") from None
 
 
 def _gpus(nvml: Any) -> list[tuple[str, str]]:
@@ -128,10 +120,8 @@ def _parts(nvml: Any, card: Any) -> list[Any]:
         return [card]
     parts = []
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
-        try:
+        with suppress(nvml.NVMLError_NotFound, nvml.NVMLError_NoPermission):  # there is none, or another job has it
             parts.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
-        except (nvml.NVMLError_NotFound, nvml.NVMLError_NoPermission):  # there is none, or another job has it
-            continue
     return parts
 
 
@@ -151,16 +141,12 @@ class GpuPool:
         """`count` free GPUs, locked, or None while there are not so many."""
         taken: list[tuple[str, FileLock]] = []
         for gpu in self.gpus:
-            if len(taken) == count:
-                break
             lock = FileLock(own_folder() / f"{gpu.replace('/', '-')}.lock", is_singleton=False, fallback_to_soft=False)
-            try:
+            with suppress(Timeout):
                 lock.acquire(blocking=False)
-            except Timeout:
-                continue
-            taken.append((gpu, lock))
-        if len(taken) == count:
-            return taken
+                taken.append((gpu, lock))
+            if len(taken) == count:
+                return taken
         for _, lock in taken:
             lock.release()
         return None

@@ -13,8 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-from filelock import FileLock
-
 from kdcluster import records
 from kdcluster.errors import Damaged, KdclusterError
 from kdcluster.files import write_json
@@ -83,26 +81,29 @@ class Supervisor:
                     child.attempt.write_last("outcome", ended)
             except OSError as error:  # the run is then lost, and submit heals it; the others go on
                 log.error("%s: its outcome cannot be written: %s", run_id, error)
-                continue
-            log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
+            else:
+                log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
 
     def stop_what_was_cancelled(self) -> None:
         """Pass on what `kdcluster cancel` marked: torchrun gives its processes 30 s to save, then kills them."""
         for run_id, child in self.children.items():
-            if not child.told and RunDir(self.root, run_id).is_cancelled():
+            if RunDir(self.root, run_id).is_cancelled():
                 child.tell_to_stop()
         for run_id in [i for i in self.pending if RunDir(self.root, i).is_cancelled()]:
-            del self.pending[run_id]
-            RunDir(self.root, run_id).drop_ticket()
+            self.drop(run_id)
 
     def stop_everything(self) -> None:
         """The machine is going down, or somebody ended this process: save what runs, start nothing more."""
         self.stopping = True
         for run_id in list(self.pending):
-            del self.pending[run_id]
-            RunDir(self.root, run_id).drop_ticket()
+            self.drop(run_id)
         for child in self.children.values():
             child.tell_to_stop()
+
+    def drop(self, run_id: str) -> None:
+        """Start a run no more; the next submit may."""
+        del self.pending[run_id]
+        RunDir(self.root, run_id).drop_ticket()
 
     def start_what_can(self) -> None:
         """Start the pending runs whose needs are done, while there is room; drop those that are blocked."""
@@ -114,15 +115,13 @@ class Supervisor:
             needs = {need: run_status(RunDir(self.root, need), KNOWN_S) for need in run.needs}
             if why := blocked_by(run, needs) or self._abandoned(needs):
                 log.info("%s: blocked: %s", run_id, why)
-                del self.pending[run_id]
-                RunDir(self.root, run_id).drop_ticket()
+                self.drop(run_id)
             elif all(status.state == State.DONE for status in needs.values()):
                 try:
                     self._start(run)
                 except (OSError, KdclusterError) as error:  # a full disk, say: the others go on, submit heals this one
                     log.error("%s cannot be started: %s", run_id, error)
-                    self.pending.pop(run_id, None)
-                    RunDir(self.root, run_id).drop_ticket()
+                    self.drop(run_id)
 
     def _is_ours(self, run_id: str) -> bool:
         """Whether a run that waits here is still this process's to start.
@@ -148,24 +147,18 @@ class Supervisor:
         return ""
 
     def _start(self, run: Run) -> None:
+        """Start a run, unless it has to wait for cores or GPUs."""
         layout = self.layouts[run.id]
-        gpus: list[str] = []
-        locks: list[FileLock] = []
-        if layout.device == "cuda":
-            taken = self.pool.take(layout.procs)
-            if taken is None:
-                return
-            gpus, locks = [gpu for gpu, _ in taken], [lock for _, lock in taken]
-        elif self.children and self._busy_cores() + layout.cores > threads_available():
+        taken = self.pool.take(layout.procs) if layout.device == "cuda" else []
+        busy = sum(child.layout.cores for child in self.children.values())
+        if taken is None or (layout.cores and self.children and busy + layout.cores > threads_available()):
             return
+        gpus, locks = [gpu for gpu, _ in taken], [lock for _, lock in taken]
         known = {"backend": "local", "ref": self.ref}
         child = Child.start(RunDir(self.root, run.id), self.data_dir, layout, gpus, locks, known)
         del self.pending[run.id]
         self.children[run.id] = child
         log.info("%s attempt %d: started on %s", run.id, child.attempt.number, layout)
-
-    def _busy_cores(self) -> int:
-        return sum(child.layout.cores for child in self.children.values())
 
 
 def main() -> None:
