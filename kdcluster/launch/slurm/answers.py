@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-SQUEUE = "--format=%A|%T|%r|%S|%V|%u|%N|%j"
-SACCT = "--format=JobIDRaw,State,Start,Submit,User,Cluster,NodeList,JobName"
-"""Times in seconds since the epoch (SLURM_TIME_FORMAT=%s); the name comes last, since it may hold a |."""
+SQUEUE = ("--noheader", "--format=%A|%T|%r|%S|%V|%u|%N|%j")
+SACCT = ("--noheader", "--parsable2", "--format=JobIDRaw,State,Start,Submit,User,Cluster,NodeList,JobName")
+"""Options for text; times in seconds since the epoch (SLURM_TIME_FORMAT=%s), and the name last: it may hold a |."""
 FLAGS = (
     *("COMPLETING", "STAGE_OUT", "CONFIGURING", "RESIZING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"),
     *("STOPPED", "REVOKED", "RESV_DEL_HOLD", "SIGNALING"),
@@ -22,11 +22,10 @@ NOT_ENDED = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED")
 
 @dataclass(frozen=True)
 class Job:
-    """One job as SLURM has it.
+    """One job as SLURM has it, under its raw number, of an array's task, too; "" is what is not known.
 
-    `state` is SLURM's word in its long form, also one that is new to us; `start` (local time, ISO) of a pending job
-    where SLURM knows one; `submitted` in seconds since the epoch, of the last requeue where there was one; `cluster` ""
-    where it is not known. The id is SLURM's raw number, of an array's task, too.
+    `state` is SLURM's word in its long form, also one that is new to us; `start` is in local time (ISO), `submitted` in
+    seconds since the epoch, of the last requeue where there was one.
     """
 
     id: str
@@ -39,35 +38,32 @@ class Job:
     submitted: float | None = None
     cluster: str = ""
 
-    @property
-    def number(self) -> int:
-        """Of the id; the higher, the newer."""
-        return int(self.id)
-
 
 def of_queue(text: str, cluster: str) -> list[Job]:
-    """The jobs in an answer of `squeue --noheader SQUEUE` of a cluster; a site's banner is not a job."""
-    rows = [line.split("|", 7) for line in text.splitlines()]
+    """The jobs in an answer of `squeue *SQUEUE` of a cluster."""
     return [
-        Job(row[0], row[7], row[1], row[2], _start(row[3]), row[6], row[5], _seconds(row[4]), cluster)
-        for row in rows
-        if len(row) == 8 and row[0].isdecimal()
+        Job(number, name, state, reason, _start(start), nodes, user, _seconds(submitted), cluster)
+        for number, state, reason, start, submitted, user, nodes, name in _rows(text)
     ]
 
 
 def of_accounting(text: str) -> list[Job]:
-    """The jobs in an answer of `sacct --noheader --parsable2 SACCT`, the last of each id."""
+    """The jobs in an answer of `sacct *SACCT`, the last of each id."""
+    jobs = {
+        number: Job(number, name, told.split(" ")[0], told, _start(start), nodes, user, _seconds(submitted), cluster)
+        for number, told, start, submitted, user, cluster, nodes, name in _rows(text)
+    }
+    return list(jobs.values())
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The lines that are jobs; a site's banner is none."""
     rows = [line.split("|", 7) for line in text.splitlines()]
-    jobs = [
-        Job(row[0], row[7], row[1].split(" ")[0], row[1], _start(row[2]), row[6], row[4], _seconds(row[3]), row[5])
-        for row in rows
-        if len(row) == 8 and row[0].isdecimal()
-    ]
-    return list({job.id: job for job in jobs}.values())
+    return [row for row in rows if len(row) == 8 and row[0].isdecimal()]
 
 
 def of_json(text: str) -> list[Job]:
-    """The jobs in an answer of `squeue --json` or `sacct --json`.
+    """The jobs in an answer of `squeue --json` or `sacct --json`, the last of each id.
 
     Raises:
         ValueError: it is none.
@@ -75,39 +71,23 @@ def of_json(text: str) -> list[Job]:
     begin = re.search(r"^\{", text, re.MULTILINE)  # behind a banner, or CLUSTER: with SLURM_CLUSTERS
     try:
         document, _ = json.JSONDecoder().raw_decode(text, begin.start() if begin else 0)
-        jobs = [_job_of_accounting(job) if "time" in job else _job_of_queue(job) for job in document["jobs"]]
+        jobs = [_job(told) for told in document["jobs"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no list of jobs: {error!r}") from None
     return list({job.id: job for job in jobs}.values())
 
 
-def _job_of_queue(job: Mapping[str, Any]) -> Job:
-    return Job(
-        str(int(job["job_id"])),
-        job["name"],
-        _state(job["job_state"]),
-        job.get("state_reason", ""),
-        _start(job.get("start_time")),
-        job.get("nodes", ""),
-        job["user_name"],
-        _seconds(job.get("submit_time")),
-        job.get("cluster", ""),
-    )
-
-
-def _job_of_accounting(job: Mapping[str, Any]) -> Job:
-    state = _state(job["state"]["current"])
-    return Job(
-        str(int(job["job_id"])),
-        job["name"],
-        state,
-        f"{state} by {who}" if (who := job.get("kill_request_user")) else state,
-        _start(job["time"].get("start")),
-        job.get("nodes", ""),
-        job["user"],
-        _seconds(job["time"].get("submission")),
-        job.get("cluster", ""),
-    )
+def _job(told: Mapping[str, Any]) -> Job:
+    if "time" in told:  # sacct's
+        state, user = _state(told["state"]["current"]), told["user"]
+        reason = f"{state} by {who}" if (who := told.get("kill_request_user")) else state
+        start, submitted = told["time"].get("start"), told["time"].get("submission")
+    else:
+        state, user = _state(told["job_state"]), told["user_name"]
+        reason = told.get("state_reason", "")
+        start, submitted = told.get("start_time"), told.get("submit_time")
+    number, nodes, cluster = str(int(told["job_id"])), told.get("nodes", ""), told.get("cluster", "")
+    return Job(number, told["name"], state, reason, _start(start), nodes, user, _seconds(submitted), cluster)
 
 
 def _state(told: Any) -> str:

@@ -32,7 +32,7 @@ class Unanswered(SchedulerError):
 
 
 def is_here() -> bool:
-    """Whether there is a command to submit jobs with; whether it knows a SLURM, `unconfigured` says."""
+    """Whether there is a command to submit jobs with; whether it knows a SLURM, command.py's `unconfigured` says."""
     return shutil.which("sbatch") is not None
 
 
@@ -57,16 +57,19 @@ def settings() -> Mapping[str, str]:
 
 
 def cluster_name() -> str:
-    """The cluster that jobs are sent to and asked of.
+    """The cluster that jobs are sent to and asked of; empty where SLURM does not say.
 
     Raises:
         ConfigError: SLURM_CLUSTERS names several.
-        SchedulerError: SLURM does not answer.
     """
     chosen = os.environ.get("SLURM_CLUSTERS", "")
     if "," in chosen or chosen == "all":
         raise ConfigError(f"SLURM_CLUSTERS={chosen} names several clusters; name the one that jobs are to be sent to")
-    return chosen or settings().get("ClusterName", "")
+    try:
+        return chosen or settings().get("ClusterName", "")
+    except (Refused, SchedulerError) as error:
+        log.debug("no name of the cluster: %s", error)
+        return ""
 
 
 @cache
@@ -93,28 +96,20 @@ def _jobs_in_json(*argv: str) -> list[Job]:
 def queue() -> list[Job]:
     """The user's jobs that the controller still knows, ended ones for a few minutes (MinJobAge). One squeue call.
 
-    It alone says what has not ended.
-
     Raises:
         SchedulerError: SLURM does not answer.
     """
     argv = ("squeue", "--states=all", f"--user={user()}")
     if _has_json():
         return _jobs_in_json(*argv)
-    text = ask(*argv, "--noheader", answers.SQUEUE)
-    try:
-        cluster = cluster_name()
-    except (Refused, SchedulerError) as error:
-        log.debug("cluster not known: %s", error)
-        cluster = ""
-    return answers.of_queue(text, cluster)
+    return answers.of_queue(ask(*argv, *answers.SQUEUE), cluster_name())
 
 
 def accounting(ids: Iterable[str], names: Iterable[str] = ()) -> list[Job]:
     """What accounting has of the user's jobs, by ids or by names (of the last 30 days). One sacct call.
 
-    A job that it has not seen end comes with the state "": accounting keeps some as RUNNING for ever, so that this says
-    only that SLURM once took the job. It lags some seconds behind. Empty where there is no accounting.
+    A job that it has not seen end comes with the state "": accounting keeps some as RUNNING for ever, and lags some
+    seconds behind; the queue alone says what has not ended. Empty where there is no accounting.
 
     Raises:
         SchedulerError: there is one, but it does not answer.
@@ -129,10 +124,7 @@ def accounting(ids: Iterable[str], names: Iterable[str] = ()) -> list[Job]:
         which.append(f"--clusters={chosen}")  # sacct does not look at it by itself
     argv = ("sacct", "--allocations", f"--user={user()}", *which)
     try:
-        if _has_json():
-            found = _jobs_in_json(*argv)
-        else:
-            found = answers.of_accounting(ask(*argv, "--noheader", "--parsable2", answers.SACCT))
+        found = _jobs_in_json(*argv) if _has_json() else answers.of_accounting(ask(*argv, *answers.SACCT))
     except Refused as error:
         if "accounting storage is disabled" in str(error).lower():
             return []
@@ -153,20 +145,22 @@ def run(script: Path) -> str:
     """Queue a batch script and wait until its job has ended, however; returns its id."""
     argv = ["sbatch", "--parsable", "--wait", str(script)]
     done = subprocess.run(argv, capture_output=True, text=True, env=clean_environment(os.environ))
-    if found := re.findall(r"^(\d+)(?:;\S+)?$", done.stdout, re.MULTILINE):
-        return str(found[-1])
+    if job_id := _id_in(done.stdout):
+        return job_id
     raise Refused(done.stderr.strip() or f"sbatch ended with {done.returncode}")
+
+
+def _id_in(said: str) -> str:
+    """The job's id in what `sbatch --parsable` prints, perhaps behind a site's banner; empty where there is none."""
+    found = re.findall(r"^(\d+)(?:;\S+)?$", said, re.MULTILINE)
+    return str(found[-1]) if found else ""
 
 
 def submit(script: Path, name: str, since: float) -> str:
     """Queue a batch script; returns the job's id.
 
-    Where the answer is lost, sbatch is asked again only after looks that were answered and found no such job.
-
-    Args:
-        script: the file.
-        name: its job name, which no other job has.
-        since: a time before this, seconds since the epoch: a job that was submitted earlier is another one.
+    Where the answer is lost, sbatch is asked again only after looks that were answered and found no such job: none of
+    this name that was submitted since a time before this call (seconds since the epoch).
 
     Raises:
         Refused: SLURM does not take it, in its words.
@@ -175,7 +169,7 @@ def submit(script: Path, name: str, since: float) -> str:
     """
     for more in (True, True, False):
         try:
-            text = ask("sbatch", "--parsable", str(script))
+            said = ask("sbatch", "--parsable", str(script))
             break
         except SchedulerError as error:
             log.warning("%s; looking whether SLURM has job %s all the same", error, name)
@@ -183,10 +177,9 @@ def submit(script: Path, name: str, since: float) -> str:
                 return found.id
             if not more:
                 raise
-    found_ids = re.findall(r"^(\d+)(?:;\S+)?$", text, re.MULTILINE)  # a site may print a banner before it
-    if not found_ids:
-        raise Refused(f"cannot make out a job id in what sbatch said: {text.strip()!r}")
-    return str(found_ids[-1])
+    if job_id := _id_in(said):
+        return job_id
+    raise Refused(f"cannot make out a job id in what sbatch said: {said.strip()!r}")
 
 
 def _look_for(name: str, since: float) -> Job | None:
@@ -211,25 +204,26 @@ def _look_for(name: str, since: float) -> Job | None:
 
 
 def find(name: str, since: float) -> list[Job]:
-    """Our jobs of a name, oldest first, from the queue or, where that has none, from accounting.
-
-    Args:
-        name: of the job.
-        since: when it was submitted at the earliest, by this machine's clock.
+    """Our jobs of a name that were submitted not before a time, oldest first; accounting's where the queue has none.
 
     Raises:
         SchedulerError: SLURM does not answer.
     """
-    for asked in (queue, lambda: accounting((), [name])):
-        if found := [job for job in asked() if is_meant(job, name, since)]:
-            return sorted(found, key=lambda job: job.number)
-    return []
+
+    def meant(jobs: Iterable[Job]) -> list[Job]:
+        return sorted((job for job in jobs if is_meant(job, name, since)), key=lambda job: int(job.id))
+
+    return meant(queue()) or meant(accounting((), [name]))
 
 
-def is_meant(job: Job, name: str, since: float, cluster: str = "") -> bool:
-    """Whether a job is ours, and the one of a name that was submitted not before a time, to a cluster ("": any)."""
-    same = job.user == user() and job.name == name and (not cluster or not job.cluster or job.cluster == cluster)
-    return same and (job.submitted is None or job.submitted >= since - CLOCKS_S)
+def is_meant(job: Job, name: str | None, since: float, cluster: str = "") -> bool:
+    """Whether a job is ours, and the one of a name (None: any) that was submitted not before a time, to a cluster.
+
+    Numbers are used again, and names where a run was deleted and made again. What is not known of a job does not count.
+    """
+    ours = job.user in (user(), "") and name in (job.name, None)
+    there = not cluster or job.cluster in (cluster, "")
+    return ours and there and (job.submitted is None or job.submitted >= since - CLOCKS_S)
 
 
 def cancel(jobs: Iterable[Job]) -> None:
@@ -237,55 +231,36 @@ def cancel(jobs: Iterable[Job]) -> None:
 
     The owner, and the name where all have one, are said as well: a number that is another job's by now ends nothing.
     """
-    if jobs := list(jobs):
-        names = {job.name for job in jobs}
-        only = [f"--user={user()}", *([f"--name={name}" for name in names] if len(names) == 1 else [])]
-        try:
-            ask("scancel", *only, *(job.id for job in jobs))
-        except Refused as error:
-            if "already" not in str(error) and "nvalid job id" not in str(error):
-                raise
+    jobs = list(jobs)
+    if not jobs:
+        return
+    names = {job.name for job in jobs}
+    same = [f"--name={jobs[0].name}"] if len(names) == 1 else []
+    try:
+        ask("scancel", f"--user={user()}", *same, *(job.id for job in jobs))
+    except Refused as error:
+        if "already" not in str(error) and "nvalid job id" not in str(error):
+            raise
 
 
 def describe(job_id: str, within_s: float = ANSWER_S) -> dict[str, str]:
     """What the controller knows of a job (`scontrol show job`), by its own names.
 
-    Args:
-        job_id: the job.
-        within_s: how long it may take.
-
     Raises:
         Refused: it knows no such job.
-        SchedulerError: it does not answer.
+        SchedulerError: it does not answer within this time.
     """
     text = ask("scontrol", "show", "job", "--oneliner", job_id, within_s=within_s)
-    known: dict[str, str] = {}
-    for name, value in re.findall(r"(\S+?)=(\S*)", text):
-        known.setdefault(name, value)  # the user's own words (Command=, WorkDir=) come last
-    return known
+    named = re.findall(r"(\S+?)=(\S*)", text)
+    return dict(reversed(named))  # the first of each: the user's own words (Command=, WorkDir=) come last
 
 
 def requeue(job_id: str, *, without: Iterable[str] = ()) -> None:
-    """End a running job and put it back into the queue, from inside it too; its dependents go on waiting.
+    """End a running job and put it back into the queue, from inside it too, to start again without some nodes.
 
-    Nodes cannot be excluded while a job runs, so that is done once it is pending: it stays so for about two minutes.
-
-    Args:
-        job_id: the job.
-        without: nodes on which it may not start again.
+    Its dependents go on waiting. Nodes cannot be excluded while a job runs, so that is done once it is pending: it
+    stays so for about two minutes.
     """
     ask("scontrol", "requeue", job_id, shielded=True)
     if nodes := ",".join(without):
         ask("scontrol", "update", f"jobid={job_id}", f"excnodelist={nodes}", shielded=True)
-
-
-def why_ended(job_id: str, within_s: float = ANSWER_S) -> str:
-    """What accounting calls the end of a requeued job's last start (NODE_FAIL, PREEMPTED, …); empty without one."""
-    form = ("--allocations", "--duplicates", "--noheader", "--parsable2", "--format=State")
-    try:
-        states = ask("sacct", f"--jobs={job_id}", *form, within_s=within_s).split("\n")
-    except (Refused, SchedulerError) as error:
-        log.debug("no accounting: %s", error)
-        return ""
-    ended = [state.split(" ")[0] for state in states if state and not state.startswith(("RUNNING", "PENDING"))]
-    return ended[-1] if ended else ""

@@ -31,16 +31,9 @@ WHICH_SLURM = (
 )
 """What says which SLURM is meant and who asks; these stay."""
 PASSING = (
-    "unable to contact slurm controller",
-    "timed out",
-    "timeout",
-    "connection refused",
-    "connection reset",
-    "temporarily",
-    "try again",
-    "slurm backup controller",
-    "controller not responding",
-    "can't be reached now",
+    *("unable to contact slurm controller", "controller not responding", "can't be reached now"),
+    *("slurm backup controller", "connection refused", "connection reset"),
+    *("timed out", "timeout", "temporarily", "try again"),
 )
 """Parts of errors that pass by themselves; any other is an answer."""
 MISSING = ("fetch_config", "command not found", "no such file", "configuration source")
@@ -52,11 +45,11 @@ class Refused(KdclusterError):
 
 def clean_environment(base: Mapping[str, str]) -> dict[str, str]:
     """The environment to ask and to submit from: no options of SLURM's or submitit's, nothing of a torchrun."""
-    return {
-        name: value
-        for name, value in base.items()
-        if not is_torchrun_variable(name) and (name in WHICH_SLURM or not name.startswith(FAMILIES))
-    }
+    return {name: value for name, value in base.items() if not (is_torchrun_variable(name) or _is_option(name))}
+
+
+def _is_option(name: str) -> bool:
+    return name.startswith(FAMILIES) and name not in WHICH_SLURM
 
 
 def ignored(base: Mapping[str, str]) -> list[str]:
@@ -67,9 +60,8 @@ def ignored(base: Mapping[str, str]) -> list[str]:
     """
     if "SLURM_JOB_ID" in base:
         return []
-    gone = [name for name in base if name.startswith(FAMILIES) and name not in WHICH_SLURM]
-    silent = [name for name in gone if name.startswith(("SLURM_", "SLURMD_")) and base[name].startswith("/")]
-    return sorted(name for name in gone if name not in silent and not name.startswith("SALLOC_"))
+    options = sorted(name for name in base if _is_option(name) and not name.startswith("SALLOC_"))
+    return [name for name in options if not (name.startswith(("SLURM_", "SLURMD_")) and base[name].startswith("/"))]
 
 
 @cache
@@ -95,21 +87,16 @@ def ask(*argv: str, within_s: float = ANSWER_S, shielded: bool = False) -> str:
         SchedulerError: it is not there, or does not answer.
     """
     _say_what_is_ignored()
-    environment = {**clean_environment(os.environ), "LC_ALL": "C.UTF-8"}
+    env = {**clean_environment(os.environ), "LC_ALL": "C.UTF-8"}
     if argv[0] in ("squeue", "sacct"):
-        environment["SLURM_TIME_FORMAT"] = "%s"
-    conf, inside = environment.get("SLURM_CONF"), "SLURM_JOB_ID" in os.environ
+        env["SLURM_TIME_FORMAT"] = "%s"
+    conf, inside = env.get("SLURM_CONF"), "SLURM_JOB_ID" in os.environ
     if conf and not inside and not os.access(conf, os.R_OK):  # SLURM itself would look for it for a minute
         raise _not_configured(f"SLURM_CONF={conf} cannot be read")
+    shield = _ignore_sigterm if shielded else None
     try:
         done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=within_s,
-            env=environment,
-            preexec_fn=_ignore_sigterm if shielded else None,
+            argv, capture_output=True, text=True, errors="replace", timeout=within_s, env=env, preexec_fn=shield
         )
     except FileNotFoundError:
         raise SchedulerError(

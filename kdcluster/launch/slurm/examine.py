@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json, write_json
-from kdcluster.launch.backend import Finding
+from kdcluster.launch.backend import Backend, Finding
 from kdcluster.launch.slurm import ask, nodes
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.script import script
@@ -21,7 +21,7 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 
 
-class Cluster(Protocol):
+class Cluster(Backend, Protocol):
     """What is examined: the backend (backend.py), which has `examine` of its own."""
 
     given: Profile
@@ -30,11 +30,8 @@ class Cluster(Protocol):
     def profile(self) -> Profile:
         """With what it leaves open taken from the cluster."""
 
-    def check(self, plan: Plan, chosen: Sequence[str], root: Path) -> list[str]:
-        """Whether SLURM would ever run these runs."""
-
     def check_layouts(self, layouts: Iterable[Layout]) -> None:
-        """The same for jobs on such layouts."""
+        """Whether SLURM would ever run jobs on such layouts."""
 
 
 def examine(backend: Cluster, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
@@ -64,10 +61,8 @@ def _partition(backend: Cluster) -> Iterator[Finding]:
     yield Finding("partition", fits, has, f"the profile says {given.gpus_per_node} GPUs a node: lower gpus_per_node")
     limit = node.max_time_min
     fits = given.time_limit is None or limit is None or given.time_limit <= limit
-    most = "no limit" if limit is None else f"at most {limit} minutes"
-    yield Finding(
-        "time limit", fits, f"{given.time_limit or 'its default'} of {most}", "lower time_limit in the profile"
-    )
+    has = f"{given.time_limit or 'its default'} of {'no limit' if limit is None else f'at most {limit} minutes'}"
+    yield Finding("time limit", fits, has, "lower time_limit in the profile")
 
 
 def _account(backend: Cluster) -> Finding:
@@ -75,8 +70,8 @@ def _account(backend: Cluster) -> Finding:
     if accounts is None:
         return Finding("account", True, "not checked: SLURM keeps no accounts here")
     account = backend.given.account
-    todo = f"set `account` in the profile to one of {', '.join(accounts)}" if accounts else "ask for an account"
-    return Finding("account", account in accounts if account else True, account or "your default", todo)
+    todo = f"set `account` in the profile to one of {', '.join(accounts)}"
+    return Finding("account", account in (None, *accounts), account or "your default", todo)
 
 
 def _acceptance(backend: Cluster, plan: Plan | None, root: Path) -> Finding:
@@ -112,10 +107,9 @@ def _from_a_node(backend: Cluster, root: Path) -> Iterator[Finding]:
     cuda = backend.profile.device == "cpu" or bool(seen["gpus"])
     found, todo = f"{seen['torch']}, {seen['gpus'] or 'CPU only'}", "install a CUDA build of torch, or set device: cpu"
     yield Finding("torch there", cuda, found, todo)
+    found = "hold between here and there" if seen["locked"] else "do not"
     todo = "put the runs on a file system with locks; without them attempts alone protect"
-    yield Finding(
-        "file locks there", seen["locked"], "hold between here and there" if seen["locked"] else "do not", todo
-    )
+    yield Finding("file locks there", seen["locked"], found, todo)
 
 
 def look_around(folder: Path) -> None:

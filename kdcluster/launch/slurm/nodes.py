@@ -8,24 +8,22 @@ from dataclasses import dataclass
 from kdcluster.errors import SchedulerError
 from kdcluster.launch.slurm.ask import settings, user
 from kdcluster.launch.slurm.command import Refused, ask
+from kdcluster.launch.slurm.profile import minutes
 
 
 @dataclass(frozen=True)
 class NodeType:
-    """What a node of a partition has."""
+    """What a node of a partition has, and the partition's time limits; None: none."""
 
     cpus: int
     gpus: int
     time_limit_min: int | None
-    """The partition's default time limit, else its maximum; None: none."""
-    max_time_min: int | None = None
-    """The partition's maximum; None: none."""
+    """The default, else the maximum."""
+    max_time_min: int | None
 
 
 def node_type(partition: str | None) -> NodeType | None:
     """The node with the most GPUs in a partition (None: the default one); None where SLURM does not say."""
-    from kdcluster.launch.slurm.profile import minutes
-
     which = [f"--partition={partition}"] if partition else []
     text = ask("sinfo", "--noheader", *which, "--format=%P|%c|%G|%L|%l")
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]

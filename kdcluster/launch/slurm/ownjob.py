@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.history import began_at
-from kdcluster.launch.slurm import ask, nodes
+from kdcluster.launch.slurm import ask, command, nodes
 from kdcluster.runs import Attempt
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,7 @@ def _is_elsewhere(job: Mapping[str, str]) -> bool:
 def why_interrupted(lead_s: float) -> str:
     """Why SLURM has told the job to stop, as far as it says; empty where it does not.
 
-    Args:
-        lead_s: how long before the time limit the job is signalled; SLURM may do it a minute early.
+    It signals the job `lead_s` before its time limit, or up to a minute earlier.
     """
     try:
         job = ask.describe(number(), SOON_S)
@@ -87,16 +86,20 @@ def waited_s() -> float | None:
 
 def why_it_ended() -> str:
     """What accounting calls the end of the job's last start (NODE_FAIL, PREEMPTED, …); empty without accounting."""
-    return ask.why_ended(number(), SOON_S)
+    form = ("--allocations", "--duplicates", "--noheader", "--parsable2", "--format=State")
+    try:
+        states = command.ask("sacct", f"--jobs={number()}", *form, within_s=SOON_S).splitlines()
+    except KdclusterError as error:
+        log.debug("no accounting: %s", error)
+        return ""
+    ended = [state.split(" ")[0] for state in states if state and not state.startswith(("RUNNING", "PENDING"))]
+    return ended[-1] if ended else ""
 
 
 def restart(attempt: Attempt, rank: int | None, ranks: int) -> None:
-    """Requeue the job after a crash; elsewhere where it crashed before its first step, and there are other nodes.
+    """Requeue the job after a crash that began in one of its ranks (None: it is not known in which).
 
-    Args:
-        attempt: that crashed.
-        rank: that crashed first; None: not known.
-        ranks: of the run.
+    It starts again elsewhere where it crashed before its first step, and there are other nodes.
 
     Raises:
         KdclusterError: SLURM does not do it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,22 +31,23 @@ def minutes(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value.strip())
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", value.strip())
     if not found:
         raise ValueError("must be minutes, or one of SLURM's forms: 90, 90:00, 8:00:00, 1-12, 1-12:30, 1-12:30:00")
-    days, *parts = (int(part) if part is not None else None for part in found.groups())
-    given = [part for part in parts if part is not None]
-    if days is not None:
-        hours, mins, seconds = [*given, 0, 0][:3]
-    else:
-        hours, mins, seconds = {1: (0, *given, 0), 2: (0, *given), 3: tuple(given)}[len(given)]
-    return ((days or 0) * 24 + hours) * 60 + mins + (seconds > 0)
+    days, parts = int(found[1] or 0), [int(part) for part in found[2].split(":")]
+    if found[1] is None and len(parts) < 3:  # without days, hours are there only as the first of three
+        parts = [0, *parts]
+    hours, mins, seconds = [*parts, 0, 0][:3]
+    return (days * 24 + hours) * 60 + mins + (seconds > 0)
 
 
-def _plain(value: str) -> str:
-    if not re.fullmatch(r"[\w.,:/@+*=!&|()\[\]-]+", value):
-        raise ValueError("must be one word without quotes, blanks or control characters")
-    return value
+def _matching(pattern: str, wanted: str) -> AfterValidator:
+    def checked(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(wanted)
+        return value
+
+    return AfterValidator(checked)
 
 
 def _printable(value: str) -> str:
@@ -54,21 +56,12 @@ def _printable(value: str) -> str:
     return value
 
 
-Word = Annotated[str, AfterValidator(_plain)]
-Line = Annotated[str, AfterValidator(_printable)]
-
-
-def _memory(value: str) -> str:
-    if not re.fullmatch(r"\d+[KMGT]?", value):
-        raise ValueError("must be a whole number with K, M, G or T, as in 32G")
-    return value
-
-
-def _names(values: dict[str, Any]) -> dict[str, Any]:
-    if wrong := [name for name in values if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
-        raise ValueError(f"{wrong[0]!r} is no name of an environment variable")
-    if wrong := [name for name, value in values.items() if "\0" in value]:
-        raise ValueError(f"{wrong[0]} holds a NUL byte")
+def _names(values: dict[str, str]) -> dict[str, str]:
+    for name, value in values.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{name!r} is no name of an environment variable")
+        if "\0" in value:
+            raise ValueError(f"{name} holds a NUL byte")
     return values
 
 
@@ -87,110 +80,90 @@ _OURS = {
     **dict.fromkeys(("job-name", "output", "error", "open-mode", "nodes", "ntasks", "ntasks-per-node", "array"), ""),
     **dict.fromkeys(("dependency", "kill-on-invalid-dep", "wrap", "chdir", "export", "requeue", "no-requeue"), ""),
     **dict.fromkeys(("parsable", "wait", "test-only"), ""),
-    "partition": "partition",
-    "account": "account",
-    "qos": "qos",
+    **dict.fromkeys(("gres", "gpus-per-node", "gpus"), "gpu_request"),
+    **{name: name for name in ("partition", "account", "qos")},
     "time": "time_limit",
     "mem": "mem_per_gpu",
-    "gres": "gpu_request",
-    "gpus-per-node": "gpu_request",
-    "gpus": "gpu_request",
     "cpus-per-task": "cpus_per_gpu",
     "signal": "signal_lead_s",
 }
 """Options of sbatch that are not the profile's to set under `sbatch:`, and the key that sets them."""
 
+Word = Annotated[
+    str, _matching(r"[\w.,:/@+*=!&|()\[\]-]+", "must be one word without quotes, blanks or control characters")
+]
+Line = Annotated[str, AfterValidator(_printable)]
+Memory = Annotated[str, _matching(r"\d+[KMGT]?", "must be a whole number with K, M, G or T, as in 32G")]
+
+_key = partial(field, hashed=False)
+"""A documented key; none enters a run's id."""
+
 
 class Profile(Block):
     """How jobs are asked for on one cluster."""
 
-    partition: Word | None = field("Partition; null: the cluster's default.", None, hashed=False)
-    account: Word | None = field("Account that is charged; null: your default.", None, hashed=False)
-    qos: Word | None = field("Quality of service; null: your default.", None, hashed=False)
-    device: Literal["cuda", "cpu"] = field(
+    partition: Word | None = _key("Partition; null: the cluster's default.", None)
+    account: Word | None = _key("Account that is charged; null: your default.", None)
+    qos: Word | None = _key("Quality of service; null: your default.", None)
+    device: Literal["cuda", "cpu"] = _key(
         "cpu: a run of N GPUs trains on N CPU processes, though N GPUs are asked for (the dev cluster pretends them).",
         "cuda",
-        hashed=False,
     )
-    gpus_per_node: int | None = field(
-        "GPUs of one node; a run of more is spread over several. null: what sinfo says.", None, hashed=False, ge=1
+    gpus_per_node: int | None = _key(
+        "GPUs of one node; a run of more is spread over several. null: what sinfo says.", None, ge=1
     )
-    gpu_request: Literal["gres", "gpus-per-node"] = field(
-        "Which option asks for GPUs: --gres=gpu:N or --gpus-per-node=N.", "gres", hashed=False
+    gpu_request: Literal["gres", "gpus-per-node"] = _key(
+        "Which option asks for GPUs: --gres=gpu:N or --gpus-per-node=N.", "gres"
     )
-    gpu_type: Word | None = field("Type of GPU, as in --gres=gpu:a100:N.", None, hashed=False)
-    cpus_per_gpu: int | None = field(
-        "CPU cores for each GPU. null: the node's cores shared out over its GPUs, as sinfo has them.",
-        None,
-        hashed=False,
-        ge=1,
+    gpu_type: Word | None = _key("Type of GPU, as in --gres=gpu:a100:N.", None)
+    cpus_per_gpu: int | None = _key(
+        "CPU cores for each GPU. null: the node's cores shared out over its GPUs, as sinfo has them.", None, ge=1
     )
-    mem_per_gpu: Annotated[str, AfterValidator(_memory)] | None = field(
-        "Memory of the host for each GPU, as in 32G; null: the cluster's default.", None, hashed=False
-    )
-    time_limit: Annotated[int, Field(ge=1), BeforeValidator(minutes)] | None = field(
+    mem_per_gpu: Memory | None = _key("Memory of the host for each GPU, as in 32G; null: the cluster's default.", None)
+    time_limit: Annotated[int, Field(ge=1), BeforeValidator(minutes)] | None = _key(
         "Time limit of each job: minutes, or SLURM's forms (8:00:00, 1-12:00). null: the partition's default.",
         None,
         unit="minutes",
-        hashed=False,
     )
-    signal_lead_s: int = field(
+    signal_lead_s: int = _key(
         "How long before the time limit or a preemption SLURM sends SIGUSR2; a run saves and leaves then.",
         120,
         unit="seconds",
-        hashed=False,
         ge=1,
         le=3600,
     )
-    setup: tuple[Line, ...] = field(
-        "Shell lines that each job begins with, as in [module load cuda, source ~/env/bin/activate].",
-        (),
-        hashed=False,
-        strict=False,
+    setup: tuple[Line, ...] = _key(
+        "Shell lines that each job begins with, as in [module load cuda, source ~/env/bin/activate].", (), strict=False
     )
-    environment: Annotated[dict[str, str], AfterValidator(_names)] = field(
-        "Environment variables of each job, set before `setup`.", {}, hashed=False
+    environment: Annotated[dict[str, str], AfterValidator(_names)] = _key(
+        "Environment variables of each job, set before `setup`.", {}
     )
-    container: tuple[Line, ...] = field(
+    container: tuple[Line, ...] = _key(
         "Words before torchrun, as in [apptainer, exec, --nv, image.sif]. kdcluster itself runs on the host's Python.",
         (),
-        hashed=False,
         strict=False,
     )
-    scratch: Line | None = field(
-        "Folder on the node's own disk for temporary files (TMPDIR of the job); $VARIABLES are the job's.",
-        None,
-        hashed=False,
+    scratch: Line | None = _key(
+        "Folder on the node's own disk for temporary files (TMPDIR of the job); $VARIABLES are the job's.", None
     )
-    network_interface: Word | None = field(
-        "Interface between nodes, as in ib0, for NCCL and gloo; null: they choose.", None, hashed=False
+    network_interface: Word | None = _key(
+        "Interface between nodes, as in ib0, for NCCL and gloo; null: they choose.", None
     )
-    shutdown_timeout_s: int = field(
-        "How long torchrun gives processes that it stops to save, before it kills them.",
-        30,
-        unit="seconds",
-        hashed=False,
-        ge=1,
+    shutdown_timeout_s: int = _key(
+        "How long torchrun gives processes that it stops to save, before it kills them.", 30, unit="seconds", ge=1
     )
-    max_restarts: int = field(
+    max_restarts: int = _key(
         "How often a run that crashed is started again in the same job, on another node where it crashed before its "
         "first step; 0: it fails at once.",
         0,
-        hashed=False,
         ge=0,
         le=100,
     )
-    max_requeues: int = field(
-        "How often a job may be requeued after a preemption, its time limit or a lost node.",
-        10,
-        hashed=False,
-        ge=0,
-        le=1000,
+    max_requeues: int = _key(
+        "How often a job may be requeued after a preemption, its time limit or a lost node.", 10, ge=0, le=1000
     )
-    sbatch: Annotated[dict[str, str | int | bool], AfterValidator(_options)] = field(
-        "Any other long option of sbatch, as in {constraint: a100, exclude: node7}; true for one without a value.",
-        {},
-        hashed=False,
+    sbatch: Annotated[dict[str, str | int | bool], AfterValidator(_options)] = _key(
+        "Any other long option of sbatch, as in {constraint: a100, exclude: node7}; true for one without a value.", {}
     )
 
 

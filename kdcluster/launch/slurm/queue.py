@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,23 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcluster.errors import KdclusterError, SchedulerError
+from kdcluster.errors import ConfigError, KdclusterError, SchedulerError
 from kdcluster.launch.backend import End, Phase, Seen
 from kdcluster.launch.slurm import ask
 from kdcluster.launch.slurm.answers import Job
 from kdcluster.processes import is_alive
 
-log = logging.getLogger(__name__)
-
 WAITING = (
-    "PENDING",
-    "REQUEUED",
-    "REQUEUE_FED",
-    "REQUEUE_HOLD",
-    "RESV_DEL_HOLD",
-    "SPECIAL_EXIT",
-    "SUSPENDED",
-    "STOPPED",
+    *("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+    *("SUSPENDED", "STOPPED"),
 )
 ACTIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING")
 ENDS = {
@@ -53,23 +43,12 @@ class Jobs:
     """Which SLURM has answered."""
     silent: str = ""
     """Why accounting did not answer, where the queue did."""
-    at: float = field(default=-math.inf, compare=False)
-    """When SLURM was asked (time.monotonic())."""
 
     def of(self, ref: Mapping[str, Any]) -> Job | None:
         """The job that a ticket means: by its id and its name, since numbers are used again, or by its name alone."""
-        known = {**self.ended, **self.queued}
-        if ref["id"]:
-            job = known.get(ref["id"])
-            return job if job and _is_meant(job, ref) else None
-        return max((job for job in known.values() if _is_meant(job, ref)), key=lambda job: job.number, default=None)
-
-
-def _is_meant(job: Job, ref: Mapping[str, Any]) -> bool:
-    """Whether a job is the one of a ticket: numbers are used again, names where a run was deleted and made again."""
-    if job.user not in (ask.user(), "") or ref["name"] not in (job.name, None):
-        return False
-    return job.submitted is None or job.submitted >= ref.get("time", 0.0) - ask.CLOCKS_S
+        jobs = [job for job in {**self.ended, **self.queued}.values() if ref["id"] in (job.id, None)]
+        meant = [job for job in jobs if ask.is_meant(job, ref["name"], ref.get("time", 0.0))]
+        return max(meant, key=lambda job: int(job.id), default=None)
 
 
 class Watch:
@@ -77,13 +56,13 @@ class Watch:
 
     def __init__(self) -> None:
         self._refs: list[Mapping[str, Any]] = []
-        self._jobs = Jobs()
+        self._jobs, self._at = Jobs(), 0.0
 
     def jobs(self, refs: Sequence[Mapping[str, Any]], within_s: float) -> Jobs:
         """What SLURM says, or has said in the last seconds of these and perhaps others."""
-        is_known = time.monotonic() - self._jobs.at < within_s and all(ref in self._refs for ref in refs)
+        is_known = time.monotonic() - self._at < within_s and all(ref in self._refs for ref in refs)
         if not is_known:
-            self._refs, self._jobs = list(refs), asked(refs)
+            self._refs, self._jobs, self._at = list(refs), asked(refs), time.monotonic()
         return self._jobs
 
 
@@ -110,34 +89,28 @@ def alive(refs: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 
 def asked(refs: Iterable[Mapping[str, Any]]) -> Jobs:
-    """Ask the queue once, and accounting once for what the queue has forgotten; nothing where no job is asked for.
-
-    Args:
-        refs: {"id", "name"} of each job; an id that was never written down is None.
-    """
+    """Ask the queue, and accounting for what it has forgotten, each once; an id that was never written down is None."""
     refs = list(refs)
     if not refs:
         return Jobs()
     try:
         queued = {job.id: job for job in ask.queue()}
     except KdclusterError as error:
-        return Jobs(problem=str(error), at=time.monotonic())
-    names = {job.name for job in queued.values()}
+        return Jobs(problem=str(error))
+    ids = {ref["id"] for ref in refs if ref["id"]} - queued.keys()
+    names = {ref["name"] for ref in refs if not ref["id"]} - {job.name for job in queued.values()}
     try:
-        ended = {job.id: job for job in ask.accounting({ref["id"] for ref in refs if ref["id"]} - queued.keys())}
-        if unknown := {ref["name"] for ref in refs if not ref["id"]} - names:
-            ended |= {job.id: job for job in ask.accounting((), unknown)}
+        forgotten = [*ask.accounting(ids), *ask.accounting((), names)]
     except KdclusterError as error:
-        return Jobs(queued, silent=str(error), cluster=cluster(), at=time.monotonic())
-    return Jobs(queued, ended, cluster=cluster(), at=time.monotonic())
+        return Jobs(queued, silent=str(error), cluster=cluster())
+    return Jobs(queued, {job.id: job for job in forgotten}, cluster=cluster())
 
 
 def cluster() -> str:
-    """The name of the SLURM that is asked; empty where it does not say."""
+    """The name of the SLURM that is asked; empty where it does not say, or several are."""
     try:
         return ask.cluster_name()
-    except KdclusterError as error:
-        log.debug("no name of the cluster: %s", error)
+    except ConfigError:
         return ""
 
 
@@ -149,10 +122,8 @@ def seen(ref: Mapping[str, Any], jobs: Jobs) -> Seen:
         why = f"job {ref['id']} is of the cluster {ref['slurm']}, and this is {jobs.cluster}"
         return Seen(Phase.UNKNOWN, why, ref["id"])
     job = jobs.of(ref)
-    if job is None and jobs.silent and ref["id"] is None:  # it may have been accepted, and have ended
-        return Seen(Phase.UNKNOWN, jobs.silent)
     if job is None:
-        return _absent(ref)
+        return _absent(ref, jobs.silent)
     whole = {**ref, "id": job.id}
     if job.state in ENDS:
         detail = job.reason if job.reason.startswith(job.state) else job.state
@@ -169,10 +140,12 @@ def seen(ref: Mapping[str, Any], jobs: Jobs) -> Seen:
     return Seen(Phase.UNKNOWN, why, job.id, whole)
 
 
-def _absent(ref: Mapping[str, Any]) -> Seen:
+def _absent(ref: Mapping[str, Any], silent: str) -> Seen:
     """A job that neither the queue nor accounting knows: forgotten, or not submitted, or only just being it."""
     if ref["id"] is not None:
         return Seen(Phase.ABSENT, f"SLURM does not know job {ref['id']} any more", ref["id"])
+    if silent:  # it may have been accepted, and have ended
+        return Seen(Phase.UNKNOWN, silent)
     here = ref["submitter"]["host"] == socket.gethostname()
     going = is_alive(ref["submitter"]) if here else time.time() - ref["time"] < SUBMITTED_S
     return Seen(Phase.WAITING, "is being submitted") if going else Seen(Phase.ENDED)
@@ -183,13 +156,14 @@ def why_waiting(job: Job) -> str:
     words = _REASONS.get(job.reason)
     if words is None:
         words = next((text for start, text in _FAMILIES.items() if job.reason.startswith(start)), "")
-        words = f"{words} ({job.reason})" if words else f"waits: {job.reason}" if job.reason != "None" else "waits"
-    held = "Held" in job.reason or "held" in job.reason
-    start = "" if held else f"; expected to start at {job.start.replace('T', ' ')}" if job.start else ""
+        words = f"{words} ({job.reason})" if words else f"waits: {job.reason}"
+    has_start = job.start and "held" not in job.reason.lower()
+    start = f"; expected to start at {job.start.replace('T', ' ')}" if has_start else ""
     return f"job {job.id} {words.format(job=job.id)}{start}"
 
 
 _REASONS = {
+    "None": "waits",
     "Resources": "waits for free GPUs",
     "Priority": "waits: other jobs go first",
     "Dependency": "waits for the run that it needs",

@@ -20,11 +20,10 @@ def judged(
     """An attempt's outcome with what comes next: {"next": "restart" | "requeue" | None, "budget": …, …}.
 
     Args:
-        ended: how the attempt ended (outcome.py).
+        ended: its outcome (outcome.py).
         past: outcomes of the earlier attempts of this job, oldest first.
         steps: the step that each attempt of this job began from, oldest first, this one's last; then the step that
             is saved now. Empty for a run that is only evaluated: it has no steps to show progress by.
-        profile: has the budgets.
         by_slurm: whether SLURM stopped the attempt in order to requeue it, or will be asked to.
     """
     states = [*(str(outcome.get("state")) for outcome in past), str(ended["state"])]
