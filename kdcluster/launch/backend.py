@@ -169,6 +169,11 @@ class Backend(Protocol):
             KdclusterError: the place does not answer.
         """
 
+    @classmethod
+    def ends_within_s(cls) -> float:
+        """How long the place lets go on what it was told to end, before it kills that."""
+        return 0.0
+
     def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
         """For `kdcluster doctor`: what this place would need beyond what every submission does."""
         return iter(())
@@ -223,8 +228,8 @@ def look(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Seen
     return seen
 
 
-def cancel(run_dirs: Iterable[RunDir]) -> None:
-    """Have the places end runs that they were given.
+def cancel(run_dirs: Iterable[RunDir]) -> float:
+    """Have the places end runs that they were given; returns how many seconds that may take.
 
     Raises:
         KdclusterError: one does not answer.
@@ -232,6 +237,7 @@ def cancel(run_dirs: Iterable[RunDir]) -> None:
     places, _ = _by_place(run_dirs)
     for name, refs in places.items():
         find(name).cancel(list(refs.values()))
+    return max((find(name).ends_within_s() for name in places), default=0.0)
 
 
 def _by_place(run_dirs: Iterable[RunDir]) -> tuple[dict[str, dict[RunDir, Mapping[str, Any]]], dict[RunDir, str]]:

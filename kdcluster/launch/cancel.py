@@ -31,7 +31,7 @@ GRACE_S = 45.0
 STOPPED_S = 5.0
 """How long, where a process of the run is stopped and will do nothing."""
 GONE_S = 45.0
-"""How long what was killed, or is ended by its place, may take to be gone; SLURM's KillWait is 30 s."""
+"""How long what was killed may take to be gone."""
 POLL_S = 0.2
 ASK_S = 2.0
 """Between two questions to a place."""
@@ -66,14 +66,14 @@ def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
         _refuse_closed(live)
         for run_dir in live:
             run_dir.mark_cancelled()
-        backend.cancel(live)
+        ends_s = backend.cancel(live)
     started = time.monotonic()
     while still := _live((one for one in live if one.is_cancelled()), ASK_S):  # not what a later submit has taken back
         waited_s = time.monotonic() - started
         for run_dir in still:
             if waited_s > (STOPPED_S if _is_stopped(run_dir) else GRACE_S):
                 kill(run_dir)
-        if waited_s > GRACE_S + GONE_S:
+        if waited_s > max(GRACE_S, ends_s) + GONE_S:
             lines = [one_line(f"{run_dir.id}: {status.state}: {status.reason}") for run_dir, status in still.items()]
             told = f"still there {waited_s:.0f} s after they were told to stop; marked, to stop once they hear of it:"
             raise WaitTimeout("\n".join([told, *lines]))

@@ -393,7 +393,7 @@ def test_text_and_json_say_the_same(answering: Path) -> None:
     assert all(f"--user={ME}" in line for line in asked)  # root is shown everybody's
     assert sum("--json" in line for line in asked) in (0, 3)  # 3: once to see whether it can
     assert scheduler.cluster_name() == "dev"
-    assert nodes.kill_wait_s() == 17.0
+    assert Slurm.ends_within_s() == 17.0  # KillWait: so long cancel waits for it
 
 
 def test_without_its_json_plugin_slurm_is_read_as_text(answering: Path, fake: Any) -> None:
@@ -448,6 +448,11 @@ def test_one_cluster_is_meant(fake: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SLURM_CLUSTERS", "far,near")
     with pytest.raises(ConfigError, match="SLURM_CLUSTERS=far,near names several clusters"):
         scheduler.cluster_name()
+    for in_json in (True, False):  # JSON of several clusters is several documents
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler, "_has_json", lambda answer=in_json: answer)
+            with pytest.raises(ConfigError, match="names several clusters"):
+                scheduler.queue()
 
 
 def test_who_we_are_says_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,6 +563,7 @@ GIVE_UP = f"{LONG_AGO}; if it is gone for good: kdcluster cancel, then submit --
         ("PENDING", "JobHeldUser", ("queued", "job 5 is held; scontrol release 5")),
         ("PENDING", "QOSMaxGRESPerUser", ("queued", "job 5 waits: a limit of its QoS is reached (QOSMaxGRESPerUser)")),
         ("PENDING", "SomethingNew", ("queued", "job 5 waits: SomethingNew")),
+        ("PENDING", "odd {x} {job}", ("queued", "job 5 waits: odd {x} {job}")),
         ("RUNNING", "None", ("queued", "job 5 starts on node1")),
         ("CANCELLED", "CANCELLED by 0", ("planned", "SLURM ended job 5: CANCELLED by 0 before it started")),
         ("FAILED", "FAILED", ("failed", "SLURM ended job 5: FAILED before training began")),

@@ -99,10 +99,10 @@ def queue() -> list[Job]:
     Raises:
         SchedulerError: SLURM does not answer.
     """
-    argv = ("squeue", "--states=all", f"--user={user()}")
+    argv, cluster = ("squeue", "--states=all", f"--user={user()}"), cluster_name()
     if _has_json():
         return _jobs_in_json(*argv)
-    return answers.of_queue(ask(*argv, *answers.SQUEUE), cluster_name())
+    return answers.of_queue(ask(*argv, *answers.SQUEUE), cluster)
 
 
 def accounting(ids: Iterable[str], names: Iterable[str] = ()) -> list[Job]:

@@ -230,6 +230,11 @@ class Slurm:
         """scancel, pending jobs first, so that none of them begins meanwhile."""
         ask.cancel(queue.alive(refs))
 
+    @classmethod
+    def ends_within_s(cls) -> float:
+        """KillWait."""
+        return nodes.kill_wait_s()
+
     def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
         """The profile against what SLURM says; nothing where there is none."""
         if self.cluster is None and with_job:

@@ -12,7 +12,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from kdcluster.errors import KdclusterError
-from kdcluster.files import read_json, write_json
+from kdcluster.files import acquire, read_json, write_json
 from kdcluster.launch.backend import Backend, Finding
 from kdcluster.launch.slurm import ask, nodes
 from kdcluster.launch.slurm.profile import Profile
@@ -93,8 +93,12 @@ def _from_a_node(backend: Cluster, root: Path) -> Iterator[Finding]:
         folder = Path(name)
         layout = Layout(backend.profile.device, 1, 1, 1, 1)
         (folder / "job.sh").write_text(script("kdcluster-doctor", layout, backend.profile, folder, (), __name__))
-        with FileLock(folder / "lock", fallback_to_soft=False):
+        lock = FileLock(folder / "lock", fallback_to_soft=False)
+        acquire(lock, "attempts alone protect")
+        try:
             job_id = ask.run(folder / "job.sh")
+        finally:
+            lock.release()
         seen = read_json(folder / "seen.json")
         if seen is None:
             log = folder / f"{job_id}.log"

@@ -153,13 +153,13 @@ def _absent(ref: Mapping[str, Any], silent: str) -> Seen:
 
 def why_waiting(job: Job) -> str:
     """SLURM's pending reason in plain words, with the expected start where SLURM knows one."""
-    words = _REASONS.get(job.reason)
-    if words is None:
+    words = _REASONS.get(job.reason, "").format(job=job.id)  # never what SLURM says itself: it may hold braces
+    if not words:
         words = next((text for start, text in _FAMILIES.items() if job.reason.startswith(start)), "")
         words = f"{words} ({job.reason})" if words else f"waits: {job.reason}"
     has_start = job.start and "held" not in job.reason.lower()
     start = f"; expected to start at {job.start.replace('T', ' ')}" if has_start else ""
-    return f"job {job.id} {words.format(job=job.id)}{start}"
+    return f"job {job.id} {words}{start}"
 
 
 _REASONS = {
