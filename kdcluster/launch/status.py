@@ -213,7 +213,7 @@ def _of(run_dir: RunDir, attempt: Attempt, state: State, reason: str, **more: An
     logs = [path for _, path in attempt.logs() if path.exists()]
     log = logs[-1] if len(logs) == 2 else attempt.path
     if state == State.RUNNING and attempt.read("start").get("code_changed"):
-        reason = both(reason, "by other trainer code than was submitted")
+        reason = both(reason, "by other trainer code than it was submitted or begun with")
     beat = attempt.read("heartbeat") or so_far(run_dir)
     given = {"log": log, "heartbeat": beat, "job_id": attempt.read("start").get("job_id"), **more}
     return Status(state, reason, attempt.number, **given)

@@ -619,7 +619,7 @@ def test_other_code_than_was_submitted_is_said(made: Plan, root: Path) -> None:
     run_dir = queued(put(root, made.runs[0], "planned"))
     started(run_dir)
     run_dir.attempt(1).write("start", {"job_id": "5", "host": "node1", "started": time.time(), "code_changed": True})
-    assert seen(run_dir, "RUNNING") == ("running", "by other trainer code than was submitted")
+    assert seen(run_dir, "RUNNING") == ("running", "by other trainer code than it was submitted or begun with")
 
 
 def test_lines_that_nobody_expects_are_no_traceback(fake: Any) -> None:
