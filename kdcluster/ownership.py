@@ -48,8 +48,8 @@ def refuse_foreign(path: Path, why: str | None = None) -> None:
     """
     if why := foreign(path) if why is None else why:
         raise ConfigError(
-            f"{why}: whoever can write there could run programs as you; if it is all yours, "
-            f"chmod -R go-w {quoted(str(path))}, else take a runs directory of your own (--runs-dir)"
+            f"{why}: whoever can write there could run programs as you, so it is only read; to start it, "
+            f"chmod -R go-w {quoted(str(path))} if all in it is yours, or take another --runs-dir"
         )
 
 
@@ -68,6 +68,15 @@ def own_text(path: Path) -> str:
 def keep_to_oneself() -> None:
     """Whatever the umask: others write nothing of what this process and its children make from now on."""
     os.umask(umask() | 0o022)
+
+
+def shared_folder(path: Path) -> Path:
+    """A folder as open as the one that it lies in, made where there is none: its users put things side by side."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(stat.S_IMODE(path.parent.stat().st_mode))
+    return path
 
 
 def umask() -> int:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from kdcluster.errors import KdclusterError
 from kdcluster.files import acquire, read_json, write_json
 from kdcluster.launch.slurm.ask import is_inside_job
-from kdcluster.ownership import keep_to_oneself, own_folder, refuse_foreign
+from kdcluster.ownership import keep_to_oneself, own_folder, refuse_foreign, shared_folder
 from kdcluster.processes import descendants, is_alive, kill_tree, process_record, threads_available
 from kdcluster.sweep.room import check_nodes, ray_module
 from kdcluster.sweep.tuning import quiet
@@ -60,7 +60,8 @@ class Session:
             KdclusterError: another one is under way.
         """
         keep_to_oneself()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        shared_folder(self.folder.parent)
+        self.folder.mkdir(exist_ok=True)
         refuse_foreign(self.folder)  # it says what to kill
         self._lock_it(LEASE_S if is_inside_job() else 0)
         before = read_json(self._file) or {}
@@ -76,7 +77,8 @@ class Session:
         Raises:
             KdclusterError: one is.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        shared_folder(self.folder.parent)
+        self.folder.mkdir(exist_ok=True)
         self._lock_it(0)
         self.close()
 

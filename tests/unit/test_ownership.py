@@ -17,7 +17,7 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.launch import cancel, preflight, submission
 from kdcluster.launch.local.backend import Local
-from kdcluster.ownership import foreign, keep_to_oneself, own_text, refuse_foreign
+from kdcluster.ownership import foreign, keep_to_oneself, own_text, refuse_foreign, shared_folder
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, process_record
 from kdcluster.runs import RunDir
@@ -145,6 +145,17 @@ def test_a_configuration_of_before_teachers_had_their_hash_in_it_is_loaded(plann
     assert line in text
     run_dir.config.write_text(text.replace(line, ""))
     assert run_dir.load().hash == planned.runs[2].hash
+
+
+def test_what_users_of_a_group_put_side_by_side_lies_in_folders_as_open_as_the_runs_directory(tmp_path: Path) -> None:
+    for mode in (0o755, 0o2775, 0o700):
+        root = tmp_path / str(mode)
+        root.mkdir()
+        root.chmod(mode)
+        assert stat.S_IMODE(shared_folder(root / ".submissions").stat().st_mode) == mode
+        Session(root / ".sweeps" / "exp1").begin()
+        assert stat.S_IMODE((root / ".sweeps").stat().st_mode) == mode
+        assert foreign(root / ".sweeps" / "exp1") == ""
 
 
 # Processes that a file names

@@ -21,7 +21,7 @@ from kdcluster.files import write_json
 from kdcluster.launch.backend import Backend, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
-from kdcluster.ownership import keep_to_oneself, refuse_foreign
+from kdcluster.ownership import keep_to_oneself, refuse_foreign, shared_folder
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped, process_record, threads_available
 from kdcluster.runs import RunDir
@@ -64,8 +64,8 @@ class Local(Backend):
         Raises:
             KdclusterError: it did not come up (with its log).
         """
-        folder = root / ".submissions" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        folder.mkdir(parents=True)
+        folder = shared_folder(root / ".submissions") / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        folder.mkdir()
         wanted = {run_id: asdict(item) for run_id, item in layouts(plan).items() if run_id in chosen}
         values = {"root": str(root), "data_dir": str(data_dir), "runs": list(chosen), "layouts": wanted}
         write_json(folder / "submission.json", values)

@@ -167,7 +167,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     if sys.stdin.buffer.read() != GO:
         return log.info("the submit that started this ended before it had handed the runs over")
-    given = records.read(folder / "submission.json")
+    given = records.read(folder / "submission.json", own=True)
     root = Path(given["root"])
     runs = []
     for run_id in given["runs"]:
