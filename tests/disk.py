@@ -14,7 +14,8 @@ import pytest
 def small_disk(place: Path) -> Iterator[Path]:
     """A file system of 4 MiB of its own in a folder."""
     place.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "tmpfs", str(place)], capture_output=True)
+    argv = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "tmpfs", str(place)]
+    mounted = subprocess.run(argv, capture_output=True)
     if mounted.returncode != 0:
         pytest.skip(f"mounting a tmpfs needs root: {mounted.stderr.decode().strip()}")
     try:
