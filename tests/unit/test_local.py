@@ -6,6 +6,7 @@ The supervisor runs here in this process, on short Python scripts instead of tor
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from kdcluster import ownership
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
 from kdcluster.launch import attempt as launched
@@ -135,6 +137,26 @@ def test_more_gpus_than_there_are_is_an_error(
         return check_room(wanted)
     with pytest.raises(KdclusterError, match=f"^{message}"):
         check_room(wanted)
+
+
+def test_a_run_cannot_have_several_mig_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA shows a process the first one that CUDA_VISIBLE_DEVICES names, so a second rank would have none."""
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["MIG-a", "MIG-b"])
+    check_room({"a": Layout("cuda", 1, None), "b": Layout("cuda", 1, None)})
+    with pytest.raises(KdclusterError, match=r"2 GPUs asked for one run.*MIG instances.*ask for --gpus 1"):
+        check_room({"a": Layout("cuda", 2, None)})
+
+
+def test_gpus_whose_locks_others_could_hold_are_refused_before_anything_is_queued(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["GPU-a"])
+    monkeypatch.setattr(ownership, "TEMPORARY", tmp_path)
+    (tmp_path / f"kdcluster-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"kdcluster-{os.getuid()}").chmod(0o777)
+    check_room({"a": Layout("cpu", 1, 1)})
+    with pytest.raises(KdclusterError, match="is open to others"):
+        check_room({"a": Layout("cuda", 1, None)})
 
 
 def ready(runs: list[Run]) -> None:

@@ -21,7 +21,7 @@ from kdcluster.files import write_json
 from kdcluster.launch.backend import Backend, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
-from kdcluster.ownership import keep_to_oneself, refuse_foreign, shared_folder
+from kdcluster.ownership import keep_to_oneself, own_folder, refuse_foreign, shared_folder
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped, process_record, threads_available
 from kdcluster.runs import RunDir
@@ -104,15 +104,23 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
     """Refuse what this machine can never run.
 
     Raises:
-        KdclusterError: more GPUs were asked for than there are.
+        KdclusterError: more GPUs were asked for than there are, or than one run can have; their locks have no place.
     """
     most = max((item.procs for item in wanted.values() if item.device == "cuda"), default=0)
-    here = len(visible_gpus()) if most else 0
-    if most > here:
+    if not most:
+        return
+    gpus = visible_gpus()
+    if most > len(gpus):
         raise KdclusterError(
-            f"{count(most, 'GPU')} asked for, this machine shows {here or 'none'}; "
+            f"{count(most, 'GPU')} asked for, this machine shows {len(gpus) or 'none'}; "
             f"ask for fewer with --gpus, or run on the CPU with --procs"
         )
+    if most > 1 and any(gpu.startswith("MIG-") for gpu in gpus):
+        raise KdclusterError(
+            f"{most} GPUs asked for one run, and this machine's are MIG instances: CUDA shows a process one of them "
+            f"alone; ask for --gpus 1"
+        )
+    own_folder()
 
 
 def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
