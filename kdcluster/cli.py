@@ -18,6 +18,7 @@ from kdcluster.columns import aligned
 from kdcluster.commands import arguments
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
+from kdcluster.imagefolder import looked_at_once
 from kdcluster.terminal import Warnings, leave, say, show, show_json, show_log, show_text
 from kdcluster.wording import count, one_line, printable
 
@@ -27,7 +28,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with looked_at_once():
+                return super().invoke(ctx)
         except KdclusterError as error:
             if ctx.find_root().obj["verbose"]:
                 click.echo(printable(traceback.format_exc()), err=True)
@@ -226,7 +228,8 @@ def prefetch(chosen: Chosen) -> None:
     """Fetch data and weights now, on the machine that has internet."""
     from kdcluster.launch.preflight import preflight
 
-    preflight(chosen.plan().runs, chosen.data, fetch=True)
+    runs = chosen.plan().runs
+    preflight(runs, chosen.data, fetch=True)
     say(f"data and weights of {', '.join(chosen.experiments)} are here: {chosen.data}")
 
 

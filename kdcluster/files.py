@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 CHECK = "crc32"
 """The field of a JSON object that has the check sum of the others."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
 
 def shipped(relative: str) -> Path:
@@ -173,60 +172,35 @@ def file_digest(path: Path) -> str:
     """
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    cache = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.digest"
-    if cache.is_file() and len(known := cache.read_text()) == 64:
+    if len(known := recall("digests", key)) == 64:
         return known
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(cache, digest)
-    except OSError:
-        pass  # a read-only home is no reason to refuse a plan
+    remember("digests", key, digest)
     return digest
 
 
-def _cache_folder() -> Path:
+def recall(kind: str, key: str) -> str:
+    """What `remember` kept in the user's cache folder; empty: nothing, or what cannot be read."""
+    try:
+        return _remembered(kind, key).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def remember(kind: str, key: str, text: str) -> None:
+    """Keep what can be found out again."""
+    path = _remembered(kind, key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(path, text)
+    except OSError:
+        pass  # a read-only home is no reason to refuse a plan
+
+
+def _remembered(kind: str, key: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "kdcluster" / "digests"
-
-
-def folder_classes(folder: Path) -> list[str]:
-    """The class names of one split of an image folder: its sub-folders, sorted."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def folder_images(folder: Path) -> list[tuple[str, int]]:
-    """Every image below `folder` as (relative path, size in bytes), sorted by path."""
-    return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in _images(folder))
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    for base, folders, names in os.walk(folder, followlinks=True):  # class folders are often links
-        folders[:] = [name for name in folders if not name.startswith(".")]  # .ipynb_checkpoints and the like
-        yield from (Path(base) / name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and sizes of all images of an image folder (train/ and test/)."""
-    digest = hashlib.sha256()
-    for name, size in folder_images(folder):
-        digest.update(os.fsencode(f"{name}\0{size}\n"))
-    return digest.hexdigest()
-
-
-def image_folder_problem(folder: Path) -> str | None:
-    """What keeps a folder from being an image folder; None: nothing."""
-    for split in ("train", "test"):
-        if not (folder / split).is_dir():
-            return f"no such folder: {folder / split} (an image_folder has train/<class>/ and test/<class>/)"
-        if next(_images(folder / split), None) is None:
-            return f"no images below {folder / split}"
-    train, test = folder_classes(folder / "train"), folder_classes(folder / "test")
-    if train != test:
-        odd = sorted(set(train) ^ set(test))
-        return f"train/ has {len(train)} classes and test/ has {len(test)}; only in one of them: {', '.join(odd[:5])}"
-    return None
+    return Path(base) / "kdcluster" / kind / f"{hashlib.sha256(os.fsencode(key)).hexdigest()}.{kind.removesuffix('s')}"
 
 
 def trainer_code() -> str:

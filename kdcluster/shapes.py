@@ -122,6 +122,7 @@ class Trainer(Record):
     params: Number | None = None
     batchnorm_batch: Number | None = None
     trainer_code: str | None = None
+    images_skipped: Number = 0
     steps_per_epoch: Number | None = None
     resumed_at_step: Number = 0
     device: str | None = None

@@ -45,7 +45,8 @@ class Data(Block):
         "`demo` extra; image_folder reads `path`."
     )
     path: str | None = field(
-        "image_folder only: a folder with train/<class>/ and test/<class>/; relative to this file.",
+        "image_folder only: a folder with train/<class>/ and test/<class>/ (or val/, valid/, validation/, which is "
+        "tested on where there is no test/); relative to this file.",
         None,
         hashed=False,
     )
@@ -56,6 +57,11 @@ class Data(Block):
         None,
         unit="pixels",
         ge=1,
+    )
+    skip_broken: bool = field(
+        "image_folder only: leave out images that are damaged; false: refuse the folder, and name them all. How many "
+        "were left out stands in the results.",
+        False,
     )
     val_fraction: float = field(
         "Share of the training images held out for validation; 0 selects the best epoch on test.",
@@ -365,6 +371,8 @@ def _data(data: Data) -> Iterator[tuple[str, str]]:
         return
     if data.path is not None:
         yield "path", f"only an image_folder has one; leave it out for {data.name}"
+    if data.skip_broken:
+        yield "skip_broken", f"is for an image_folder; leave it out for {data.name}"
     if data.image_size is not None:
         yield "image_size", f"only an image_folder has one; for {data.name} set image_size in teacher and student"
 

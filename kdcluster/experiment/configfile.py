@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdcluster import wording
+from kdcluster import imagefolder, wording
 from kdcluster.errors import ConfigError, NotFound
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import DATASETS, Experiment
 from kdcluster.experiment.yamlfile import Source
-from kdcluster.files import file_digest, folder_classes, folder_digest, image_folder_problem, shipped, write_aside
+from kdcluster.files import file_digest, shipped, write_aside
 from kdcluster.wording import Key, Problem
 
 
@@ -72,10 +72,10 @@ def load(name: str, overrides: Iterable[str] = ()) -> LoadedExperiment:
     source = Source(path, "data:, teacher:, student:", _make_absolute)
     malformed = source.override(overrides)
     config, problems = _validated(source.values)
-    digests, missing = _digests(source.values)
+    digests, classes, missing = _digests(source.values)
     if malformed or problems or missing:
         raise ConfigError(*source.report([*problems, *missing]), *malformed)
-    return LoadedExperiment(path.stem, path, config, digests, _num_classes(config))
+    return LoadedExperiment(path.stem, path, config, digests, classes or DATASETS[config.data.name][0])
 
 
 def located(loaded: LoadedExperiment, overrides: Iterable[str], problems: Iterable[Problem]) -> list[str]:
@@ -137,26 +137,23 @@ def _make_absolute(values: dict[str, Any], base: Path) -> None:
         holder[key[-1]] = str(path.resolve())
 
 
-def _digests(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
-    """Digest of every file and folder that the values name, and what is wrong with them."""
+def _digests(values: Mapping[str, Any]) -> tuple[dict[str, str], int, list[Problem]]:
+    """Digest of every file and folder that the values name, classes of an image folder, and what is wrong with them."""
     digests: dict[str, str] = {}
+    classes = 0
     problems: list[Problem] = []
     for key, text in _named(values):
-        path, folder = Path(text), key == ("data", "path")
-        if folder and values["data"].get("name") != "image_folder":
-            continue  # a contradiction
+        path = Path(text)
         try:
-            wrong = image_folder_problem(path) if folder else None if path.is_file() else f"no such file: {path}"
-            if wrong is None:
-                digests[text] = folder_digest(path) if folder else file_digest(path)
+            if key != ("data", "path"):
+                if not path.is_file():
+                    raise ConfigError(f"no such file: {path}")
+                digests[text] = file_digest(path)
+            elif values["data"].get("name") == "image_folder":  # else it is a contradiction
+                found = imagefolder.look(path)
+                digests[text], classes = found.digest, len(found.classes)
+        except ConfigError as error:
+            problems.append((key, str(error)))
         except OSError as error:
-            wrong = f"cannot read {error.filename}: {error.strerror}"
-        if wrong is not None:
-            problems.append((key, wrong))
-    return digests, problems
-
-
-def _num_classes(config: Experiment) -> int:
-    if config.data.path is not None:
-        return len(folder_classes(Path(config.data.path) / "train"))
-    return DATASETS[config.data.name][0]
+            problems.append((key, f"cannot read {error.filename}: {error.strerror}"))
+    return digests, classes, problems

@@ -230,6 +230,9 @@ def _notes(
         elif not seeds:
             yield "no gain: no seed has both a baseline and a distilled run"
     done = [m for m in unique if m.done]
+    if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
+        counts = " or ".join(map(str, skipped))
+        yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"
     if where := sorted({text for m in done if (text := _where(m))}):
         yield f"trained on {'; '.join(where)}"
     if partial := _local_batchnorm(done):

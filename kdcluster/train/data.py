@@ -11,28 +11,27 @@ Letters: N images of a split, B batch, C channels, H W pixels.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import google_crc32c
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from kdcluster.errors import ConfigError, Damaged, KdclusterError
-from kdcluster.files import folder_digest, read_json, write_json
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.files import write_json
+from kdcluster.inputs import ARRAYS, Images, arrays_folder, fingerprint
 from kdcluster.plan import Run
-from kdcluster.train import sources
-from kdcluster.train.sources import Labels, Part, Pixels
+from kdcluster.train import decode, sources, stored
+from kdcluster.train.decode import Pixels
+from kdcluster.train.sources import Labels
 
-SCHEMA = "kdcluster.arrays/1"
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 _FILES = tuple(f"{split}_{what}" for split in SPLITS for what in ("images", "labels"))
@@ -52,6 +51,10 @@ class Arrays:
     classes: tuple[str, ...]
     image_rule: str
     """In words, what was done to the images' size."""
+    seen: Images
+    """The same for people; its training images are those that are left when some are held out."""
+    skipped: int = 0
+    """Broken images that were left out."""
 
 
 def prepare(run: Run, data_dir: Path, *, verify: bool = False) -> Arrays:
@@ -91,39 +94,26 @@ def open_arrays(run: Run, data_dir: Path) -> Arrays:
     folder = arrays_folder(run, data_dir)
     if not folder.exists():
         raise KdclusterError(f"no decoded images in {folder}; run `kdcluster prefetch` for this experiment first")
-    meta = _meta(folder)
+    meta = stored.meta(folder)
     if meta["fingerprint"] != fingerprint(run):
-        raise _damaged(folder, f"made from {meta['fingerprint']!r}, but the run wants {fingerprint(run)!r}")
-    files = {name: _mapped(folder, name, meta) for name in _FILES}
+        raise stored.damaged(folder, f"made from {meta['fingerprint']!r}, but the run wants {fingerprint(run)!r}")
+    files = {name: stored.mapped(folder, name, meta) for name in _FILES}
     for split in SPLITS:
         images, labels = files[f"{split}_images"], files[f"{split}_labels"]
         fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == run.channels
         if not fits or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-            raise _damaged(folder, f"{split} holds {images.dtype}{images.shape} and {labels.dtype}{labels.shape}")
+            raise stored.damaged(folder, f"{split} holds {images.dtype}{images.shape} and {labels.dtype}{labels.shape}")
         if labels.min() < 0 or labels.max() >= run.num_classes:
-            raise _damaged(folder, f"{split}_labels.npy has labels outside 0 to {run.num_classes - 1}")
+            raise stored.damaged(folder, f"{split}_labels.npy has labels outside 0 to {run.num_classes - 1}")
     return Arrays(
         folder,
         {split: files[f"{split}_images"] for split in SPLITS},
         {split: files[f"{split}_labels"] for split in SPLITS},
         tuple(meta["classes"]),
         meta["image_rule"],
+        Images.stored(meta, run.num_classes, run.data.val_fraction),
+        sum(map(len, meta.get("skipped", {}).values())),
     )
-
-
-def arrays_folder(run: Run, data_dir: Path) -> Path:
-    """Where the run's decoded images lie."""
-    name: str = run.data.name
-    if run.data.path is not None:
-        name += f"-{run.digests[run.data.path][:8]}-{run.data.image_size or 'auto'}"
-    return data_dir / "arrays" / name
-
-
-def fingerprint(run: Run) -> str:
-    """What decides the content of the arrays; the number after the slash is raised when a source changes."""
-    if run.data.path is None:
-        return f"{run.data.name}/1"
-    return f"image_folder/1 {run.digests[run.data.path]} {run.data.image_size or 'auto'}"
 
 
 @contextmanager
@@ -156,22 +146,22 @@ def _build(run: Run, folder: Path, downloads: Path) -> None:
     try:
         source = sources.open_source(run.data, downloads, scratch)
         path = run.data.path
-        if path is not None and folder_digest(Path(path)) != run.digests[path]:
+        if path is not None and source.digest != run.digests[path]:
             raise ConfigError(f"data.path: the images in {path} have changed since this run was planned; plan again")
         log.info("writing the decoded images to %s", folder)
-        for split, part in source.parts.items():
-            _write_part(aside, split, part)
+        digests = {split: stored.write_part(aside, split, part) for split, part in source.parts.items()}
         shutil.rmtree(scratch)
         arrays = {name: np.load(aside / f"{name}.npy", mmap_mode="r") for name in _FILES}
         meta = {
-            "schema": SCHEMA,
+            "schema": ARRAYS,
             "fingerprint": fingerprint(run),
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
             "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
             "num_classes": len(source.classes),
             "classes": source.classes,
             "image_rule": source.image_rule,
-            "crc32c": {name: _crc32c(aside / f"{name}.npy", sync=True) for name in _FILES},
+            **_looked_through(source, digests),
+            "crc32c": {name: stored.crc32c(aside / f"{name}.npy", sync=True) for name in _FILES},
         }
         write_json(aside / "meta.json", meta)
         aside.rename(folder)
@@ -180,69 +170,21 @@ def _build(run: Run, folder: Path, downloads: Path) -> None:
         raise
 
 
-def _write_part(folder: Path, split: str, part: Part) -> None:
-    np.save(folder / f"{split}_labels.npy", part.labels)
-    path = folder / f"{split}_images.npy"
-    images = np.lib.format.open_memmap(path, "w+", np.uint8, part.shape)
-    with path.open("rb+") as file:
-        # A full disk then says so here; a page that cannot be written later would kill the process (SIGBUS).
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    part.write(images)
-    images.flush()
-
-
-def _crc32c(path: Path, *, sync: bool = False) -> str:
-    """Check sum of a file as 8 hexadecimal digits; `sync` sees to it that the disk has the file as well."""
-    check = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        while chunk := file.read(1 << 20):
-            check.update(chunk)
-    return str(check.digest().hex())
+def _looked_through(source: sources.Source, digests: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
+    """Of an image folder: what was left out, and how many of the test images are training images, too."""
+    if not source.digest:
+        return {}
+    same = decode.in_both(digests["train"], digests["test"])
+    names = {split: part.names for split, part in source.parts.items()}
+    example = [names[split][place] for split, place in zip(("test", "train"), same[0], strict=True)] if same else []
+    return {"skipped": source.skipped, "in_both": {"count": len(same), "example": example}}
 
 
 def _verify(folder: Path) -> None:
-    known = _meta(folder)["crc32c"]
-    wrong = [name for name in _FILES if _crc32c(folder / f"{name}.npy") != known.get(name)]
+    known = stored.meta(folder)["crc32c"]
+    wrong = [name for name in _FILES if stored.crc32c(folder / f"{name}.npy") != known.get(name)]
     if wrong:
-        raise _damaged(folder, f"the check sum of {', '.join(f'{name}.npy' for name in wrong)} is wrong")
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    try:
-        meta = read_json(folder / "meta.json")
-    except Damaged as error:
-        raise _damaged(folder, f"meta.json: {error.why}") from None
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-        raise _damaged(folder, f"meta.json is missing, or its schema is not {SCHEMA}")
-    if lost := {"fingerprint", "shapes", "dtypes", "classes", "crc32c", "image_rule"} - meta.keys():
-        raise _damaged(folder, f"meta.json lacks {', '.join(sorted(lost))}")
-    return meta
-
-
-def _mapped(folder: Path, name: str, meta: Mapping[str, Any]) -> Any:
-    """One array, mapped read-only.
-
-    Not copy-on-write, which would spare torch its warning: Linux refuses such a mapping of a file larger than
-    the machine's memory (tried, 400 GB on 24 GB), and a big image folder is just that.
-    """
-    path = folder / f"{name}.npy"
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # a damaged header is Python text to numpy: TokenError, SyntaxError, ValueError, …
-        raise _damaged(folder, f"{path.name}: {error}") from None
-    found, wanted = (list(array.shape), str(array.dtype)), (meta["shapes"].get(name), meta["dtypes"].get(name))
-    if found != wanted or path.stat().st_size != array.offset + array.nbytes:
-        raise _damaged(folder, f"{path.name} is not what meta.json says")
-    return array
-
-
-def _damaged(folder: Path, what: str) -> KdclusterError:
-    return KdclusterError(
-        f"{folder} is damaged or was not made by this version of kdcluster ({what}); "
-        "move the folder away and run `kdcluster prefetch` to make it again"
-    )
+        raise stored.damaged(folder, f"the check sum of {', '.join(f'{name}.npy' for name in wrong)} is wrong")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Publisher:
         net: models.Classifier,
         steps_per_epoch: int,
         resumed: dict[str, Any] | None = None,
+        skipped: int = 0,
     ) -> None:
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
@@ -54,6 +55,7 @@ class Publisher:
             "params": models.parameters(net),
             "batchnorm_batch": norm_batch,
             "trainer_code": trainer_code(),
+            "images_skipped": skipped,
         }
         went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0)}
         if self.active and attempt is not None:

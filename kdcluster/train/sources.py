@@ -15,24 +15,20 @@ import shutil
 import tarfile
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
 
+from kdcluster import imagefolder
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Data
-from kdcluster.files import folder_classes, folder_images
-from kdcluster.processes import threads_available
+from kdcluster.train import decode
+from kdcluster.train.decode import Pixels
 
-Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Result = TypeVar("Result")
 
@@ -42,12 +38,8 @@ MNIST_TRAIN = 4000
 """Of the 5,000 digits, the first so many after the shuffle; the others are the test set."""
 MNIST_SHUFFLE_SEED = 0
 """The package has them in order of class. numpy keeps RandomState's stream the same for ever (NEP 19)."""
-DEFAULT_SIZE = 224
-"""Side in pixels at which a folder's images are kept where their sizes differ and none was asked for."""
 DOWNLOAD_TIMEOUT_S = 30
 """A cluster node often drops packets to the internet, and would wait for minutes without."""
-_CHUNK = 64
-"""Images that a thread takes at once: few enough to share out evenly, enough to keep the queue short."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +48,21 @@ class Part:
 
     shape: tuple[int, int, int, int]
     labels: Labels
-    write: Callable[[Pixels], None]
+    write: Callable[[Pixels], Sequence[bytes]]
+    """Returns a digest of each image of a folder, nothing of a published data set."""
+    names: Sequence[str] = ()
+    """Of a folder's images: their paths in it."""
 
     @classmethod
     def of(cls, images: Pixels, labels: Any) -> Part:
         """A split that is in memory already: images (N, C, H, W), labels (N,)."""
         n, c, h, w = images.shape
-        return cls((n, c, h, w), np.asarray(labels, np.int64), lambda out: np.copyto(out, images))
+
+        def write(out: Pixels) -> Sequence[bytes]:
+            np.copyto(out, images)
+            return ()
+
+        return cls((n, c, h, w), np.asarray(labels, np.int64), write)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ class Source:
     classes: list[str]
     image_rule: str
     parts: dict[str, Part]
+    digest: str = ""
+    """Of an image folder, as it was when its images were listed."""
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Broken images of each split that were left out, by their paths in the folder."""
 
 
 def open_source(data: Data, downloads: Path, scratch: Path) -> Source:
@@ -87,7 +91,8 @@ def open_source(data: Data, downloads: Path, scratch: Path) -> Source:
         KdclusterError: the archive cannot be downloaded or is not the original; a broken image.
     """
     if data.path is not None:
-        return image_folder(Path(data.path), data.image_size)
+        names = downloads.parent / "broken-images.txt"
+        return image_folder(Path(data.path), data.image_size, skip_broken=data.skip_broken, names=names)
     if data.name == "mnist5k":
         return mnist5k()
     from torchvision.datasets import CIFAR10, CIFAR100  # 1 s, and only once in a data set's life
@@ -168,122 +173,59 @@ def mnist5k() -> Source:
     return Source([str(digit) for digit in range(10)], "as published", parts)
 
 
-def image_folder(root: Path, size: int | None) -> Source:
-    """A folder with train/<class>/ and test/<class>/, in RGB and upright.
+def image_folder(root: Path, size: int | None, *, skip_broken: bool, names: Path) -> Source:
+    """A folder that `imagefolder` understands, in RGB and upright.
 
-    Images lie in the order of `folder_images`, labels count the sorted class folders. Where a size was asked
-    for, the shorter side is resized to it and a square cropped at the centre; else all keep the size that
-    they share; where they share none, they are brought to 224 in the same way.
+    Labels count the sorted class folders. Where a size was asked for, the shorter side is resized to it and a square
+    cropped at the centre; else all keep the size that they share; where they share none, they are brought to 224 in
+    the same way.
 
     Args:
         root: the folder.
         size: side in pixels, or None.
+        skip_broken: leave out images that cannot be read.
+        names: a file for the names of those, where they are many.
 
     Raises:
-        ConfigError: a folder is missing, the classes differ, or an image lies outside the class folders.
-        KdclusterError: an image cannot be read.
+        ConfigError: it is no image folder, or images cannot be read; names them all.
+        KdclusterError: none can be read.
     """
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise ConfigError(f"data.path: no such folder: {root / split}")
-    classes = folder_classes(root / "train")
-    if folder_classes(root / "test") != classes:
-        here, there = set(classes), set(folder_classes(root / "test"))
-        only = [
-            f"only in {split}: {', '.join(sorted(names)[:5])}"
-            for split, names in (("train", here - there), ("test", there - here))
-            if names
-        ]
-        raise ConfigError(
-            f"data.path: the class folders in {root / 'train'} and {root / 'test'} differ ({'; '.join(only)})"
-        )
-    images = {split: _labelled(root / split, classes) for split in ("train", "test")}
-    (height, width), rule = _size_rule([path for paths, _ in images.values() for path in paths], size)
-    log.info("%s: %s", root, rule)
-    parts = {
-        split: Part((len(paths), 3, height, width), labels, partial(_write_images, paths))
-        for split, (paths, labels) in images.items()
-    }
-    return Source(classes, rule, parts)
-
-
-def _labelled(folder: Path, classes: list[str]) -> tuple[list[Path], Labels]:
-    """The images of one split and their labels; a hidden folder (.ipynb_checkpoints) is no class."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    names = [name for name, _ in folder_images(folder) if "/" not in name or not name.startswith(".")]
-    for name in names:
-        if "/" not in name:
-            raise ConfigError(f"data.path: {folder / name} lies outside the class folders; move it into one")
-    if not names:
-        raise ConfigError(f"data.path: no images below {folder}")
-    labels = np.array([label_of[name.split("/")[0]] for name in names], np.int64)
-    return [folder / name for name in names], labels
-
-
-def _size_rule(paths: list[Path], size: int | None) -> tuple[tuple[int, int], str]:
-    """The (H, W) at which a folder's images are kept, and in words what is done to get there."""
-    rule = "shorter side resized to {0} px (bicubic, antialias), then {0}×{0} px cropped at the centre"
-    if size is not None:
-        return (size, size), rule.format(size)
-    found: set[tuple[int, int]] = set().union(
-        *_in_threads(lambda chunk: {_upright_size(paths[i]) for i in chunk}, len(paths))
-    )
-    if len(found) == 1:
-        height, width = found.pop()
-        return (height, width), f"as they are: all images have {height}×{width} px (height × width)"
-    return (DEFAULT_SIZE, DEFAULT_SIZE), f"sizes differ: {rule.format(DEFAULT_SIZE)}"
-
-
-def _write_images(paths: list[Path], out: Pixels) -> None:
-    """Decode every image into its place in `out` (N, 3, H, W)."""
-    height, width = out.shape[2:]
-
-    def write(chunk: range) -> None:
-        for i in chunk:
-            out[i] = _decoded(paths[i], height, width)
-
-    log.info("decoding %d images", len(paths))
-    _in_threads(write, len(paths))
-
-
-def _in_threads(work: Callable[[range], Result], n: int) -> list[Result]:
-    """`work` on range(n) in chunks; PIL releases the interpreter's lock, so threads do share the decoding."""
-    chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-    with ThreadPoolExecutor(min(threads_available(), 16)) as pool:
-        return list(pool.map(work, chunks))
-
-
-def _decoded(path: Path, height: int, width: int) -> Pixels:
-    """One image as (3, H, W), upright."""
-    with _opened(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError("it has more than 8 bits a channel, which would be cut off; convert it to 8 bits")
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(_fitted(rgb, height, width)).transpose(2, 0, 1)
-
-
-def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize by the shorter side and crop at the centre; nothing where the image has the size already."""
-    if image.size == (width, height):
-        return image
-    scale = height / min(image.size)  # height is width here: only images of one size keep another shape
-    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
-    return resized.crop((left, top, left + width, top + height))
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """(H, W) after the camera's rotation was undone; of most formats only the header is read."""
-    with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # EXIF 2.32, tag 0x0112: 5 to 8 swap the sides
-        return image.size if turned else (image.height, image.width)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image; whatever goes wrong with it names the file."""
     try:
-        with Image.open(path) as image:
-            yield image
-    except Exception as error:  # for a broken file PIL raises OSError, SyntaxError, ValueError, struct.error, …
-        raise KdclusterError(f"cannot read the image {path}: {error}; replace it, or take it out") from error
+        found = imagefolder.look(root)
+    except ConfigError as error:
+        raise ConfigError(f"data.path: {error}") from None
+    skipped = {split: list[str]() for split in found.images}
+    if skip_broken:
+        skipped = {split: _broken(root, names_of) for split, names_of in found.images.items()}
+    left_out = {name for names_of in skipped.values() for name in names_of}
+    kept = {split: [name for name in found.images[split] if name not in left_out] for split in skipped}
+    if lost := [found.folders[split] for split in kept if not kept[split]]:
+        raise KdclusterError(f"data.path: not one image below {root / lost[0]} can be read")
+    paths = {split: [root / name for name in names_of] for split, names_of in kept.items()}
+    every = [path for of_split in paths.values() for path in of_split]
+
+    label_of = {name: label for label, name in enumerate(found.classes)}
+
+    def all_named(work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except decode.Unreadable as first:
+            raise decode.refusal(decode.unreadable(every) or [first], len(every), names) from None
+
+    def part(split: str) -> Part:
+        labels = np.array([label_of[name.split("/")[1]] for name in kept[split]], np.int64)
+        shape = (len(labels), 3, height, width)
+        return Part(shape, labels, lambda out: all_named(lambda: decode.write_images(paths[split], out)), kept[split])
+
+    (height, width), rule = all_named(lambda: decode.size_rule(every, size))
+    log.info("%s", rule)
+    return Source(list(found.classes), rule, {split: part(split) for split in kept}, found.digest, skipped)
+
+
+def _broken(root: Path, names: Sequence[str]) -> list[str]:
+    """Which of a folder's images are damaged."""
+    return [
+        error.path.relative_to(root).as_posix()
+        for error in decode.unreadable([root / name for name in names])
+        if error.is_broken
+    ]

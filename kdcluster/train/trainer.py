@@ -67,7 +67,7 @@ def train(
     if len(val_index):
         splits["val"] = (images, val_index)
     if run.train is None:
-        return _evaluate_only(run_dir, run, attempt, world, splits, progress)
+        return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.skipped)
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
@@ -78,7 +78,7 @@ def train(
         training.restore(state)
         progress.step = state["step"]
     settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
-    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state)
+    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped)
     try:
         loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
         finished = loop.run()
@@ -246,11 +246,17 @@ def _heed(publish: Publisher, world: World, progress: Progress, epoch: int) -> N
 
 
 def _evaluate_only(
-    run_dir: RunDir, run: Run, attempt: Attempt | None, world: World, splits: Splits, progress: Progress
+    run_dir: RunDir,
+    run: Run,
+    attempt: Attempt | None,
+    world: World,
+    splits: Splits,
+    progress: Progress,
+    skipped: int,
 ) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
-    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0)
+    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped)
     finished = False
     try:
         metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))

@@ -180,7 +180,7 @@ def test_a_scalar_with_an_anchor_keeps_its_type(tmp_path: Path) -> None:
 def test_an_image_folder_whose_splits_have_other_classes(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "pets", "cat dog", "cat dog eel")
     text = GOOD.replace("cifar10", "image_folder\n  path: pets")
-    assert refused(tmp_path, text) == ["3:3: data.path: train/ has 2 classes and test/ has 3; only in one of them: eel"]
+    assert refused(tmp_path, text) == ["3:3: data.path: train/ has 2 classes and test/ has 3; only in test/: eel"]
     image_folder(root, "eel", "")
     found = load(tmp_path, text)
     assert (found.num_classes, found.config.data.path) == (3, str(root))

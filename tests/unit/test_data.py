@@ -31,7 +31,7 @@ from kdcluster import plan
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.files import read_json, write_json
-from kdcluster.train import data, sources
+from kdcluster.train import data, decode, sources
 from kdcluster.train.sources import Part, Source
 
 CPU = torch.device("cpu")
@@ -431,7 +431,7 @@ def test_image_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path, tall
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30))
 def test_every_size_can_be_fitted(height, width, size):
-    fitted = sources._fitted(Image.new("RGB", (width, height), (10, 20, 30)), size, size)
+    fitted = decode.fitted(Image.new("RGB", (width, height), (10, 20, 30)), size, size)
     assert fitted.size == (size, size)
     assert fitted.getcolors() == [(size * size, (10, 20, 30))]  # nothing from outside the image
 
@@ -479,14 +479,14 @@ def test_a_broken_image_is_named(tmp_path, size, spoil, reason):
     root = make_folder(tmp_path / "images", [(5, 5)] * 2)
     broken = root / "test" / "red fox" / "1.png"
     spoil(broken)
-    with pytest.raises(KdclusterError, match=f"cannot read the image {broken}: .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"1 of 8 images cannot be read; [^\n]*:\n  {broken}: [^\n]*{reason}"):
         data.prepare(folder_run(tmp_path, root, image_size=size), tmp_path)
     assert [path.suffix for path in (tmp_path / "arrays").iterdir()] == [".lock"]
 
 
 FOLDER_CHANGES = {
     "gone": (lambda root: shutil.rmtree(root / "test"), "no such folder: .*test"),
-    "other classes": (lambda root: (root / "train" / "cat").mkdir(), "differ"),
+    "other classes": (lambda root: (root / "train" / "cat").mkdir(), "only in train/: cat"),
     "stray": (lambda root: save(root / "train" / "0.png", np.zeros((5, 5, 3))), "train/0.png lies outside"),
     "new image": (lambda root: save(root / "test" / "ape" / "7.png", np.zeros((5, 5, 3))), "have changed since"),
     "emptied": (lambda root: [p.unlink() for p in root.glob("test/*/*")], "no images below .*test"),
@@ -501,6 +501,109 @@ def test_a_folder_that_is_not_as_planned_is_refused(tmp_path, kind):
     change(root)
     with pytest.raises(ConfigError, match=rf"data\.path: .*{message}"):
         data.prepare(run, tmp_path)
+
+
+# Broken images, left out or all named; pictures that are in both splits
+
+
+def spoilt(tmp_path: Path) -> Path:
+    """Eight images of 5×5 px, of which one in each split is cut off and one is no image."""
+    root = make_folder(tmp_path / "images", [(5, 5)] * 2)
+    half(root / "train" / "ape" / "0.png")
+    half(root / "test" / "red fox" / "1.png")
+    (root / "train" / "red fox" / "0.png").write_bytes(b"no image")
+    return root
+
+
+def test_all_broken_images_are_named_with_their_number(tmp_path):
+    root = spoilt(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        data.prepare(folder_run(tmp_path, root), tmp_path)
+    first, *named = caught.value.problems
+    assert first == (
+        "data.path: 3 of 8 images cannot be read; replace or remove them; data.skip_broken: true leaves them out:"
+    )
+    names = [f"  {root}/{name}.png: " for name in ("train/ape/0", "train/red fox/0", "test/red fox/1")]
+    assert [line.startswith(name) for line, name in zip(named, names, strict=True)] == [True] * 3
+
+
+def test_of_many_broken_images_a_file_has_the_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "SHOWN", 1)
+    root = spoilt(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        data.prepare(folder_run(tmp_path, root), tmp_path)
+    assert caught.value.problems[-1] == f"  and 2 more: all paths are in {tmp_path}/broken-images.txt"
+    assert (tmp_path / "broken-images.txt").read_text().splitlines()[-1] == f"{root}/test/red fox/1.png"
+
+
+def test_broken_images_are_left_out_where_the_file_says_so(tmp_path):
+    root = spoilt(tmp_path)
+    run = folder_run(tmp_path, root, skip_broken=True)
+    arrays = data.prepare(run, tmp_path)
+    assert arrays.labels["train"].tolist() == [0, 1]
+    assert arrays.labels["test"].tolist() == [0, 0, 1]
+    for split, i, name in (("train", 1, "red fox/1"), ("test", 2, "red fox/0")):
+        pixels = np.asarray(Image.open(root / split / f"{name}.png"))
+        np.testing.assert_array_equal(arrays.images[split][i], pixels.transpose(2, 0, 1))
+    assert arrays.skipped == 3
+    assert arrays.seen.notes == (
+        "2 broken images of train left out (data.skip_broken): train/ape/0.png, train/red fox/0.png",
+        "1 broken image of test left out (data.skip_broken): test/red fox/1.png",
+    )
+    assert run.id != folder_run(tmp_path, root).id
+    assert data.arrays_folder(run, tmp_path) != data.arrays_folder(folder_run(tmp_path, root), tmp_path)
+
+
+def test_a_split_of_broken_images_alone_is_refused(tmp_path):
+    root = make_folder(tmp_path / "images", [(5, 5)])
+    for path in root.glob("test/*/*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(KdclusterError, match=r"not one image below .*test can be read"):
+        data.prepare(folder_run(tmp_path, root, skip_broken=True), tmp_path)
+
+
+def test_neither_a_disk_nor_deep_pixels_break_an_image(tmp_path, monkeypatch):
+    """Else a file server that is away for a moment would change the data."""
+    root = make_folder(tmp_path / "images", [(5, 5)])
+    deep = root / "test" / "ape" / "0.png"
+    Image.fromarray(np.zeros((5, 5), np.uint16)).save(deep)
+    run = folder_run(tmp_path, root, skip_broken=True)
+    with pytest.raises(
+        ConfigError, match=r"(?s)1 of 4 images cannot be read; replace or remove them:.*mogrify -depth 8"
+    ):
+        data.prepare(run, tmp_path)
+    save(deep, np.zeros((5, 5, 3)))
+    opened = Image.open
+
+    def away(path: Path) -> Image.Image:
+        if path == deep:
+            raise OSError(5, "Input/output error")
+        return opened(path)
+
+    monkeypatch.setattr(Image, "open", away)
+    with pytest.raises(ConfigError, match=r"(?s)1 of 4 images cannot be read; replace or remove them:.*Input/output"):
+        data.prepare(folder_run(tmp_path, root, skip_broken=True), tmp_path)
+
+
+def test_a_picture_in_train_and_test_is_counted(tmp_path):
+    """By its pixels: another name, another class and other metadata hide nothing."""
+    root = make_folder(tmp_path / "images", [(5, 5)] * 2)
+    assert data.prepare(folder_run(tmp_path, root), tmp_path).seen.notes == ()
+    with Image.open(root / "train" / "ape" / "1.png") as image:
+        image.save(root / "test" / "ape" / "7.bmp")
+    shutil.copy(root / "train" / "ape" / "1.png", root / "test" / "red fox" / "8.png")
+    assert data.prepare(folder_run(tmp_path, root), tmp_path).seen.notes == (
+        "2 test images among the training images, too (the same pixels), as test/ape/7.bmp is train/ape/1.png: the "
+        "test accuracy counts what was learnt by heart",
+    )
+
+
+def test_val_is_decoded_as_the_test_split(tmp_path):
+    root = make_folder(tmp_path / "images", [(5, 5)])
+    (root / "test").rename(root / "val")
+    arrays = data.prepare(folder_run(tmp_path, root), tmp_path)
+    pixels = np.asarray(Image.open(root / "val" / "ape" / "0.png"))
+    np.testing.assert_array_equal(arrays.images["test"][0], pixels.transpose(2, 0, 1))
 
 
 # --- batches ---

@@ -161,64 +161,6 @@ def test_the_trainers_code_has_a_digest() -> None:
     assert files.trainer_code() == files.trainer_code()
 
 
-# Image folders
-
-
-def images(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"12345")
-    return root
-
-
-def test_classes_and_images_are_sorted(tmp_path: Path) -> None:
-    root = images(tmp_path / "train", "dog/b.JPG", "dog/a.png", "cat/deep/c.webp", "cat/notes.txt", ".hidden/x.png")
-    assert files.folder_classes(root) == ["cat", "dog"]
-    assert files.folder_images(root / "dog") == [("a.png", 5), ("b.JPG", 5)]
-    assert files.folder_images(root / "cat") == [("deep/c.webp", 5)]
-
-
-def test_a_class_may_be_a_link(tmp_path: Path) -> None:
-    images(tmp_path / "store" / "cats", "a.png")
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "cat").symlink_to(tmp_path / "store" / "cats")
-    assert files.folder_classes(tmp_path / "train") == ["cat"]
-    assert files.folder_images(tmp_path / "train") == [("cat/a.png", 5)]
-
-
-def test_a_folders_digest_does_not_depend_on_the_order_of_the_disk(tmp_path: Path) -> None:
-    one = images(tmp_path / "one", "train/cat/a.png", "train/dog/b.png", "test/cat/c.png")
-    two = images(tmp_path / "two", "test/cat/c.png", "train/dog/b.png", "train/cat/a.png")
-    assert files.folder_digest(one) == files.folder_digest(two)
-    images(two, "test/dog/c.png")
-    assert files.folder_digest(one) != files.folder_digest(two)
-
-
-def test_a_name_that_is_not_utf_8_has_a_digest_too(tmp_path: Path) -> None:
-    folder = tmp_path / "train"
-    folder.mkdir()
-    try:
-        (folder / os.fsdecode(b"\xff.png")).write_bytes(b"1")
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names alone")
-    assert len(files.folder_digest(folder)) == 64
-
-
-def test_what_is_no_image_folder(tmp_path: Path) -> None:
-    assert files.image_folder_problem(tmp_path) == (
-        f"no such folder: {tmp_path}/train (an image_folder has train/<class>/ and test/<class>/)"
-    )
-    images(tmp_path, "train/cat/a.png", "train/dog/a.png", "test/cat/notes.txt")
-    assert files.image_folder_problem(tmp_path) == f"no images below {tmp_path}/test"
-    images(tmp_path, "test/cat/a.png", *(f"test/{name}/a.png" for name in "bcdefg"))
-    assert files.image_folder_problem(tmp_path) == (
-        "train/ has 2 classes and test/ has 7; only in one of them: b, c, d, dog, e"
-    )
-    images(tmp_path, "test/dog/a.png", *(f"train/{name}/a.png" for name in "bcdefg"))
-    assert files.image_folder_problem(tmp_path) is None
-
-
 # A folder of one's own in /tmp
 
 

@@ -213,7 +213,7 @@ def test_class_names_in_what_plan_and_doctor_say(folder: Path) -> None:
     for command in ("plan", "doctor"):
         said = run(command, "tiny.yaml")
         assert said.exit_code == 2
-        assert "only in one of them: cat\\x1b[2J forged: ok, dog\\r\\u202e\n" in said.stderr
+        assert "only in train/: cat\\x1b[2J forged: ok; only in test/: dog\\r\\u202e\n" in said.stderr
 
 
 def test_a_key_that_no_experiment_has(folder: Path) -> None:

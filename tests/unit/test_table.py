@@ -404,6 +404,14 @@ def test_batchnorm_over_a_part_of_the_batch_is_said(tmp_path):
     assert said in render(build(plan, tmp_path))
 
 
+def test_broken_images_that_were_left_out_are_said(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan, images_skipped=0)
+    assert "skip_broken" not in render(build(plan, tmp_path))
+    full(tmp_path, plan, images_skipped=3)
+    assert "without 3 broken images of cifar100 (data.skip_broken)" in render(build(plan, tmp_path))
+
+
 def test_equal_or_no_batchnorm_marks_nothing(tmp_path):
     plan = planned(tmp_path)
     full(tmp_path, plan)

@@ -1,0 +1,272 @@
+"""What the models will see, as far as it is known: classes, images of each split, the size at which they are stored,
+and the size at which each model takes them. Needs no torch.
+
+What timm alone can say is remembered (`remember`) when a process that has timm has built the model; before, it is said
+that it is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kdcluster import files, imagefolder
+from kdcluster.errors import ConfigError, Damaged
+from kdcluster.experiment.config import Model
+from kdcluster.plan import Run
+from kdcluster.wording import count
+
+ARRAYS = "kdcluster.arrays/1"
+"""The schema of meta.json beside decoded images."""
+PUBLISHED = {
+    "cifar100": ({"train": 50_000, "test": 10_000}, (32, 32)),
+    "cifar10": ({"train": 50_000, "test": 10_000}, (32, 32)),
+    "mnist5k": ({"train": 4_000, "test": 1_000}, (28, 28)),
+}
+"""Images of each split and their (H, W), of the built-in data sets."""
+DEFAULT_SIZE = 224
+"""Side in pixels at which a folder's images are kept where their sizes differ and none was asked for."""
+SAMPLE = 64
+"""Of so many images of a folder the size is looked up before they are decoded: all would take minutes in a big one."""
+TWICE = 2.0
+"""Images that a model enlarges more than so are worth a word: the work grows with the square, what is seen does not."""
+
+
+def arrays_folder(run: Run, data_dir: Path) -> Path:
+    """Where the run's decoded images lie."""
+    name: str = run.data.name
+    if run.data.path is not None:
+        name += f"-{run.digests[run.data.path][:8]}-{run.data.image_size or 'auto'}"
+        name += "-sound" if run.data.skip_broken else ""
+    return data_dir / "arrays" / name
+
+
+def fingerprint(run: Run) -> str:
+    """What decides the content of the arrays; the number after the slash is raised when a source changes."""
+    if run.data.path is None:
+        return f"{run.data.name}/1"
+    broken = " skip_broken" if run.data.skip_broken else ""
+    return f"image_folder/1 {run.digests[run.data.path]} {run.data.image_size or 'auto'}{broken}"
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set as far as it is known."""
+
+    classes: int
+    counts: Mapping[str, int]
+    """Images of each split."""
+    size: tuple[int, int]
+    """(H, W) at which they are stored."""
+    looked_at: int = 0
+    """The size is that of so many images, and of the others it is not known; 0: of all."""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def stored(cls, meta: Mapping[str, Any], classes: int, val_fraction: float) -> Images:
+        """Decoded images, by their meta.json."""
+        shapes = {split: meta["shapes"][f"{split}_images"] for split in ("train", "test")}
+        counts = _held_out({split: shape[0] for split, shape in shapes.items()}, val_fraction)
+        height, width = shapes["train"][2:]
+        return cls(classes, counts, (height, width), notes=tuple(_stored_notes(meta)))
+
+
+def _held_out(counts: Mapping[str, int], val_fraction: float) -> dict[str, int]:
+    """The splits once a part of the training images is held out, as train/views.py does it."""
+    held = round(counts["train"] * val_fraction)
+    return {"train": counts["train"] - held, **({"val": held} if held else {}), "test": counts["test"]}
+
+
+def _stored_notes(meta: Mapping[str, Any]) -> Iterator[str]:
+    for split in ("train", "test"):
+        if names := meta.get("skipped", {}).get(split):
+            more = " …" if len(names) > imagefolder.SHOWN else ""
+            which = ", ".join(names[: imagefolder.SHOWN]) + more
+            yield f"{count(len(names), 'broken image')} of {split} left out (data.skip_broken): {which}"
+    same = meta.get("in_both") or {"count": 0}
+    if same["count"]:
+        test, train = same["example"]
+        yield (
+            f"{count(same['count'], 'test image')} among the training images, too (the same pixels), as {test} is "
+            f"{train}: the test accuracy counts what was learnt by heart"
+        )
+
+
+def images(run: Run, data_dir: Path) -> Images:
+    """A run's data set: as it was decoded, else as its folder shows it, else as published.
+
+    Raises:
+        ConfigError: an image folder that is not decoded yet, and that is none (any more).
+    """
+    path, held = run.data.path, run.data.val_fraction
+    meta = _meta(arrays_folder(run, data_dir))
+    if path is None:
+        if meta:
+            return Images.stored(meta, run.num_classes, held)
+        counts, size = PUBLISHED[run.data.name]
+        return Images(run.num_classes, _held_out(counts, held), size)
+    try:
+        folder = imagefolder.look(Path(path))
+    except (ConfigError, OSError) as error:
+        if meta is None:
+            raise ConfigError(f"data.path: {error}") from error
+        return Images.stored(meta, run.num_classes, held)  # decoded, and not needed any more
+    if meta:
+        stored = Images.stored(meta, run.num_classes, held)
+        return Images(stored.classes, stored.counts, stored.size, notes=(*folder.notes, *stored.notes))
+    counts = {split: len(names) for split, names in folder.images.items()}
+    asked = run.data.image_size
+    every = [name for names in folder.images.values() for name in names]
+    size, looked_at = ((asked, asked), 0) if asked else _sampled(Path(path), every)
+    return Images(run.num_classes, _held_out(counts, held), size, looked_at, folder.notes)
+
+
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """meta.json of decoded images; None where there is none that can be used (whoever opens them says why)."""
+    try:
+        meta = files.read_json(folder / "meta.json")
+    except Damaged:
+        return None
+    sound = isinstance(meta, dict) and meta.get("schema") == ARRAYS and "shapes" in meta
+    return meta if sound else None
+
+
+def _sampled(root: Path, names: list[str]) -> tuple[tuple[int, int], int]:
+    """(H, W) that some of the images share, and how many these are; 224 where they differ, which needs no more."""
+    some = names[:: -(-len(names) // SAMPLE)]
+    sizes = {size for name in some if (size := imagefolder.size_of(root / name))}
+    if len(sizes) != 1:
+        return (DEFAULT_SIZE, DEFAULT_SIZE), 0 if sizes else len(some)
+    return sizes.pop(), 0 if len(some) == len(names) else len(some)
+
+
+# What each model takes
+
+
+@dataclass(frozen=True)
+class Eye:
+    """A model of an experiment, and the size at which it sees the images."""
+
+    role: str
+    """teacher or student: its block in the file."""
+    name: str
+    size: int | None
+    """Side in pixels; None: timm's own, which is not known here yet."""
+    patch: int
+    """What the size has to be a multiple of."""
+    is_set: bool
+    """Whether the file says it."""
+
+
+Sized = Callable[[Model, Sequence[str]], tuple[int | None, int]]
+"""A model, and the digests of files that may register it -> the side of its images, and of its patches, in pixels."""
+
+
+def recalled(model: Model, imports: Sequence[str]) -> tuple[int | None, int]:
+    """What is known of a model without timm."""
+    known = files.recall("inputs", _key(model, imports))
+    size, patch = json.loads(known) if known else (None, 1)
+    return model.image_size or size, patch
+
+
+def remember(run: Run, size: int, patch: int) -> None:
+    """Keep what was learnt of a run's model for commands that have no timm."""
+    files.remember("inputs", _key(run.model, [run.digests[path] for path in run.imports]), json.dumps([size, patch]))
+
+
+def _key(model: Model, imports: Sequence[str]) -> str:
+    try:
+        timm = version("timm")
+    except PackageNotFoundError:
+        timm = "none"
+    return json.dumps([timm, model.model, model.image_size, model.model_args, imports], sort_keys=True)
+
+
+# In words
+
+
+@dataclass(frozen=True)
+class Told:
+    """One data set and those who see it: a line, and what there is to know besides."""
+
+    line: str
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """All of it."""
+        notes = [f"note: {note}" for note in self.notes]
+        return [self.line, *notes, *(f"warning: {warning}" for warning in self.warnings)]
+
+
+def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
+    """What the models of some runs will see, a line for each data set.
+
+    Raises:
+        ConfigError: as `images`.
+    """
+    groups: dict[tuple[Path, float], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((arrays_folder(run, data_dir), run.data.val_fraction), []).append(run)
+    found = []
+    for group in groups.values():
+        seen, there = images(group[0], data_dir), eyes(group)
+        name = f"{group[0].data.name}: " if len(groups) > 1 else ""
+        notes = (*seen.notes, *_unknown(there))
+        found.append(Told(name + line(seen, there), notes, tuple(_enlarging(seen, there))))
+    return found
+
+
+def eyes(runs: Iterable[Run], sized: Sized = recalled) -> list[Eye]:
+    """The models of some runs, each once, the teachers first."""
+    found: dict[str, list[Eye]] = {"teacher": [], "student": []}
+    for run in runs:
+        imports = [run.digests[path] for path in run.imports]
+        own = "teacher" if run.role == "teacher" else "student"
+        for role, model in ((own, run.model), *((("teacher", run.teacher.model),) if run.teacher else ())):
+            name, is_set = model.model.partition(".")[0], model.image_size is not None
+            found[role].append(Eye(role, name, *sized(model, imports), is_set))
+    return list(dict.fromkeys((*found["teacher"], *found["student"])))
+
+
+def line(seen: Images, eyes: Sequence[Eye]) -> str:
+    """`10 classes, 4,000 train, 1,000 test, 28×28 px; resnet18 sees 224 px, test_vit 160 px`."""
+    counts = ", ".join(f"{n:,} {split}" for split, n in seen.counts.items())
+    height, width = seen.size
+    size = f"{height}×{width} px" + ("" if height == width else " (height × width)")
+    size += f" (of {seen.looked_at} looked at)" if seen.looked_at else ""
+    each = {(one.name, one.size): one.role for one in reversed(eyes)}
+    names = [name for name, _ in each]
+    takes: list[str] = []
+    for (name, side), role in reversed(each.items()):
+        who = f"{role} {name}" if names.count(name) > 1 else name
+        takes.append(f"{who}{'' if takes else ' sees'} {f'{side} px' if side else 'its default size'}")
+    return f"{count(seen.classes, 'class')}, {counts}, {size}; {', '.join(takes)}"
+
+
+def _enlarging(seen: Images, eyes: Iterable[Eye]) -> Iterator[str]:
+    """Who enlarges the images without having been told to."""
+    side = max(seen.size)
+    for one in eyes:
+        if one.size and not one.is_set and one.size > TWICE * side:
+            fits = -(-side // one.patch) * one.patch
+            times = one.size / side
+            how = f"{times:.2g} times, about {times * times:.0f} times the work"
+            yield (
+                f"{one.name} enlarges {side} px to {one.size} px ({how}): set {one.role}.image_size to {fits}, or to "
+                f"{one.size} if that is meant"
+            )
+
+
+def _unknown(eyes: Iterable[Eye]) -> Iterator[str]:
+    """Of whom it is not known yet."""
+    if unknown := dict.fromkeys(one.name for one in eyes if one.size is None):
+        yield (
+            f"the default size of {' and '.join(unknown)}, often 224 px, is known once doctor, plan --check, prefetch "
+            f"or submit has built it; image_size sets another"
+        )
