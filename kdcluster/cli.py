@@ -226,10 +226,12 @@ def logs(chosen: Chosen, run: str, follow: bool, rank: int | None, as_json: bool
 @takes(arguments.experiments, arguments.settings, arguments.role, arguments.runs_dir, arguments.data_dir)
 def prefetch(chosen: Chosen) -> None:
     """Fetch data and weights now, on the machine that has internet."""
+    from kdcluster.commands.plan import say_inputs
     from kdcluster.launch.preflight import preflight
 
     runs = chosen.plan().runs
     preflight(runs, chosen.data, fetch=True)
+    say_inputs(runs, chosen.data)
     say(f"data and weights of {', '.join(chosen.experiments)} are here: {chosen.data}")
 
 
@@ -342,7 +344,7 @@ def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
         findings.append(finding)
         if not as_json:
             show(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
-            if not finding.ok:
+            if finding.todo and not finding.ok:
                 show(f"      do: {finding.todo}")
     if as_json:
         show_json({"schema": "kdcluster.doctor/1", "findings": [asdict(finding) for finding in findings]})

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from kdcluster import __version__
 from kdcluster.errors import KdclusterError
+from kdcluster.inputs import told
 from kdcluster.launch.backend import Finding
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.preflight import preflight
@@ -84,13 +85,21 @@ def _locks(root: Path) -> Finding:
         return Finding(what, False, f"do not work: {error}", "put the runs on a file system with locks")
 
 
+def _inputs(plan: Plan | None, data_dir: Path) -> Iterator[Finding]:
+    """What the models will see."""
+    for one in told(plan.runs if plan else (), data_dir):
+        yield Finding("images", True, one.line)
+        yield from (Finding("images", True, note) for note in (*one.notes, *one.warnings))
+
+
 def _torch_side(plan: Plan | None, data_dir: Path) -> Iterator[Finding]:
     """What only a process with torch can say."""
     try:
         found = preflight(plan.runs if plan else (), data_dir, fetch=False)
     except KdclusterError as error:
         for line in str(error).splitlines():
-            yield Finding("models and data", False, line, "see the message")
+            yield Finding("models and data", False, line)
+        yield from _inputs(plan, data_dir)
         return
     torch = found["torch"]
     yield Finding("torch", True, f"{torch['version']}, {torch['devices'] or 'CPU only'}")
@@ -98,6 +107,7 @@ def _torch_side(plan: Plan | None, data_dir: Path) -> Iterator[Finding]:
     if visible and not torch["devices"]:
         yield Finding("cuda", False, "the driver shows GPUs, torch sees none", "install a CUDA build of torch")
     if plan:
+        yield from _inputs(plan, data_dir)
         yield Finding("models", True, ", ".join(sorted({run.model.model for run in plan.runs})))
     for note in found["notes"]:
         yield Finding("to fetch", True, note)

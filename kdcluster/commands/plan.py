@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kdcluster import inputs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.launch.backend import Backend, Options, find
@@ -35,15 +37,19 @@ def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
     found = statuses(made, root)
     checked = _check(made, data, there, root) if check else None
     notes = checked["notes"] if checked else []
+    seen = inputs.told(made.runs, data)
     wanted = to_start(made, found)
     rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
     for row in rows if checked else ():
         row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
     if as_json:
-        notes = [*there.notes(made, wanted), *notes]
-        show_json({"schema": "kdcluster.plan/1", "runs": rows, "notes": notes})
+        notes = [*(note for one in seen for note in (*one.notes, *one.warnings)), *there.notes(made, wanted), *notes]
+        lines = [one.line for one in seen]
+        show_json({"schema": "kdcluster.plan/1", "runs": rows, "inputs": lines, "notes": notes})
     else:
         _show_plan(made, rows, where)
+        for line in (line for one in seen for line in one.lines):
+            show(line)
         for note in notes:
             show(f"note: {note}")
         say_notes(there, made, wanted)
@@ -102,6 +108,13 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
         show(f"  command  {typed(row['command'])}")
         if row["sbatch"]:
             show_text(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
+
+
+def say_inputs(runs: Iterable[Run], data: Path) -> None:
+    """What the models of these runs will see."""
+    for one in inputs.told(runs, data):
+        for line in one.lines:
+            say(line)
 
 
 def say_notes(place: Backend, made: Plan, chosen: list[str]) -> None:

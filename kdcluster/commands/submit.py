@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_next_steps
-from kdcluster.commands.plan import say_notes, show_dry_run
+from kdcluster.commands.plan import say_inputs, say_notes, show_dry_run
 from kdcluster.commands.progress import follow
 from kdcluster.errors import ConfigError
 from kdcluster.files import trainer_code
 from kdcluster.launch import submission
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.status import statuses
-from kdcluster.plan import Plan
+from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.states import ENDED, GIVEN_UP, State
 from kdcluster.terminal import leave, say
@@ -33,9 +32,14 @@ def submit(
     if wanted:
         say_notes(there, made, wanted)
     if dry_run:
+        say_inputs(made.runs, data)
         return show_dry_run(made, wanted, root, data, there)
     words = chosen.submit_again()
-    prepare = partial(preflight, data_dir=data, fetch=True)
+
+    def prepare(runs: list[Run]) -> None:
+        preflight(runs, data, fetch=True)
+        say_inputs(runs, data)
+
     done = submission.submit(made, root, data, there, prepare, retry=retry, words=words)
     _say_submission(made, done, chosen)
     if wait:

@@ -86,7 +86,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `kdcluster doctor`: `ok`, and where it is not, what to do."""
+    """One line of `kdcluster doctor`: `ok`, and where it is not, what to do, if what was found does not say it."""
 
     what: str
     ok: bool

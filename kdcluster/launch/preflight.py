@@ -9,17 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kdcluster import inputs
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.plan import Run
 
 
 def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:
-    """What `kdcluster.train.preflight` found: {"models": {run id: {"params"}}, "notes": [text]}.
+    """What `kdcluster.train.preflight` found: {"models": {run id: {"params", …}}, "notes": [text]}.
 
     Raises:
         ConfigError: a model, its weights or the data are not usable; every problem at once.
     """
     argv = [sys.executable, "-P", "-m", "kdcluster.train.preflight", "--data-dir", str(data_dir)]
+    runs = list(runs)
     given = json.dumps([run.model_dump(mode="json") for run in runs])
     done = subprocess.run([*argv, *(["--fetch"] if fetch else [])], input=given, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -29,4 +31,7 @@ def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, 
     found: dict[str, Any] = json.loads(done.stdout)
     if found["problems"]:
         raise ConfigError(*found["problems"])
+    for run in runs:
+        built = found["models"][run.id]
+        inputs.remember(run, built["image_size"], built["patch"])
     return found

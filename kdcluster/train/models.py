@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,9 @@ from kdcluster.plan import Run
 
 log = logging.getLogger(__name__)
 
+MIN_PATCHES = 4
+"""Fewer patches a side leave a transformer little to attend to."""
+
 
 class Classifier(nn.Module):
     """A timm model that takes images as they are: resizes to its own size, normalises by its own pretrained_cfg.
@@ -44,7 +48,7 @@ class Classifier(nn.Module):
     def __init__(self, net: nn.Module, cfg: dict[str, Any], channels: int, image_size: int | None) -> None:
         super().__init__()
         self.net = net
-        self.size = image_size or cfg["input_size"][-1]
+        self.size = _size(cfg, image_size)
         self.mode = "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic"
         self.channels_last = False
         for name in ("mean", "std"):
@@ -142,13 +146,49 @@ def build(model: Model, num_classes: int, channels: int, *, start: bool = True, 
         ) from error
     except Exception as error:  # a wrong argument surfaces as whatever the model first does with it
         raise ConfigError(f"{model.model} cannot be built with {kwargs}: {_last_line(error)}") from error
-    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
-    size = model.image_size or cfg["input_size"][-1]
-    if isinstance(patch, tuple) and any(size % side for side in patch):
-        raise ConfigError(f"{model.model}: image_size {size} is not a multiple of its patch size {patch[0]}")
+    size, patch = _size(cfg, model.image_size), patch_of(net)
+    if size % patch:
+        what = f"image_size {size} is not a multiple of its patch size {patch}"
+        raise ConfigError(f"{model.model}: {what}; {_fitting(model, size, patch)}")
     if start and isinstance(model.pretrained, str):
         load_weights(net, Path(model.pretrained), cfg, exact=exact)
     return Classifier(net, cfg, channels, model.image_size)
+
+
+def patch_of(net: nn.Module) -> int:
+    """What the side of a model's images has to be a multiple of, in pixels; 1 where they are not cut into patches."""
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    return math.lcm(*patch) if isinstance(patch, tuple) else 1
+
+
+def image_size(model: Model) -> int:
+    """Side in pixels at which a model sees the images.
+
+    Raises:
+        ConfigError: timm has no such model.
+    """
+    return _size(pretrained_cfg(model.model), model.image_size)
+
+
+def _size(cfg: dict[str, Any], image_size: int | None) -> int:
+    return image_size or int(cfg["input_size"][-1])
+
+
+def _fitting(model: Model, size: int, patch: int) -> str:
+    """What to set where a size does not fit: the next that do, and patches of another size, if it can have them."""
+    lower, upper = size // patch * patch, -(-size // patch) * patch
+    words = f"set image_size to {upper}" + (f" or {lower}" if lower else "")
+    few = [side for side in range(2, patch) if size % side == 0 and size // side >= MIN_PATCHES]
+    if few:
+        smaller = {**model.model_args, "patch_size": few[-1]}
+        try:
+            with torch.device("meta"):
+                built = timm.create_model(model.model, img_size=size, **smaller)
+        except Exception:  # a model whose patches are as they are
+            return words
+        if patch_of(built) == few[-1]:
+            words += f", or model_args to {{patch_size: {few[-1]}}}"
+    return words
 
 
 def load_weights(net: nn.Module, path: Path, cfg: dict[str, Any], *, exact: bool) -> None:

@@ -19,6 +19,8 @@ from huggingface_hub.utils import logging as hub_logging
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Model
+from kdcluster.imagefolder import looked_at_once
+from kdcluster.inputs import arrays_folder
 from kdcluster.plan import Run
 from kdcluster.train import data, models
 
@@ -35,12 +37,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     hub_logging.set_verbosity_error()  # it prints every one of its retries, twice
     runs = [Run.model_validate(values, strict=False) for values in json.load(sys.stdin)]
-    with answer:
+    with answer, looked_at_once():
         json.dump(preflight(runs, given.data_dir, fetch=given.fetch), answer)
 
 
 def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:
-    """{"models": {run id: {"params"}}, "notes": [text], "problems": [text], "torch": …}: everything at once.
+    """Everything at once.
+
+    {"models": {run id: {"params", "image_size", "patch"}}, "notes": [text], "problems": [text], "torch": …}
 
     Models are built with their own weights where they are given as files, so that what does not fit is found
     here and not after hours in a queue.
@@ -48,13 +52,13 @@ def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]
     notes: list[str] = []
     problems: list[str] = []
     found: dict[str, Any] = {}
-    built: dict[str, int | None] = {}
+    built: dict[str, dict[str, int]] = {}
     for run in runs:
         key = run.model.model_dump_json() + str(run.train is None)
         if key not in built:
             built[key] = _attempt(lambda run=run: _build(run, fetch, notes), f"{run.id}: ", problems)
-        found[run.id] = {"params": built[key]}
-    for run in {data.arrays_folder(run, data_dir): run for run in runs}.values():
+        found[run.id] = built[key]
+    for run in {arrays_folder(run, data_dir): run for run in runs}.values():
         _attempt(lambda run=run: _data(run, data_dir, fetch, notes), "", problems)
     devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     about = {"version": torch.__version__, "devices": devices}
@@ -64,12 +68,14 @@ def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]
 def _attempt(action: Any, prefix: str, problems: list[str]) -> Any:
     try:
         return action()
+    except ConfigError as error:
+        problems += [f"{prefix}{problem}" for problem in error.problems]
     except KdclusterError as error:
         problems.append(f"{prefix}{error}")
-        return None
+    return None
 
 
-def _build(run: Run, fetch: bool, notes: list[str]) -> int:
+def _build(run: Run, fetch: bool, notes: list[str]) -> dict[str, int]:
     models.import_files(run.imports)
     here = run.model.pretrained is not True or weights_are_here(run.model)
     if not here and not fetch:
@@ -81,7 +87,7 @@ def _build(run: Run, fetch: bool, notes: list[str]) -> int:
     except KdclusterError:
         constants.HF_HUB_OFFLINE = True  # one minute of retries is enough: do not try the next model's
         raise
-    return models.parameters(net)
+    return {"params": models.parameters(net), "image_size": net.size, "patch": models.patch_of(net.net)}
 
 
 def weights_are_here(model: Model) -> bool:
@@ -95,10 +101,11 @@ def _data(run: Run, data_dir: Path, fetch: bool, notes: list[str]) -> None:
     if fetch:
         data.prepare(run, data_dir)
         return
-    if data.arrays_folder(run, data_dir).exists():
+    if arrays_folder(run, data_dir).exists():
         data.open_arrays(run, data_dir)
     else:
-        notes.append(f"the data set {run.data.name} will be fetched and decoded into {data_dir}")
+        what = f"images in {run.data.path}" if run.data.path else f"data set {run.data.name}"
+        notes.append(f"the {what} will be {'' if run.data.path else 'fetched and '}decoded into {data_dir}")
 
 
 if __name__ == "__main__":

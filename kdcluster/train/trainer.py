@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdcluster import inputs
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
@@ -61,6 +62,8 @@ def train(
     models.check_files(run)
     models.import_files(run.imports)
     arrays = data.open_arrays(run, data_dir)
+    if world.rank == 0:
+        log.info("%s", _seen(run, arrays))
     images, test = (data.to_device(arrays, split, world.device) for split in ("train", "test"))
     train_index, val_index = views.held_out(len(images.labels), run.data.val_fraction)
     splits = {"test": (test, torch.arange(len(test.labels)))}
@@ -88,6 +91,11 @@ def train(
         publish.tracker.close(success=False)
         raise
     publish.tracker.close(success=finished)
+
+
+def _seen(run: Run, arrays: data.Arrays) -> str:
+    """What its models see, in a line."""
+    return inputs.line(arrays.seen, inputs.eyes([run], lambda model, _: (models.image_size(model), 1)))
 
 
 @dataclass

@@ -218,7 +218,9 @@ def test_a_plan_to_read(empty_folder: Path) -> None:
     result = run("plan", "demo", "--procs", "2", "--seeds", "0")
     rows = planned("demo", "--procs", "2", "--seeds", "0")
     assert result.stderr == ""
-    assert [line.split()[0] for line in result.stdout.splitlines() if line[0] != " "] == [row["id"] for row in rows]
+    *lines, sees = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == [row["id"] for row in rows]
+    assert sees == DEMO
     assert result.stdout.count("for      demo; on 2 CPU processes of 1 thread") == 3
     assert f"needs    {rows[0]['id']}" in result.stdout
     assert everything(empty_folder) == []
@@ -395,11 +397,14 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
 
 # submit, debug, prefetch
 
+DEMO = "10 classes, 4,000 train, 1,000 test, 28×28 px; resnet18 sees 28 px, test_vit 28 px"
+"""What the models of the demo will see."""
+
 
 def test_a_dry_run_writes_nothing(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdcluster.commands.submit.preflight", _raiser(AssertionError("it fetches")))
     result = run("submit", "demo", "--dry-run", "--seeds", "0")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, f"{DEMO}\n")
     for row in planned("demo", "--seeds", "0"):
         assert f"# {row['dir']}/config.yaml\nid: {row['id']}\n" in result.stdout
     assert result.stdout.count("kdcluster.launch.torchrun_agent") == 3
@@ -446,6 +451,7 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
     teacher, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.splitlines() == [
+        DEMO,
         f"  {teacher}  failed (why); --retry starts it again",
         f"  {baseline}  started",
         f"  {distilled}  started",
@@ -476,7 +482,8 @@ def test_debug_leaves_with_the_trainers_code(empty_folder: Path, no_start: list[
 def test_prefetch_fetches_for_the_chosen_roles(empty_folder: Path, no_start: list[Any]) -> None:
     result = run("prefetch", "demo", "--role", "teacher")
     assert (result.exit_code, result.stdout, no_start) == (0, "", [1])
-    assert result.stderr == f"data and weights of demo are here: {empty_folder}/data\n"
+    said = f"data and weights of demo are here: {empty_folder}/data\n"
+    assert result.stderr == f"{DEMO.partition(', test_vit')[0]}\n{said}"
 
 
 # A stdout that can only take ASCII

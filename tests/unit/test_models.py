@@ -417,3 +417,27 @@ def test_a_refused_connection_is_no_fault_of_the_configuration(monkeypatch):
     with pytest.raises(KdclusterError, match=r"cannot be fetched \(ConnectionRefusedError: no route") as caught:
         models.build(Model(model="resnet18.a1_in1k", pretrained=True), 10, 3)
     assert not isinstance(caught.value, ConfigError)
+
+
+# A size that the patches do not fit
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"model": "test_vit", "image_size": 28}, "set image_size to 32 or 16, or model_args to {patch_size: 7}"),
+        ({"model": "test_vit", "image_size": 29}, "set image_size to 32 or 16"),
+        ({"model": "vit_tiny_patch16_224", "image_size": 8}, "set image_size to 16, or model_args to {patch_size: 2}"),
+    ],
+    ids=["28", "29", "8"],
+)
+def test_a_size_that_is_no_multiple_of_the_patches(model: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        models.build(Model(**model), 10, 3)
+    name, size = model["model"], model["image_size"]
+    assert str(caught.value) == f"{name}: image_size {size} is not a multiple of its patch size 16; {words}"
+
+
+def test_what_is_offered_instead_builds() -> None:
+    assert models.build(Model(model="test_vit", image_size=28, model_args={"patch_size": 7}), 10, 3).size == 28
+    assert models.build(Model(model="test_vit", image_size=32), 10, 3).size == 32

@@ -1,0 +1,193 @@
+"""What the models will see, in one line, from a plan to a log; and what timm alone knows, remembered."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from kdcluster import inputs
+from kdcluster.cli import main
+from kdcluster.inputs import Eye, Images, line, told
+from tests.tiny import CNN, make_plan, put_images, train_here, write_experiment
+
+SMALL = {"model": "test_vit", "image_size": 32}
+IMAGES = Images(10, {"train": 4000, "test": 1000}, (28, 28))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pictures(root: Path, *, train: int = 3, test: int = 2, size: int = 28) -> Path:
+    """An image folder with two classes and so many images in each, all different."""
+    random = np.random.RandomState(0)
+    for split, number in (("train", train), ("test", test)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(number):
+                pixels = random.randint(0, 256, (size, size, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def run(*words: str) -> Result:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+# The line
+
+
+def test_the_line_says_classes_images_sizes_and_who_sees_what() -> None:
+    eyes = [Eye("teacher", "resnet18", 224, 1, False), Eye("student", "test_vit", 160, 16, False)]
+    assert line(IMAGES, eyes) == "10 classes, 4,000 train, 1,000 test, 28×28 px; resnet18 sees 224 px, test_vit 160 px"
+
+
+def test_what_is_not_known_is_not_made_up() -> None:
+    eyes = [Eye("teacher", "resnet18", None, 1, False), Eye("student", "resnet18", 28, 1, True)]
+    few = Images(2, {"train": 500, "val": 50, "test": 9}, (20, 30), looked_at=64)
+    assert line(few, eyes) == (
+        "2 classes, 500 train, 50 val, 9 test, 20×30 px (height × width) (of 64 looked at); "
+        "teacher resnet18 sees its default size, student resnet18 28 px"
+    )
+
+
+def test_a_plan_says_it_for_each_data_set(tmp_path: Path) -> None:
+    one = make_plan(tmp_path, {"data": {"name": "cifar100", "val_fraction": 0.1}})
+    two = make_plan(tmp_path, {"data": {"name": "mnist5k"}, "student": {"model": "test_vit", "image_size": 28}})
+    assert [one.line for one in told([*one.runs, *two.runs], tmp_path / "data")] == [
+        "cifar100: 100 classes, 45,000 train, 5,000 val, 10,000 test, 32×32 px; vit_tiny_patch16_224 sees 16 px",
+        "mnist5k: 10 classes, 4,000 train, 1,000 test, 28×28 px; vit_tiny_patch16_224 sees 16 px, test_vit 28 px",
+    ]
+
+
+def test_who_enlarges_images_without_being_told_to_is_warned_of(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, {"data": {"name": "mnist5k"}, "teacher": {"model": "resnet18"}, "student": SMALL})
+    (before,) = told(made.runs, tmp_path)
+    assert before.notes == (
+        "the default size of resnet18, often 224 px, is known once doctor, plan --check, prefetch or submit has built "
+        "it; image_size sets another",
+    )
+    inputs.remember(made.runs[0], 224, 1)
+    (after,) = told(made.runs, tmp_path)
+    assert after.warnings == (
+        "resnet18 enlarges 28 px to 224 px (8 times, about 64 times the work): set teacher.image_size to 28, or to 224 "
+        "if that is meant",
+    )
+    meant = make_plan(tmp_path, {"data": {"name": "mnist5k"}, "teacher": {"model": "resnet18", "image_size": 224}})
+    assert told(meant.runs, tmp_path)[0].warnings == ()
+
+
+def test_the_size_to_set_is_one_that_the_patches_fit(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, {"data": {"name": "mnist5k"}, "student": {"model": "test_vit"}})
+    inputs.remember(made.runs[-1], 160, 16)
+    assert "set student.image_size to 32, or to 160" in told(made.runs, tmp_path)[0].warnings[0]
+
+
+def test_what_was_learnt_is_of_one_timm_and_of_the_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def size(**changes: Any) -> int | None:
+        return inputs.eyes(make_plan(tmp_path, {"student": {"model": "test_vit"}, **changes}).runs)[-1].size
+
+    inputs.remember(make_plan(tmp_path, {"student": {"model": "test_vit"}}).runs[-1], 160, 16)
+    (tmp_path / "mine.py").write_text("")
+    assert (size(), size(imports=["mine.py"])) == (160, None)
+    monkeypatch.setattr(inputs, "version", lambda _: "99")
+    assert size() is None
+
+
+# An image folder, before and after it is decoded
+
+
+def test_a_folder_that_is_not_decoded_is_looked_into(tmp_path: Path) -> None:
+    data = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
+    (said,) = told(make_plan(tmp_path, {"data": data}).runs, tmp_path / "data")
+    assert said.line == "2 classes, 6 train, 4 test, 28×28 px; vit_tiny_patch16_224 sees 16 px"
+    (said,) = told(make_plan(tmp_path, {"data": {**data, "image_size": 40}}).runs, tmp_path / "data")
+    assert "40×40 px;" in said.line
+    Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "test" / "cat" / "odd.png")
+    (said,) = told(make_plan(tmp_path, {"data": data}).runs, tmp_path / "data")
+    assert "224×224 px;" in said.line
+
+
+def test_of_a_big_folder_some_images_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "SAMPLE", 4)
+    data = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
+    (said,) = told(make_plan(tmp_path, {"data": data}).runs, tmp_path / "data")
+    assert "28×28 px (of 4 looked at);" in said.line
+
+
+def test_decoded_images_are_known_as_they_are(tmp_path: Path) -> None:
+    put_images(tmp_path, train=20, test=10, size=16)
+    assert told(make_plan(tmp_path).runs, tmp_path)[0].line.startswith("10 classes, 20 train, 10 test, 16×16 px;")
+    (tmp_path / "arrays" / "cifar10" / "meta.json").write_text("{")  # whoever opens them says so
+    assert told(make_plan(tmp_path).runs, tmp_path)[0].line.startswith("10 classes, 50,000 train, ")
+
+
+# Where it is said
+
+LINE = "10 classes, 64 train, 32 test, 16×16 px; test_resnet sees 16 px, vit_tiny_patch16_224 16 px"
+
+
+def test_plan_and_dry_run_say_it(folder: Path) -> None:
+    put_images(folder / "data")
+    write_experiment(folder, {"teacher": CNN})
+    assert run("plan", "tiny.yaml").stdout.splitlines()[-1] == LINE
+    assert json.loads(run("plan", "tiny.yaml", "--json").stdout)["inputs"] == [LINE]
+    assert LINE in run("submit", "tiny.yaml", "--dry-run").stderr.splitlines()
+
+
+def test_a_plan_needs_no_torch_for_it(folder: Path) -> None:
+    data = {"name": "image_folder", "path": str(pictures(folder / "pets"))}
+    write_experiment(folder, {"data": data, "student": {"model": "test_vit"}})
+    code = "import sys; from kdcluster.cli import main; main(['plan', 'tiny.yaml'], standalone_mode=False);"
+    code += "print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "test_vit its default size" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_doctor_and_prefetch_say_it_and_the_plan_knows_it_from_then_on(folder: Path) -> None:
+    pictures(folder / "pets")
+    (folder / "pets" / "train" / "cat" / "b.heic").touch()
+    data = {"name": "image_folder", "path": str(folder / "pets")}
+    write_experiment(folder, {"data": data, "teacher": {"model": "test_resnet"}, "student": {"model": "test_vit"}})
+    sees = "test_resnet sees 160 px, test_vit 160 px"
+    pixels = "2 classes, 6 train, 4 test, 28×28 px"
+    warned = (
+        "test_vit enlarges 28 px to 160 px (5.7 times, about 33 times the work): set student.image_size to 32, or to"
+    )
+    said = run("doctor", "tiny.yaml").stdout
+    assert f"ok    images: {pixels}; {sees}\n" in said
+    assert f"ok    images: {warned}" in said
+    assert f"ok    to fetch: the images in {folder}/pets will be decoded into {folder}/data\n" in said
+    for said in (run("plan", "tiny.yaml").stdout, run("prefetch", "tiny.yaml").stderr):
+        assert f"{pixels}; {sees}\n" in said
+        assert f"warning: {warned}" in said
+        assert "note: left out of train/ and test/: 1 .heic (read are " in said
+
+
+def test_a_log_begins_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put_images(tmp_path)
+    made = make_plan(tmp_path, {"teacher": CNN, "train.epochs": 1})
+    caplog.set_level("INFO", logger="kdcluster")
+    train_here(tmp_path / "runs", made.runs[0], tmp_path)
+    train_here(tmp_path / "runs", made.runs[-1], tmp_path, max_steps=1)
+    said = [record.message for record in caplog.records if "64 train" in record.message]
+    assert said == [LINE.partition(", vit")[0], LINE]
+    assert caplog.records[0].message == said[0]
