@@ -72,13 +72,33 @@ class Images:
         shapes = {split: meta["shapes"][f"{split}_images"] for split in ("train", "test")}
         counts = _held_out({split: shape[0] for split, shape in shapes.items()}, val_fraction)
         height, width = shapes["train"][2:]
-        return cls(classes, counts, (height, width), notes=tuple(_stored_notes(meta)))
+        return cls(classes, counts, (height, width), notes=(*_size_note(meta["image_rule"]), *_stored_notes(meta)))
 
 
 def _held_out(counts: Mapping[str, int], val_fraction: float) -> dict[str, int]:
     """The splits once a part of the training images is held out, as train/views.py does it."""
     held = round(counts["train"] * val_fraction)
     return {"train": counts["train"] - held, **({"val": held} if held else {}), "test": counts["test"]}
+
+
+def kept_at(sizes: set[tuple[int, int]], asked: int | None = None) -> tuple[tuple[int, int], str]:
+    """The (H, W) at which a folder's images are kept that have these sizes, and in words what is done to get there."""
+    rule = "shorter side resized to {0} px (bicubic, antialias), then {0}×{0} px cropped at the centre"
+    if asked is not None:
+        return (asked, asked), rule.format(asked)
+    if len(sizes) == 1:
+        ((height, width),) = sizes
+        return (height, width), f"as they are: all images have {height}×{width} px (height × width)"
+    short = sorted({min(size) for size in sizes})
+    among = f" (shorter sides of {' to '.join(map(str, dict.fromkeys((short[0], short[-1]))))} px)" if short else ""
+    return (DEFAULT_SIZE, DEFAULT_SIZE), f"{_DIFFER}{among}: {rule.format(DEFAULT_SIZE)}"
+
+
+_DIFFER = "sizes differ"
+
+
+def _size_note(rule: str) -> list[str]:
+    return [f"{rule}; data.image_size sets another size"] if rule.startswith(_DIFFER) else []
 
 
 def _stored_notes(meta: Mapping[str, Any]) -> Iterator[str]:
@@ -121,8 +141,11 @@ def images(run: Run, data_dir: Path) -> Images:
     counts = {split: len(names) for split, names in folder.images.items()}
     asked = run.data.image_size
     every = [name for names in folder.images.values() for name in names]
-    size, looked_at = ((asked, asked), 0) if asked else _sampled(Path(path), every)
-    return Images(run.num_classes, _held_out(counts, held), size, looked_at, folder.notes)
+    some = [] if asked else every[:: -(-len(every) // SAMPLE)]
+    sizes = {found for name in some if (found := imagefolder.size_of(Path(path) / name))}
+    size, rule = kept_at(sizes, asked)
+    of_some = len(some) if len(sizes) < 2 and len(some) < len(every) and not asked else 0  # two tell of them all
+    return Images(run.num_classes, _held_out(counts, held), size, of_some, (*_size_note(rule), *folder.notes))
 
 
 def _meta(folder: Path) -> dict[str, Any] | None:
@@ -133,15 +156,6 @@ def _meta(folder: Path) -> dict[str, Any] | None:
         return None
     sound = isinstance(meta, dict) and meta.get("schema") == ARRAYS and "shapes" in meta
     return meta if sound else None
-
-
-def _sampled(root: Path, names: list[str]) -> tuple[tuple[int, int], int]:
-    """(H, W) that some of the images share, and how many these are; 224 where they differ, which needs no more."""
-    some = names[:: -(-len(names) // SAMPLE)]
-    sizes = {size for name in some if (size := imagefolder.size_of(root / name))}
-    if len(sizes) != 1:
-        return (DEFAULT_SIZE, DEFAULT_SIZE), 0 if sizes else len(some)
-    return sizes.pop(), 0 if len(some) == len(names) else len(some)
 
 
 # What each model takes

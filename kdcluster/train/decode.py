@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import write_aside
 from kdcluster.imagefolder import upright_size
-from kdcluster.inputs import DEFAULT_SIZE
+from kdcluster.inputs import kept_at
 from kdcluster.processes import threads_available
 
 Pixels = NDArray[np.uint8]
@@ -53,14 +53,9 @@ def size_rule(paths: Sequence[Path], size: int | None) -> tuple[tuple[int, int],
     Raises:
         Unreadable: an image.
     """
-    rule = "shorter side resized to {0} px (bicubic, antialias), then {0}×{0} px cropped at the centre"
     if size is not None:
-        return (size, size), rule.format(size)
-    found = set(_in_threads(lambda chunk: (_size(paths[i]) for i in chunk), len(paths)))
-    if len(found) == 1:
-        height, width = found.pop()
-        return (height, width), f"as they are: all images have {height}×{width} px (height × width)"
-    return (DEFAULT_SIZE, DEFAULT_SIZE), f"sizes differ: {rule.format(DEFAULT_SIZE)}"
+        return kept_at({(size, size)}, size)
+    return kept_at(set(_in_threads(lambda chunk: (_size(paths[i]) for i in chunk), len(paths))))
 
 
 def write_images(paths: Sequence[Path], out: Pixels) -> list[bytes]:
@@ -103,6 +98,8 @@ def refusal(found: Sequence[Unreadable], among: int, names: Path) -> ConfigError
     if len(found) > SHOWN:
         write_aside(names, b"".join(os.fsencode(one.path) + b"\n" for one in found))
         lines.append(f"  and {len(found) - SHOWN} more: all paths are in {names}")
+    if any(isinstance(one.__cause__, _TooDeep) for one in found):
+        lines.append("  to 8 bits, in a copy of the folder: mogrify -depth 8 FILE... (ImageMagick; 65535 becomes 255)")
     return ConfigError(*lines)
 
 
@@ -123,10 +120,7 @@ def _decoded(path: Path, height: int, width: int) -> Pixels:
     """One image as (3, H, W), upright."""
     with _opened(path) as image:
         if image.mode.startswith(("I", "F")):
-            raise _TooDeep(
-                "it has more than 8 bits a channel, which would be cut off; in a copy of the folder, ImageMagick's "
-                "`mogrify -depth 8 FILE...` converts it (65535 becomes 255)"
-            )
+            raise _TooDeep("it has more than 8 bits a channel, which would be cut off")
         rgb = ImageOps.exif_transpose(image).convert("RGB")
         return np.asarray(fitted(rgb, height, width)).transpose(2, 0, 1)
 
@@ -154,4 +148,5 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except Exception as error:  # for a broken file PIL raises OSError, SyntaxError, ValueError, struct.error, …
         of_disk = isinstance(error, OSError) and error.errno is not None  # a file server that is away breaks no image
-        raise Unreadable(path, str(error), is_broken=not of_disk and not isinstance(error, _TooDeep)) from error
+        why = str(error).replace(f" {str(path)!r}", "")
+        raise Unreadable(path, why, is_broken=not of_disk and not isinstance(error, _TooDeep)) from error

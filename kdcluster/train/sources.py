@@ -218,7 +218,7 @@ def image_folder(root: Path, size: int | None, *, skip_broken: bool, names: Path
         return Part(shape, labels, lambda out: all_named(lambda: decode.write_images(paths[split], out)), kept[split])
 
     (height, width), rule = all_named(lambda: decode.size_rule(every, size))
-    log.info("%s", rule)
+    log.info("images: %s", rule)
     return Source(list(found.classes), rule, {split: part(split) for split in kept}, found.digest, skipped)
 
 

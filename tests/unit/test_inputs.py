@@ -123,6 +123,10 @@ def test_a_folder_that_is_not_decoded_is_looked_into(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "test" / "cat" / "odd.png")
     (said,) = told(make_plan(tmp_path, {"data": data}).runs, tmp_path / "data")
     assert "224×224 px;" in said.line
+    assert said.notes == (
+        "sizes differ (shorter sides of 9 to 28 px): shorter side resized to 224 px (bicubic, antialias), then "
+        "224×224 px cropped at the centre; data.image_size sets another size",
+    )
 
 
 def test_of_a_big_folder_some_images_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
