@@ -238,14 +238,17 @@ def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
 
 def eyes(runs: Iterable[Run], sized: Sized = recalled) -> list[Eye]:
     """The models of some runs, each once, the teachers first."""
-    found: dict[str, list[Eye]] = {"teacher": [], "student": []}
+    models: dict[tuple[bool, str], tuple[Model, list[str]]] = {}
     for run in runs:
         imports = [run.digests[path] for path in run.imports]
-        own = "teacher" if run.role == "teacher" else "student"
-        for role, model in ((own, run.model), *((("teacher", run.teacher.model),) if run.teacher else ())):
-            name, is_set = model.model.partition(".")[0], model.image_size is not None
-            found[role].append(Eye(role, name, *sized(model, imports), is_set))
-    return list(dict.fromkeys((*found["teacher"], *found["student"])))
+        seeing = [(run.role == "teacher", run.model), *([(True, run.teacher.model)] if run.teacher else [])]
+        for is_teacher, model in seeing:
+            models.setdefault((is_teacher, f"{model!r} {imports}"), (model, imports))
+    found = []
+    for (is_teacher, _), (model, imports) in sorted(models.items(), key=lambda item: not item[0][0]):
+        name, role = model.model.partition(".")[0], "teacher" if is_teacher else "student"
+        found.append(Eye(role, name, *sized(model, imports), model.image_size is not None))
+    return list(dict.fromkeys(found))
 
 
 def line(seen: Images, eyes: Sequence[Eye]) -> str:

@@ -31,7 +31,7 @@ def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, 
     found: dict[str, Any] = json.loads(done.stdout)
     if found["problems"]:
         raise ConfigError(*found["problems"])
-    for run in runs:
+    for run in {f"{run.model!r} {run.imports}": run for run in runs}.values():
         built = found["models"][run.id]
         inputs.remember(run, built["image_size"], built["patch"])
     return found
