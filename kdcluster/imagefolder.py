@@ -174,7 +174,7 @@ def _refuse_flat(root: Path, folder: str, images: tuple[str, ...], found: _Walk)
         raise ConfigError(f"no images below {root / folder}" + (f", but {kinds}; {_READ}" if kinds else ""))
 
 
-_READ = f"read are {' '.join(IMAGE_SUFFIXES)}"
+_READ = f"images are {' '.join(IMAGE_SUFFIXES)}"
 
 
 def _refuse_classes(folders: Mapping[str, str], classes: Mapping[str, set[str]], held: Mapping[str, set[str]]) -> None:

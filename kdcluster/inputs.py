@@ -110,9 +110,10 @@ def _stored_notes(meta: Mapping[str, Any]) -> Iterator[str]:
     same = meta.get("in_both") or {"count": 0}
     if same["count"]:
         test, train = same["example"]
+        are = "is" if same["count"] == 1 else "are"
         yield (
-            f"{count(same['count'], 'test image')} among the training images, too (the same pixels), as {test} is "
-            f"{train}: the test accuracy counts what was learnt by heart"
+            f"{count(same['count'], 'test image')} {are} among the training images, too, pixel by pixel ({test} is "
+            f"{train}): the test accuracy counts what was learnt by heart"
         )
 
 

@@ -593,7 +593,7 @@ def test_a_picture_in_train_and_test_is_counted(tmp_path):
         image.save(root / "test" / "ape" / "7.bmp")
     shutil.copy(root / "train" / "ape" / "1.png", root / "test" / "red fox" / "8.png")
     assert data.prepare(folder_run(tmp_path, root), tmp_path).seen.notes == (
-        "2 test images among the training images, too (the same pixels), as test/ape/7.bmp is train/ape/1.png: the "
+        "2 test images are among the training images, too, pixel by pixel (test/ape/7.bmp is train/ape/1.png): the "
         "test accuracy counts what was learnt by heart",
     )
 

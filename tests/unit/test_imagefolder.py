@@ -124,7 +124,7 @@ def test_what_is_no_image_folder(tmp_path: Path) -> None:
     images(tmp_path, "train/cat/a.png", "train/dog/a.png")
     assert problem(tmp_path) == f"no such folder: {tmp_path}/test ({LAYOUT})"
     images(tmp_path, "test/cat/notes.txt", "test/cat/b.heic")
-    assert problem(tmp_path).startswith(f"no images below {tmp_path}/test, but 1 .heic, 1 .txt; read are .jpg .jpeg")
+    assert problem(tmp_path).startswith(f"no images below {tmp_path}/test, but 1 .heic, 1 .txt; images are .jpg .jpeg")
     images(tmp_path, "test/cat/a.png", *(f"test/{name}/a.png" for name in "bcdefg"))
     assert problem(tmp_path) == (
         "train/ has 2 classes and test/ has 7; only in train/: dog; only in test/: b, c, d, e, f and 1 more"
@@ -177,7 +177,7 @@ def test_other_kinds_of_files_are_counted(tmp_path: Path) -> None:
     (note,) = look(images(pets(tmp_path), *names, "readme.txt")).notes
     assert note == (
         "left out of train/ and test/: 2 .heic, 1 .avif, 1 .txt, 1 without suffix "
-        "(read are .jpg .jpeg .png .bmp .ppm .webp .tif .tiff)"
+        "(images are .jpg .jpeg .png .bmp .ppm .webp .tif .tiff)"
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from kdcluster import inputs
 from kdcluster.cli import main
 from kdcluster.inputs import Eye, Images, line, told
+from kdcluster.train import data
 from tests.tiny import CNN, make_plan, put_images, train_here, write_experiment
 
 SMALL = {"model": "test_vit", "image_size": 32}
@@ -115,13 +116,13 @@ def test_what_was_learnt_is_of_one_timm_and_of_the_imports(tmp_path: Path, monke
 
 
 def test_a_folder_that_is_not_decoded_is_looked_into(tmp_path: Path) -> None:
-    data = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
-    (said,) = told(make_plan(tmp_path, {"data": data}).runs, tmp_path / "data")
+    block = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
+    (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
     assert said.line == "2 classes, 6 train, 4 test, 28×28 px; vit_tiny_patch16_224 sees 16 px"
-    (said,) = told(make_plan(tmp_path, {"data": {**data, "image_size": 40}}).runs, tmp_path / "data")
+    (said,) = told(make_plan(tmp_path, {"data": {**block, "image_size": 40}}).runs, tmp_path / "data")
     assert "40×40 px;" in said.line
     Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "test" / "cat" / "odd.png")
-    (said,) = told(make_plan(tmp_path, {"data": data}).runs, tmp_path / "data")
+    (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
     assert "224×224 px;" in said.line
     assert said.notes == (
         "sizes differ (shorter sides of 9 to 28 px): shorter side resized to 224 px (bicubic, antialias), then "
@@ -131,8 +132,8 @@ def test_a_folder_that_is_not_decoded_is_looked_into(tmp_path: Path) -> None:
 
 def test_of_a_big_folder_some_images_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "SAMPLE", 4)
-    data = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
-    (said,) = told(make_plan(tmp_path, {"data": data}).runs, tmp_path / "data")
+    block = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
+    (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
     assert "28×28 px (of 4 looked at);" in said.line
 
 
@@ -157,8 +158,8 @@ def test_plan_and_dry_run_say_it(folder: Path) -> None:
 
 
 def test_a_plan_needs_no_torch_for_it(folder: Path) -> None:
-    data = {"name": "image_folder", "path": str(pictures(folder / "pets"))}
-    write_experiment(folder, {"data": data, "student": {"model": "test_vit"}})
+    block = {"name": "image_folder", "path": str(pictures(folder / "pets"))}
+    write_experiment(folder, {"data": block, "student": {"model": "test_vit"}})
     code = "import sys; from kdcluster.cli import main; main(['plan', 'tiny.yaml'], standalone_mode=False);"
     code += "print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -169,8 +170,8 @@ def test_a_plan_needs_no_torch_for_it(folder: Path) -> None:
 def test_doctor_and_prefetch_say_it_and_the_plan_knows_it_from_then_on(folder: Path) -> None:
     pictures(folder / "pets")
     (folder / "pets" / "train" / "cat" / "b.heic").touch()
-    data = {"name": "image_folder", "path": str(folder / "pets")}
-    write_experiment(folder, {"data": data, "teacher": {"model": "test_resnet"}, "student": {"model": "test_vit"}})
+    block = {"name": "image_folder", "path": str(folder / "pets")}
+    write_experiment(folder, {"data": block, "teacher": {"model": "test_resnet"}, "student": {"model": "test_vit"}})
     sees = "test_resnet sees 160 px, test_vit 160 px"
     pixels = "2 classes, 6 train, 4 test, 28×28 px"
     warned = (
@@ -183,7 +184,7 @@ def test_doctor_and_prefetch_say_it_and_the_plan_knows_it_from_then_on(folder: P
     for said in (run("plan", "tiny.yaml").stdout, run("prefetch", "tiny.yaml").stderr):
         assert f"{pixels}; {sees}\n" in said
         assert f"warning: {warned}" in said
-        assert "note: left out of train/ and test/: 1 .heic (read are " in said
+        assert "note: left out of train/ and test/: 1 .heic (images are " in said
 
 
 def test_a_log_begins_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,3 +196,14 @@ def test_a_log_begins_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     said = [record.message for record in caplog.records if "64 train" in record.message]
     assert said == [LINE.partition(", vit")[0], LINE]
     assert caplog.records[0].message == said[0]
+
+
+def test_a_run_records_how_many_images_were_left_out(tmp_path: Path) -> None:
+    pets = pictures(tmp_path / "pets", train=10, size=16)
+    (pets / "train" / "cat" / "0.png").write_bytes(b"no image")
+    settings = {"name": "image_folder", "path": str(pets), "skip_broken": True}
+    made = make_plan(tmp_path, {"data": settings, "train.epochs": 1}).runs[0]
+    data.prepare(made, tmp_path / "data")
+    newest = train_here(tmp_path / "runs", made, tmp_path / "data").newest()
+    assert newest is not None
+    assert newest.read("trainer")["images_skipped"] == 1
