@@ -96,9 +96,24 @@ def own_folder() -> Path:
     Raises:
         KdclusterError: it is somebody else's, open to others, or no folder.
     """
-    folder = TEMPORARY / f"kdcluster-{os.getuid()}"
+    return _closed(TEMPORARY / f"kdcluster-{os.getuid()}")
+
+
+def locks_folder() -> Path:
+    """Where the locks of this machine's GPUs and cores lie: in `own_folder`, unless KDCLUSTER_LOCKS_DIR says otherwise.
+
+    For containers that share a machine and not its /tmp; and tests must not wait for what else runs.
+
+    Raises:
+        KdclusterError: as `own_folder`.
+    """
+    named = os.environ.get("KDCLUSTER_LOCKS_DIR")
+    return _closed(Path(named)) if named else own_folder()
+
+
+def _closed(folder: Path) -> Path:
     with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700, parents=True)
     found = folder.lstat()  # in a sticky /tmp, nobody can put another one in the place of what is ours
     if not stat.S_ISDIR(found.st_mode):
         wrong = "is no folder"

@@ -43,6 +43,7 @@ class Process(Record):
     pid: Annotated[int, Field(gt=0, le=2**31)]
     start_time: str | float | None
     folder: FilePath = ""
+    run: str | None = None
 
 
 class Job(Record):
@@ -116,6 +117,8 @@ class Heartbeat(Record):
     images_per_s: float | None = None
     top1: Percent | None = None
     best_top1: Percent | None = None
+    waits: dict[str, str] = {}
+    """Of a supervisor: for what its runs wait."""
 
 
 class Trainer(Record):

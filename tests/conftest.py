@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,17 +20,20 @@ PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "SBATCH_", "SQUEUE_", "SUBMITI
 
 @pytest.fixture(autouse=True, scope="session")
 def this_machine() -> Iterator[None]:
-    """A machine with SLURM is no reason to queue what tests start, nor what fixtures of a module start."""
+    """What tests and their fixtures start is not queued in a SLURM, and waits for nothing else that runs here."""
+    folder = tempfile.mkdtemp(prefix="kdcluster-locks-")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCLUSTER_BACKEND", "local")
+        patch.setenv("KDCLUSTER_LOCKS_DIR", folder)
         yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A test sees neither the caller's variables nor the caller's caches, and leaves nothing in them."""
     for name in list(os.environ):
-        if name in INHERITED or name.startswith(PREFIXES):
+        if (name in INHERITED or name.startswith(PREFIXES)) and name != "KDCLUSTER_LOCKS_DIR":
             monkeypatch.delenv(name)
     monkeypatch.setenv("KDCLUSTER_BACKEND", "local")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -389,16 +389,16 @@ class World:
                     return
                 self.pause("waits for its tickets", 0.1)
             self.supervisors[self.process()] = there
-            there.beat()
-            write_json(folder / "supervisor.json", there.ref)
+            there.tick()
+            write_json(folder / "supervisor.json", there.known)
             while there.pending or there.children:
-                there.tick()
                 self.pause("waits", 1.0)
+                there.tick()
 
         process = self.start(self.here, "supervisor", body)
         self.pause("starts the supervisor")
         for run_dir in run_dirs:
-            run_dir.write_ticket("local", local.reference(process.pid, folder))
+            run_dir.write_ticket("local", {**local.reference(process.pid, folder), "run": run_dir.id})
         told.append(True)
         while read_json(folder / "supervisor.json") is None:
             self.pause("waits for the supervisor", 0.02)
@@ -559,6 +559,23 @@ class World:
         return any(job.run_dir == run_dir and job.task and job.task.alive for job in self.jobs.values())
 
 
+class Slots:
+    """Two of each kind for each supervisor; nothing of the real machine is locked."""
+
+    def __init__(self, *_: Any) -> None:
+        self.names = ["0", "1"]
+        self.free = list(self.names)
+
+    def take(self, wanted: int, who: str) -> list[tuple[str, Any]] | None:
+        if len(self.free) < wanted:
+            return None
+        taken = [self.free.pop() for _ in range(wanted)]
+        return [(name, SimpleNamespace(release=partial(self.free.append, name))) for name in taken]
+
+    def waits_for(self, wanted: int) -> str:
+        return "waits for its turn"
+
+
 class Lock:
     """FileLock, of which a waiting actor knows."""
 
@@ -624,7 +641,7 @@ def fake_processes(patch: pytest.MonkeyPatch) -> None:
     popen = SimpleNamespace(**{**vars(subprocess), "Popen": lambda *a, **k: World.now_running().torchrun(*a, **k)})
     patch.setattr(child, "subprocess", popen)
     patch.setattr(child, "code_state", lambda: ({"trainer_code": "x"}, ""))
-    patch.setattr(supervisor, "visible_gpus", list)
+    patch.setattr(supervisor, "Slots", Slots)
     patch.setattr(local, "_start_supervisor", lambda *given: World.now_running().start_supervisor(*given))
     patch.setattr(submission, "FileLock", Lock)
     patch.setattr(socket, "gethostname", lambda: World.now_running().here)

@@ -52,7 +52,7 @@ def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> 
         how = "; --retry starts it again" if status.state in GIVEN_UP else ""
         say(f"  {run_id}  {status.state}{why}{how}")
     for run_id in done.started:
-        say(f"  {run_id}  {done.word}")
+        say(f"  {run_id}  {done.waits.get(run_id, done.word)}")
     before = [RunDir(chosen.root, i).newest() for i, status in done.left.items() if status.state == State.DONE]
     codes = [attempt.read("trainer").get("trainer_code") for attempt in before if attempt]
     if other := sum(code not in (None, trainer_code()) for code in codes):

@@ -108,7 +108,7 @@ class Child:
     process: subprocess.Popen[bytes]
     layout: Layout
     locks: Sequence[FileLock]
-    """Of the GPUs that it was given."""
+    """Of the GPUs or cores that it was given."""
     told: bool = False
 
     @classmethod
@@ -123,7 +123,7 @@ class Child:
     ) -> Child:
         """Begin an attempt on this machine; from the main thread only, with which the child ends.
 
-        `locks` are those of its `gpus`, let go at its end; `known` is what else start.json says.
+        `locks` are those of its `gpus` or cores, let go at its end; `known` is what else start.json says.
 
         Raises:
             OSError: it cannot be written or started.
@@ -144,7 +144,7 @@ class Child:
             self.process.terminate()
 
     def outcome(self, *, told_to_stop: bool = False) -> dict[str, Any]:
-        """How it ended, once it has, for the attempt's record (`outcome.outcome`); its GPUs are let go."""
+        """How it ended, once it has, for the attempt's record (`outcome.outcome`); its GPUs and cores are let go."""
         ended = outcome(self.run_dir, self.attempt, self.process.returncode, told_to_stop=told_to_stop)
         for lock in self.locks:
             lock.release()

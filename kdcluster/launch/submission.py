@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,7 +17,7 @@ from kdcluster import records
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.files import acquire, write_json
 from kdcluster.launch.backend import Backend, find
-from kdcluster.launch.status import Status, blocked_by, statuses
+from kdcluster.launch.status import Status, blocked_by, statuses, statuses_of
 from kdcluster.ownership import keep_to_oneself, refuse_foreign
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
@@ -40,6 +40,8 @@ class Submission:
     where: str = ""
     word: str = "started"
     """What was done with what was started: "started" or "queued"."""
+    waits: Mapping[str, str] = field(default_factory=dict)
+    """Of what was started: what has not begun yet though the place starts things at once, and why."""
 
 
 def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) -> list[str]:
@@ -102,7 +104,11 @@ def submit(
             if os.access(run_dir.path, os.W_OK):  # a finished one may be another user's
                 run_dir.add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)
-    return Submission(chosen, left, where, backend.word)
+    waits = {}
+    if backend.word == "started":
+        now = statuses_of(RunDir(root, run_id) for run_id in chosen)
+        waits = {run_dir.id: one.reason for run_dir, one in now.items() if one.state == State.QUEUED}
+    return Submission(chosen, left, where, backend.word, waits)
 
 
 def adopt(root: Path, found: Mapping[str, Status]) -> None:

@@ -18,7 +18,8 @@ from filelock import FileLock
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Resources
-from kdcluster.launch.local.gpus import GpuPool, visible_gpus
+from kdcluster.launch.local.gpus import visible_gpus
+from kdcluster.launch.local.slots import Slots
 from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout, Room, layout
 from kdcluster.plan import Plan
@@ -148,7 +149,8 @@ class Sweeping:
         layout, gpus = self.room
         name, where = self.searched.loaded.name, (self.root, self.data_dir)
         early = self.searched.sweep.scheduler != "none"
-        return Order(name, *where, layout, gpus, metric, self.session.token, self.session.ending, early)
+        own_cores = self.address is None and layout.device == "cpu"
+        return Order(name, *where, layout, gpus, metric, self.session.token, self.session.ending, early, own_cores)
 
     def _search(
         self, source: Source, order: Order, count: int, asha: int | None, stream: TextIO, why: Callable[[], str]
@@ -159,7 +161,7 @@ class Sweeping:
         self.session.go_on()
         self._enter_ray()
         shown = sweep.model_copy(update={"metric": order.metric})
-        hint = self.session.where_ray_says_why()
+        hint = "other runs may have the cores; " * order.own_cores + self.session.where_ray_says_why()
         with Screen(given, count, shown, self.root, stream, hint) as screen, self.stop.on_signals():
 
             def watch() -> bool:
@@ -205,8 +207,8 @@ class Sweeping:
         try:
             if layout.device == "cuda":
                 shown = visible_gpus()
-                pool, wanted = GpuPool(shown), self.gpus or len(shown)
-                while len(taken) < wanted and (one := pool.take(1)):
+                slots, wanted = Slots("GPU", shown, self.root), self.gpus or len(shown)
+                while len(taken) < wanted and (one := slots.take(1, f"the sweep of {self.searched.loaded.name}")):
                     taken += one
                 if len(taken) < (self.gpus or layout.procs):
                     rest = "other runs have the rest; wait, or ask for less"

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
 from kdcluster.launch.attempt import Child
+from kdcluster.launch.local.slots import Slots, own_cores
 from kdcluster.launch.status import KNOWN_S, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.ownership import keep_to_oneself, refuse_foreign
@@ -49,6 +52,8 @@ class Order:
     ending: Path
     early: bool = False
     """Whether trials are stopped early; else a run that another search has stopped goes on."""
+    own_cores: bool = False
+    """Whether a run takes cores of this machine, as a submit beside the sweep does: nobody else gives them out."""
     noted: bool = True
     """Whether the runs are to be remembered as trials; those of the confirmation are not."""
 
@@ -78,6 +83,11 @@ class Trainee:
             KdclusterError: somebody has cancelled it.
             Ending: nothing is started any more.
         """
+        while not self._begin():  # others have the cores, and may begin the run meanwhile
+            time.sleep(POLL_S)
+
+    def _begin(self) -> bool:
+        """Whether nothing is in the way."""
         self._why_it_ends()
         status = run_status(self.run_dir, KNOWN_S)
         newest = self.run_dir.newest()
@@ -93,6 +103,8 @@ class Trainee:
         waits = status.state == State.QUEUED and status.job_id is None and self.order.layout.device == "cuda"
         left = (State.DONE, *LIVE, *([State.STOPPED] if self.order.early else []))
         if status.state not in left or (status.state == State.RUNNING and gone) or waits:
+            if (locks := self._cores()) is None:
+                return False
             keep_to_oneself()
             refuse_foreign(self.run_dir.path)
             self.run_dir.prepare(self.run)
@@ -101,10 +113,19 @@ class Trainee:
             known = {"sweep": self.order.token, "sweep_of": self.order.experiment, "gpus_held": self.order.gpus}
             known["nodes"] = os.environ.get("SLURMD_NODENAME", "")
             gpus = [gpu for gpu in shown if gpu]
-            self.child = Child.start(self.run_dir, self.order.data_dir, self.order.layout, gpus, known=known)
+            self.child = Child.start(self.run_dir, self.order.data_dir, self.order.layout, gpus, locks, known=known)
         self.run_dir.add_experiments([self.order.experiment])
         if self.order.noted:
             self.run_dir.note_trial(self.order.experiment, self.values)
+        return True
+
+    def _cores(self) -> list[FileLock] | None:
+        """Locks of the cores that it takes; None while they are not free."""
+        if not self.order.own_cores:
+            return []
+        slots = Slots("core", own_cores(), self.order.root)
+        taken = slots.take(min(self.order.layout.cores, len(slots.names)), self.run.id)
+        return None if taken is None else [lock for _, lock in taken]
 
     def next(self) -> tuple[float, bool]:
         """The metric of the next epoch, and whether it was the last one, after which the run has ended; waits for it.

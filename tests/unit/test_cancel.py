@@ -189,7 +189,7 @@ def test_a_supervisor_that_was_stopped_starts_nothing_that_is_not_its_own_any_mo
     run = made.runs[0]
     run_dir = put(root, run, "planned")
     slept = Supervisor(root, root, [run], {run.id: Layout("cpu", 1, 1)})
-    run_dir.write_ticket("local", slept.ref)
+    run_dir.write_ticket("local", slept.ref(run.id))
     run_dir.write_ticket("local", {**DEAD, "folder": "of another submit"})
     slept.tick()
     assert (slept.pending, slept.children, run_dir.attempts()) == ({}, {}, [])

@@ -1,27 +1,21 @@
-"""Which GPUs there are, with a driver made for the test, and that no two runs get the same one."""
+"""Which GPUs there are, with a driver made for the test."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pynvml
 import pytest
 
-from kdcluster import ownership
 from kdcluster.errors import KdclusterError
 from kdcluster.launch.local import gpus
-from kdcluster.launch.local.gpus import GpuPool, visible_gpus
-from kdcluster.ownership import own_folder
+from kdcluster.launch.local.gpus import visible_gpus
 
 CARDS = ("GPU-aaaa1111-0", "GPU-aabb2222-0", "GPU-cccc3333-0")
 SLICES = ("MIG-dddd4444-0", "MIG-dddd5555-0")
@@ -248,86 +242,3 @@ def test_cuda_means_the_same_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("0", str(len(here) - 1), "0,99", here[-1], here[-1][:12], ",".join(reversed(here)), "", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
         assert visible_gpus() == seen_by_torch(variable), variable
-
-
-@pytest.fixture
-def cards() -> Iterator[list[str]]:
-    """Three cards that nobody else has: the locks lie in one folder of this user on this machine."""
-    names = [f"GPU-test-{uuid.uuid4()}" for _ in range(3)]
-    yield names
-    for name in names:
-        (own_folder() / f"{name}.lock").unlink(missing_ok=True)
-
-
-def names(taken: list[tuple[str, object]] | None) -> list[str] | None:
-    return taken and [name for name, _ in taken]
-
-
-def test_take_is_all_or_nothing(cards: list[str]) -> None:
-    mine, other = GpuPool(cards), GpuPool(cards)
-    two = mine.take(2)
-    assert two is not None
-    assert names(two) == cards[:2]
-    assert other.take(2) is None
-    one = other.take(1)  # the try for two kept nothing
-    assert one is not None
-    assert names(one) == cards[2:]
-    assert mine.take(1) is None
-    two[0][1].release()
-    again = other.take(1)
-    assert names(again) == cards[:1]
-    assert mine.take(4) is None
-
-
-TAKER = textwrap.dedent(
-    """
-    import sys
-    from kdcluster.launch.local.gpus import GpuPool
-    taken = GpuPool(sys.argv[2:]).take(int(sys.argv[1]))
-    print(*[name for name, _ in taken or []], flush=True)
-    input()
-    """
-)
-
-
-def test_a_lock_holds_across_processes_and_folders_and_ends_with_its_process(cards: list[str], tmp_path: Path) -> None:
-    held = GpuPool(cards).take(1)
-    argv = [sys.executable, "-c", TAKER, "2", *cards]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as taker:
-        assert taker.stdout is not None
-        assert taker.stdout.readline().split() == cards[1:]  # in another folder, past the one that is held here
-        assert GpuPool(cards).take(1) is None
-        taker.send_signal(signal.SIGKILL)
-        taker.wait()
-    deadline = time.monotonic() + 10
-    while (freed := GpuPool(cards).take(2)) is None:
-        assert time.monotonic() < deadline, "kill -9 did not free the locks"
-    assert names(freed) == cards[1:]
-    assert held is not None
-
-
-def test_locks_that_somebody_else_could_hold_are_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ownership, "TEMPORARY", tmp_path)
-    GpuPool([])  # without GPUs there is nothing to lock
-    theirs = tmp_path / f"kdcluster-{os.getuid()}"
-    theirs.mkdir()
-    with pytest.raises(KdclusterError, match="is open to others"):
-        GpuPool(CARDS)
-
-
-def test_the_locks_are_the_same_ones_in_every_shell(
-    monkeypatch: pytest.MonkeyPatch, cards: list[str], tmp_path: Path
-) -> None:
-    held = GpuPool(cards).take(1)
-    for name in ("TMPDIR", "XDG_RUNTIME_DIR", "HOME"):
-        monkeypatch.setenv(name, str(tmp_path))
-    assert names(GpuPool(cards).take(1)) == cards[1:2]
-    assert held is not None
-
-
-def test_an_instance_with_a_path_for_a_name_can_be_locked(cards: list[str]) -> None:
-    name = f"MIG-{cards[0]}/7/0"
-    assert names(GpuPool([name]).take(1)) == [name]
-    (own_folder() / f"{name.replace('/', '-')}.lock").unlink()

@@ -19,14 +19,13 @@ from typing import Any
 
 import pytest
 
-from kdcluster import ownership
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
 from kdcluster.launch import attempt as launched
 from kdcluster.launch.local import backend as local
 from kdcluster.launch.local import supervisor
 from kdcluster.launch.local.backend import Local, check_room, layouts
-from kdcluster.launch.local.gpus import GpuPool
+from kdcluster.launch.local.slots import Slots
 from kdcluster.launch.local.supervisor import Supervisor
 from kdcluster.launch.status import run_status, statuses
 from kdcluster.launch.submission import submit, to_start
@@ -147,16 +146,16 @@ def test_a_run_cannot_have_several_mig_instances(monkeypatch: pytest.MonkeyPatch
         check_room({"a": Layout("cuda", 2, None)})
 
 
-def test_gpus_whose_locks_others_could_hold_are_refused_before_anything_is_queued(
+def test_what_others_could_lock_is_refused_before_anything_is_queued(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(local, "visible_gpus", lambda: ["GPU-a"])
-    monkeypatch.setattr(ownership, "TEMPORARY", tmp_path)
-    (tmp_path / f"kdcluster-{os.getuid()}").mkdir(mode=0o777)
-    (tmp_path / f"kdcluster-{os.getuid()}").chmod(0o777)
-    check_room({"a": Layout("cpu", 1, 1)})
-    with pytest.raises(KdclusterError, match="is open to others"):
-        check_room({"a": Layout("cuda", 1, None)})
+    monkeypatch.setenv("KDCLUSTER_LOCKS_DIR", str(tmp_path / "locks"))
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks").chmod(0o777)
+    for device in ("cpu", "cuda"):
+        with pytest.raises(KdclusterError, match="is open to others"):
+            check_room({"a": Layout(device, 1, 1)})
 
 
 def ready(runs: list[Run]) -> None:
@@ -362,12 +361,13 @@ def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
             RunDir(root, run.id).prepare(run)
         there = Supervisor(root, root.parent, runs, {run.id: layout for run in runs})
         for run in runs:
-            RunDir(root, run.id).write_ticket("local", there.ref)
+            RunDir(root, run.id).write_ticket("local", there.ref(run.id))
         return there
 
     monkeypatch.setattr(launched, "command", command)
     monkeypatch.setattr(launched, "code_state", lambda: ({"trainer_code": "x", "git": {}}, ""))
-    monkeypatch.setattr(supervisor, "threads_available", lambda: 2)
+    cores = [f"core-test-{uuid.uuid4()}" for _ in range(2)]
+    monkeypatch.setattr(supervisor, "own_cores", lambda: cores)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield make
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -489,7 +489,7 @@ def test_each_gpu_has_one_run_at_a_time(
 ) -> None:
     card = f"GPU-test-{uuid.uuid4()}"
     monkeypatch.setattr(supervisor, "visible_gpus", lambda: [card])
-    elsewhere = GpuPool([card]).take(1)
+    elsewhere = Slots("GPU", [card], root).take(1, "another")
     assert elsewhere is not None
     there = scripted(made, GPU, teacher="alone", baseline="alone", distilled="alone")
     there.start_what_can()
@@ -500,7 +500,38 @@ def test_each_gpu_has_one_run_at_a_time(
     assert {line.split()[1] for line in (root / "starts").read_text().splitlines()} == {card}
     attempt = RunDir(root, made.runs[0].id).attempt(1)
     assert attempt.read("start")["gpus"] == [card]
-    free = GpuPool([card]).take(1)
-    assert free is not None
-    free[0][1].release()
-    Path(free[0][1].lock_file).unlink(missing_ok=True)
+    assert Slots("GPU", [card], root).take(1, "another") is not None
+
+
+@forks
+def test_two_submits_share_the_cores_and_what_waits_says_for_whom(made: Plan, root: Path, scripted: Scripted) -> None:
+    """As another supervisor does, in a runs directory of its own."""
+    pair = [roles(made)["teacher"], roles(made)["baseline"]]
+    first = scripted(made, Layout("cpu", 1, 2), pair[:1])
+    second = scripted(made, Layout("cpu", 2, 4), pair[1:])  # more than there are: it takes them all
+    first.start_what_can()
+    second.start_what_can()
+    assert (list(first.children), list(second.children)) == ([pair[0].id], [])
+    assert second.waits == {pair[1].id: f"waits for 2 cores, held by {pair[0].id} (pid {os.getpid()})"}
+    first.run()
+    second.run()
+    assert {run_status(RunDir(root, run.id)).state for run in pair} == {"done"}
+
+
+@forks
+def test_a_queued_run_says_for_what_it_waits(made: Plan, root: Path, scripted: Scripted, tmp_path: Path) -> None:
+    here = scripted(made, Layout("cpu", 1, 2))
+    here.folder = tmp_path
+    here.known["folder"] = str(tmp_path)
+    for run in made.runs:
+        RunDir(root, run.id).write_ticket("local", here.ref(run.id))
+    here.tick()
+    teacher = roles(made)["teacher"].id
+    said = {made[run_id].role: (one.state, one.reason) for run_id, one in statuses(made, root).items()}
+    assert said == {
+        "teacher": ("running", ""),
+        "baseline": ("queued", f"waits for 2 cores, held by {teacher} (pid {os.getpid()})"),
+        "distilled": ("queued", f"waits for {teacher}"),
+    }
+    here.run()
+    assert {status.state for status in statuses(made, root).values()} == {"done"}

@@ -161,7 +161,7 @@ def test_a_submit_starts_the_others_and_says_what_it_leaves(made: Plan, teacher:
 def test_a_supervisor_goes_on_with_its_other_runs(made: Plan, teacher: RunDir) -> None:
     baseline = put(teacher.root, next(one for one in made.runs if one.role == "baseline"), "planned")
     supervisor = Supervisor(teacher.root, teacher.root, [teacher.load(), baseline.load()], {})
-    baseline.write_ticket("local", supervisor.ref)
+    baseline.write_ticket("local", supervisor.ref(baseline.id))
     (teacher.path / "ticket.json").write_text("{")
     began: list[str] = []
     supervisor._start = lambda run: began.append(run.id)  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
 from kdcluster.files import read_json, write_json
 from kdcluster.history import history
-from kdcluster.launch.local.gpus import GpuPool
+from kdcluster.launch.local.slots import Slots
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.status import run_status
 from kdcluster.launch.torchrun import Layout
@@ -453,6 +453,27 @@ def test_a_run_that_waits_for_the_gpus_of_the_sweep_is_started_by_it(tmp_path: P
     one.order = replace(one.order, layout=Layout("cuda", 1, None))
     one.begin()
     assert begun == [one.run.id]
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "somebody begins it"])
+def test_a_trial_waits_for_the_cores_that_a_submit_beside_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[str], meanwhile: str
+) -> None:
+    core = f"core-{tmp_path.name}"
+    monkeypatch.setattr(trial, "own_cores", lambda: [core])
+    held = Slots("core", [core], tmp_path).take(1, "another")
+    assert held is not None
+    one = trainee(tmp_path, "planned", own_cores=True)
+
+    def wait(seconds: float) -> None:
+        if meanwhile == "somebody begins it":
+            put(tmp_path / "runs", one.run, "running")
+        held[0][1].release()
+
+    monkeypatch.setattr(trial.time, "sleep", wait)
+    one.begin()
+    assert begun == ([one.run.id] if meanwhile == "nothing" else [])
+    assert one.run_dir.experiments() == ["tiny"]
 
 
 def test_a_run_of_others_that_is_interrupted_goes_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1015,13 +1036,13 @@ def test_a_sweep_holds_the_gpus_that_its_ray_gets(tmp_path: Path, monkeypatch: p
     @contextmanager
     def ray_here(self: cluster.Session, gpus: int, *, dashboard: bool) -> Iterator[None]:
         given.append((gpus, os.environ["CUDA_VISIBLE_DEVICES"]))
-        assert GpuPool(cards).take(1) is None or gpus < 2
+        assert Slots("GPU", cards, tmp_path).take(1, "another") is None or gpus < 2
         yield
 
     monkeypatch.setattr(cluster.Session, "ray_here", ray_here)
     monkeypatch.setattr(flow, "search", lambda *_, **__: [])
     searched = space(tmp_path, {"trials": 1}, resources={"device": "cuda"})
-    other = GpuPool(cards[:1]).take(1)  # another run has the first one
+    other = Slots("GPU", cards[:1], tmp_path).take(1, "another")  # another run has the first one
     assert other is not None
 
     def swept(gpus: int | None = None) -> Sweeping:

@@ -21,7 +21,7 @@ from kdcluster.files import write_json
 from kdcluster.launch.backend import Backend, Options, Phase, Seen
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.torchrun import Layout, Room, environment, layout, trainer
-from kdcluster.ownership import keep_to_oneself, own_folder, refuse_foreign, shared_folder
+from kdcluster.ownership import keep_to_oneself, locks_folder, refuse_foreign, shared_folder
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped, process_record, threads_available
 from kdcluster.runs import RunDir
@@ -75,21 +75,21 @@ class Local(Backend):
     @classmethod
     def look(cls, refs: Sequence[Mapping[str, Any]], within_s: float = 0.0) -> list[Seen]:
         """By the supervisor's process; of another host by what it says in its folder."""
-        return [_here(ref) if ref.get("host") == socket.gethostname() else _elsewhere(ref) for ref in refs]
+        folders = {ref["folder"] for ref in refs if ref.get("folder")}
+        told = {folder: records.found(Path(folder) / "heartbeat.json") or {} for folder in folders}
+        return [_seen(ref, told.get(ref.get("folder"), {})) for ref in refs]
 
 
-def _here(ref: Mapping[str, Any]) -> Seen:
-    if not is_alive(ref):
-        return Seen(Phase.ENDED, f"its processes on {ref['host']} are gone")
-    return Seen(Phase.ACTIVE, "waits for its turn", trouble="its supervisor is stopped" if is_stopped(ref) else "")
-
-
-def _elsewhere(ref: Mapping[str, Any]) -> Seen:
-    host = ref.get("host", "?")
-    beat = records.found(Path(ref["folder"]) / "heartbeat.json") if ref.get("folder") else None
-    silent_s = time.time() - ((beat or {}).get("time") or -math.inf)
+def _seen(ref: Mapping[str, Any], told: Mapping[str, Any]) -> Seen:
+    """By the process on this machine, else by what it told last in its folder."""
+    host, why = ref.get("host", "?"), told.get("waits", {}).get(ref.get("run"), "waits for its turn")
+    if host == socket.gethostname():
+        if not is_alive(ref):
+            return Seen(Phase.ENDED, f"its processes on {host} are gone")
+        return Seen(Phase.ACTIVE, why, trouble="its supervisor is stopped" if is_stopped(ref) else "")
+    silent_s = time.time() - (told.get("time") or -math.inf)
     if silent_s < HEARD_S:
-        return Seen(Phase.ACTIVE, "waits for its turn", trouble=f"on {host}, heard of {silent_s:.0f} s ago")
+        return Seen(Phase.ACTIVE, why, trouble=f"on {host}, heard of {silent_s:.0f} s ago")
     return Seen(Phase.UNKNOWN, f"on {host}, which cannot be asked from here")
 
 
@@ -104,8 +104,9 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
     """Refuse what this machine can never run.
 
     Raises:
-        KdclusterError: more GPUs were asked for than there are, or than one run can have; their locks have no place.
+        KdclusterError: more GPUs were asked for than there are, or than one run can have; locks have no place.
     """
+    locks_folder()
     most = max((item.procs for item in wanted.values() if item.device == "cuda"), default=0)
     if not most:
         return
@@ -120,7 +121,6 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
             f"{most} GPUs asked for one run, and this machine's are MIG instances: CUDA shows a process one of them "
             f"alone; ask for --gpus 1"
         )
-    own_folder()
 
 
 def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
@@ -133,7 +133,7 @@ def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
     with (folder / "supervisor.log").open("ab") as output:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
     for run_dir in run_dirs:
-        run_dir.write_ticket(Local.name, reference(process.pid, folder))
+        run_dir.write_ticket(Local.name, {**reference(process.pid, folder), "run": run_dir.id})
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:  # it has ended, and its log says why
         process.stdin.write(GO)
@@ -147,12 +147,14 @@ def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
 
 
 def reference(pid: int, folder: Path | None) -> dict[str, Any]:
-    """A supervisor of this machine, as tickets name it; in its folder it says to other hosts that it is there."""
+    """A supervisor of this machine, as tickets name it (with the `run`); in its folder it says that it is there."""
     return process_record(pid) | ({"folder": str(folder)} if folder else {})
 
 
 def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
     """A few steps of one run in one foreground process, in `<root>/debug`, where `breakpoint()` works.
+
+    It takes no cores and no GPUs from others and waits for none: somebody sits in front of it.
 
     Returns the process's exit code. A trained teacher is used where there is one, else its start weights.
     """

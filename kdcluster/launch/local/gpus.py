@@ -1,4 +1,4 @@
-"""This machine's GPUs: which there are, and a lock for each, so that two experiments never share one by accident.
+"""This machine's GPUs: which there are.
 
 A GPU is a whole card, or a MIG instance of one that is cut up; either is known by its UUID.
 """
@@ -14,10 +14,7 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kdcluster.errors import KdclusterError
-from kdcluster.ownership import own_folder
 
 ANSWER_S = 60.0
 _WITHOUT = "; mend the driver, or run on the CPU with --procs (CUDA_VISIBLE_DEVICES= hides the GPUs)"
@@ -123,30 +120,3 @@ def _parts(nvml: Any, card: Any) -> list[Any]:
         with suppress(nvml.NVMLError_NotFound, nvml.NVMLError_NoPermission):  # there is none, or another job has it
             parts.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
     return parts
-
-
-class GpuPool:
-    """The visible GPUs, each behind a lock of this user on this machine, whatever the runs directory.
-
-    Raises:
-        KdclusterError: there is no folder of this user for the locks.
-    """
-
-    def __init__(self, gpus: Sequence[str]) -> None:
-        self.gpus = list(gpus)
-        if gpus:
-            own_folder()  # what cannot lock is refused at once, and not when the first run could start
-
-    def take(self, count: int) -> list[tuple[str, FileLock]] | None:
-        """`count` free GPUs, locked, or None while there are not so many."""
-        taken: list[tuple[str, FileLock]] = []
-        for gpu in self.gpus:
-            lock = FileLock(own_folder() / f"{gpu.replace('/', '-')}.lock", is_singleton=False, fallback_to_soft=False)
-            with suppress(Timeout):
-                lock.acquire(blocking=False)
-                taken.append((gpu, lock))
-            if len(taken) == count:
-                return taken
-        for _, lock in taken:
-            lock.release()
-        return None

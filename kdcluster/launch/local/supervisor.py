@@ -12,17 +12,18 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from kdcluster import records
 from kdcluster.errors import Damaged, KdclusterError
 from kdcluster.files import write_json
 from kdcluster.launch.attempt import AWAITED, Child
 from kdcluster.launch.local.backend import BEAT_S, GO, reference
-from kdcluster.launch.local.gpus import GpuPool, visible_gpus
+from kdcluster.launch.local.gpus import visible_gpus
+from kdcluster.launch.local.slots import Slots, own_cores
 from kdcluster.launch.status import KNOWN_S, Status, blocked_by, run_status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Run
-from kdcluster.processes import threads_available
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
 
@@ -38,34 +39,42 @@ class Supervisor:
         self.root, self.data_dir, self.layouts, self.folder = root, data_dir, layouts, folder
         self.pending = {run.id: run for run in runs}
         self.children: dict[str, Child] = {}
-        self.pool = GpuPool(visible_gpus() if any(item.device == "cuda" for item in layouts.values()) else [])
-        self.ref = reference(os.getpid(), folder)
+        devices = {item.device for item in layouts.values()}
+        self.gpus = Slots("GPU", visible_gpus() if "cuda" in devices else [], root)
+        self.cores = Slots("core", own_cores() if "cpu" in devices else [], root)
+        self.known = reference(os.getpid(), folder)
+        self.waits: dict[str, str] = {}
+        """For what each pending run waits, in words."""
         self.stopping = False
         self._beaten_at = -math.inf
+        self._told: dict[str, str] = {}
 
     def run(self) -> None:
         """Until every run has ended or cannot start. SIGTERM has the runs save and leave, and ends this process."""
         signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
-        while self.pending or self.children:
+        self.tick()
+        if self.folder is not None:  # now it is known what has started, and for what the others wait
+            write_json(self.folder / "supervisor.json", self.known)
+        while self.pending or self.children:  # a child's end wakes at once; free slots or a run elsewhere are polled
+            woken = signal.sigtimedwait(AWAITED, 1.0)
+            if woken and woken.si_signo == signal.SIGTERM:
+                self.stop_everything()
             self.tick()
-            if self.children or self.pending:  # a child's end wakes at once; a free GPU or a run elsewhere is polled
-                woken = signal.sigtimedwait(AWAITED, 1.0)
-                if woken and woken.si_signo == signal.SIGTERM:
-                    self.stop_everything()
 
     def tick(self) -> None:
         """One look at everything."""
-        self.beat()
         self.reap()
         self.stop_what_was_cancelled()
         self.start_what_can()
+        self.beat()
 
     def beat(self) -> None:
-        """Say to other hosts that share the runs directory that this process is there."""
-        if self.folder is not None and time.monotonic() - self._beaten_at >= BEAT_S:
-            self._beaten_at = time.monotonic()
+        """Say, to other hosts too, that this process is there, and for what its runs wait."""
+        due = time.monotonic() - self._beaten_at >= BEAT_S or self.waits != self._told
+        if self.folder is not None and due:
+            self._beaten_at, self._told = time.monotonic(), dict(self.waits)
             try:
-                write_json(self.folder / "heartbeat.json", {"time": time.time()}, sync=False)
+                write_json(self.folder / "heartbeat.json", {"time": time.time(), "waits": self.waits}, sync=False)
             except OSError as error:  # a full disk, say; other hosts then do not know what becomes of these runs
                 log.error("no heartbeat: %s", error)
 
@@ -107,6 +116,7 @@ class Supervisor:
 
     def start_what_can(self) -> None:
         """Start the pending runs whose needs are done, while there is room; drop those that are blocked."""
+        self.waits = {}
         for run_id, run in list(self.pending.items()):
             if not self._is_ours(run_id):
                 log.info("%s: it is somebody else's now, or nobody's", run_id)
@@ -116,7 +126,9 @@ class Supervisor:
             if why := blocked_by(run, needs) or self._abandoned(needs):
                 log.info("%s: blocked: %s", run_id, why)
                 self.drop(run_id)
-            elif all(status.state == State.DONE for status in needs.values()):
+            elif undone := [need for need, status in needs.items() if status.state != State.DONE]:
+                self.waits[run_id] = f"waits for {', '.join(undone)}"
+            else:
                 try:
                     self._start(run)
                 except (OSError, KdclusterError) as error:  # a full disk, say: the others go on, submit heals this one
@@ -135,7 +147,7 @@ class Supervisor:
         except Damaged as error:
             log.error("%s", error)
             return False
-        if ticket is None or ticket.ref != self.ref:
+        if ticket is None or ticket.ref != self.ref(run_id):
             return False
         return newest is None or newest.number <= ticket.after_attempt
 
@@ -146,15 +158,21 @@ class Supervisor:
                 return f"{need} is {status.state}"
         return ""
 
+    def ref(self, run_id: str) -> dict[str, Any]:
+        """This process as the ticket of one of its runs names it."""
+        return {**self.known, "run": run_id}
+
     def _start(self, run: Run) -> None:
         """Start a run, unless it has to wait for cores or GPUs."""
         layout = self.layouts[run.id]
-        taken = self.pool.take(layout.procs) if layout.device == "cuda" else []
-        busy = sum(child.layout.cores for child in self.children.values())
-        if taken is None or (layout.cores and self.children and busy + layout.cores > threads_available()):
+        on_gpu = layout.device == "cuda"
+        slots = self.gpus if on_gpu else self.cores
+        wanted = layout.procs if on_gpu else min(layout.cores, len(slots.names))  # who wants more cores has them all
+        if (taken := slots.take(wanted, run.id)) is None:
+            self.waits[run.id] = slots.waits_for(wanted)
             return
-        gpus, locks = [gpu for gpu, _ in taken], [lock for _, lock in taken]
-        known = {"backend": "local", "ref": self.ref}
+        gpus, locks = [gpu for gpu, _ in taken if on_gpu], [lock for _, lock in taken]
+        known = {"backend": "local", "ref": self.ref(run.id)}
         child = Child.start(RunDir(self.root, run.id), self.data_dir, layout, gpus, locks, known)
         del self.pending[run.id]
         self.children[run.id] = child
@@ -178,8 +196,6 @@ def main() -> None:
             RunDir(root, run_id).drop_ticket()
     layouts = {run_id: Layout(**values) for run_id, values in given["layouts"].items()}
     supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts, folder)
-    supervisor.beat()
-    write_json(folder / "supervisor.json", supervisor.ref)
     supervisor.run()
     log.info("all ended")
 
