@@ -562,8 +562,8 @@ class World:
 class Slots:
     """Two of each kind for each supervisor; nothing of the real machine is locked."""
 
-    def __init__(self, *_: Any) -> None:
-        self.names = ["0", "1"]
+    def __init__(self, what: str, *_: Any) -> None:
+        self.what, self.names = what, ["0", "1"]
         self.free = list(self.names)
 
     def take(self, wanted: int, who: str) -> list[tuple[str, Any]] | None:

@@ -20,6 +20,7 @@ from kdcluster.launch.local.backend import Local
 from kdcluster.launch.local.supervisor import Supervisor
 from kdcluster.launch.status import blocked_by, run_status, statuses
 from kdcluster.launch.submission import to_start
+from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
 from kdcluster.states import State
@@ -160,11 +161,12 @@ def test_a_submit_starts_the_others_and_says_what_it_leaves(made: Plan, teacher:
 
 def test_a_supervisor_goes_on_with_its_other_runs(made: Plan, teacher: RunDir) -> None:
     baseline = put(teacher.root, next(one for one in made.runs if one.role == "baseline"), "planned")
-    supervisor = Supervisor(teacher.root, teacher.root, [teacher.load(), baseline.load()], {})
+    runs = [teacher.load(), baseline.load()]
+    supervisor = Supervisor(teacher.root, teacher.root, runs, {run.id: Layout("cpu", 1, 1) for run in runs})
     baseline.write_ticket("local", supervisor.ref(baseline.id))
     (teacher.path / "ticket.json").write_text("{")
     began: list[str] = []
-    supervisor._start = lambda run: began.append(run.id)  # type: ignore[method-assign]
+    supervisor._start = lambda run, taken: began.append(run.id)  # type: ignore[method-assign]
     supervisor.tick()
     assert (began, list(supervisor.pending)) == ([baseline.id], [baseline.id])
 

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from kdcluster import records
 from kdcluster.errors import Damaged, KdclusterError
 from kdcluster.files import write_json
@@ -115,22 +117,33 @@ class Supervisor:
         RunDir(self.root, run_id).drop_ticket()
 
     def start_what_can(self) -> None:
-        """Start the pending runs whose needs are done, while there is room; drop those that are blocked."""
+        """Start the pending runs whose needs are done, while there is room; drop those that are blocked.
+
+        What many runs share is looked at once, and of a run that has to wait nothing else.
+        """
         self.waits = {}
+        every = dict.fromkeys(need for run in self.pending.values() for need in run.needs)
+        found = {need: run_status(RunDir(self.root, need), KNOWN_S) for need in every}
+        full: dict[tuple[str, int], str] = {}
         for run_id, run in list(self.pending.items()):
-            if not self._is_ours(run_id):
+            needs = {need: found[need] for need in run.needs}
+            why = blocked_by(run, needs) or self._abandoned(needs)
+            undone = [need for need, status in needs.items() if status.state != State.DONE]
+            slots, wanted = self._wants(run)
+            waits = f"waits for {', '.join(undone)}" if undone else full.get((slots.what, wanted), "")
+            if waits and not why:
+                self.waits[run_id] = waits
+            elif not self._is_ours(run_id):
                 log.info("%s: it is somebody else's now, or nobody's", run_id)
                 del self.pending[run_id]
-                continue
-            needs = {need: run_status(RunDir(self.root, need), KNOWN_S) for need in run.needs}
-            if why := blocked_by(run, needs) or self._abandoned(needs):
+            elif why:
                 log.info("%s: blocked: %s", run_id, why)
                 self.drop(run_id)
-            elif undone := [need for need, status in needs.items() if status.state != State.DONE]:
-                self.waits[run_id] = f"waits for {', '.join(undone)}"
+            elif (taken := slots.take(wanted, run_id)) is None:
+                self.waits[run_id] = full[slots.what, wanted] = slots.waits_for(wanted)
             else:
                 try:
-                    self._start(run)
+                    self._start(run, taken)
                 except (OSError, KdclusterError) as error:  # a full disk, say: the others go on, submit heals this one
                     log.error("%s cannot be started: %s", run_id, error)
                     self.drop(run_id)
@@ -162,16 +175,17 @@ class Supervisor:
         """This process as the ticket of one of its runs names it."""
         return {**self.known, "run": run_id}
 
-    def _start(self, run: Run) -> None:
-        """Start a run, unless it has to wait for cores or GPUs."""
+    def _wants(self, run: Run) -> tuple[Slots, int]:
+        """What it takes: a GPU for each process, or cores; who wants more cores than there are has them all."""
         layout = self.layouts[run.id]
-        on_gpu = layout.device == "cuda"
-        slots = self.gpus if on_gpu else self.cores
-        wanted = layout.procs if on_gpu else min(layout.cores, len(slots.names))  # who wants more cores has them all
-        if (taken := slots.take(wanted, run.id)) is None:
-            self.waits[run.id] = slots.waits_for(wanted)
-            return
-        gpus, locks = [gpu for gpu, _ in taken if on_gpu], [lock for _, lock in taken]
+        if layout.device == "cuda":
+            return self.gpus, layout.procs
+        return self.cores, min(layout.cores, len(self.cores.names))
+
+    def _start(self, run: Run, taken: list[tuple[str, FileLock]]) -> None:
+        """Start a run on the GPUs or cores that were taken for it."""
+        layout = self.layouts[run.id]
+        gpus, locks = [name for name, _ in taken if layout.device == "cuda"], [lock for _, lock in taken]
         known = {"backend": "local", "ref": self.ref(run.id)}
         child = Child.start(RunDir(self.root, run.id), self.data_dir, layout, gpus, locks, known)
         del self.pending[run.id]
