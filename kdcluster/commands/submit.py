@@ -28,7 +28,8 @@ def submit(
         raise ConfigError("--timeout needs --wait")
     made, root, data = chosen.plan_with_runs(), chosen.root, chosen.data
     there = chosen.place(max_gpu_hours)
-    wanted = submission.to_start(made, statuses(made, root), retry=retry)
+    named = {run_id for one in chosen.single for run_id in (*made[one.id].needs, one.id)}
+    wanted = submission.to_start(made, statuses(made, root), retry=retry, named=named)
     if wanted:
         say_notes(there, made, wanted)
     if dry_run:
@@ -40,7 +41,7 @@ def submit(
         preflight(runs, data, fetch=True)
         say_inputs(runs, data)
 
-    done = submission.submit(made, root, data, there, prepare, retry=retry, words=words)
+    done = submission.submit(made, root, data, there, prepare, retry=retry, named=named, words=words)
     _say_submission(made, done, chosen)
     if wait:
         _wait(made, chosen, timeout)
@@ -49,10 +50,11 @@ def submit(
 def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> None:
     for run_id, status in done.left.items():
         why = f" ({status.reason})" if status.reason else ""
-        how = "; --retry starts it again" if status.state in GIVEN_UP else ""
-        say(f"  {run_id}  {status.state}{why}{how}")
+        say(f"  {run_id}  {status.state}{why}")
     for run_id in done.started:
         say(f"  {run_id}  {done.waits.get(run_id, done.word)}")
+    if left_out := _left_out(done):
+        say(left_out)
     before = [RunDir(chosen.root, i).newest() for i, status in done.left.items() if status.state == State.DONE]
     codes = [attempt.read("trainer").get("trainer_code") for attempt in before if attempt]
     if other := sum(code not in (None, trainer_code()) for code in codes):
@@ -64,6 +66,15 @@ def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> 
     again, where = chosen.again(), chosen.where
     say(f"{len(done.started)} of {count(len(made.runs), 'run')} {done.where}")
     say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
+
+
+def _left_out(done: submission.Submission) -> str:
+    """`1 failed, 2 cancelled are left out (--retry)`."""
+    states = [status.state for status in done.left.values()]
+    counts = {state: states.count(state) for state in GIVEN_UP if state in states}
+    verb = "is" if sum(counts.values()) == 1 else "are"
+    what = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return f"{what} {verb} left out (--retry)" if what else ""
 
 
 def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:

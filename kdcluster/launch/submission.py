@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,15 +44,21 @@ class Submission:
     """Of what was started: what has not begun yet though the place starts things at once, and why."""
 
 
-def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False) -> list[str]:
-    """The runs that a submit starts, in order: planned and interrupted ones, with `retry` failed ones too."""
+def to_start(
+    plan: Plan, found: Mapping[str, Status], *, retry: bool = False, named: Collection[str] = ()
+) -> list[str]:
+    """The runs that a submit starts, in order: planned and interrupted ones, with `retry` failed and cancelled ones too.
+
+    Those `named` one by one go on where they were cancelled: who names a run has thought better of it.
+    """
     states = {*UNSTARTED, *INTERRUPTED, State.STOPPED, *(GIVEN_UP if retry else ())}
+    states_of = {run.id: {*states, State.CANCELLED} if run.id in named else states for run in plan.runs}
     chosen: list[str] = []
     for run in plan.runs:
         own = found[run.id]
         needs = {need: Status(State.QUEUED) if need in chosen else found[need] for need in run.needs}
         unmet = [need for need in needs.values() if need.unknown or need.state not in (State.DONE, *LIVE)]
-        if own.state in states and not own.unknown and not unmet and not blocked_by(run, needs):
+        if own.state in states_of[run.id] and not own.unknown and not unmet and not blocked_by(run, needs):
             chosen.append(run.id)
     return chosen
 
@@ -65,6 +71,7 @@ def submit(
     prepare: Callable[[list[Run]], object],
     *,
     retry: bool = False,
+    named: Collection[str] = (),
     words: str = "",
     waiting: Iterable[Run] = (),
 ) -> Submission:
@@ -73,6 +80,7 @@ def submit(
     Args:
         prepare: called with the runs that are about to be started; fetches what they need, or raises.
         retry: start failed and cancelled runs too.
+        named: runs of which cancelled ones are started too.
         words: arguments of the `kdcluster submit` that this is, for whoever has to repeat it.
         waiting: runs that somebody else will start, and that need runs of the plan.
 
@@ -81,12 +89,12 @@ def submit(
     """
     every = plan.joined(waiting)
     if not root.exists():  # a refusal leaves nothing behind
-        backend.check(plan, to_start(plan, statuses(every, root), retry=retry), root)
+        backend.check(plan, to_start(plan, statuses(every, root), retry=retry, named=named), root)
     keep_to_oneself()
     with one_at_a_time(root, "submit"):
         found = statuses(every, root)
         adopt(root, found)
-        chosen = to_start(plan, found, retry=retry)
+        chosen = to_start(plan, found, retry=retry, named=named)
         left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
         refuse_unknown({run_id: one for run_id, one in left.items() if not (chosen and one.damage)})
         if not chosen:

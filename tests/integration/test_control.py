@@ -76,11 +76,11 @@ def test_stopped_and_cancelled_runs_keep_what_they_have(folder):
     assert_nothing_is_left(folder)
     row = states(folder, "tiny.yaml")["baseline"]
     assert (row["state"], row["attempts"]) == ("cancelled", 2)
-    assert "--retry starts it again" in kdcluster(folder, *arguments).stderr
+    assert "1 cancelled is left out (--retry)\n" in kdcluster(folder, *arguments).stderr
     assert len(list((run / "attempts").iterdir())) == 2
     assert "nothing to stop" in kdcluster(folder, "cancel", run.name[:12]).stderr
-    # Retried, it goes on from what the cancelled attempt saved.
-    kdcluster(folder, *arguments, "--retry")
+    # Named, it goes on from what the cancelled attempt saved.
+    kdcluster(folder, "submit", run.name)
     assert wait_for(lambda: read_json(run / "attempts" / "3" / "trainer.json"))["resumed_at_step"] > saved
     kdcluster(folder, "cancel", run.name)
     # rm shows, then deletes.

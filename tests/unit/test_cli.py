@@ -417,7 +417,7 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """submit and debug without processes; what was submitted."""
     calls: list[Any] = []
 
-    def submit(plan: Any, root: Path, data: Path, backend: Any, prepare: Any, *, retry: bool, words: str) -> Submission:
+    def submit(plan: Any, root: Path, data: Path, backend: Any, prepare: Any, *, retry: bool, **_: Any) -> Submission:
         prepare(plan.runs)
         calls.append((plan, root, data, retry))
         left = {plan.runs[0].id: Status("failed", "why")}
@@ -452,9 +452,10 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.splitlines() == [
         DEMO,
-        f"  {teacher}  failed (why); --retry starts it again",
+        f"  {teacher}  failed (why)",
         f"  {baseline}  started",
         f"  {distilled}  started",
+        "1 failed is left out (--retry)",
         f"2 of 3 runs on this machine; log: {empty_folder}/runs/supervisor.log",
         "next: kdcluster status demo --seeds 0 --watch   then: kdcluster results demo --seeds 0",
     ]

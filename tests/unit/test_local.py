@@ -88,6 +88,20 @@ def test_a_student_starts_when_its_teacher_is_done_or_on_its_way(
     assert roles(made)["baseline"].id in chosen
 
 
+@pytest.mark.parametrize("state", STATES)
+def test_a_run_that_is_named_goes_on_where_it_was_cancelled_and_what_it_needs_too(
+    made: Plan, root: Path, state: str
+) -> None:
+    teacher, baseline, distilled = made.runs
+    for run in made.runs:
+        put(root, run, state)
+    named = {teacher.id, distilled.id}
+    found = statuses(made, root)
+    before, chosen = to_start(made, found), to_start(made, found, named=named)
+    assert chosen == ([teacher.id, distilled.id] if state == "cancelled" else before)
+    assert not (state == "failed" and chosen)
+
+
 def test_blocked_starts_once_the_reason_is_gone(tmp_path: Path, root: Path) -> None:
     made = make_plan(tmp_path, {"teacher.min_top1": 60.0})
     teacher, _, distilled = made.runs

@@ -156,7 +156,7 @@ def test_what_waits_and_what_runs_there_is_cancelled_and_goes_on_with_retry(fold
     assert rows()["teacher"]["reason"].startswith("stopped at step 7")
     assert rows()["distilled"]["attempts"] == 0
     (folder / "runs" / "slow").unlink()
-    assert "--retry starts it again" in kdcluster("submit", "tiny.yaml", "--role", "distilled").stderr
+    assert "2 cancelled are left out (--retry)" in kdcluster("submit", "tiny.yaml", "--role", "distilled").stderr
     kdcluster("submit", "tiny.yaml", "--role", "distilled", "--retry")
     wait_for(lambda: rows()["distilled"]["state"] == "done")
     assert (rows()["teacher"]["attempts"], rows()["distilled"]["attempts"]) == (2, 1)
