@@ -315,41 +315,17 @@ def rm(chosen: Chosen, runs: tuple[str, ...], yes: bool) -> None:
 
 @main.command()
 @click.argument("experiments", nargs=-1, metavar="[EXP...]")
-@takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
-@click.option(
-    "--cluster",
-    envvar="KDCLUSTER_CLUSTER",
-    metavar="NAME|FILE",
-    help="Also check this cluster, with its profile.  [default: your only one]",
+@takes(
+    *(arguments.settings, arguments.resources, arguments.role),
+    *(arguments.runs_dir, arguments.data_dir, arguments.place),
 )
-@click.option(
-    "--with-job", is_flag=True, help="With --cluster: look from a compute node, too, by a job of a few seconds."
-)
+@click.option("--with-job", is_flag=True, help="In SLURM: look from a compute node, too, by a job of a few seconds.")
 @arguments.as_json
 def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
-    """Check what a submission needs, line by line."""
-    from dataclasses import asdict
-    from itertools import chain
+    """Check what a submission needs and would do, line by line."""
+    from kdcluster.commands import doctor as command
 
-    from kdcluster.commands.doctor import examine
-    from kdcluster.launch.backend import Options, find, names
-
-    root, data = chosen.root, chosen.data
-    made = chosen.plan() if chosen.experiments else None
-    checks = examine(made, root, data)
-    places = (find(name).of(Options(cluster=chosen.cluster)) for name in names())
-    checks = chain(checks, *(place.examine(made, root, with_job=with_job) for place in places))
-    findings = []
-    for finding in checks:
-        findings.append(finding)
-        if not as_json:
-            show(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
-            if finding.todo and not finding.ok:
-                show(f"      do: {finding.todo}")
-    if as_json:
-        show_json({"schema": "kdcluster.doctor/1", "findings": [asdict(finding) for finding in findings]})
-    if not all(finding.ok for finding in findings):
-        sys.exit(1)
+    command.doctor(chosen, with_job=with_job, as_json=as_json)
 
 
 @main.command()

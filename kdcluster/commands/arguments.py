@@ -188,13 +188,15 @@ class Chosen:
         """The argument that names the same runs directory in another command, if it has to be named."""
         return "" if self.root == Path("runs").absolute() else f" --runs-dir {shlex.quote(str(self.root))}"
 
-    def submit_again(self) -> str:
-        """The arguments of the same submit, without those that the environment gives."""
-        given = {"--role": self.roles, "--gpus": self.gpus, "--procs": self.procs, "--data-dir": self.data_dir}
-        given |= {"--backend": self.backend, "--cluster": self.cluster, "--nodes": self.nodes}
-        known = (None, "auto", os.environ.get("KDCLUSTER_BACKEND"), os.environ.get("KDCLUSTER_CLUSTER"))
-        words = [str(word) for pair in given.items() if pair[1] not in known for word in pair]
-        return " ".join([self.again(), *map(shlex.quote, words)])
+    def submit_again(self, *runs: str) -> str:
+        """The arguments of the same submit, or of one of these runs there, without what the environment gives."""
+        given: dict[str, Any] = {} if runs else {"--role": self.roles, "--gpus": self.gpus, "--procs": self.procs}
+        given |= {"--data-dir": self.data_dir, "--backend": self.backend, "--cluster": self.cluster}
+        given |= {"--nodes": self.nodes}
+        backend, cluster = map(os.environ.get, ("KDCLUSTER_BACKEND", "KDCLUSTER_CLUSTER"))
+        known = (("--backend", backend or "auto"), ("--cluster", cluster))
+        words = [str(word) for pair in given.items() if pair[1] is not None and pair not in known for word in pair]
+        return " ".join([shlex.join(runs) or self.again(), *map(shlex.quote, words)])
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -277,7 +279,7 @@ def _place(nodes: str) -> Decorator:
             default="auto",
             envvar="KDCLUSTER_BACKEND",
             show_default=True,
-            help="Where the runs run; auto is SLURM where sbatch is on the PATH (not inside a job), else this machine.",
+            help="Where the runs run; auto is SLURM where sbatch is set up (not inside a job), else this machine.",
         ),
         click.option(
             "--cluster",

@@ -7,25 +7,49 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from kdcluster import __version__
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.next_steps import left_out
 from kdcluster.errors import KdclusterError
 from kdcluster.inputs import told
-from kdcluster.launch.backend import Finding
+from kdcluster.launch import submission
+from kdcluster.launch.backend import Finding, Options, choose
 from kdcluster.launch.local.gpus import visible_gpus
 from kdcluster.launch.preflight import preflight
+from kdcluster.launch.status import statuses
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
+from kdcluster.terminal import show, show_json
+from kdcluster.wording import count, one_line
 
 ENOUGH_GIB = 5.0
 """Room for a ViT-Base: three checkpoints of 1 GiB, two files of weights, the decoded images."""
 
 
-def examine(plan: Plan | None, root: Path, data_dir: Path) -> Iterator[Finding]:
-    """Every check, the cheap ones first; with a plan also its models, weights and data."""
+def doctor(chosen: Chosen, *, with_job: bool, as_json: bool) -> None:
+    """Print each finding as soon as it is there; leave with 1 where one is not good."""
+    made = chosen.plan() if chosen.experiments else None
+    findings = []
+    for finding in examine(made, chosen, with_job=with_job):
+        findings.append(finding)
+        if not as_json:
+            show(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
+            if not finding.ok and finding.todo:
+                show(f"      do: {finding.todo}")
+    if as_json:
+        show_json({"schema": "kdcluster.doctor/1", "findings": [asdict(finding) for finding in findings]})
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+def examine(plan: Plan | None, chosen: Chosen, *, with_job: bool) -> Iterator[Finding]:
+    """Every check, the cheap ones first; with a plan also what its submit would do, its models, weights and data."""
+    root, data_dir = chosen.root, chosen.data
     version = platform.python_version()
     yield Finding("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
     yield Finding("kdcluster", True, __version__)
@@ -35,7 +59,31 @@ def examine(plan: Plan | None, root: Path, data_dir: Path) -> Iterator[Finding]:
         yield _writable(name, folder)
         yield _space(name, folder)
     yield _locks(root)
+    yield from _place(plan, chosen, with_job=with_job)
     yield from _torch_side(plan, data_dir)
+
+
+def _place(plan: Plan | None, chosen: Chosen, *, with_job: bool) -> Iterator[Finding]:
+    """Where `kdcluster submit` would start the runs, and whether it would."""
+    try:
+        there, words = choose(chosen.backend, Options(chosen.cluster, chosen.nodes))
+    except KdclusterError as error:
+        yield Finding("backend", False, str(error))
+        return
+    yield Finding("backend", True, f"{there.name}, {words or f'running {there.described()}'}")
+    yield from there.examine(plan, chosen.root, with_job=with_job)
+    if plan is None:
+        return
+    found = statuses(plan, chosen.root)
+    wanted = submission.to_start(plan, found)
+    try:
+        notes = submission.check(plan, found, wanted, chosen.root, there)
+    except KdclusterError as error:
+        yield Finding("submit", False, one_line(str(error)))
+        return
+    starts = f"{len(wanted) or 'none'} of {count(len(plan.runs), 'run')} would be {there.word}"
+    left = left_out(one for run_id, one in found.items() if run_id not in wanted)
+    yield Finding("submit", True, "; ".join(filter(None, (starts, left, *notes))))
 
 
 def _gpus() -> Finding:
@@ -44,6 +92,13 @@ def _gpus() -> Finding:
     except KdclusterError as error:
         return Finding("gpus", False, str(error), "mend the driver, or hide the GPUs with CUDA_VISIBLE_DEVICES=")
     return Finding("gpus", True, f"{len(gpus)} visible to the driver" if gpus else "none: runs use the CPU")
+
+
+def _gpus_are_here() -> bool:
+    try:
+        return bool(visible_gpus())
+    except KdclusterError:  # `_gpus` says so
+        return False
 
 
 def _existing(folder: Path) -> Path:
@@ -103,11 +158,10 @@ def _torch_side(plan: Plan | None, data_dir: Path) -> Iterator[Finding]:
         return
     torch = found["torch"]
     yield Finding("torch", True, f"{torch['version']}, {torch['devices'] or 'CPU only'}")
-    visible = visible_gpus()
-    if visible and not torch["devices"]:
+    if not torch["devices"] and _gpus_are_here():
         yield Finding("cuda", False, "the driver shows GPUs, torch sees none", "install a CUDA build of torch")
     if plan:
         yield from _inputs(plan, data_dir)
         yield Finding("models", True, ", ".join(sorted({run.model.model for run in plan.runs})))
     for note in found["notes"]:
-        yield Finding("to fetch", True, note)
+        yield Finding("first", True, note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.launch.status import Status
@@ -32,6 +32,14 @@ def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str
         elif seen & {*INTERRUPTED, State.PLANNED}:  # what a search has stopped early needs nobody
             steps.append(f"kdcluster submit {words}{where}")
     return steps
+
+
+def left_out(found: Iterable[Status]) -> str:
+    """`1 failed, 2 cancelled are left out (--retry)` of runs that a submit does not start, or nothing."""
+    states = [status.state for status in found]
+    counts = {state: states.count(state) for state in GIVEN_UP if state in states}
+    what = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return f"{what} {'is' if sum(counts.values()) == 1 else 'are'} left out (--retry)" if what else ""
 
 
 def say_next_steps(found: Mapping[str, Status], again: str, chosen: Chosen) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from kdcluster.commands.arguments import Chosen
-from kdcluster.commands.next_steps import say_next_steps
+from kdcluster.commands.next_steps import left_out, say_next_steps
 from kdcluster.commands.plan import say_inputs, say_notes, show_dry_run
 from kdcluster.commands.progress import follow
 from kdcluster.errors import ConfigError
@@ -15,7 +15,7 @@ from kdcluster.launch.preflight import preflight
 from kdcluster.launch.status import statuses
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
-from kdcluster.states import ENDED, GIVEN_UP, State
+from kdcluster.states import ENDED, State
 from kdcluster.terminal import leave, say
 from kdcluster.wording import count
 
@@ -53,8 +53,8 @@ def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> 
         say(f"  {run_id}  {status.state}{why}")
     for run_id in done.started:
         say(f"  {run_id}  {done.waits.get(run_id, done.word)}")
-    if left_out := _left_out(done):
-        say(left_out)
+    if words := left_out(done.left.values()):
+        say(words)
     before = [RunDir(chosen.root, i).newest() for i, status in done.left.items() if status.state == State.DONE]
     codes = [attempt.read("trainer").get("trainer_code") for attempt in before if attempt]
     if other := sum(code not in (None, trainer_code()) for code in codes):
@@ -66,15 +66,6 @@ def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> 
     again, where = chosen.again(), chosen.where
     say(f"{len(done.started)} of {count(len(made.runs), 'run')} {done.where}")
     say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
-
-
-def _left_out(done: submission.Submission) -> str:
-    """`1 failed, 2 cancelled are left out (--retry)`."""
-    states = [status.state for status in done.left.values()]
-    counts = {state: states.count(state) for state in GIVEN_UP if state in states}
-    verb = "is" if sum(counts.values()) == 1 else "are"
-    what = ", ".join(f"{number} {state}" for state, number in counts.items())
-    return f"{what} {verb} left out (--retry)" if what else ""
 
 
 def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:

@@ -39,7 +39,7 @@ def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend, a
     if any(status.state != State.DONE for status in found.values()):
         for run_id, status in found.items():
             say(f"{run_id}: {status.state}: {status.reason}" if status.reason else f"{run_id}: {status.state}")
-        for step in next_steps(found, {run_id: run_id for run_id in found}, chosen.where):
+        for step in next_steps(found, {run_id: chosen.submit_again(run_id) for run_id in found}, chosen.where):
             say(f"next: {step}")
         leave(f"without its teacher nothing can be searched; then: {again}", 1)
 

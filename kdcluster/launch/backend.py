@@ -175,7 +175,13 @@ class Backend(Protocol):
         return 0.0
 
     def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
-        """For `kdcluster doctor`: what this place would need beyond what every submission does."""
+        """For `kdcluster doctor`: what this place would need beyond what every submission does, and `check` finds.
+
+        Raises:
+            ConfigError: `with_job`, it was to be looked at from a job, and here are none.
+        """
+        if with_job:
+            raise ConfigError(f"--with-job: {self.title} there are no jobs; --cluster NAME names a cluster")
         return iter(())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, LIVE, UNSTARTED, State
-from kdcluster.wording import one_line
+from kdcluster.wording import command, one_line
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +43,8 @@ class Submission:
     """Of what was started: what has not begun yet though the place starts things at once, and why."""
 
 
-def to_start(
-    plan: Plan, found: Mapping[str, Status], *, retry: bool = False, named: Collection[str] = ()
-) -> list[str]:
-    """The runs that a submit starts, in order: planned and interrupted ones, with `retry` failed and cancelled ones too.
+def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False, named: Collection[str] = ()) -> list[str]:
+    """The runs that a submit starts, in order: planned and interrupted ones; with `retry` failed and cancelled ones.
 
     Those `named` one by one go on where they were cancelled: who names a run has thought better of it.
     """
@@ -96,13 +93,9 @@ def submit(
         adopt(root, found)
         chosen = to_start(plan, found, retry=retry, named=named)
         left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
-        refuse_unknown({run_id: one for run_id, one in left.items() if not (chosen and one.damage)})
+        check(plan, found, chosen, root, backend)
         if not chosen:
             return Submission([], left)
-        for run_id in chosen:
-            refuse_foreign(root / run_id)
-        refuse_mixed(plan, found, chosen, backend)
-        backend.check(plan, chosen, root)
         prepare([plan[run_id] for run_id in chosen])
         for run in plan.runs:
             run_dir = RunDir(root, run.id)
@@ -117,6 +110,20 @@ def submit(
         now = statuses_of(RunDir(root, run_id) for run_id in chosen)
         waits = {run_dir.id: one.reason for run_dir, one in now.items() if one.state == State.QUEUED}
     return Submission(chosen, left, where, backend.word, waits)
+
+
+def check(plan: Plan, found: Mapping[str, Status], chosen: Collection[str], root: Path, backend: Backend) -> list[str]:
+    """Refuse to start these runs of a plan where it is known that this goes wrong; returns what is good to know.
+
+    Raises:
+        KdclusterError: why.
+    """
+    left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
+    refuse_unknown({run_id: one for run_id, one in left.items() if not (chosen and one.damage)})
+    for run_id in chosen:
+        refuse_foreign(root / run_id)
+    refuse_mixed(plan, found, chosen, root, backend)
+    return backend.check(plan, list(chosen), root) if chosen else []
 
 
 def adopt(root: Path, found: Mapping[str, Status]) -> None:
@@ -142,7 +149,9 @@ def refuse_unknown(left: Mapping[str, Status]) -> None:
         raise SchedulerError("\n".join(["it is not known what becomes of these runs, so nothing is started:", *lines]))
 
 
-def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], backend: Backend) -> None:
+def refuse_mixed(
+    plan: Plan, found: Mapping[str, Status], chosen: Collection[str], root: Path, backend: Backend
+) -> None:
     """Refuse to start what needs a run that is under way somewhere else: nobody would start it when that is done.
 
     Raises:
@@ -153,10 +162,10 @@ def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], bac
         if status.state in LIVE and status.backend != backend.name:
             place = find(status.backend).title if status.backend else "elsewhere"
             place += f", as job {status.job_id}" if status.job_id else ""
-            names = shlex.join(plan.experiments_of(need))
+            words = (need, "--backend", status.backend or "auto", "--wait", "--runs-dir", str(root))
             raise KdclusterError(
                 f"{need} is {status.state} {place}, and its students cannot wait for it with --backend {backend.name}; "
-                f"first: kdcluster submit {names} --role {plan[need].role} --backend {status.backend} --wait"
+                f"first: kdcluster submit {command(words)}"
             )
 
 

@@ -171,7 +171,7 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
     assert "FAIL  partition: the default partition: nodes of 8 GPUs and 16 cores\n      do: the profile says 99" in said
     said = place.run("doctor", "tiny.yaml", "--cluster", "dev", "--with-job")[0]
     assert "ok    file locks there: hold between here and there" in said
-    assert "ok    sbatch --test-only: SLURM would run it" in said
+    assert "ok    submit: 3 of 3 runs would be queued; SLURM would run these jobs (sbatch --test-only)" in said
 
     # A submit that is killed between sbatch and its record: the job is there, and nobody wrote down its id.
     killer = (

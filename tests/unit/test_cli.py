@@ -49,7 +49,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--set", "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
         *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
     ),
-    "doctor": (*EXP, *WHERE, "--cluster", "--with-job", "--json"),
+    "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
@@ -330,6 +330,35 @@ def test_a_retry_is_told_with_the_options_of_the_submit(empty_folder: Path, monk
         "next: kdcluster submit demo --set 'variant=a b' --role teacher --procs 2 --data-dir 'the data' --retry"
         "\nnot every run is done\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "told"),
+    [
+        ({}, ("--backend", "local"), " --backend local"),
+        ({}, ("--backend", "auto"), ""),
+        ({"KDCLUSTER_BACKEND": "local"}, ("--backend", "local"), ""),
+        ({"KDCLUSTER_BACKEND": "slurm"}, ("--backend", "local"), " --backend local"),
+        ({"KDCLUSTER_BACKEND": "slurm"}, ("--backend", "auto"), " --backend auto"),
+        ({"KDCLUSTER_CLUSTER": "local"}, ("--backend", "local"), " --backend local"),
+    ],
+)
+def test_a_hint_names_the_place_that_was_named(
+    empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    options: tuple[str, ...],
+    told: str,
+) -> None:
+    [teacher] = (row["id"] for row in planned("demo", "--role", "teacher"))
+    monkeypatch.delenv("KDCLUSTER_BACKEND")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: Submission([teacher], {}, "here"))
+    monkeypatch.setattr("kdcluster.commands.submit.follow", lambda *_, **__: {teacher: Status("lost", "no")})
+    result = run("submit", "demo", "--role", "teacher", *options, "--wait")
+    assert f"next: kdcluster submit demo --role teacher{told}\n" in result.stderr
 
 
 def test_status_where_nothing_runs(empty_folder: Path) -> None:

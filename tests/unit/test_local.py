@@ -92,7 +92,7 @@ def test_a_student_starts_when_its_teacher_is_done_or_on_its_way(
 def test_a_run_that_is_named_goes_on_where_it_was_cancelled_and_what_it_needs_too(
     made: Plan, root: Path, state: str
 ) -> None:
-    teacher, baseline, distilled = made.runs
+    teacher, _, distilled = made.runs
     for run in made.runs:
         put(root, run, state)
     named = {teacher.id, distilled.id}

@@ -11,15 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.errors import KdclusterError
 from kdcluster.files import next_numbered, trainer_code, write_aside
 from kdcluster.launch.backend import Finding, Options, Seen
 from kdcluster.launch.slurm import ask, nodes, queue
 from kdcluster.launch.slurm.answers import Job
-from kdcluster.launch.slurm.command import Refused
+from kdcluster.launch.slurm.command import Refused, unconfigured
 from kdcluster.launch.slurm.examine import examine
 from kdcluster.launch.slurm.nodes import NodeType
-from kdcluster.launch.slurm.profile import Profile, choose
+from kdcluster.launch.slurm.profile import Profile, choose, own
 from kdcluster.launch.slurm.script import job_name, room, script
 from kdcluster.launch.torchrun import Layout, layout
 from kdcluster.plan import Plan
@@ -66,11 +66,14 @@ class Slurm:
 
     @classmethod
     def is_wanted(cls, options: Options) -> tuple[bool, str]:
-        """Where there is sbatch or a cluster was named, and this is not inside a job already."""
+        """Where a cluster was named, or there is sbatch and it knows a SLURM; and this is not inside a job already."""
         if not ask.is_here() and options.cluster is None:
             return False, ""
         if ask.is_inside_job():
             return False, "running on this machine: this is inside a job; --backend slurm submits from here"
+        is_meant = options.cluster is not None or own() or "SLURM_CONF" in os.environ
+        if not is_meant and (why := unconfigured()):
+            return False, f"running on this machine: {why}; SLURM_CONF says where its configuration is"
         return True, ""
 
     def described(self) -> str:
@@ -236,11 +239,7 @@ class Slurm:
         return nodes.kill_wait_s()
 
     def examine(self, plan: Plan | None, root: Path, *, with_job: bool) -> Iterator[Finding]:
-        """The profile against what SLURM says; nothing where there is none."""
-        if self.cluster is None and with_job:
-            raise ConfigError("--with-job needs a cluster profile: --cluster NAME")
-        if self.cluster is None:
-            return iter(())
+        """The profile against what SLURM says."""
         return examine(self, plan, root, with_job=with_job)
 
     def _take_back(self, run_dirs: list[RunDir]) -> str:

@@ -39,6 +39,15 @@ PASSING = (
 MISSING = ("fetch_config", "command not found", "no such file", "configuration source")
 
 
+class Unconfigured(SchedulerError):
+    """SLURM's commands are here, and know no SLURM."""
+
+    def __init__(self, why: str) -> None:
+        self.why = f"SLURM is installed here, but not configured ({why})"
+        where = "on a login node, SLURM_CONF says where its configuration is"
+        super().__init__(f"{self.why}: --backend local runs on this machine; {where}")
+
+
 class Refused(KdclusterError):
     """SLURM said no, in its own words."""
 
@@ -92,7 +101,7 @@ def ask(*argv: str, within_s: float = ANSWER_S, shielded: bool = False) -> str:
         env["SLURM_TIME_FORMAT"] = "%s"
     conf, inside = env.get("SLURM_CONF"), "SLURM_JOB_ID" in os.environ
     if conf and not inside and not os.access(conf, os.R_OK):  # SLURM itself would look for it for a minute
-        raise _not_configured(f"SLURM_CONF={conf} cannot be read")
+        raise Unconfigured(f"SLURM_CONF={conf} cannot be read")
     shield = _ignore_sigterm if shielded else None
     try:
         done = subprocess.run(
@@ -108,17 +117,10 @@ def ask(*argv: str, within_s: float = ANSWER_S, shielded: bool = False) -> str:
         return done.stdout
     said = "\n".join(dict.fromkeys(line.strip() for line in done.stderr.splitlines() if line.strip()))
     if any(words in said.lower() for words in MISSING):
-        raise _not_configured(said)
+        raise Unconfigured(said.splitlines()[-1])
     if any(words in said.lower() for words in PASSING):
         raise SchedulerError(f"SLURM cannot be reached: {said}; try again later, or use --backend local")
     raise Refused(said or f"{argv[0]} ended with {done.returncode}")
-
-
-def _not_configured(why: str) -> SchedulerError:
-    return SchedulerError(
-        f"SLURM is installed here, but not configured ({why}): --backend local runs on this machine; "
-        f"on a login node, SLURM_CONF says where its configuration is"
-    )
 
 
 def _ignore_sigterm() -> None:
@@ -126,11 +128,11 @@ def _ignore_sigterm() -> None:
 
 
 def unconfigured() -> str:
-    """Why SLURM's commands are of no use here; empty where they are. Asks no controller."""
+    """Why SLURM's commands are of no use here; empty where they may be. Asks no controller."""
     try:
         ask("scontrol", "show", "hostnames", "localhost", within_s=10.0)
-    except SchedulerError as error:
-        return str(error)
-    except Refused:
-        pass  # it has read its configuration to say so
+    except Unconfigured as error:
+        return error.why
+    except KdclusterError:
+        pass  # it has read its configuration, or is to be asked again
     return ""

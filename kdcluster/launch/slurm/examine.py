@@ -40,13 +40,14 @@ def examine(backend: Cluster, plan: Plan | None, root: Path, *, with_job: bool) 
         yield Finding("slurm", True, nodes.version())
         yield from _partition(backend)
         yield _account(backend)
-        yield _acceptance(backend, plan, root)
+        if plan is None:  # of one, `check` asks
+            yield _acceptance(backend)
         if with_job:
             yield from _from_a_node(backend, root)
         else:
             yield Finding("compute node", True, "not looked at from there; --with-job does, by a job of a few seconds")
     except KdclusterError as error:
-        yield Finding("slurm", False, str(error), "see the message")
+        yield Finding("slurm", False, str(error))
 
 
 def _partition(backend: Cluster) -> Iterator[Finding]:
@@ -74,13 +75,10 @@ def _account(backend: Cluster) -> Finding:
     return Finding("account", account in (None, *accounts), account or "your default", todo)
 
 
-def _acceptance(backend: Cluster, plan: Plan | None, root: Path) -> Finding:
-    """Whether SLURM would ever run the runs of the plan, or one on a single GPU."""
+def _acceptance(backend: Cluster) -> Finding:
+    """Whether SLURM would ever run a run on a single GPU."""
     try:
-        if plan:
-            backend.check(plan, [run.id for run in plan.runs], root)
-        else:
-            backend.check_layouts([Layout(backend.profile.device, 1, 1, 1, 1)])
+        backend.check_layouts([Layout(backend.profile.device, 1, 1, 1, 1)])
     except KdclusterError as error:
         return Finding("sbatch --test-only", False, str(error), "mend the profile, or ask for less")
     return Finding("sbatch --test-only", True, "SLURM would run it")

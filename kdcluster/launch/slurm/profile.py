@@ -182,6 +182,11 @@ def profiles() -> dict[str, Path]:
     return found
 
 
+def own() -> list[str]:
+    """Names of the profiles that the user has made."""
+    return [name for name in profiles() if name not in UNCHOSEN]
+
+
 def choose(name: str | None) -> tuple[str | None, Profile]:
     """The profile that was named (or given as a file), else the user's only one, else SLURM's own defaults.
 
@@ -191,10 +196,10 @@ def choose(name: str | None) -> tuple[str | None, Profile]:
     """
     known = profiles()
     if name is None:
-        own = [other for other in known if other not in UNCHOSEN]
-        if len(own) > 1:
-            raise ConfigError(f"which cluster? there are {', '.join(own)}: --cluster NAME, or KDCLUSTER_CLUSTER")
-        return (own[0], load(known[own[0]])) if own else (None, Profile())
+        mine = own()
+        if len(mine) > 1:
+            raise ConfigError(f"which cluster? there are {', '.join(mine)}: --cluster NAME, or KDCLUSTER_CLUSTER")
+        return (mine[0], load(known[mine[0]])) if mine else (None, Profile())
     if name in known:
         return name, load(known[name])
     if Path(name).is_file():

@@ -1,0 +1,103 @@
+"""`kdcluster doctor` says what `kdcluster submit` would do: where, whether, and with which words it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kdcluster.cli import main
+from kdcluster.commands import doctor
+from tests.fabricated import put
+from tests.tiny import make_plan
+from tests.unit.test_slurm import fake as fake
+
+UNCONFIGURED = "echo 'x: error: fetch_config: DNS SRV lookup failed\nx: fatal: no configuration source' >&2; exit 1"
+WARNING = "running on this machine: SLURM is installed here, but not configured (x: fatal: no configuration source)"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An experiment of CPU runs, on a machine without GPUs where no backend was named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDCLUSTER_BACKEND")
+    monkeypatch.setattr("kdcluster.launch.local.backend.visible_gpus", list)
+    found: dict[str, Any] = {"torch": {"version": "2", "devices": ""}, "notes": []}
+    for place in (doctor, "kdcluster.commands.submit"):
+        name = place if isinstance(place, str) else place.__name__
+        monkeypatch.setattr(f"{name}.preflight", lambda runs, data_dir, fetch: found)
+    make_plan(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def told(*words: str) -> dict[str, str]:
+    """What -> how and what was found, of the lines about the place."""
+    lines = [line.split(": ", 1) for line in run("doctor", *words).stdout.splitlines()]
+    found = {line[0][6:]: f"{line[0][:4]} {line[1]}" for line in lines if len(line) == 2}
+    return {what: found[what] for what in ("backend", "slurm", "submit") if what in found}
+
+
+def test_sbatch_without_a_slurm_is_a_warning_and_runs_stay_on_this_machine(folder: Path, fake: Any) -> None:
+    fake(sbatch="exit 1", **dict.fromkeys(("scontrol", "sinfo"), UNCONFIGURED))
+    said = run("submit", "tiny.yaml", "--dry-run")
+    assert (said.exit_code, said.stderr.count("running on this machine")) == (0, 1)
+    assert said.stderr.startswith(WARNING)
+    found = told("tiny.yaml")
+    assert found["backend"].startswith(f"ok   local, {WARNING}")
+    assert found["submit"] == "ok   3 of 3 runs would be started"
+
+
+@pytest.mark.parametrize("means", ["--backend", "--cluster", "profile", "SLURM_CONF"])
+def test_who_means_slurm_is_told_that_there_is_none(
+    folder: Path, fake: Any, monkeypatch: pytest.MonkeyPatch, means: str
+) -> None:
+    fake(**dict.fromkeys(("sbatch", "scontrol", "sinfo"), UNCONFIGURED))
+    words: tuple[str, ...] = ()
+    (folder / "mine.yaml").write_text("gpus_per_node: 8\n")
+    if means.startswith("--"):
+        words = (means, "slurm" if means == "--backend" else "mine.yaml")
+    elif means == "profile":
+        (folder / "slurm" / "profiles").mkdir(parents=True)
+        (folder / "mine.yaml").rename(folder / "slurm" / "profiles" / "mine.yaml")
+    else:
+        monkeypatch.setenv("SLURM_CONF", str(folder / "gone.conf"))
+    why = "SLURM is installed here, but not configured"
+    assert why in run("submit", "tiny.yaml", *words).stderr
+    found = told("tiny.yaml", *words)
+    assert found["backend"].startswith("ok   slurm, running in SLURM")
+    assert found["slurm"].startswith(f"FAIL {why}")
+    assert found["submit"].startswith(f"FAIL {why}")
+    assert run("doctor", "tiny.yaml", *words).exit_code == 1
+
+
+def test_what_submit_refuses_the_doctor_refuses_in_the_same_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for words in (("--gpus", "2"), ("--nodes", "2"), ("--cluster", "nope")):
+        refused = run("submit", "tiny.yaml", *words)
+        assert refused.exit_code != 0
+        said = run("doctor", "tiny.yaml", *words)
+        assert said.exit_code == 1
+        assert f"FAIL  {'submit' if words[0] == '--gpus' else 'backend'}: {refused.stderr.strip()}" in said.stdout
+
+
+def test_the_doctor_counts_what_would_be_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    teacher, baseline, distilled = make_plan(folder).runs
+    put(folder / "runs", teacher, "done").weights("best").touch()
+    put(folder / "runs", baseline, "cancelled")
+    assert told("tiny.yaml") == {
+        "backend": "ok   local, running on this machine",
+        "submit": "ok   1 of 3 runs would be started; 1 cancelled is left out (--retry)",
+    }
+    put(folder / "runs", distilled, "running")
+    assert told("tiny.yaml")["submit"].startswith("ok   none of 3 runs would be started")
+    assert "submit" not in told()
+    assert "on this machine there are no jobs" in run("doctor", "--with-job").stderr
