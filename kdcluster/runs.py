@@ -6,7 +6,7 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
                                  torchrun.log rank<r>.log failure-rank<r>.json code.diff (further nodes of a SLURM
                                  job: torchrun-node<k>.log node<k>.json)
           submit.json experiments.json ticket.json cancel.json     who wants it, and what will start or stop it
-          trials.json            the points of sweeps that it tries
+          trials.json begun.json     the points of sweeps that it tries; the shorter run at whose end it began
           slurm/<n>/             one for each SLURM job: job.sh task.json <job id>.log
           checkpoints/           step-<n>.ckpt (saved.py)
           events/                TensorBoard files of all attempts, written by rank 0

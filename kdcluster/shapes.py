@@ -177,6 +177,11 @@ class Trial(Record):
     values: dict[str, Any]
 
 
+class Begun(Record):
+    run: str
+    step: Number
+
+
 class Submission(Record):
     root: FilePath
     data_dir: FilePath
@@ -201,4 +206,4 @@ OF_A_RUN = {"result": Result, "ticket": Ticket, "experiments": list[str], "submi
 OF_AN_ATTEMPT = {"start": Start, "agent": Process, "outcome": Outcome, "heartbeat": Heartbeat, "trainer": Trainer}
 OF_AN_ATTEMPT |= {"preempted": Preempted, "failure-rank": Failure, "node": Node}
 NUMBERED = ("failure-rank", "node")
-OTHERS = {"submission": Submission, "task": Task, "supervisor": Process, ".submit": Holder}
+OTHERS = {"submission": Submission, "task": Task, "supervisor": Process, ".submit": Holder, "begun": Begun}

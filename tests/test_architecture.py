@@ -43,6 +43,7 @@ RANKS: dict[str, float] = {
     "attempts": 3.2,
     "runs": 4,
     "history": 4.1,
+    "continued": 4.1,
     "launch": 5,
     "results": 5,
     "train": 5,

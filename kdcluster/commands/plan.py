@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from kdcluster import inputs
+from kdcluster import inputs, records
 from kdcluster.commands.arguments import Chosen
+from kdcluster.continued import begins_from
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.launch.backend import Backend, Options, find
 from kdcluster.launch.preflight import preflight
@@ -40,6 +41,9 @@ def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
     seen = inputs.told(made.runs, data)
     wanted = to_start(made, found)
     rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
+    names = records.entries(root)
+    for row in rows:
+        row["begins"] = _begins(made[row["id"]], found[row["id"]], root, names, where[row["id"]])
     for row in rows if checked else ():
         row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
     if as_json:
@@ -85,6 +89,14 @@ def _planned(
     }
 
 
+def _begins(run: Run, status: Status, root: Path, there: Collection[str], where: Layout) -> dict[str, str] | None:
+    """The shorter `run` at whose end one that was never started begins, or `why_not`; None: there is no such run."""
+    known = {"device": where.device, "procs": where.procs, **({"threads": where.threads} if where.threads else {})}
+    if status.attempts or not (found := begins_from(run, root, there, known)):
+        return None
+    return {"run": found[0].id, "why_not": found[1]}
+
+
 def _command(run_dir: Path, data: Path, where: Layout) -> list[str]:
     """argv of torchrun, and on several nodes of the first one's, with a stand-in for what only the job knows."""
     several = Meeting(0, "<first node>") if where.nodes > 1 else None
@@ -105,6 +117,10 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
             show(f"  needs    {', '.join(row['needs'])}")
         if row["state"] == State.DONE:
             continue
+        if begins := row["begins"]:
+            at = f"at the end of {begins['run']}"
+            why_not = f"from scratch, and not {at}: {begins['why_not']}"
+            show(f"  begins   {why_not if begins['why_not'] else f'{at}, with the same numbers as from scratch'}")
         show(f"  command  {typed(row['command'])}")
         if row["sbatch"]:
             show_text(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")

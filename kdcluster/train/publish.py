@@ -59,7 +59,7 @@ class Publisher:
         }
         went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0)}
         if self.active and attempt is not None:
-            attempt.write("trainer", {**self.facts, **_surroundings(world), **went_on})
+            attempt.write("trainer", {**self.facts, **surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)
 
     def _tidy(self, attempt: Attempt) -> None:
@@ -176,7 +176,7 @@ def _warn_of_local_batchnorm(world: World, images: int | None) -> None:
         log.warning("BatchNorm does not sync over CPU processes: statistics are over %d images each", images)
 
 
-def _surroundings(world: World) -> dict[str, Any]:
+def surroundings(world: World) -> dict[str, Any]:
     """Where a run ran; what of it can still move the last bits."""
     cuda = world.device.type == "cuda"
     return {

@@ -18,6 +18,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.train import data, models, optim, views
+from kdcluster.train.begin import begin
 from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
@@ -76,6 +77,8 @@ def train(
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
     training = set_up(run_dir, run, world, steps_per_epoch, debug=attempt is None)
     saver = Saver(run_dir, run, world)
+    if attempt is not None:
+        begin(run_dir, run, attempt, world)
     state = saver.newest() if attempt is not None else None
     if state is not None:
         training.restore(state)

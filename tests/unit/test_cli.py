@@ -361,6 +361,17 @@ def test_a_hint_names_the_place_that_was_named(
     assert f"next: kdcluster submit demo --role teacher{told}\n" in result.stderr
 
 
+def test_plan_says_where_a_longer_run_begins(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [teacher] = (row["id"] for row in planned("exp1", "--role", "teacher"))
+    for why, said in (("", "at the end of short, with the same numbers"), ("no", "from scratch, and not at the end")):
+        answer = RunDir(empty_folder / "runs", "short"), why
+        monkeypatch.setattr("kdcluster.commands.plan.begins_from", lambda *_, answer=answer: answer)
+        assert f"\n  begins   {said}" in run("plan", "exp1").stdout
+        assert {row["begins"]["why_not"] for row in planned("exp1")} == {why}
+    put(Path("runs"), plan([load("exp1", [])])[teacher], "failed")
+    assert next(row for row in planned("exp1") if row["id"] == teacher)["begins"] is None
+
+
 def test_status_where_nothing_runs(empty_folder: Path) -> None:
     result = run("status", "--json")
     assert (result.exit_code, json.loads(result.stdout)["runs"]) == (0, [])
