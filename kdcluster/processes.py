@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kdcluster.errors import KdclusterError
 GONE_S = 30.0
 """How long a killed process may take to be gone."""
 CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 AGENT_VARIABLE = "KDCLUSTER_AGENT"
 """Environment variable in which torchrun's agent tells its processes its own pid."""
 
@@ -144,5 +145,28 @@ def _signal(record: Mapping[str, Any], number: int) -> bool:
 
 
 def threads_available() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """CPU cores that this process may use, by its affinity and by the time that its cgroups leave (docker --cpus)."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min([cores, *(int(share) for share in _shares_of_time())]))
+
+
+def _shares_of_time() -> Iterator[float]:
+    """How many cores' time each cgroup that this process is in may use, where that is limited."""
+    for line in OWN_CGROUPS.read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        tree = CGROUPS / ("cpu" if controllers else "")
+        own = tree / name.lstrip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(tree) and (limit := _limit(group)):
+                yield limit
+
+
+def _limit(group: Path) -> float | None:
+    """Of one cgroup: microseconds that it may use, by those in which; in one file in v2, in two in v1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+            return quota / period if quota > 0 else None
+    return None  # "max", or none is set

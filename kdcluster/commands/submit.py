@@ -63,9 +63,10 @@ def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> 
         return say(
             f"nothing to start: {'the run is' if len(made.runs) == 1 else f'all {len(made.runs)} runs are'} as shown"
         )
-    again, where = chosen.again(), chosen.where
+    where = chosen.where
+    table = f"   then: kdcluster results {chosen.again(*chosen.named)}{where}" if chosen.named else ""
     say(f"{len(done.started)} of {count(len(made.runs), 'run')} {done.where}")
-    say(f"next: kdcluster status {again} --watch{where}   then: kdcluster results {again}{where}")
+    say(f"next: kdcluster status {chosen.again()} --watch{where}{table}")
 
 
 def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:

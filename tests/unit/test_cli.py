@@ -482,6 +482,8 @@ def test_a_run_goes_on_by_its_id(empty_folder: Path, no_start: list[Any]) -> Non
     assert result.exit_code == 0
     assert "# started on 2 CPU processes of 1 thread as" in result.stdout
     assert "1 of 2 runs would be started" in result.stdout
+    said = run("submit", distilled.id, "--procs", "2").stderr
+    assert said.splitlines()[-1] == f"next: kdcluster status {distilled.id} --watch"  # results are of experiments
     said = fails(2, "submit", distilled.id, "--set", "train.epochs=3")
     assert "--set, --seeds and --role are of an experiment; a run has its settings" in said
 

@@ -15,7 +15,7 @@ import pytest
 
 from kdcluster import processes
 from kdcluster.errors import KdclusterError
-from kdcluster.processes import descendants, is_alive, is_stopped, kill_tree, process_record
+from kdcluster.processes import descendants, is_alive, is_stopped, kill_tree, process_record, threads_available
 from tests.desk import processes_of
 from tests.fabricated import DEAD, LIVE
 
@@ -112,6 +112,35 @@ def test_a_frozen_cgroup_stops_what_is_in_it(tree: str, tmp_path: Path, monkeypa
     for frozen in (False, True):
         events.write_text(f"populated 1\nfrozen {frozen:d}\n")
         assert is_stopped(LIVE) is frozen
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000", "above/cpu.max": "300000 100000"}, 3),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"v1/cpu.cfs_quota_us": "-1", "v1/cpu.cfs_period_us": "100000"}, 8),
+        ({"v1/cpu.cfs_quota_us": "400000", "v1/cpu.cfs_period_us": "100000"}, 4),
+    ],
+)
+def test_the_cores_are_those_whose_time_the_cgroups_leave(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container of two of a machine's cores' time sees them all."""
+    monkeypatch.setattr(processes, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid: set(range(8)))
+    (tmp_path / "self").write_text("7:memory:/other\n4:cpu,cpuacct:/job\n0::/above/job\n")
+    monkeypatch.setattr(processes, "OWN_CGROUPS", tmp_path / "self")
+    for name, content in files.items():
+        where = "cpu/job" if name.startswith("v1/") else "above" if name.startswith("above/") else "above/job"
+        path = tmp_path / "cgroup" / where / Path(name).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    assert threads_available() == cores
 
 
 @pytest.mark.parametrize("stopped", [False, True])
