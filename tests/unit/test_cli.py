@@ -508,6 +508,18 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
     assert no_start[3][3] is True
 
 
+def test_submit_says_started_of_what_has_started(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
+    waits = {baseline: "waits for 2 cores, held by other (pid 7)", distilled: f"waits for {teacher}"}
+    done = Submission([teacher, baseline, distilled], {}, "here", waits=waits)
+    monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: done)
+    assert run("submit", "demo", "--seeds", "0").stderr.splitlines()[:3] == [
+        f"  {teacher}  started",
+        f"  {baseline}  waits for 2 cores, held by other (pid 7)",
+        f"  {distilled}  waits for {teacher}",
+    ]
+
+
 def test_gpus_that_are_not_there_are_an_error(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdcluster.launch.local.backend.visible_gpus", list)
     monkeypatch.setattr("kdcluster.commands.submit.preflight", _raiser(AssertionError("it fetches")))

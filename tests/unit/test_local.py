@@ -196,6 +196,7 @@ def test_submit_prepares_what_it_starts_and_a_second_one_starts_nothing(made: Pl
     put(root, baseline, "done")
     first = submit(made, root, tmp_path / "data", Local(), ready)
     assert first.started == [teacher.id, distilled.id]
+    assert first.waits == dict.fromkeys(first.started, "waits for its turn")
     assert {run_id: status.state for run_id, status in first.left.items()} == {baseline.id: "done"}
     log = Path(first.where.removeprefix("on this machine; log: "))
     given = read_json(log.with_name("submission.json"))
@@ -549,3 +550,23 @@ def test_a_queued_run_says_for_what_it_waits(made: Plan, root: Path, scripted: S
     }
     here.run()
     assert {status.state for status in statuses(made, root).values()} == {"done"}
+
+
+@forks
+def test_a_supervisor_is_up_once_it_has_started_what_it_can(
+    made: Plan, root: Path, scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a submit says `started` of nothing that waits."""
+    here = scripted(made)
+    here.folder = tmp_path
+    seen: list[tuple[str, list[str]]] = []
+    write = supervisor.write_json
+
+    def note(path: Path, value: Any, **more: Any) -> None:
+        seen.append((path.name, sorted(here.children)))
+        write(path, value, **more)
+
+    monkeypatch.setattr(supervisor, "write_json", note)
+    here.run()
+    begun = sorted(run.id for run in made.runs if run.role != "distilled")
+    assert seen[:2] == [("heartbeat.json", begun), ("supervisor.json", begun)]
