@@ -50,21 +50,22 @@ class Slots:
         taken: list[tuple[str, FileLock]] = []
         self._busy = []
         for name in self.names:
+            if len(taken) == wanted:
+                break
             lock = FileLock(self._path(name, "lock"), is_singleton=False, fallback_to_soft=False)
             try:
                 lock.acquire(blocking=False)
+                taken.append((name, lock))
             except Timeout:
                 self._busy.append(name)
-                continue
-            taken.append((name, lock))
-            if len(taken) == wanted:
-                for one, _ in taken:
-                    holder = {**process_record(os.getpid()), "who": who, "root": str(self.root)}
-                    write_json(self._path(one, "json"), holder, sync=False)
-                return taken
-        for _, lock in taken:
-            lock.release()
-        return None
+        if len(taken) < wanted:
+            for _, lock in taken:
+                lock.release()
+            return None
+        for name, _ in taken:
+            holder = {**process_record(os.getpid()), "who": who, "root": str(self.root)}
+            write_json(self._path(name, "json"), holder, sync=False)
+        return taken
 
     def waits_for(self, wanted: int) -> str:
         """For what one waits that `take` gave nothing, and who has it, in words."""

@@ -139,11 +139,12 @@ class Supervisor:
             elif why:
                 log.info("%s: blocked: %s", run_id, why)
                 self.drop(run_id)
-            elif (taken := slots.take(wanted, run_id)) is None:
-                self.waits[run_id] = full[slots.what, wanted] = slots.waits_for(wanted)
             else:
                 try:
-                    self._start(run, taken)
+                    if (taken := slots.take(wanted, run_id)) is None:
+                        self.waits[run_id] = full[slots.what, wanted] = slots.waits_for(wanted)
+                    else:
+                        self._start(run, taken)
                 except (OSError, KdclusterError) as error:  # a full disk, say: the others go on, submit heals this one
                     log.error("%s cannot be started: %s", run_id, error)
                     self.drop(run_id)
