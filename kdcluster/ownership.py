@@ -112,8 +112,15 @@ def locks_folder() -> Path:
 
 
 def _closed(folder: Path) -> Path:
-    with suppress(FileExistsError):
+    try:
         folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise KdclusterError(
+            f"{folder} cannot be made ({error.strerror}), and kdcluster keeps locks there; "
+            f"KDCLUSTER_LOCKS_DIR can name another place for those of GPUs and cores"
+        ) from None
     found = folder.lstat()  # in a sticky /tmp, nobody can put another one in the place of what is ours
     if not stat.S_ISDIR(found.st_mode):
         wrong = "is no folder"

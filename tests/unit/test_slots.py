@@ -91,6 +91,15 @@ def test_locks_that_somebody_else_could_hold_are_refused_at_once(
         Slots("core", own_cores(), ROOT)
 
 
+def test_a_place_for_the_locks_that_cannot_be_made_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KDCLUSTER_LOCKS_DIR", str(tmp_path / "file" / "locks"))
+    with pytest.raises(KdclusterError, match=r"file/locks cannot be made \(Not a directory\).*KDCLUSTER_LOCKS_DIR"):
+        Slots("core", own_cores(), ROOT)
+
+
 def test_the_locks_are_the_same_ones_in_every_shell(
     monkeypatch: pytest.MonkeyPatch, cards: list[str], tmp_path: Path
 ) -> None:
