@@ -7,8 +7,9 @@ wording.py spell it out here, whoever prints.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -46,6 +47,23 @@ def leave(message: str, code: int) -> NoReturn:
     """End with a message on stderr, of several lines where it needs them."""
     click.echo(printable(message), file=sys.stderr)
     sys.exit(code)
+
+
+def size(stream: TextIO) -> os.terminal_size | None:
+    """Columns and lines of the terminal behind a stream; None: it is none that can move its cursor."""
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return None
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        return None
+    return found if found.columns and found.lines else os.terminal_size((80, 24))  # one that does not know its size
+
+
+def width() -> int | None:
+    """Columns of the terminal behind stdout; None: there is none, and nothing is to be wrapped or left out."""
+    found = size(sys.stdout)
+    return found.columns if found else None
 
 
 class Warnings(logging.Handler):
