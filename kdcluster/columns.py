@@ -12,7 +12,7 @@ from typing import Any
 
 from kdcluster.wording import one_line, wide, wrapped
 
-_SIGNS = {"±": "+/-", "–": "-", "─": "-", "α": "alpha", "×": "x", "…": "..."}
+_SIGNS = {"±": "+/-", "–": "-", "─": "-", "━": "=", "α": "alpha", "×": "x", "…": "..."}
 
 
 def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[str]:
