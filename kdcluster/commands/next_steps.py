@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 
+from kdcluster import records
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import NotFound
 from kdcluster.experiment import configfile
@@ -13,7 +13,7 @@ from kdcluster.launch.status import Status
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 from kdcluster.terminal import say
-from kdcluster.wording import SUBMIT_OPTIONS, command, quoted
+from kdcluster.wording import SUBMIT_OPTIONS, command, quoted, submit_words
 
 MOST = 4
 """Runs that are named one by one in one command."""
@@ -63,7 +63,7 @@ def _submitted(run_dir: RunDir) -> str:
 
     A file may have been given from another folder: it is looked for beside the runs directory, too.
     """
-    words, told = shlex.split(run_dir.submitted() or ""), []
+    words, told = submit_words((records.found(run_dir.path / "submit.json") or {}).get("words")), []
     left = iter(words)
     for word in left:
         told.append(word)
