@@ -23,7 +23,7 @@ from kdcluster.wording import count, one_line, wrapped
 
 COLUMNS = ("run", "differs in", "state", "epoch", "left", "best", "images/s", "progress", "why")
 RIGHT = (3, 4, 5, 6)
-RANKS = {8: 6, 7: 5, 6: 4, 4: 3, 3: 2, 5: 1}
+RANKS = {8: 6, 7: 5, 6: 4, 3: 3, 4: 2, 5: 1}
 """Columns that give way on a narrow terminal, the highest first."""
 NEEDED = ("epoch", "left", "best")
 """Columns that are worth more than the whole ids of runs."""
@@ -37,9 +37,8 @@ FOLDS: tuple[tuple[State, ...], ...] = (
     (State.DONE,),
     tuple(state for state in State if state not in (State.RUNNING, *TROUBLE)),
     tuple(state for state in State if state != State.RUNNING),
-    tuple(State),
 )
-"""States whose runs are counted only, on shorter and shorter screens."""
+"""States whose runs are counted only, on shorter and shorter screens; at last whole groups are where nothing runs."""
 INK = {State.RUNNING: "\x1b[32m", **dict.fromkeys(TROUBLE, "\x1b[31m")}
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
@@ -98,9 +97,25 @@ def _group(title: str, runs: Sequence[Run], above: int = 0) -> Group:
     return Group(title, tuple(ordered), differs, above)
 
 
+@dataclass(frozen=True)
+class Paper:
+    """What is written on."""
+
+    width: int | None = None
+    """Columns; None: a file or a pipe."""
+    spell: Callable[[str], str] = str
+    colour: bool = False
+
+    def text(self, text: str, indent: str = "") -> list[str]:
+        """A line, or several where it is too long; a word that is, too, is broken: the screen counts its lines."""
+        lines = wrapped(self.spell(text), self.width, indent)
+        step = self.width or 1 + max(map(len, lines))
+        return [line[at : at + step] for line in lines for at in range(0, max(1, len(line)), step)]
+
+
 def rows(groups: Iterable[Group], found: Mapping[str, Status]) -> list[str]:
     """Every run, for a file or a pipe."""
-    return _lines(list(groups), found, (), None, str, colour=False)
+    return _lines(list(groups), found, (), Paper())
 
 
 def screen(
@@ -112,78 +127,75 @@ def screen(
     colour: bool = True,
 ) -> list[str]:
     """The same on a terminal: in its width, and folded as far as its height wants it."""
-    shown: list[str] = []
+    paper = Paper(size.columns, spell, colour)
     for folded in FOLDS:
-        shown = _lines(groups, found, folded, size.columns, spell, colour=colour)
-        if len(shown) <= size.lines:
-            return shown
-    room = max(1, size.lines - 1)
-    return [*shown[:room], f"{len(shown) - room} more lines: make the window higher, or pipe this into less"]
+        if sum(found[run.id].state not in folded for group in groups for run in group.runs) < size.lines:
+            shown = _lines(groups, found, folded, paper)
+            if len(shown) <= size.lines:
+                return shown
+    busy = [group for group in groups if any(found[run.id].state == State.RUNNING for run in group.runs)]
+    idle = [group for group in groups if group not in busy]
+    shown = _lines(busy, found, FOLDS[-1], paper, reasons=False)
+    if idle:
+        said = total((found[run.id] for group in idle for run in group.runs), "")
+        shown += paper.text(f"{count(len(idle), 'other group')}: {said}", "  ")
+    if len(shown) <= size.lines:
+        return shown
+    last = paper.text("more lines than the window has: pipe this into less", "  ")
+    return [*shown[: max(0, size.lines - len(last))], *last]
 
 
 def _lines(
     groups: Sequence[Group],
     found: Mapping[str, Status],
     folded: Sequence[State],
-    width: int | None,
-    spell: Callable[[str], str],
+    paper: Paper,
     *,
-    colour: bool,
+    reasons: bool = True,
 ) -> list[str]:
     chosen = [[run for run in _sorted(group, found) if found[run.id].state not in folded] for group in groups]
-    fit = _table(groups, [run for runs in chosen for run in runs], found, width, spell, colour=colour)
+    shown = [run for runs in chosen for run in runs]
+    fit = _table(groups, shown, found, paper)
     head, *body = fit.rows
     lines = list(head) if body else []
     rest = iter(body)
     for number, (group, runs) in enumerate(zip(groups, chosen, strict=True)):
-        title = wrapped(spell(_title(group, found)), width)
+        title = paper.text(_title(group, found))
         lines += [""] if number and not folded else []
-        lines += [f"{BOLD}{line}{PLAIN}" for line in title] if colour else title
+        lines += [f"{BOLD}{line}{PLAIN}" for line in title] if paper.colour else title
         for _ in runs:
             lines += next(rest)
         if hidden := _hidden(group, found, folded):
-            lines += wrapped(spell(f"  {hidden}"), width)
-    if "why" in fit.left_out:
-        reasons = _reasons((run for runs in chosen for run in runs), found)
-        lines += [line for why in reasons for line in wrapped(spell(why), width, "  ")]
+            lines += paper.text(f"  {hidden}", "  ")
+    if reasons and "why" in fit.left_out:
+        lines += [line for why in _reasons(shown, found) for line in paper.text(why, "  ")]
     return lines
 
 
-def _table(
-    groups: Iterable[Group],
-    runs: Sequence[Run],
-    found: Mapping[str, Status],
-    width: int | None,
-    spell: Callable[[str], str],
-    *,
-    colour: bool,
-) -> Fitted:
-    """Headings and rows; where the names of runs would take the room of how far they are, they are short."""
+def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Status], paper: Paper) -> Fitted:
+    """Headings and rows; where whole ids would take the room of how far runs are, they are short."""
     differs = {run_id: text for group in groups for run_id, text in group.differs.items()}
-    cells = [[spell(c) for c in _cells(run, found[run.id], differs[run.id], bar=width is not None)] for run in runs]
-    used = [at for at in range(len(COLUMNS)) if at < 1 or any(row[at] for row in cells)]
-    right, ranks = (
-        {used.index(at) for at in RIGHT if at in used},
-        {used.index(at): RANKS[at] for at in RANKS if at in used},
-    )
+    told = (_cells(run, found[run.id], differs[run.id], bar=paper.width is not None) for run in runs)
+    cells = [[paper.spell(cell) for cell in row] for row in told]
+    used = [at for at in range(len(COLUMNS)) if at == 0 or any(row[at] for row in cells)]
+    right = [used.index(at) for at in RIGHT if at in used]
+    ranks = {used.index(at): rank for at, rank in RANKS.items() if at in used}
 
     def paint(row: int, column: int, text: str) -> str:
         ink = INK.get(found[runs[row - 1].id].state, "") if row and used[column] == 2 else ""
         return f"{ink}{text}{PLAIN}" if ink else text
 
-    def fit() -> Fitted:
+    def fit(wraps: Mapping[int, int]) -> Fitted:
         table = [[one[at] for at in used] for one in (COLUMNS, *cells)]
-        wraps = {used.index(1): len(COLUMNS[1])} if 1 in used and short else {}
-        return fitted(table, right, width=width, ranks=ranks, wraps=wraps, paint=paint if colour else None)
+        ink = paint if paper.colour else None
+        return fitted(table, right, width=paper.width, ranks=ranks, wraps=wraps, paint=ink)
 
-    short = False
-    whole = fit()
+    whole = fit({})
     if not set(whole.left_out) & set(NEEDED):
         return whole
-    short = True
     for row, run in zip(cells, runs, strict=True):
         row[0] = short_name(run.id)
-    return fit()
+    return fit({used.index(1): len(COLUMNS[1])} if 1 in used else {})
 
 
 def short_name(run_id: str) -> str:
