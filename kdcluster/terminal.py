@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from kdcluster.columns import as_json
-from kdcluster.wording import one_line, printable
+from kdcluster.wording import one_line, printable, wrapped
 
 
 def show(line: str) -> None:
@@ -41,13 +41,21 @@ def show_json(document: Any) -> None:
 def say(line: str) -> None:
     """A line of talk, on stderr; nothing with --quiet."""
     if not click.get_current_context().find_root().obj["quiet"]:
-        click.echo(one_line(line), file=sys.stderr)
+        _talk(line)
 
 
 def leave(message: str, code: int) -> NoReturn:
     """End with a message on stderr, of several lines where it needs them."""
-    click.echo(printable(message), file=sys.stderr)
+    for line in printable(message).split("\n"):
+        _talk(line)
     sys.exit(code)
+
+
+def _talk(line: str) -> None:
+    """A line on stderr; a terminal gets it broken at words, but for a command, which is to be copied as a whole."""
+    there = None if "kdcluster " in line else size(sys.stderr)
+    for part in wrapped(line, there.columns if there else None, "  "):
+        click.echo(part, file=sys.stderr)
 
 
 def size(stream: TextIO) -> os.terminal_size | None:
@@ -149,7 +157,7 @@ class Warnings(logging.Handler):
         line = one_line(record.getMessage())
         if Screen.open is not None:
             return Screen.open.above(line)
-        click.echo(line, file=sys.stderr)
+        _talk(line)
 
 
 def can_show(text: str) -> bool:
