@@ -13,7 +13,7 @@ from kdcluster.launch.status import Status
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 from kdcluster.terminal import say
-from kdcluster.wording import SUBMIT_OPTIONS, command, quoted, submit_words
+from kdcluster.wording import SUBMIT_OPTIONS, command, count, quoted, submit_words
 
 MOST = 4
 """Runs that are named one by one in one command."""
@@ -46,7 +46,7 @@ def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str
         if ids:
             steps.append(f"kdcluster submit {' '.join(map(quoted, ids[:MOST]))}{where}{retry}")
         if len(ids) > MOST:
-            steps[-1] += f"   then the other {len(ids) - MOST}"
+            steps.append(f"the same for {count(len(ids) - MOST, 'other')}")
     return steps
 
 
