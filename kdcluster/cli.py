@@ -189,9 +189,10 @@ def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
 @click.option("--watch", is_flag=True, help="Stay until every run has ended.")
 @arguments.as_json
 def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
-    """One row a run: state, progress, why it waits. Of a RUN: each attempt, and what it cost.
+    """Runs by experiment and sweep: state, progress, why one waits. Of a RUN: each attempt, and what it cost.
 
-    Without names: every run in the runs directory, and what else its experiments want.
+    Without names: every run in the runs directory, and what else its experiments want. A terminal that is too short
+    for all of them gets those that run; a pipe gets everything.
     """
     from kdcluster.commands import status as command
 
