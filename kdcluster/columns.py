@@ -12,7 +12,7 @@ from typing import Any
 
 from kdcluster.wording import one_line, wide, wrapped
 
-_SIGNS = {"±": "+/-", "–": "-", "─": "-", "━": "=", "α": "alpha", "×": "x", "…": "..."}
+_SIGNS = {"±": "+/-", "–": "-", "─": "-", "━": "=", "α": "alpha", "×": "x", "…": "...", "\xa0": " "}
 
 
 def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[str]:
@@ -81,13 +81,13 @@ def _widths(
     if width is None or over <= 0:
         return widths
     for at in kept:
-        head = max(map(wide, cells[0][at].split()), default=0)
+        head = max(map(wide, cells[0][at].split(" ")))
         body = max((wide(row[at]) for row in cells[1:]), default=0)
         over -= widths[at] - max(head, body)
         widths[at] = max(head, body)
     for at in sorted(wraps, key=lambda at: -widths.get(at, 0)):
         if over > 0 and at in widths:
-            longest = max(wide(word) for row in cells for word in row[at].split() or [""])
+            longest = max(wide(word) for row in cells for word in row[at].split(" "))
             given = min(over, max(0, widths[at] - max(longest, wraps[at])))
             widths[at] -= given
             over -= given

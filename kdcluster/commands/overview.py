@@ -19,7 +19,7 @@ from kdcluster.launch.status import Status
 from kdcluster.plan import ROLES, Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.states import State
-from kdcluster.wording import count, one_line, wrapped
+from kdcluster.wording import count, wrapped
 
 COLUMNS = ("run", "differs in", "state", "epoch", "left", "best", "images/s", "progress", "why")
 RIGHT = (3, 4, 5, 6)
@@ -77,7 +77,7 @@ def grouped(plan: Plan, root: Path, shown: Iterable[str]) -> list[Group]:
     made = []
     for name in dict.fromkeys((*(n for n in (*wanted, *sweeps) if n), "")):
         ids = [run_id for run_id in wanted.get(name, ()) if owner[run_id] == name]
-        if ids or wanted.get(name):
+        if ids or name in plan.wanted:
             made.append(_group(name or "other runs", [runs[i] for i in ids], len(wanted[name]) - len(ids)))
         if name in sweeps:
             made.append(_group(f"sweep of {name}", [runs[run_id] for run_id in sweeps[name]]))
@@ -113,9 +113,9 @@ class Paper:
         return [line[at : at + step] for line in lines for at in range(0, max(1, len(line)), step)]
 
 
-def rows(groups: Iterable[Group], found: Mapping[str, Status]) -> list[str]:
+def rows(groups: Iterable[Group], found: Mapping[str, Status], *, spell: Callable[[str], str] = str) -> list[str]:
     """Every run, for a file or a pipe."""
-    return _lines(list(groups), found, (), Paper())
+    return _lines(list(groups), found, (), Paper(spell=spell))
 
 
 def screen(
@@ -210,8 +210,12 @@ def _sorted(group: Group, found: Mapping[str, Status]) -> list[Run]:
 
 def _title(group: Group, found: Mapping[str, Status]) -> str:
     done = sum(found[run.id].state == State.DONE for run in group.runs)
+    if not group.runs:
+        return (
+            f"{group.title}: its {count(group.above, 'run')} stand above" if group.above else f"{group.title}: no run"
+        )
     above = f" ({count(group.above, 'more run')} of it above)" if group.above else ""
-    return f"{one_line(group.title)}: {done} of {len(group.runs)} done{above}"
+    return f"{group.title}: {done} of {len(group.runs)} done{above}"
 
 
 def _hidden(group: Group, found: Mapping[str, Status], folded: Sequence[State]) -> str:
@@ -244,7 +248,7 @@ def _cells(run: Run, status: Status, differs: str, *, bar: bool) -> tuple[str, .
     full = round(BAR * min(1.0, step / steps)) if steps else 0
     return (
         run.id,
-        differs,
+        re.sub(r"(\S+) (\S+)(?= |$)", "\\1\xa0\\2", differs),  # a key and its value stay together
         status.state,
         f"{beat.get('epoch', 0)}/{beat['epochs']}" if beat.get("epochs") else "",
         time_left(status),

@@ -93,7 +93,7 @@ def _show(shown: Shown, found: Mapping[str, Status], single: Mapping[str, list[R
     there = size(sys.stdout)
     spell: Callable[[str], str] = str if can_show("α━") else in_ascii
     if there is None:
-        for line in rows(shown.groups, found):
+        for line in rows(shown.groups, found, spell=spell):
             show(line)
     else:
         room = type(there)((there.columns, max(1, there.lines - ROOM_BELOW)))
