@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +55,11 @@ class Group:
     """Runs of the experiment that stand in another group."""
 
 
-def grouped(plan: Plan, root: Path, shown: Iterable[str]) -> list[Group]:
-    """The runs by who wants them, each once; run directories say it of those that no experiment of the plan wants."""
+def grouped(plan: Plan, root: Path, shown: Iterable[str], unread: Container[str] = ()) -> list[Group]:
+    """The runs by who wants them, each once; run directories say it of those that no experiment of the plan wants.
+
+    `unread`: runs whose settings are not all known; no other is held against them.
+    """
     wanted: dict[str, list[str]] = {name: [] for name in plan.wanted}
     sweeps: dict[str, list[str]] = {}
     runs, owner = {run.id: run for run in plan.runs}, {}
@@ -78,9 +81,9 @@ def grouped(plan: Plan, root: Path, shown: Iterable[str]) -> list[Group]:
     for name in dict.fromkeys((*(n for n in (*wanted, *sweeps) if n), "")):
         ids = [run_id for run_id in wanted.get(name, ()) if owner[run_id] == name]
         if ids or name in plan.wanted:
-            made.append(_group(name or "other runs", [runs[i] for i in ids], len(wanted[name]) - len(ids)))
+            made.append(_group(name or "other runs", [runs[i] for i in ids], unread, len(wanted[name]) - len(ids)))
         if name in sweeps:
-            made.append(_group(f"sweep of {name}", [runs[run_id] for run_id in sweeps[name]]))
+            made.append(_group(f"sweep of {name}", [runs[run_id] for run_id in sweeps[name]], unread))
     return made
 
 
@@ -89,11 +92,11 @@ def sweeps_of(run_dir: RunDir) -> list[str]:
     return [one["experiment"] for one in records.found(run_dir.path / "trials.json") or []]
 
 
-def _group(title: str, runs: Sequence[Run], above: int = 0) -> Group:
+def _group(title: str, runs: Sequence[Run], unread: Container[str], above: int = 0) -> Group:
     ordered = sorted(runs, key=lambda run: (ROLES.index(run.role) if run.role in ROLES else len(ROLES), run.seed))
-    differs: dict[str, str] = {}
+    differs = dict.fromkeys((run.id for run in ordered), "")
     for role in dict.fromkeys(run.role for run in ordered):
-        differs |= in_words([run for run in ordered if run.role == role])
+        differs |= in_words([run for run in ordered if run.role == role and run.id not in unread])
     return Group(title, tuple(ordered), differs, above)
 
 
@@ -168,6 +171,7 @@ def _lines(
         if hidden := _hidden(group, found, folded):
             lines += paper.text(f"  {hidden}", "  ")
     if reasons and "why" in fit.left_out:
+        lines += [""] if not folded else []
         lines += [line for why in _reasons(shown, found) for line in paper.text(why, "  ")]
     return lines
 

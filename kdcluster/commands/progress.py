@@ -33,10 +33,12 @@ class Shown:
     root: Path
     ids: tuple[str, ...]
     """Of those that are shown; others are only needed by them."""
+    unread: frozenset[str] = frozenset()
+    """Of those whose config.yaml is damaged, or another version's."""
     groups: list[Group] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.groups = grouped(self.plan, self.root, self.ids)
+        self.groups = grouped(self.plan, self.root, self.ids, self.unread)
 
     @classmethod
     def all(cls, plan: Plan, root: Path) -> Shown:

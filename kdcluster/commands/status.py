@@ -77,7 +77,8 @@ class _Desk:
         self.known = known
         made = self.base.joined(_with_needs(self.root, known))
         wanted = {run.id for run in self.base.runs} | known.keys()
-        return Shown(made, self.root, tuple(run.id for run in made.runs if run.id in wanted))
+        unread = frozenset(run_id for run_id, (_, wrong) in known.items() if wrong)
+        return Shown(made, self.root, tuple(run.id for run in made.runs if run.id in wanted), unread)
 
     def _here(self) -> Mapping[str, RunDir]:
         there = run_dirs(self.root)
@@ -130,7 +131,6 @@ def _status_row(shown: Shown, run: Run, found: Status, records: list[Record]) ->
         "id": run.id,
         "experiments": shown.plan.experiments_of(run.id) or run_dir.experiments(),
         "trial_of": sweeps_of(run_dir),
-        "differs": next(group.differs[run.id] for group in shown.groups if run.id in group.differs),
         "role": run.role,
         "seed": run.seed,
         "state": found.state,
