@@ -36,7 +36,7 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
             follow(shown, desk.root, sys.stderr, look=desk.look, keep=not sys.stdout.isatty())
         except KeyboardInterrupt:
             leave("interrupted; the runs go on", 130)
-        shown = desk.look(shown)
+        shown = desk.look(None)
     found = statuses(shown.plan, desk.root)
     for run_id, (_, wrong) in desk.known.items():
         found[run_id] = replace(found[run_id], reason="; ".join(filter(None, (found[run_id].reason, wrong))))
@@ -47,7 +47,7 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
         order = [run for run in shown.plan.runs if run.id in found]
         made = [_status_row(shown, run, found[run.id], records[run.id]) for run in order]
         return show_json({"schema": "kdcluster.status/1", "runs": made, "seconds_left": left})
-    _show(shown, found, {run_id: records[run_id] for run_id in desk.single})
+    _show(shown, found, {run_id: records[run_id] for run_id in desk.single if run_id in records})
     if not chosen.names and not found:
         say(f"nothing was started yet in {desk.root}; name an experiment")
     held = spent(cost(record for one in records.values() for record in one))
@@ -75,10 +75,18 @@ class _Desk:
         if before is not None and known.keys() == self.known.keys():
             return before
         self.known = known
-        made = self.base.joined(_with_needs(self.root, known))
+        made = self.base.joined(self._with_needs())
         wanted = {run.id for run in self.base.runs} | known.keys()
         unread = frozenset(run_id for run_id, (_, wrong) in known.items() if wrong)
         return Shown(made, self.root, tuple(run.id for run in made.runs if run.id in wanted), unread)
+
+    def _with_needs(self) -> Iterator[Run]:
+        """The runs of directories, each after what it needs; what has no directory any more is known by its name."""
+        runs = sorted((run for run, _ in self.known.values()), key=lambda run: len(run.needs))
+        there = {*self.known, *(run.id for run in self.base.runs)}
+        for need in dict.fromkeys(need for run in runs for need in run.needs if need not in there):
+            yield RunDir(self.root, need).known()[0]
+        yield from runs
 
     def _here(self) -> Mapping[str, RunDir]:
         there = run_dirs(self.root)
@@ -116,13 +124,6 @@ def _started_here(root: Path) -> tuple[str, ...]:
         if any((root / run.id).is_dir() for run in made.runs):
             names.append(name)
     return tuple(names)
-
-
-def _with_needs(root: Path, known: Mapping[str, tuple[Run, str]]) -> Iterator[Run]:
-    """The runs of directories, each after what it needs; what has no directory any more is known by its name alone."""
-    for run, _ in known.values():
-        yield from (RunDir(root, need).known()[0] for need in run.needs if need not in known)
-    yield from sorted((run for run, _ in known.values()), key=lambda run: len(run.needs))
 
 
 def _status_row(shown: Shown, run: Run, found: Status, records: list[Record]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from kdcluster.cli import main
 from kdcluster.commands import status as command
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.progress import Look, Shown
 from kdcluster.commands.status import _Desk
 from kdcluster.experiment import configfile
 from kdcluster.plan import Plan, plan, trial
@@ -118,6 +119,38 @@ def test_a_named_experiment_keeps_what_it_wants_in_a_watch(folder: Path, made: P
     assert desk.look(first).ids == first.ids
     point = tried(folder)
     assert desk.look(first).ids == (*first.ids, point.id)
+
+
+def test_what_came_during_a_watch_is_in_the_table_after_it(
+    folder: Path, made: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = []
+
+    def watched(shown: Shown, *_: Any, look: Look, **__: Any) -> None:
+        point.append(tried(folder).id)
+        look(shown)
+
+    monkeypatch.setattr(command, "follow", watched)
+    for words in ((), ("fashion.yaml",)):
+        assert "sweep of fashion: 1 of 1 done" in run("status", *words, "--watch").stdout
+        (folder / "runs" / point[-1]).rename(folder / f"gone{len(point)}")
+
+
+def test_what_many_trials_need_is_read_once(folder: Path, made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    known = RunDir.known
+    monkeypatch.setattr(RunDir, "known", lambda self: read.append(self.id) or known(self))  # type: ignore[func-returns-value]
+    for seed in range(3):
+        one = made.runs[2].model_copy(update={"id": f"distilled-x-s{seed}-0000000{seed}"})
+        put(folder / "runs", one, "done").note_trial("fashion", {"seed": seed})
+    read.clear()
+    assert len(document("fashion.yaml")["runs"]) == 6
+    assert sorted(read) == [f"distilled-x-s{seed}-0000000{seed}" for seed in range(3)]
+    (folder / "runs" / made.runs[0].id).rename(folder / "gone")
+    (folder / "fashion.yaml").unlink()
+    read.clear()
+    document()
+    assert read.count(made.runs[0].id) == 1
 
 
 def test_an_interrupted_watch_says_that_the_runs_go_on(
