@@ -22,8 +22,8 @@ from kdcluster.states import State
 from kdcluster.wording import count, wrapped
 
 COLUMNS = ("run", "differs in", "state", "epoch", "left", "best", "images/s", "progress", "why")
-RIGHT = (3, 4, 5, 6)
-RANKS = {8: 6, 7: 5, 6: 4, 3: 3, 4: 2, 5: 1}
+RIGHT = ("epoch", "left", "best", "images/s")
+RANKS = {"best": 1, "left": 2, "epoch": 3, "images/s": 4, "progress": 5, "why": 6}
 """Columns that give way on a narrow terminal, the highest first."""
 NEEDED = ("epoch", "left", "best")
 """Columns that are worth more than the whole ids of runs."""
@@ -93,7 +93,7 @@ def sweeps_of(run_dir: RunDir) -> list[str]:
 
 
 def _group(title: str, runs: Sequence[Run], unread: Container[str], above: int = 0) -> Group:
-    ordered = sorted(runs, key=lambda run: (ROLES.index(run.role) if run.role in ROLES else len(ROLES), run.seed))
+    ordered = sorted(runs, key=lambda run: (ROLES.index(run.role) if run.role in ROLES else len(ROLES), run.seed or 0))
     differs = dict.fromkeys((run.id for run in ordered), "")
     for role in dict.fromkeys(run.role for run in ordered):
         differs |= in_words([run for run in ordered if run.role == role and run.id not in unread])
@@ -181,12 +181,13 @@ def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Sta
     differs = {run_id: text for group in groups for run_id, text in group.differs.items()}
     told = (_cells(run, found[run.id], differs[run.id], bar=paper.width is not None) for run in runs)
     cells = [[paper.spell(cell) for cell in row] for row in told]
-    used = [at for at in range(len(COLUMNS)) if at == 0 or any(row[at] for row in cells)]
-    right = [used.index(at) for at in RIGHT if at in used]
-    ranks = {used.index(at): rank for at, rank in RANKS.items() if at in used}
+    used = [at for at, name in enumerate(COLUMNS) if name == "run" or any(row[at] for row in cells)]
+    names = [COLUMNS[at] for at in used]
+    right = [at for at, name in enumerate(names) if name in RIGHT]
+    ranks = {at: RANKS[name] for at, name in enumerate(names) if name in RANKS}
 
     def paint(row: int, column: int, text: str) -> str:
-        ink = INK.get(found[runs[row - 1].id].state, "") if row and used[column] == 2 else ""
+        ink = INK.get(found[runs[row - 1].id].state, "") if row and names[column] == "state" else ""
         return f"{ink}{text}{PLAIN}" if ink else text
 
     def fit(wraps: Mapping[int, int]) -> Fitted:
@@ -199,7 +200,7 @@ def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Sta
         return whole
     for row, run in zip(cells, runs, strict=True):
         row[0] = short_name(run.id)
-    return fit({used.index(1): len(COLUMNS[1])} if 1 in used else {})
+    return fit({names.index("differs in"): len("differs in")} if "differs in" in names else {})
 
 
 def short_name(run_id: str) -> str:
