@@ -20,8 +20,8 @@ from kdcluster.terminal import Screen, has_colour, size
 from kdcluster.wording import one_line, wrapped
 
 POLL_S = 0.5
-SHARE = 20
-"""A look at many run directories takes time: at most this part of one core."""
+SHARE = 0.03
+"""Of a core that looking takes at most, however many runs there are."""
 SIZE = os.terminal_size((80, 24))
 
 
@@ -91,7 +91,7 @@ def _poll(
     shown: Shown, deadline: float | None, look: Look, show: Callable[[Shown, Mapping[str, Status]], None]
 ) -> dict[str, Status]:
     while True:
-        begun = time.process_time()
+        began = time.process_time()
         shown = look(shown)
         found = statuses(shown.plan, shown.root, KNOWN_S)
         show(shown, shown.of(found))
@@ -103,7 +103,7 @@ def _poll(
             raise WaitTimeout(
                 f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
             )
-        time.sleep(max(POLL_S, SHARE * (time.process_time() - begun)))
+        time.sleep(max(POLL_S, (time.process_time() - began) / SHARE))
 
 
 class _Lines:

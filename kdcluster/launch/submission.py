@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,9 +139,10 @@ def refuse_mixed(plan: Plan, found: Mapping[str, Status], chosen: list[str], bac
         if status.state in LIVE and status.backend != backend.name:
             place = find(status.backend).title if status.backend else "elsewhere"
             place += f", as job {status.job_id}" if status.job_id else ""
+            names = shlex.join(plan.experiments_of(need))
             raise KdclusterError(
                 f"{need} is {status.state} {place}, and its students cannot wait for it with --backend {backend.name}; "
-                f"first: kdcluster submit {need} --backend {status.backend} --wait"
+                f"first: kdcluster submit {names} --role {plan[need].role} --backend {status.backend} --wait"
             )
 
 

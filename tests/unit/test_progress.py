@@ -168,7 +168,7 @@ def test_a_dear_look_is_taken_seldom(made: Plan, root: Path, monkeypatch: pytest
 
     monkeypatch.setattr(progress.time, "sleep", sleep)
     follow(made, root, io.StringIO())
-    assert slept == [max(progress.POLL_S, progress.SHARE * cost_s)]
+    assert slept == [max(progress.POLL_S, cost_s / progress.SHARE)]
 
 
 class Glass:
