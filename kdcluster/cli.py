@@ -14,12 +14,12 @@ from typing import Any
 import click
 
 from kdcluster import __version__
-from kdcluster.columns import aligned
+from kdcluster.columns import fitted
 from kdcluster.commands import arguments
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
 from kdcluster.imagefolder import looked_at_once
-from kdcluster.terminal import Warnings, leave, say, show, show_json, show_log, show_text
+from kdcluster.terminal import Warnings, leave, say, show, show_json, show_log, show_text, width
 from kdcluster.wording import count, one_line, printable
 
 
@@ -80,8 +80,10 @@ def list_(as_json: bool) -> None:
         found.append({"name": name, "path": str(path), "about": about})
     if as_json:
         return show_json({"schema": "kdcluster.list/1", "experiments": found})
-    for line in aligned([item["name"], f"{item['about']}  ({item['path']})"] for item in found):
-        show(line)
+    table = [["", ""], *([item["name"], f"{item['about']}  ({item['path']})"] for item in found)]
+    for row in fitted(table, width=width(), wraps={1: 20}).rows[1:]:
+        for line in row:
+            show(line)
 
 
 @main.command()
@@ -187,9 +189,10 @@ def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
 @click.option("--watch", is_flag=True, help="Stay until every run has ended.")
 @arguments.as_json
 def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
-    """One row a run: state, progress, why it waits. Of a RUN: each attempt, and what it cost.
+    """Runs by experiment and sweep: state, progress, why one waits. Of a RUN: each attempt, and what it cost.
 
-    Without names: every run in the runs directory, and what else its experiments want.
+    Without names: every run in the runs directory, and what else its experiments want. A terminal that is too short
+    for all of them gets those that run; a pipe gets everything.
     """
     from kdcluster.commands import status as command
 

@@ -283,14 +283,14 @@ def renamed(root: Path) -> dict[str, str]:
 
 
 def find_run(root: Path, beginning: str) -> RunDir:
-    """The run that a unique beginning of its id names.
+    """The run that a unique beginning of its id names, or the eight digits at its end.
 
-    Raises:
-        NotFound: none does.
-        ConfigError: several do.
+    Raises NotFound where none does, ConfigError where several do.
     """
     known = [run_dir.id for run_dir in run_dirs(root)]
     matches = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
+    if re.fullmatch("[0-9a-f]{8}", beginning):
+        matches = matches or [name for name in known if name.endswith(f"-{beginning}")]
     if not matches:
         raise NotFound(f"no run {beginning!r} in {root}; kdcluster status EXP shows the runs of an experiment")
     if len(matches) > 1:

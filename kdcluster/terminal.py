@@ -7,13 +7,15 @@ wording.py spell it out here, whoever prints.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from kdcluster.columns import as_json
-from kdcluster.wording import one_line, printable
+from kdcluster.wording import one_line, printable, wrapped
 
 
 def show(line: str) -> None:
@@ -39,20 +41,123 @@ def show_json(document: Any) -> None:
 def say(line: str) -> None:
     """A line of talk, on stderr; nothing with --quiet."""
     if not click.get_current_context().find_root().obj["quiet"]:
-        click.echo(one_line(line), file=sys.stderr)
+        _talk(line)
 
 
 def leave(message: str, code: int) -> NoReturn:
     """End with a message on stderr, of several lines where it needs them."""
-    click.echo(printable(message), file=sys.stderr)
+    for line in printable(message).split("\n"):
+        _talk(line)
     sys.exit(code)
+
+
+def _talk(line: str) -> None:
+    """A line on stderr; a terminal gets it broken at words, but for a command, which is to be copied as a whole."""
+    there = None if "kdcluster " in line else size(sys.stderr)
+    for part in wrapped(line, there.columns if there else None, "  "):
+        click.echo(part, file=sys.stderr)
+
+
+def size(stream: TextIO) -> os.terminal_size | None:
+    """Columns and lines of the terminal behind a stream; None: it is none that can move its cursor."""
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return None
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        return None
+    return found if found.columns and found.lines else os.terminal_size((80, 24))  # one that does not know its size
+
+
+def has_colour() -> bool:
+    """Whether a terminal may be given colours (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
+def show_screen(lines: Iterable[str]) -> None:
+    """Lines with colours of ours, on a terminal's stdout; what came from outside was made fit before."""
+    for line in lines:
+        sys.stdout.write(line + "\n")
+
+
+def width() -> int | None:
+    """Columns of the terminal behind stdout; None: there is none, and nothing is to be wrapped or left out."""
+    found = size(sys.stdout)
+    return found.columns if found else None
+
+
+class Screen:
+    """Lines at the bottom of a terminal, of which only those are written again that change.
+
+    They must be as narrow as the terminal and fewer than its lines, and may hold colours of ours. Whatever else is to
+    be said meanwhile goes through `above`.
+    """
+
+    open: Screen | None = None
+    """The one that stands now."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._lines: list[str] = []
+        self._size: os.terminal_size | None = None
+
+    def __enter__(self) -> Screen:
+        Screen.open = self
+        self.stream.write("\x1b[?25l")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Screen.open = None
+        self.stream.write("\x1b[?25h")
+        self.stream.flush()
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Bring the terminal to these lines."""
+        now = size(self.stream)
+        out = "\x1b[H\x1b[J" if self._size not in (None, now) else ""  # it has wrapped our lines as it likes
+        old = [] if out else self._lines
+        at = len(old)  # the cursor's line, counted from the first of ours
+        for number, line in enumerate(lines):
+            if number >= len(old):
+                out += _moved(number - at) + f"{line}\n"
+            elif line != old[number]:
+                out += _moved(number - at) + f"\x1b[2K{line}\n"
+            else:
+                continue
+            at = number + 1
+        out += _moved(len(lines) - at)
+        if len(lines) < len(old):
+            out += "\x1b[J"
+        self._lines, self._size = list(lines), now
+        if out:
+            self.stream.write(out)
+            self.stream.flush()
+
+    def clear(self) -> None:
+        """Take the lines away."""
+        self.show([])
+
+    def above(self, line: str) -> None:
+        """A line that stays, above them."""
+        lines = self._lines
+        self.clear()
+        self.stream.write(line + "\n")
+        self.show(lines)
+
+
+def _moved(down: int) -> str:
+    """The cursor to the beginning of a line so far below; it stands at one."""
+    return f"\x1b[{-down}A" if down < 0 else f"\x1b[{down}B" if down else ""
 
 
 class Warnings(logging.Handler):
     """What code that cannot `say` warns of, such as an answer of SLURM, as a line on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(one_line(record.getMessage()), file=sys.stderr)
+        line = one_line(record.getMessage())
+        if Screen.open is not None:
+            return Screen.open.above(line)
+        _talk(line)
 
 
 def can_show(text: str) -> bool:

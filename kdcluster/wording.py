@@ -10,6 +10,7 @@ import difflib
 import math
 import re
 import shlex
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -64,6 +65,26 @@ def one_line(text: str) -> str:
         return text
     indent = text[: len(text) - len(text.lstrip(" "))]
     return printable(indent + " ".join(filter(None, map(str.strip, text.split("\n"))))).replace("\t", " ")
+
+
+def wide(text: str) -> int:
+    """Columns of a terminal that one line of text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def wrapped(text: str, width: int | None, indent: str = "") -> list[str]:
+    """One line of text as lines of a width, broken at words alone; `indent` begins all but the first.
+
+    No width: no break. There is none at a no-break space, either, which is shown as a blank.
+    """
+    text = re.sub(r"(?<=\d) (?=%)", "\xa0", one_line(text))
+    if width is None or wide(text) <= width:
+        return [text.replace("\xa0", " ")]
+    within = max(1, width - (wide(text) - len(text)))
+    lines = textwrap.wrap(text, within, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\xa0", " ") for line in lines] or [""]
 
 
 def printable(text: str) -> str:

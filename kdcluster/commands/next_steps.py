@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
+from kdcluster import records
 from kdcluster.commands.arguments import Chosen
+from kdcluster.errors import NotFound
+from kdcluster.experiment import configfile
 from kdcluster.launch.status import Status
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 from kdcluster.terminal import say
-from kdcluster.wording import quoted
+from kdcluster.wording import SUBMIT_OPTIONS, command, count, quoted, submit_words
+
+MOST = 4
+"""Runs that are named one by one in one command."""
 
 
 def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str) -> list[str]:
@@ -26,11 +33,20 @@ def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str
     for run_id, status in found.items():
         if not status.unknown:
             states.setdefault(again[run_id], set()).add(status.state)
+    by_id: dict[str, list[str]] = {"": [], " --retry": []}
     for words, seen in states.items():
-        if seen & set(GIVEN_UP):
-            steps.append(f"kdcluster submit {words}{where} --retry")
-        elif seen & {*INTERRUPTED, State.PLANNED}:  # what a search has stopped early needs nobody
-            steps.append(f"kdcluster submit {words}{where}")
+        retry = " --retry" if seen & set(GIVEN_UP) else ""
+        if not retry and not seen & {*INTERRUPTED, State.PLANNED}:  # what a search has stopped early needs nobody
+            continue
+        if words in found:
+            by_id[retry].append(words)
+        else:
+            steps.append(f"kdcluster submit {words}{where}{retry}")
+    for retry, ids in by_id.items():
+        if ids:
+            steps.append(f"kdcluster submit {' '.join(map(quoted, ids[:MOST]))}{where}{retry}")
+        if len(ids) > MOST:
+            steps.append(f"the same for {count(len(ids) - MOST, 'other')}")
     return steps
 
 
@@ -42,8 +58,36 @@ def left_out(found: Iterable[Status]) -> str:
     return f"{what} {'is' if sum(counts.values()) == 1 else 'are'} left out (--retry)" if what else ""
 
 
-def say_next_steps(found: Mapping[str, Status], again: str, chosen: Chosen) -> None:
-    """`again`: arguments of submit for runs that were never submitted."""
-    words = {run_id: RunDir(chosen.root, run_id).submitted() or again for run_id in found}
+def say_next_steps(found: Mapping[str, Status], again: Mapping[str, str] | str, chosen: Chosen) -> None:
+    """`again`: arguments of submit for runs that were never submitted; of those without any, their ids are."""
+    fresh = dict.fromkeys(found, again) if isinstance(again, str) else again
+    words = {run_id: _submitted(RunDir(chosen.root, run_id)) or fresh[run_id] or run_id for run_id in found}
     for step in next_steps(found, words, chosen.where):
         say(f"next: {step}")
+
+
+def _submitted(run_dir: RunDir) -> str:
+    """The arguments that started a run, naming its experiments so that they are found from here; empty: they are not.
+
+    A file may have been given from another folder: it is looked for beside the runs directory, too.
+    """
+    words, told = submit_words((records.found(run_dir.path / "submit.json") or {}).get("words")), []
+    left = iter(words)
+    for word in left:
+        told.append(word)
+        if word in SUBMIT_OPTIONS:
+            told.append(next(left))
+        elif word != run_dir.id and not _is_found(word):
+            beside = run_dir.root.parent / word
+            if not beside.is_file():
+                return ""
+            told[-1] = os.path.relpath(beside)
+    return command(told)
+
+
+def _is_found(name: str) -> bool:
+    try:
+        configfile.find(name)
+    except NotFound:
+        return False
+    return True

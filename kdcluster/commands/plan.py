@@ -18,9 +18,9 @@ from kdcluster.launch.submission import to_start
 from kdcluster.launch.torchrun import Layout, Meeting, command
 from kdcluster.plan import Plan, Run
 from kdcluster.states import State
-from kdcluster.terminal import leave, say, show, show_json, show_text
+from kdcluster.terminal import leave, say, show, show_json, show_text, width
 from kdcluster.wording import command as typed
-from kdcluster.wording import count
+from kdcluster.wording import count, quoted, wide, wrapped
 
 
 def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
@@ -53,9 +53,9 @@ def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
     else:
         _show_plan(made, rows, where)
         for line in (line for one in seen for line in one.lines):
-            show(line)
+            _show("", line)
         for note in notes:
-            show(f"note: {note}")
+            _show("", f"note: {note}")
         say_notes(there, made, wanted)
     if checked and checked.get("refused"):
         leave("these runs could not run there", 1)
@@ -107,21 +107,22 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
     teacher_params = {row["id"]: row.get("params") for row in rows if row["role"] == "teacher"}
     for row in rows:
         run = made[row["id"]]
-        show(f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
-        show(f"  for      {', '.join(row['experiments'])}; on {where[run.id]}")
+        _show("", f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
+        _show("  for      ", f"{', '.join(row['experiments'])}; on {where[run.id]}")
         if row.get("params"):
             of = [teacher_params[need] for need in row["needs"] if teacher_params.get(need)]
             smaller = f", {of[0] / row['params']:.1f}× smaller than its teacher" if of else ""
-            show(f"  params   {row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
+            _show("  params   ", f"{row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
         if row["needs"]:
-            show(f"  needs    {', '.join(row['needs'])}")
+            _show("  needs    ", ", ".join(row["needs"]))
         if row["state"] == State.DONE:
             continue
         if begins := row["begins"]:
             at = f"at the end of {begins['run']}"
             why_not = f"from scratch, and not {at}: {begins['why_not']}"
-            show(f"  begins   {why_not if begins['why_not'] else f'{at}, with the same numbers as from scratch'}")
-        show(f"  command  {typed(row['command'])}")
+            _show("  begins   ", why_not if begins["why_not"] else f"{at}, with the same numbers as from scratch")
+        for line in _typed(row["command"], "  command  ", width()):
+            show(line)
         if row["sbatch"]:
             show_text(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
 
@@ -131,6 +132,25 @@ def say_inputs(runs: Iterable[Run], data: Path) -> None:
     for one in inputs.told(runs, data):
         for line in one.lines:
             say(line)
+
+
+def _show(before: str, text: str) -> None:
+    """A line; on a terminal it goes on below its own beginning."""
+    for line in wrapped(before + text, width(), " " * (len(before) or 4)):
+        show(line)
+
+
+def _typed(argv: list[str], before: str, width: int | None) -> list[str]:
+    """A command to type; on a terminal in lines that end in a backslash, which a shell takes as one."""
+    words = list(map(quoted, argv))
+    if width is None:
+        return [before + " ".join(words)]
+    lines = [before]
+    for word in words:
+        if lines[-1].strip() and wide(f"{lines[-1]}{word} ") + 1 > width:
+            lines.append(" " * len(before))
+        lines[-1] += f"{word} "
+    return [f"{line}\\" for line in lines[:-1]] + [lines[-1].rstrip()]
 
 
 def say_notes(place: Backend, made: Plan, chosen: list[str]) -> None:

@@ -2,53 +2,99 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
+from kdcluster.columns import in_ascii
+from kdcluster.commands.overview import Group, grouped, screen, total
+from kdcluster.commands.remaining import in_words, seconds_left
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
 from kdcluster.plan import Plan
 from kdcluster.states import ENDED, State
-from kdcluster.wording import one_line
-
-if TYPE_CHECKING:
-    from rich.console import Group
+from kdcluster.terminal import Screen, has_colour, size
+from kdcluster.wording import one_line, wrapped
 
 POLL_S = 0.5
-COLUMNS = ("run", "state", "epoch", "images/s", "best", "left")
-BAR_FROM = 110
-"""Terminal columns from which there is room for progress bars."""
+SHARE = 0.03
+"""Of a core that looking takes at most, however many runs there are."""
+SIZE = os.terminal_size((80, 24))
 
 
-def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None = None) -> dict[str, Status]:
-    """Show progress until every run of the plan has ended; returns the states then.
+@dataclass
+class Shown:
+    """The runs that are looked at, in their groups; made again where others have come or gone."""
+
+    plan: Plan
+    root: Path
+    ids: tuple[str, ...]
+    """Of those that are shown; others are only needed by them."""
+    unread: frozenset[str] = frozenset()
+    """Of those whose config.yaml is damaged, or another version's."""
+    groups: list[Group] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.groups = grouped(self.plan, self.root, self.ids, self.unread)
+
+    @classmethod
+    def all(cls, plan: Plan, root: Path) -> Shown:
+        """Every run of a plan."""
+        return cls(plan, root, tuple(run.id for run in plan.runs))
+
+    def of(self, found: Mapping[str, Status]) -> dict[str, Status]:
+        """What was found of the runs that are shown."""
+        return {run_id: found[run_id] for run_id in self.ids}
+
+
+Look = Callable[[Shown], Shown]
+"""The runs as they were looked at -> as they are now; the same object where none has come or gone."""
+
+
+def follow(
+    plan: Plan | Shown,
+    root: Path,
+    stream: TextIO,
+    *,
+    timeout_min: float | None = None,
+    look: Look = lambda shown: shown,
+    keep: bool = True,
+) -> dict[str, Status]:
+    """Show progress until every run has ended; returns the states then.
+
+    Args:
+        plan: the runs to begin with.
+        root: the runs directory.
+        stream: a terminal, or not.
+        timeout_min: minutes after which to give up.
+        look: finds out what runs there are now.
+        keep: whether the last screen stays on the terminal; that of an interrupted call does.
 
     Raises:
         WaitTimeout: `timeout_min` minutes have passed.
     """
     deadline = time.monotonic() + 60 * timeout_min if timeout_min is not None else None
-    if stream.isatty():
-        return _follow_screen(plan, root, stream, deadline)
-    said: dict[str, str] = {}
-
-    def show(found: Mapping[str, Status]) -> None:
-        for run_id, status in found.items():
-            if said.get(run_id) != status.state:
-                said[run_id] = status.state
-                stream.write(one_line(line(run_id, status)) + "\n")
-                stream.flush()
-
-    return _poll(plan, root, deadline, show)
+    shown = plan if isinstance(plan, Shown) else Shown.all(plan, root)
+    if size(stream) is None:
+        return _poll(shown, deadline, look, _Lines(stream).show)
+    with Screen(stream) as there:
+        found = _poll(shown, deadline, look, lambda now, found: _draw(there, now, found))
+        if not keep:
+            there.clear()
+        return found
 
 
 def _poll(
-    plan: Plan, root: Path, deadline: float | None, show: Callable[[Mapping[str, Status]], None]
+    shown: Shown, deadline: float | None, look: Look, show: Callable[[Shown, Mapping[str, Status]], None]
 ) -> dict[str, Status]:
     while True:
-        found = statuses(plan, root, KNOWN_S)
-        show(found)
+        began = time.process_time()
+        shown = look(shown)
+        found = statuses(shown.plan, shown.root, KNOWN_S)
+        show(shown, shown.of(found))
         # of a run whose records are damaged so that it may be alive, nothing more is heard before it is cancelled
         if all(one.state in (*ENDED, State.PLANNED) or (one.unknown and one.damage) for one in found.values()):
             return found
@@ -57,73 +103,56 @@ def _poll(
             raise WaitTimeout(
                 f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
             )
-        time.sleep(POLL_S)
+        time.sleep(max(POLL_S, (time.process_time() - began) / SHARE))
 
 
-def _follow_screen(plan: Plan, root: Path, stream: TextIO, deadline: float | None) -> dict[str, Status]:
-    from rich.console import Console
-    from rich.live import Live
+class _Lines:
+    """One line for each change of state, for a file or a pipe."""
 
-    console = Console(file=stream)
-    with Live(console=console, auto_refresh=False) as live:
-        return _poll(
-            plan, root, deadline, lambda found: live.update(screen(found, bars=console.width >= BAR_FROM), refresh=True)
-        )
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._said: dict[str, str] = {}
 
+    def show(self, shown: Shown, found: Mapping[str, Status]) -> None:
+        for run_id in [run_id for run_id in self._said if run_id not in found]:
+            del self._said[run_id]
+            self._say(f"{run_id}  gone: its directory was deleted")
+        for run_id, status in found.items():
+            if self._said.get(run_id) != status.state:
+                self._said[run_id] = status.state
+                self._say(line(run_id, status))
 
-def screen(found: Mapping[str, Status], *, bars: bool = False) -> Group:
-    """The runs as a rich table, and below it why some of them did not go well."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # so that a run's id fits into 80 columns
-    for name in COLUMNS:
-        table.add_column(
-            name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run", overflow="fold"
-        )
-    if bars:
-        table.add_column("progress", width=20)
-    for run_id, status in found.items():
-        row = [Text(one_line(cell)) for cell in cells(run_id, status)]
-        steps, step = status.heartbeat.get("steps"), status.heartbeat.get("step", 0)
-        bar = [ProgressBar(steps, step, width=20) if steps else ""] if bars else []
-        table.add_row(*row, *bar)
-    why = [
-        Text(one_line(f"{run_id}: {status.reason}"))
-        for run_id, status in found.items()
-        if status.reason and status.state in (State.FAILED, State.BLOCKED, State.LOST)
-    ]
-    return Group(table, *why)
+    def _say(self, text: str) -> None:
+        self.stream.write(one_line(text) + "\n")
+        self.stream.flush()
 
 
-def cells(run_id: str, status: Status) -> tuple[str, ...]:
-    """One run in the columns of the screen."""
-    beat = status.heartbeat
-    best = status.top1 if status.top1 is not None else beat.get("best_top1")
-    speed = beat.get("images_per_s") if status.state == State.RUNNING else None
-    return (
-        run_id,
-        status.state,
-        f"{beat.get('epoch', 0)}/{beat['epochs']}" if beat.get("epochs") else "",
-        f"{speed:.0f}" if speed else "",
-        f"{best:.2f} %" if best is not None else "",
-        time_left(status),
-    )
+def _draw(there: Screen, shown: Shown, found: Mapping[str, Status]) -> None:
+    there.show(drawn(shown, found, size(there.stream) or SIZE, spell=_spelling(there.stream)))
 
 
-def time_left(status: Status) -> str:
-    """Minutes and seconds to the end of training at the present speed, evaluations not counted."""
-    beat: dict[str, Any] = status.heartbeat
-    if status.state != State.RUNNING or not beat.get("steps_per_s"):
-        return ""
-    seconds = max(0, round((beat.get("steps", 0) - beat.get("step", 0)) / beat["steps_per_s"]))
-    return (
-        f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        if seconds >= 3600
-        else f"{seconds // 60}:{seconds % 60:02}"
-    )
+def drawn(
+    shown: Shown,
+    found: Mapping[str, Status],
+    room: os.terminal_size,
+    *,
+    spell: Callable[[str], str] = str,
+) -> list[str]:
+    """The screen: the runs, and a last line with the clock."""
+    runs = [run for group in shown.groups for run in group.runs]
+    now = f"{time.strftime('%H:%M:%S')}  {total(found.values(), in_words(seconds_left(runs, found)))}"
+    last = [spell(line) for line in wrapped(now, room.columns, "  ")]
+    above = os.terminal_size((room.columns, room.lines - len(last) - 1))  # the cursor has a line of its own
+    return [*screen(shown.groups, found, above, spell=spell, colour=has_colour()), *last]
+
+
+def _spelling(stream: TextIO) -> Callable[[str], str]:
+    """How text is spelt for a terminal: in ASCII where it takes nothing else."""
+    try:
+        "α━".encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return in_ascii
+    return str
 
 
 def line(run_id: str, status: Status) -> str:

@@ -16,7 +16,7 @@ from kdcluster.runs import run_dirs
 from kdcluster.states import State
 from kdcluster.sweep import report
 from kdcluster.sweep.points import Space
-from kdcluster.terminal import can_show, say, show_text
+from kdcluster.terminal import can_show, say, show_text, width
 from kdcluster.wording import quoted
 
 
@@ -35,7 +35,9 @@ def results(
             for run_id, status in statuses(made, root).items()
         }
         built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
-        text, complete = render.render(built, style, ascii=in_ascii), built.complete  # type: ignore[arg-type]
+        room = None if output is not None else width()
+        text = render.render(built, style, ascii=in_ascii, width=room)  # type: ignore[arg-type]
+        complete = built.complete
     if output is not None:
         try:
             write_output(output, text)

@@ -3,56 +3,114 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kdcluster.columns import aligned
+from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_next_steps
-from kdcluster.commands.progress import follow
+from kdcluster.commands.overview import rows, screen, sweeps_of, total
+from kdcluster.commands.progress import Shown, follow
+from kdcluster.commands.remaining import in_words, seconds_left
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
 from kdcluster.history import Record, cost, history, post_mortem, spent
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir, run_dirs
-from kdcluster.terminal import say, show, show_json
-from kdcluster.wording import count
+from kdcluster.terminal import can_show, has_colour, leave, say, show, show_json, show_screen, size, width
+from kdcluster.wording import wrapped
+
+ROOM_BELOW = 5
+"""Lines of a terminal that are left for what follows the runs: the sum, what to type next, the prompt."""
 
 
 def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
-    """Print the rows; with `watch`, once every run has ended."""
-    root = chosen.root
-    named, single = chosen.named, {run_dir.id: run_dir for run_dir in chosen.single}
-    if not chosen.names:
-        named = _started_here(root)
-    here = single if chosen.names else {run_dir.id: run_dir for run_dir in run_dirs(root)}
-    known = {run_id: run_dir.known() for run_id, run_dir in here.items()}
-    made = (chosen.plan(*named) if named else Plan((), {}, {})).joined(_with_needs(root, known))
+    """Print the runs; with `watch`, once every run has ended."""
+    desk = _Desk(chosen)
+    shown = desk.look(None)
     if watch:
-        follow(made, root, sys.stderr)
-    found = statuses(made, root)
-    shown = [run for run in made.runs if run.id in here or made.experiments_of(run.id)]
-    for run_id, (_, wrong) in known.items():
+        try:
+            follow(shown, desk.root, sys.stderr, look=desk.look, keep=not sys.stdout.isatty())
+        except KeyboardInterrupt:
+            leave("interrupted; the runs go on", 130)
+        shown = desk.look(None)
+    found = statuses(shown.plan, desk.root)
+    for run_id, (_, wrong) in desk.known.items():
         found[run_id] = replace(found[run_id], reason="; ".join(filter(None, (found[run_id].reason, wrong))))
-    records = {run.id: history(RunDir(root, run.id)) for run in shown}
-    rows = [_status_row(made, run, found[run.id], root, records[run.id]) for run in shown]
+    found = shown.of(found)
+    records = {run_id: history(RunDir(desk.root, run_id)) for run_id in found}
+    left = seconds_left([run for group in shown.groups for run in group.runs], found)
     if as_json:
-        return show_json({"schema": "kdcluster.status/1", "runs": rows})
-    for row, line in zip(rows, aligned(map(_cells, rows), right=(2, 3)), strict=True):
+        order = [run for run in shown.plan.runs if run.id in found]
+        made = [_status_row(shown, run, found[run.id], records[run.id]) for run in order]
+        return show_json({"schema": "kdcluster.status/1", "runs": made, "seconds_left": left})
+    _show(shown, found, {run_id: records[run_id] for run_id in desk.single if run_id in records})
+    if not chosen.names and not found:
+        say(f"nothing was started yet in {desk.root}; name an experiment")
+    held = spent(cost(record for one in records.values() for record in one))
+    for line in wrapped(total(found.values(), in_words(left), held), width()):
         show(line)
-        for told in post_mortem(records[row["id"]]) if row["id"] in single else ():
-            show(f"  {told}")
-    counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
-    states = ", ".join(f"{n} {state}" for state, n in counts.items())
-    if not chosen.names and not rows:
-        say(f"nothing was started yet in {root}; name an experiment")
-    total = spent(cost(record for one in records.values() for record in one))
-    show(f"{count(len(rows), 'run')}{f': {states}' if rows else ''}{f'; {total}' if total else ''}")
-    wanted = named or tuple(sorted({name for run_dir in here.values() for name in run_dir.experiments()}))
-    say_next_steps({run.id: found[run.id] for run in shown}, chosen.again(*wanted), chosen)
+    wanted = {run.id: chosen.again(*desk.named) for run in desk.base.runs}
+    say_next_steps(found, {**dict.fromkeys(found, ""), **wanted}, chosen)
+
+
+class _Desk:
+    """The runs that were asked for, as their directories come and go."""
+
+    def __init__(self, chosen: Chosen) -> None:
+        self.root, self.names = chosen.root, chosen.names
+        self.single = {run_dir.id: run_dir for run_dir in chosen.single}
+        self.named = chosen.named if chosen.names else _started_here(chosen.root)
+        self.base = chosen.plan(*self.named) if self.named else Plan((), {}, {})
+        self.known: dict[str, tuple[Run, str]] = {}
+        """Of directories: the run, and what is wrong with its config.yaml; each is read once."""
+
+    def look(self, before: Shown | None) -> Shown:
+        """What there is now; `before`, where no run has come or gone."""
+        here = self._here()
+        known = {run_id: self.known.get(run_id) or run_dir.known() for run_id, run_dir in here.items()}
+        if before is not None and known.keys() == self.known.keys():
+            return before
+        self.known = known
+        made = self.base.joined(self._with_needs())
+        wanted = {run.id for run in self.base.runs} | known.keys()
+        unread = frozenset(run_id for run_id, (_, wrong) in known.items() if wrong)
+        return Shown(made, self.root, tuple(run.id for run in made.runs if run.id in wanted), unread)
+
+    def _with_needs(self) -> Iterator[Run]:
+        """The runs of directories, each after what it needs; what has no directory any more is known by its name."""
+        runs = sorted((run for run, _ in self.known.values()), key=lambda run: len(run.needs))
+        there = {*self.known, *(run.id for run in self.base.runs)}
+        for need in dict.fromkeys(need for run in runs for need in run.needs if need not in there):
+            yield RunDir(self.root, need).known()[0]
+        yield from runs
+
+    def _here(self) -> Mapping[str, RunDir]:
+        there = run_dirs(self.root)
+        if not self.names:
+            return {run_dir.id: run_dir for run_dir in there}
+        planned = {run.id for run in self.base.runs}
+        trials = {one.id: one for one in there if one.id not in planned and self.base.wanted.keys() & sweeps_of(one)}
+        return {**{run_id: one for run_id, one in self.single.items() if one.path.exists()}, **trials}
+
+
+def _show(shown: Shown, found: Mapping[str, Status], single: Mapping[str, list[Record]]) -> None:
+    """The runs as stdout takes them; below those that were named one by one, each attempt."""
+    there = size(sys.stdout)
+    spell: Callable[[str], str] = str if can_show("α━") else in_ascii
+    if there is None:
+        for line in rows(shown.groups, found, spell=spell):
+            show(line)
+    else:
+        room = type(there)((there.columns, max(1, there.lines - ROOM_BELOW)))
+        show_screen(screen(shown.groups, found, room, spell=spell, colour=has_colour()))
+    for run_id, records in single.items():
+        for told in [*([f"{run_id}:"] if len(single) > 1 else []), *post_mortem(records)]:
+            for line in wrapped(f"  {told}", there.columns if there else None, "      "):
+                show(line)
 
 
 def _started_here(root: Path) -> tuple[str, ...]:
@@ -68,24 +126,12 @@ def _started_here(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _with_needs(root: Path, known: Mapping[str, tuple[Run, str]]) -> Iterator[Run]:
-    """The runs of directories, each after what it needs; what has no directory any more is known by its name alone."""
-    for run, _ in known.values():
-        yield from (RunDir(root, need).known()[0] for need in run.needs if need not in known)
-    yield from sorted((run for run, _ in known.values()), key=lambda run: len(run.needs))
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    done = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else "-"
-    best = f"{row['best_top1']:.2f} %" if row["best_top1"] is not None else "-"
-    return [row["id"], row["state"], done, best, row["reason"]]
-
-
-def _status_row(made: Plan, run: Run, found: Status, root: Path, records: list[Record]) -> dict[str, Any]:
-    beat = found.heartbeat
+def _status_row(shown: Shown, run: Run, found: Status, records: list[Record]) -> dict[str, Any]:
+    beat, run_dir = found.heartbeat, RunDir(shown.root, run.id)
     return {
         "id": run.id,
-        "experiments": made.experiments_of(run.id) or RunDir(root, run.id).experiments(),
+        "experiments": shown.plan.experiments_of(run.id) or run_dir.experiments(),
+        "trial_of": sweeps_of(run_dir),
         "role": run.role,
         "seed": run.seed,
         "state": found.state,
@@ -100,7 +146,7 @@ def _status_row(made: Plan, run: Run, found: Status, root: Path, records: list[R
         "reason": found.reason,
         "failure": found.failure,
         "log": str(found.log) if found.log else None,
-        "dir": str(root / run.id),
+        "dir": str(run_dir.path),
         **asdict(cost(records)),
         "history": [asdict(record) for record in records],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,12 +32,29 @@ class LoadedExperiment:
 
 
 def experiments() -> dict[str, Path]:
-    """The experiments that can be named here: ./configs first, then those that ship with the package."""
+    """The experiments that can be named here: ./configs first, then those that ship, then ./x.yaml as `./x.yaml`.
+
+    A file of the working directory is one if it has a teacher and a student.
+    """
     found: dict[str, Path] = {}
     for folder in (Path("configs"), shipped("configs")):
         for path in sorted(folder.glob("*.yaml")):
             found.setdefault(path.stem, path)
-    return found
+    beside = sorted(path for path in Path().glob("*.y*ml") if path.suffix in SUFFIXES)
+    return {**found, **{f"./{path}": path for path in beside if _is_experiment(path)}}
+
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def _is_experiment(path: Path) -> bool:
+    """Whether a file looks like one, without reading YAML: it may be anybody's."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 16)
+    except OSError:
+        return False
+    return all(re.search(rf"^{key}\s*:", text, re.MULTILINE) for key in ("teacher", "student"))
 
 
 def find(name: str) -> Path:
@@ -45,14 +63,16 @@ def find(name: str) -> Path:
     Raises:
         NotFound: there is neither.
     """
-    known = experiments()
-    if name in known:
-        return known[name]
+    for folder in (Path("configs"), shipped("configs")):
+        if (path := folder / f"{name}.yaml").is_file() and "/" not in name:
+            return path
     if Path(name).is_file():
         return Path(name)
-    if "/" in name or name.endswith((".yaml", ".yml")):
+    if "/" in name or name.endswith(SUFFIXES):
         raise NotFound(f"no experiment file {name}")
-    close = difflib.get_close_matches(name, known, 1)
+    known = experiments()
+    close = [f"./{name}{end}" for end in SUFFIXES if Path(name + end).is_file()]
+    close = close or difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     raise NotFound(f"no experiment {name!r}, neither ./configs/{name}.yaml nor a shipped one nor a file; {hint}")
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from kdcluster.columns import aligned, as_csv, as_json, escaped, in_ascii, markdown
+from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdown
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 from kdcluster.states import State
-from kdcluster.wording import one_line
+from kdcluster.wording import one_line, wide, wrapped
 
 Format = Literal["table", "md", "csv", "json"]
 SCHEMA = "kdcluster.results/1"
 MISSING = "–"
 
 
-def render(table: Table, format: Format = "table", *, ascii: bool = False) -> str:
-    """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else."""
+def render(table: Table, format: Format = "table", *, ascii: bool = False, width: int | None = None) -> str:
+    """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else.
+
+    Args:
+        table: what is shown.
+        format: `md`, `csv` and `json` are whole always.
+        ascii: in ASCII alone.
+        width: of a terminal, in columns, which `table` then fits: text wraps at words, columns give way by rank.
+    """
     if format == "json":
         return as_json(document(table))
     if format == "table":
-        return _plain(table, in_ascii if ascii else str)
+        return _plain(table, in_ascii if ascii else str, width)
     text = _markdown(table) if format == "md" else _csv(table)
     return in_ascii(text) if ascii else text
 
@@ -52,16 +60,32 @@ def _csv(table: Table) -> str:
     return as_csv(rows)
 
 
-def _plain(table: Table, spell: Callable[[str], str]) -> str:
+def _plain(table: Table, spell: Callable[[str], str], width: int | None) -> str:
+    def below(notes: Iterable[str]) -> list[str]:
+        return [line for note in notes for line in wrapped(spell(note), width, "  ")]
+
     blocks = []
     for experiment in table.experiments:
         cells = [[spell(cell) for cell in row] for row in _cells(table, experiment)]  # before their width is taken
-        head, *rows = aligned(cells, right=range(1, len(cells[0])))
-        lines = [_title(table, experiment), "", head, "─" * len(head), *rows]
+        for row in cells[1:]:
+            row[0] = re.sub(r"(\w+) (?=[\d.])", "\\1\xa0", row[0])  # α and its value stay together
+        right = range(1, len(cells[0]))
+        ranks = {at: _RANKS[name] for at, name in enumerate(cells[0]) if name in _RANKS}
+        fit = fitted(cells, right, width=width, ranks=ranks, wraps={0: WRAPS_TO})
+        head, *rows = fit.rows
+        rule = "─" * max(len(line) for row in fit.rows for line in row)
+        lines = [*below([_title(table, experiment)]), "", *head, rule, *(line for row in rows for line in row)]
+        if fit.left_out:
+            lines += ["", *below([f"no room here for {', '.join(fit.left_out)}: widen the terminal, or --format md"])]
         for title, problems in _by_kind(experiment.problems):
-            lines += ["", f"{title}:", *(f"  {line}" for line in aligned([p.run, p.state, _why(p)] for p in problems))]
-        blocks.append("\n".join([*lines, "", *map(one_line, experiment.notes)]))
-    return spell("\n\n".join([*blocks, "\n".join(table.notes)]) + "\n")
+            told = [["", "", ""], *([p.run, p.state, spell(_why(p))] for p in problems)]
+            room = width and width - 2
+            shown = fitted(told, width=room, wraps={2: room or 0}).rows[1:]
+            if room and any(wide(line) > room for row in shown for line in row):
+                shown = [wrapped("  ".join(cells), room, "  ") for cells in told[1:]]
+            lines += ["", f"{title}:", *(f"  {line}" for row in shown for line in row)]
+        blocks.append("\n".join([*lines, "", *below(experiment.notes)]))
+    return spell("\n\n".join([*blocks, "\n".join(below(table.notes))]) + "\n")
 
 
 def _markdown(table: Table) -> str:
@@ -138,3 +162,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("retention", lambda row: _number(row.retention, "{:.1f} %")),
     ("published", lambda row: _number(row.reference, "{:.2f}")),
 ]
+_RANKS = {"reduction": 3, "params": 2, "retention": 1}
+"""Columns that give way on a narrow terminal, the highest first."""
+WRAPS_TO = 24
+"""Columns to which the configuration wraps before another column gives way."""

@@ -314,7 +314,7 @@ def test_status_of_what_was_never_started(empty_folder: Path) -> None:
     assert {row["state"] for row in document["runs"]} == {"planned"}
     promised = {*("id", "experiments", "role", "seed", "state", "epoch", "epochs", "step", "job_id")}
     assert promised | {"attempts", "reason", "dir"} <= set(document["runs"][0])
-    assert run("status", "demo").stdout.splitlines()[-1] == "7 runs: 7 planned"
+    assert run("status", "demo").stdout.splitlines()[-1] == "0 of 7 done; 7 planned"
     assert everything(empty_folder) == []
 
 
@@ -394,6 +394,7 @@ def test_status_without_names_shows_runs_of_other_settings_too(tmp_path: Path, e
     run_dir = put(empty_folder / "runs", other, "failed")
     run_dir.add_experiments(["mine"])
     run_dir.note_submit("mine.yaml --set variant=x --gpus 2")
+    (empty_folder / "mine.yaml").touch()
     (row,) = json.loads(run("status", "--json").stdout)["runs"]
     assert (row["id"], row["state"], row["experiments"]) == (other.id, "failed", ["mine"])
     said = run("status", other.id)

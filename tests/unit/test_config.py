@@ -369,6 +369,18 @@ def test_an_experiment_that_is_not_there(empty_folder: Path) -> None:
             configfile.find(path)
 
 
+def test_a_file_of_the_working_directory_is_listed_and_suggested(empty_folder: Path) -> None:
+    write(empty_folder, GOOD, "fashion.yaml")
+    write(empty_folder, GOOD, "other.yml")
+    (empty_folder / "compose.yaml").write_text("services:\n  teacher: {}\n")
+    (empty_folder / "gone.yaml").symlink_to("nowhere")
+    assert list(configfile.experiments()) == ["demo", "exp1", "exp2", "./fashion.yaml", "./other.yml"]
+    assert configfile.find("./fashion.yaml") == Path("fashion.yaml")
+    for name, meant in (("fashion", "./fashion.yaml"), ("other", "./other.yml"), ("compose", "./compose.yaml")):
+        with pytest.raises(NotFound, match=f"did you mean '{meant}'"):
+            configfile.find(name)
+
+
 # YAML there and back
 
 plain = st.recursive(

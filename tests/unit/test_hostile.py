@@ -22,7 +22,7 @@ from rich.console import Console
 
 from kdcluster.cli import main
 from kdcluster.columns import aligned, as_csv, as_json, escaped, markdown
-from kdcluster.commands import progress
+from kdcluster.commands import overview, progress
 from kdcluster.experiment import configfile
 from kdcluster.launch import submission
 from kdcluster.launch.status import Status
@@ -154,7 +154,9 @@ def test_json_is_json_whatever_it_holds() -> None:
         ("", None),
     ],
 )
-def test_only_words_of_a_submit_are_told_again(failed: RunDir, stored: Any, words: str | None) -> None:
+def test_only_words_of_a_submit_are_told_again(folder: Path, failed: RunDir, stored: Any, words: str | None) -> None:
+    if words:
+        (folder / (shlex.split(stored) if isinstance(stored, str) else stored)[0]).touch()
     (failed.path / "submit.json").write_text(json.dumps({"words": stored}))
     assert failed.submitted() == words
     told = run("status", failed.id).stderr.splitlines()[-1]
@@ -178,8 +180,8 @@ def test_every_option_that_a_run_remembers_is_one_of_submit() -> None:
 
 def test_status_of_runs_with_hostile_reasons(failed: RunDir) -> None:
     rows = run("status", "tiny.yaml").stdout.splitlines()
-    assert len(rows) == 4
-    assert "no\\x1b]0;mine\\x07\\x1b[2J\\x9b31m\\u202e\\x08\\x7f\\ud800 forged-run  done  100.00 % |[red]" in rows[0]
+    assert (len(rows), rows[1]) == (6, "tiny: 0 of 3 done")
+    assert "no\\x1b]0;mine\\x07\\x1b[2J\\x9b31m\\u202e\\x08\\x7f\\ud800 forged-run  done  100.00 % |[red]" in rows[2]
     alone = run("status", failed.id).stdout.splitlines()
     assert [line for line in alone if line.startswith("      ")][1:] == [
         f"      {line}" for line in printable(EVIL.replace("\r\n", "\n")).replace("\t", " ").split("\n")
@@ -295,11 +297,14 @@ def drawn(renderable: Any) -> str:
     return console.file.getvalue()
 
 
-def test_the_screen_of_progress_takes_no_markup() -> None:
-    text = drawn(progress.screen({f"x[red]{ORDERS}": Status(State.FAILED, EVIL)}, bars=True))
-    assert is_clean(text)
-    assert text.count("x[red]") == 2
-    assert "\nforged" not in text
+@pytest.mark.parametrize("columns", [40, 80, 400])
+def test_the_screen_of_progress_takes_no_orders(tmp_path: Path, columns: int) -> None:
+    run = make_plan(tmp_path).runs[0].model_copy(update={"id": f"x[red]{ORDERS}"})
+    group = overview.Group(f"[b]{EVIL}", (run,), {run.id: EVIL})
+    lines = overview.screen([group], {run.id: Status(State.FAILED, EVIL)}, os.terminal_size((columns, 40)))
+    assert all(is_clean(re.sub(r"\x1b\[(0|1|31)m", "", line)) and "\n" not in line for line in lines)
+    assert not any(re.match("(forged|\\|\\[red\\])", line) for line in lines)
+    assert "x[red]" in "".join(lines)
 
 
 def test_the_screen_of_a_sweep_takes_no_markup(folder: Path) -> None:

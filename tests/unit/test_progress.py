@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import pty
 import re
@@ -17,17 +18,18 @@ from pathlib import Path
 
 import pytest
 
+from kdcluster import terminal
 from kdcluster.commands import progress
-from kdcluster.commands.progress import cells, follow, line, time_left
+from kdcluster.commands.overview import time_left
+from kdcluster.commands.progress import Shown, drawn, follow, line
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
+from kdcluster.terminal import Screen
 from tests import fabricated
 from tests.fabricated import BEAT, LIVE, STATES, ended, publish, put, started
 from tests.tiny import make_plan
-
-RUNNING = Status("running", heartbeat=BEAT)
 
 
 @pytest.fixture
@@ -115,25 +117,160 @@ def test_runs_that_have_ended_do_not_time_out(made: Plan, root: Path) -> None:
 @pytest.mark.parametrize("state", STATES)
 def test_a_missing_heartbeat_is_no_reason_to_crash(made: Plan, root: Path, state: str) -> None:
     put(root, made.runs[0], state)
-    for run_id, status in statuses(made, root).items():
-        assert cells(run_id, status)[:3] == (run_id, status.state, "")
+    found = statuses(made, root)
+    for run_id, status in found.items():
         assert line(run_id, status).startswith(f"{run_id}  {status.state}")
-    assert progress.screen(statuses(made, root)).renderables[0].row_count == 3
+    shown = "\n".join(drawn(Shown.all(made, root), found, os.terminal_size((200, 40))))
+    assert all(f"{run_id} " in shown and status.state in shown for run_id, status in found.items())
 
 
-def test_the_cells_of_a_run() -> None:
-    assert cells("x", RUNNING) == ("x", "running", "3/10", "160", "41.25 %", "0:07")
-    ended = Status("done", heartbeat={**BEAT, "epoch": 10}, top1=50.0)
-    assert cells("x", ended) == ("x", "done", "10/10", "", "50.00 %", "")
-    young = Status("running", heartbeat={key: BEAT[key] for key in ("epoch", "epochs", "step", "steps")})
-    assert cells("x", young) == ("x", "running", "3/10", "", "", "")
+def test_a_run_that_came_or_went_during_a_watch_is_said(made: Plan, root: Path, script: Callable[..., None]) -> None:
+    first, second, third = made.runs
+    put(root, first, "running")
+    put(root, second, "queued")
+
+    def look(shown: Shown) -> Shown:
+        there = tuple(run.id for run in made.runs if (root / run.id).exists())
+        return shown if there == shown.ids else Shown(made, root, there)
+
+    def come() -> None:
+        put(root, third, "queued")
+
+    def go() -> None:
+        (root / second.id).rename(root / ".gone")
+        publish(RunDir(root, first.id), 50.0)
+        ended(RunDir(root, first.id).attempt(1), "done")
+        (root / third.id / "ticket.json").unlink()
+
+    script(come, go)
+    stream = io.StringIO()
+    follow(Shown(made, root, (first.id, second.id)), root, stream, look=look)
+    assert [words.split("  ")[:2] for words in stream.getvalue().splitlines()] == [
+        [first.id, "running"],
+        [second.id, "queued"],
+        [third.id, "queued"],
+        [second.id, "gone: its directory was deleted"],
+        [first.id, "done"],
+        [third.id, "planned"],
+    ]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59, "0:59"), (3599, "59:59"), (3600, "1:00:00")])
-def test_time_left(seconds: int, text: str) -> None:
-    assert time_left(Status("running", heartbeat={"step": 10, "steps": 10 + seconds, "steps_per_s": 1.0})) == text
-    assert time_left(Status("failed", heartbeat={"step": 10, "steps": 99, "steps_per_s": 1.0})) == ""
-    assert time_left(Status("running", heartbeat={"step": 0, "steps": 99, "steps_per_s": 0.0})) == ""
+@pytest.mark.parametrize("cost_s", [0.0, 0.2])
+def test_a_dear_look_is_taken_seldom(made: Plan, root: Path, monkeypatch: pytest.MonkeyPatch, cost_s: float) -> None:
+    put(root, made.runs[0], "running")
+    ticks = iter([0.0, cost_s, 10.0, 10.0])
+    slept: list[float] = []
+    monkeypatch.setattr(progress.time, "process_time", lambda: next(ticks))
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        ended(RunDir(root, made.runs[0].id).attempt(1), "done")
+
+    monkeypatch.setattr(progress.time, "sleep", sleep)
+    follow(made, root, io.StringIO())
+    assert slept == [max(progress.POLL_S, cost_s / progress.SHARE)]
+
+
+class Glass:
+    """What a terminal shows of the sequences that `Screen` writes; a line that is too long is an error."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns, self.lines, self.at, self.column = columns, [""], 0, 0
+
+    def feed(self, text: str) -> None:
+        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", text):
+            if part == "\r":
+                self.column = 0
+            elif part == "\n":
+                self.at += 1
+                self.column = 0
+                self.lines += [""] * (self.at + 1 - len(self.lines))
+            elif not part.startswith("\x1b"):
+                before = self.lines[self.at][: self.column].ljust(self.column)
+                self.lines[self.at] = before + part + self.lines[self.at][self.column + len(part) :]
+                self.column += len(part)
+                assert self.column <= self.columns, self.lines[self.at]
+            else:
+                self._do(part[2:-1], part[-1])
+
+    def _do(self, number: str, letter: str) -> None:
+        if letter in "AB":
+            self.at += int(number or 1) * (1 if letter == "B" else -1)
+        elif letter == "H":
+            self.at = self.column = 0
+        elif letter == "J":
+            self.lines[self.at :] = [self.lines[self.at][: self.column]]
+        elif (number, letter) == ("2", "K"):
+            self.lines[self.at] = ""
+        else:
+            assert letter == "m" or number == "?25", f"unknown: {number}{letter}"
+
+    @property
+    def shown(self) -> list[str]:
+        return [line.rstrip() for line in self.lines]
+
+
+class Tty(io.StringIO):
+    """A stream that says it is a terminal; the size is patched in."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def tty(monkeypatch: pytest.MonkeyPatch) -> Tty:
+    monkeypatch.setattr(terminal, "size", lambda _: os.terminal_size((20, 10)))
+    return Tty()
+
+
+FRAMES = [
+    ["a", "b", "c"], ["a", "B", "c"], ["a", "B", "c", "d", "e"], ["a", "e"], ["a", "e"], ["x" * 20], ["1"], [], ["z"],
+]  # fmt: skip
+
+
+def test_a_screen_shows_what_it_was_given(tty: Tty) -> None:
+    glass = Glass(20)
+    glass.feed("$ kdcluster\n")
+    with Screen(tty) as screen:
+        for frame in FRAMES:
+            screen.show(frame)
+            glass.feed(tty.getvalue())
+            tty.truncate(0)
+            tty.seek(0)
+            assert glass.shown == ["$ kdcluster", *frame, ""]
+        screen.above("said")
+        glass.feed(tty.getvalue())
+        assert glass.shown == ["$ kdcluster", "said", *FRAMES[-1], ""]
+
+
+def test_only_what_changed_is_written(tty: Tty) -> None:
+    with Screen(tty) as screen:
+        screen.show([f"line {number}" for number in range(8)])
+        before = len(tty.getvalue())
+        screen.show([f"line {number}" if number != 3 else "other" for number in range(8)])
+        written = tty.getvalue()[before:]
+        assert "line" not in written
+        assert "other" in written
+        before = len(tty.getvalue())
+        screen.show([f"line {number}" if number != 3 else "other" for number in range(8)])
+        assert len(tty.getvalue()) == before
+
+
+def test_a_terminal_that_changed_its_size_is_drawn_anew(tty: Tty, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Screen(tty) as screen:
+        screen.show(["a", "b"])
+        monkeypatch.setattr(terminal, "size", lambda _: os.terminal_size((10, 10)))
+        screen.show(["a", "b"])
+    assert tty.getvalue().endswith("\x1b[H\x1b[Ja\nb\n\x1b[?25h")
+
+
+def test_a_warning_stands_above_the_screen(tty: Tty) -> None:
+    glass = Glass(20)
+    with Screen(tty) as screen:
+        screen.show(["a", "b"])
+        terminal.Warnings().emit(logging.LogRecord("x", logging.WARNING, "", 0, "no\x1b[2J", None, None))
+        glass.feed(tty.getvalue())
+    assert glass.shown == ["no\\x1b[2J", "a", "b", ""]
 
 
 class Terminal:
@@ -179,54 +316,46 @@ class Terminal:
         return out.decode()
 
 
-def frames(text: str) -> list[list[str]]:
-    """The screens that were drawn one over the other, without escape sequences."""
-    drawn = re.split(r"(?:\r?\x1b\[2K(?:\x1b\[1A)?)+", text)
-    plain = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", frame).replace("\r", "") for frame in drawn]
-    return [frame.rstrip("\n").split("\n") for frame in plain if frame.strip()]
-
-
 @pytest.mark.parametrize(("columns", "variables"), [(80, {}), (140, {}), (80, {"NO_COLOR": "1"})])
 def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, variables: dict[str, str]) -> None:
     teacher, baseline, student = (put(root, run, "queued") for run in made.runs)
-    started(teacher, agent=LIVE).write("heartbeat", {**BEAT, "steps": 6030})
+    started(teacher, agent=LIVE).write("heartbeat", {**BEAT, "time": time.time(), "steps": 6030})
     fabricated.done(baseline, 55.5)
     terminal = Terminal(tmp_path / "tiny.yaml", root, columns, **variables)
-    terminal.wait_for("41.25 %")
+    terminal.wait_for(" left")
+    first = Glass(columns)
+    first.feed(terminal.text)
     ended(teacher.attempt(1), "failed", "rank 1, step 7: ValueError: no")
     student.drop_ticket()
     out = terminal.end()
-    assert out.splitlines()[-1] == "3 runs: 1 failed, 1 done, 1 blocked"
+    assert out.splitlines()[-1] == "1 of 3 done; 1 failed, 1 blocked"
     assert "ValueError: no" in out
-    screens, *steps = terminal.text.split("next: ")  # below the last screen; a terminal may wrap what is to be copied
+    last = Glass(columns)
+    last.feed(terminal.text.partition("next: ")[0])
+    steps = terminal.text.split("next: ")[1:]  # below the last screen; a terminal may wrap what is to be copied
     assert [step.split()[1] for step in steps] == ["logs", "submit"]
-    shown = frames(screens)
-    assert max(len(row) for frame in shown for row in frame) <= columns
-    wide = ("progress",) if columns >= progress.BAR_FROM else ()
-    assert {tuple(frame[0].split()) for frame in shown} == {
-        ("run", "state", "epoch", "images/s", "best", "left", *wide)
-    }
-    first, last = ([_without_bars(row) for row in frame[1:]] for frame in (shown[0], shown[-1]))
-    assert any("━" in row for row in shown[0]) == bool(wide)
-    assert first == [
-        [teacher.id, "running", "3/10", "160", "41.25", "%", "10:00"],
+    head, title, *body = first.shown
+    wide = columns > 80
+    assert head.split() == ["run", "state", "epoch", "left", "best", *["images/s", "progress", "why"] * wide]
+    assert title == "tiny: 1 of 3 done"
+    assert [line.split() for line in body[:3]] == [
+        [teacher.id, "running", "3/10", "10:00", "41.25", "%", *["160", "─" * 12] * wide],
+        [student.id, "queued", *["waits", "for", "its", "turn"] * wide],
         [baseline.id, "done", "55.50", "%"],
-        [student.id, "queued"],
     ]
-    assert last[:3] == [
-        [teacher.id, "failed", "3/10", "41.25", "%"],
-        [baseline.id, "done", "55.50", "%"],
-        [student.id, "blocked"],
-    ]
-    why = " ".join(word for row in last[3:] for word in row)
-    assert f"{teacher.id}: rank 1, step 7: ValueError: no" in why
-    if variables:
-        assert not re.search(r"\x1b\[[0-9;]*[349][0-9]m", terminal.text)  # bold is not a colour
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  1 of 3 done; 1 running, 1 queued", first.shown[-2])
+    shown = " ".join(map(str.strip, last.shown))
+    assert f"failed: {teacher.id}: rank 1, step 7: ValueError: no; nothing is saved yet" in shown
+    assert ("\x1b[32m" in terminal.text) == (not variables)
     assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")  # the cursor is back
 
 
-def _without_bars(row: str) -> list[str]:
-    return [word for word in row.split() if not set(word) <= set("━╸╺")]
+def test_a_dumb_terminal_gets_lines(made: Plan, root: Path, tmp_path: Path) -> None:
+    put(root, made.runs[0], "done")
+    terminal = Terminal(tmp_path / "tiny.yaml", root, 80, TERM="dumb")
+    terminal.end()
+    assert "\x1b" not in terminal.text
+    assert f"{made.runs[0].id}  done" in terminal.text
 
 
 def test_the_run_directory_is_left_as_it_was(made: Plan, root: Path) -> None:
@@ -235,3 +364,10 @@ def test_the_run_directory_is_left_as_it_was(made: Plan, root: Path) -> None:
     follow(made, root, io.StringIO())
     assert sorted(root.rglob("*")) == before
     assert run_dir.newest() is not None
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59, "0:59"), (3599, "59:59"), (3600, "1:00:00")])
+def test_time_left(seconds: int, text: str) -> None:
+    assert time_left(Status("running", heartbeat={"step": 10, "steps": 10 + seconds, "steps_per_s": 1.0})) == text
+    assert time_left(Status("failed", heartbeat={"step": 10, "steps": 99, "steps_per_s": 1.0})) == ""
+    assert time_left(Status("running", heartbeat={"step": 0, "steps": 99, "steps_per_s": 0.0})) == ""

@@ -151,3 +151,36 @@ def test_json_follows_its_schema():
 def test_json_refuses_what_is_no_number():
     with pytest.raises(ValueError, match="JSON compliant"):
         render(table(row("teacher", top1_mean=float("nan"))), "json")
+
+
+def at_width(width, **changes):
+    given = {"problems": (Problem("distilled-small-s2-0123abcd", "failed", "rank 1, " + "no way " * 20, "a/log"),)}
+    return render(table(TEACHER, BASELINE, DISTILLED, **{**given, **changes}), width=width).splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 120])
+def test_a_narrow_terminal_gets_whole_words_and_the_columns_that_matter(width):
+    lines = at_width(width)
+    assert max(map(len, lines)) <= width
+    text = re.sub(r"no room here for [^:]*: widen the terminal, or --format md ", "", " ".join(map(str.strip, lines)))
+    words = set(text.replace("─", "").split())
+    assert words <= set(" ".join(at_width(None)).split())
+    assert {"83.38", "+6.47", "[5.9,", "7.0]", "2/3", "failed"} <= words
+
+
+def test_columns_give_way_by_rank_and_are_named():
+    assert "no room here" not in " ".join(at_width(120))
+    assert "reduction" not in " ".join(at_width(88, notes=(), problems=())).partition("no room here")[0]
+    assert "no room here for params, reduction: widen" in " ".join(at_width(74, notes=(), problems=()))
+
+
+def test_a_letter_and_its_value_stand_in_one_line():
+    assert [line.split("  ")[0] for line in at_width(74)[6:9]][1:] == ["distilled: small (α 0.5,", ""]
+
+
+def test_headings_wrap_before_anything_is_left_out():
+    head = at_width(100)[2:4]
+    assert [line.split() for line in head] == [
+        ["best", "test"],
+        ["model", "configuration", "n", "accuracy", "gain", "params", "reduction", "retention"],
+    ]

@@ -138,7 +138,7 @@ def test_a_whole_experiment_runs_on_it(folder: Path) -> None:
     kdcluster("status", "tiny.yaml", "--watch")
     assert {row["state"] for row in rows().values()} == {"done"}
     assert {row["attempts"] for row in rows().values()} == {1}
-    assert "3 runs: 3 done" in kdcluster("status", "tiny.yaml").stdout
+    assert "\n3 of 3 done\n" in kdcluster("status", "tiny.yaml").stdout
     table = kdcluster("results", "tiny.yaml").stdout  # a fake job has no events
     assert all(row["id"] in table for row in rows().values())
     assert "nothing to start" in kdcluster("submit", "tiny.yaml", "--backend", "toy").stderr

@@ -1,0 +1,110 @@
+"""In what runs differ: by key, and in words so short that a row has room for them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from kdcluster.plan import Run
+
+_SIGNS = {"distill.alpha": "α", "distill.temperature": "T"}
+"""Keys that have a letter of their own."""
+_DIGITS = range(3, 18)
+"""Significant digits with which numbers are tried until those that differ look different."""
+
+
+def settings(run: Run, *, hashed: bool = True) -> dict[str, Any]:
+    """What a run was asked to do, by dotted key; `hashed`: only what decides the numbers.
+
+    The keys are those of the experiment file, but for the model's, which stand without `teacher.` or `student.`, so
+    that a teacher can be held against a student. A file or folder is its digest. Of a run whose config.yaml is damaged
+    there is what could be read.
+    """
+    found: dict[str, Any] = {"role": run.role, "model": run.model.model, "seed": run.seed}
+    found |= dict(_leaves("", run.model, hashed=hashed))
+    if isinstance(run.model.pretrained, str):
+        found["pretrained"] = run.digests.get(run.model.pretrained, run.model.pretrained)[:8]
+    for name, block in (("data", run.data), ("train", run.train), ("distill", run.distill)):
+        if block is not None:
+            found |= _leaves(f"{name}.", block, hashed=hashed)
+    if run.data is not None and run.data.path:
+        found["data.images"] = run.digests.get(run.data.path, run.data.path)[:8]
+    if run.teacher:
+        found["teacher"] = run.teacher.id
+    found |= {"variant": run.variant, "imports": [run.digests.get(path, path)[:8] for path in run.imports]}
+    if not hashed:
+        found |= _leaves("resources.", run.resources, hashed=False)
+    return {**found, "recipe": run.recipe}
+
+
+def _leaves(above: str, block: BaseModel, *, hashed: bool) -> Iterator[tuple[str, Any]]:
+    for name, info in type(block).model_fields.items():
+        extra = info.json_schema_extra
+        if hashed and isinstance(extra, dict) and not extra.get("hashed", True):
+            continue
+        value = getattr(block, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(f"{above}{name}.", value, hashed=hashed)
+        elif isinstance(value, Mapping):
+            yield from ((f"{above}{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield f"{above}{name}", value
+
+
+def differing(runs: Iterable[Run], leave_out: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Run id -> its values of the keys in which not all of these runs agree; None where it has no such key."""
+    found = {run.id: settings(run) for run in runs}
+    keys = dict.fromkeys(key for one in found.values() for key in one if key not in leave_out)
+    varied = [key for key in keys if len({repr(one.get(key)) for one in found.values()}) > 1]
+    return {run_id: {key: one.get(key) for key in varied} for run_id, one in found.items()}
+
+
+def in_words(runs: Iterable[Run], leave_out: Iterable[str] = ()) -> dict[str, str]:
+    """Run id -> in what it differs from the others, as in `α 0.43 T 2.05` or `lr 1e-3 seed 2`.
+
+    Args:
+        runs: those that stand in one table.
+        leave_out: keys that another column says already.
+    """
+    values = differing(runs, leave_out)
+    keys = list(next(iter(values.values()), {}))
+    spelt = {key: _spelt([one[key] for one in values.values()]) for key in keys}
+    if "teacher" in spelt:
+        spelt["teacher"] = [name[-8:] for name in spelt["teacher"]]
+    return {
+        run_id: " ".join(
+            f"{label(key, keys)} {spelt[key][at]}" for key in keys if one[key] is not None and spelt[key][at] != ""
+        )
+        for at, (run_id, one) in enumerate(values.items())
+    }
+
+
+def label(key: str, among: Iterable[str]) -> str:
+    """The shortest name of a key: its letter, or its end where no other key ends so."""
+    end = key.rpartition(".")[2]
+    alone = sum(other.rpartition(".")[2] == end for other in among) < 2
+    return _SIGNS.get(key, end if alone else key)
+
+
+def _spelt(values: list[Any]) -> list[str]:
+    """Values with as few digits as keep those apart that differ."""
+    numbers = {value for value in values if isinstance(value, float)}
+    digits = next(n for n in _DIGITS if len({short(value, n) for value in numbers}) == len(numbers))
+    return [short(value, digits) for value in values]
+
+
+def short(value: Any, digits: int = 6) -> str:
+    """A value in few letters: 1e-3, 0.43, no, 8 8."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if value and math.isfinite(value) and not 0.01 <= abs(value) < 1e5:
+            mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+            return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+        return f"{value:.{digits}g}"
+    if isinstance(value, list | tuple):
+        return " ".join(short(one, digits) for one in value)
+    return "none" if value is None else str(value)

@@ -1,0 +1,198 @@
+"""Runs as a screen: their groups, what is folded when it is short, what gives way when it is narrow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kdcluster.columns import in_ascii
+from kdcluster.commands.overview import grouped, rows, screen, short_name, total
+from kdcluster.commands.remaining import in_words, seconds_left
+from kdcluster.experiment import configfile
+from kdcluster.launch.status import Status, statuses
+from kdcluster.plan import Plan, Run, plan, trial
+from kdcluster.runs import RunDir, find_run
+from kdcluster.states import State
+from tests.fabricated import BEAT, put
+from tests.tiny import make_plan, write_experiment
+
+OTHER = {"distill.alpha": 0.9, "seeds": [0, 1]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def made(tmp_path: Path, root: Path) -> Plan:
+    """Two experiments that share teacher and baseline, and three trials of the first one's sweep."""
+    files = [write_experiment(tmp_path, {}, "one"), write_experiment(tmp_path, OTHER, "two")]
+    both = plan([configfile.load(str(path)) for path in files])
+    trials = []
+    for alpha in (0.1, 0.2, 0.3):
+        (run,) = trial(configfile.load(str(files[0]), [f"distill.alpha={alpha}"]), [0], 0.1)
+        run_dir = put(root, run, "done" if alpha < 0.3 else "running")
+        run_dir.add_experiments(["one"])
+        run_dir.note_trial("one", {"distill.alpha": alpha})
+        trials.append(run)
+    return both.joined(trials)
+
+
+def text_of(made: Plan, root: Path, columns: int, lines: int, **how: object) -> list[str]:
+    groups = grouped(made, root, [run.id for run in made.runs])
+    found = statuses(made, root)
+    return screen(groups, found, os.terminal_size((columns, lines)), **{"colour": False, **how})  # type: ignore[arg-type]
+
+
+def test_every_run_stands_once_under_who_wants_it(made: Plan, root: Path) -> None:
+    first = next(run for run in made.runs if run.role == "distilled")
+    put(root, first, "running")
+    groups = grouped(made, root, [run.id for run in made.runs])
+    assert [(group.title, len(group.runs), group.above) for group in groups] == [
+        ("one", 3, 0),
+        ("sweep of one", 3, 0),
+        ("two", 3, 2),
+    ]
+    assert list(groups[1].differs.values()) == ["α 0.1", "α 0.2", "α 0.3"]
+    lines = rows(groups, statuses(made, root))
+    assert [line for line in lines if line.endswith(")") or (" done" in line and ":" in line)] == [
+        "one: 0 of 3 done",
+        "sweep of one: 2 of 3 done",
+        "two: 0 of 3 done (2 more runs of it above)",
+    ]
+    assert lines[2].split()[:2] == [first.id, "running"]  # what runs comes first
+
+
+def test_runs_that_nobody_wants_any_more_stand_under_what_they_were_submitted_for(made: Plan, root: Path) -> None:
+    old, alone = made.runs[:2]
+    put(root, old, "done").add_experiments(["old"])
+    put(root, alone, "done")
+    groups = grouped(Plan((), {}, {}).joined([old, alone]), root, [old.id, alone.id])
+    assert [(group.title, [run.id for run in group.runs]) for group in groups] == [
+        ("old", [old.id]),
+        ("other runs", [alone.id]),
+    ]
+
+
+@pytest.mark.parametrize(("lines", "folded"), [(40, 0), (14, 2), (10, 8), (5, 8), (2, 9)])
+def test_a_short_screen_folds_what_does_not_run(made: Plan, root: Path, lines: int, folded: int) -> None:
+    shown = text_of(made, root, 120, lines)
+    assert len(shown) <= lines
+    names = {run.id for run in made.runs} & {line.split()[0] for line in shown if line}
+    assert len(names) == max(0, 9 - folded)
+    if lines >= 5:
+        assert "sweep of one: 2 of 3 done" in shown
+        assert ("  2 done, best 50.00 %" in " ".join(shown)) == (folded > 0)
+    if lines == 5:
+        assert shown[-1] == "2 other groups: 0 of 6 done; 6 planned"
+    if lines == 2:
+        assert shown[-1].startswith("more lines than the window has")
+
+
+def test_nothing_is_folded_or_left_out_without_a_screen(made: Plan, root: Path) -> None:
+    put(root, made.runs[0], "failed")
+    lines = rows(grouped(made, root, [run.id for run in made.runs]), statuses(made, root))
+    assert {run.id for run in made.runs} <= {line.split()[0] for line in lines if line}
+    assert sum("rank 1, step 7: ValueError: no" in line for line in lines) == 4  # and three that it blocks
+    assert not any("\x1b" in line for line in lines)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 120, 200])
+def test_every_line_fits(made: Plan, root: Path, columns: int) -> None:
+    for run, state in zip(made.runs, ("failed", "running", "lost"), strict=False):
+        attempt = put(root, run, state).newest()
+        assert attempt is not None
+        attempt.write("heartbeat", BEAT)
+    for lines in (99, 20, 8):
+        shown = text_of(made, root, columns, lines)
+        assert max(map(len, shown)) <= columns
+        assert any(line.startswith("baseline") and "running" in line for line in shown)
+
+
+def test_ids_are_short_where_they_would_take_the_room_of_how_far_runs_are(made: Plan, root: Path) -> None:
+    run = made.runs[1]
+    attempt = put(root, run, "running").newest()
+    assert attempt is not None
+    attempt.write("heartbeat", BEAT)
+    (line,) = [one for one in text_of(made, root, 60, 99) if one.startswith("baseline") and "running" in one]
+    assert line.split()[:6] == ["baseline", "s0", run.id[-8:], "running", "0:07", "41.25"]
+    assert find_run(root, run.id[-8:]) == RunDir(root, run.id)
+    assert short_name("foo") == "foo"
+
+
+def test_a_reason_of_many_runs_is_said_once(made: Plan, root: Path) -> None:
+    put(root, made.runs[0], "failed")
+    shown = text_of(made, root, 80, 99)
+    assert sum("3 runs: " in line for line in shown) == 1
+    assert sum(line.startswith("failed: ") for line in shown) == 1
+
+
+def test_a_screen_without_unicode(made: Plan, root: Path) -> None:
+    assert all(line.isascii() for line in text_of(made, root, 80, 99, spell=in_ascii))
+    assert any("alpha 0.1" in line for line in text_of(made, root, 80, 99, spell=in_ascii))
+
+
+def test_the_last_line() -> None:
+    states = [Status(State(state)) for state in ("done", "running", "queued", "queued")]
+    assert total(states, "about 4 min left", "2 GPU-hours").replace("\xa0", " ") == (
+        "1 of 4 done, about 4 min left; 1 running, 2 queued; 2 GPU-hours"
+    )
+    assert (total(states[:1], ""), total([], "")) == ("1 of 1 done", "0 runs")
+
+
+# How long it takes
+
+
+def beat(step: int, **more: object) -> dict[str, object]:
+    return {"step": step, "steps": 100, "epochs": 2, "steps_per_s": 1.0, **more}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[Run]:
+    """Teacher, three baselines, three distilled students, of two epochs."""
+    return list(make_plan(tmp_path, {"seeds": [0, 1, 2]}).runs)
+
+
+@pytest.mark.parametrize(
+    ("states", "seconds"),
+    [
+        ("planned " * 7, None),
+        ("done " * 7, None),
+        ("running:0 " + "planned " * 6, 100.0),
+        ("running:40 running:20 running:90 " + "planned " * 4, 80.0),
+        ("done running:0 queued queued " + "planned " * 3, 300.0),  # one at a time
+        ("done running:0 running:0 queued " + "planned " * 3, 200.0),  # two at a time
+        ("done running:50 planned planned queued planned planned", 150.0),  # its kind is the baselines'
+        ("running:0 queued " + "planned " * 5, None),  # of students nothing is known
+        ("running:0 done planned planned queued planned planned", 200.0),  # waits for its teacher
+        ("done done queued " + "planned " * 4, 100.0),  # as fast as before
+        ("failed blocked lost stopped cancelled preempted done", None),
+    ],
+)
+def test_the_time_that_is_left(tiny: list[Run], states: str, seconds: float | None) -> None:
+    found = {}
+    for run, word in zip(tiny, states.split(), strict=True):
+        state, _, step = word.partition(":")
+        heartbeat = beat(int(step or 100)) if state in ("running", "done") else {}
+        found[run.id] = Status(State(state), heartbeat=heartbeat)
+    assert seconds_left(tiny, found) == seconds
+
+
+def test_a_run_that_goes_on_has_less_left(tiny: list[Run]) -> None:
+    found = {run.id: Status(State.DONE, heartbeat=beat(100)) for run in tiny}
+    found[tiny[1].id] = Status(State.QUEUED, heartbeat={"step": 75, "steps": 100, "epochs": 2})
+    assert seconds_left(tiny, found) == 25.0
+    found[tiny[2].id] = Status(State.RUNNING)  # it starts
+    assert seconds_left(tiny, found) == 125.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, ""), (3.0, "less than a minute left"), (50.0, "about 1 min left"), (240.0, "about 4 min left"),
+     (7000.0, "about 117 min left"), (9000.0, "about 2 h left")],
+)  # fmt: skip
+def test_time_in_words(seconds: float | None, said: str) -> None:
+    assert in_words(seconds) == said
