@@ -20,7 +20,7 @@ from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
 from kdcluster.imagefolder import looked_at_once
 from kdcluster.terminal import Warnings, leave, say, show, show_json, show_log, show_text
-from kdcluster.wording import count, one_line, printable
+from kdcluster.wording import count, one_line, printable, size
 
 
 class _Group(click.Group):
@@ -187,13 +187,43 @@ def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
 @click.option("--watch", is_flag=True, help="Stay until every run has ended.")
 @arguments.as_json
 def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
-    """One row a run: state, progress, why it waits. Of a RUN: each attempt, and what it cost.
+    """One row a run: state, progress, why it waits.
 
-    Without names: every run in the runs directory, and what else its experiments want.
+    Without names: every run in the runs directory, and what else its experiments want. `show RUN` says all of one.
     """
     from kdcluster.commands import status as command
 
     command.status(chosen, watch=watch, as_json=as_json)
+
+
+@main.command("show")
+@click.argument("run")
+@takes(arguments.runs_dir)
+@arguments.as_json
+def show_(chosen: Chosen, run: str, as_json: bool) -> None:
+    """One run: settings, needs, attempts, result, files.
+
+    The settings that are not the default come first; what needs it stands beside what it needs, and each attempt with
+    how it ended, the traceback of the rank that failed first, and what it cost.
+    """
+    from kdcluster.commands import show as command
+
+    command.show(chosen, run, as_json=as_json)
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@takes(arguments.runs_dir)
+@arguments.as_json
+def diff(chosen: Chosen, a: str, b: str, as_json: bool) -> None:
+    """The keys in which two runs, or two experiments, differ.
+
+    Of a run and an experiment: the run, and the one that the experiment has of its role and seed today.
+    """
+    from kdcluster.commands import diff as command
+
+    command.diff(chosen, a, b, as_json=as_json)
 
 
 @main.command()
@@ -306,7 +336,7 @@ def rm(chosen: Chosen, runs: tuple[str, ...], yes: bool) -> None:
     wanted = list({run.id: run for run in (find_run(root, name) for name in runs)}.values())
     cancelling.check(wanted, root)
     for run_dir in wanted:
-        show(f"{run_dir.path}  {cancelling.size(run_dir) / 2**20:.1f} MiB")
+        show(f"{run_dir.path}  {size(sum(cancelling.files(run_dir).values()))}")
     if not yes:
         return say("nothing was deleted; --yes deletes this")
     cancelling.remove(wanted, root)

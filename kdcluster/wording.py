@@ -58,6 +58,17 @@ def count(number: float, what: str) -> str:
     return f"{number:.15g} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
 
 
+def size(number: int) -> str:
+    """Bytes as `312 B`, `1.2 KiB`, `448.5 MiB`, `1.3 GiB`."""
+    if number < 1024:
+        return f"{number} B"
+    value, units = number / 1024, iter(("KiB", "MiB", "GiB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)):
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}"
+
+
 def one_line(text: str) -> str:
     """Text as a value in a row: a line break becomes a blank, and what shows nothing is spelt out."""
     if text.isprintable():
@@ -133,7 +144,7 @@ def submit_words(stored: Any) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as the file would have it, cut short."""
-    text = _flow(value)
+    text = spelt(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -233,7 +244,8 @@ def _block_at(root: type[BaseModel], key: Key) -> type[BaseModel] | None:
     return block
 
 
-def _flow(value: Any) -> str:
+def spelt(value: Any) -> str:
+    """A value as the file would have it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -241,7 +253,7 @@ def _flow(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
     if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
+        return f"[{', '.join(map(spelt, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {spelt(inner)}' for key, inner in value.items())}}}"
     return repr(value) if isinstance(value, str) else str(value)

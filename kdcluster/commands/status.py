@@ -1,4 +1,4 @@
-"""`kdcluster status`: one row a run, and of a single one each attempt."""
+"""`kdcluster status`: one row a run; what there is to know of a single one says `kdcluster show`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdcluster.commands.next_steps import say_next_steps
 from kdcluster.commands.progress import follow
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
-from kdcluster.history import Record, cost, history, post_mortem, spent
+from kdcluster.history import Record, cost, history, spent
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir, run_dirs
@@ -41,10 +41,8 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
     rows = [_status_row(made, run, found[run.id], root, records[run.id]) for run in shown]
     if as_json:
         return show_json({"schema": "kdcluster.status/1", "runs": rows})
-    for row, line in zip(rows, aligned(map(_cells, rows), right=(2, 3)), strict=True):
+    for line in aligned(map(_cells, rows), right=(2, 3)):
         show(line)
-        for told in post_mortem(records[row["id"]]) if row["id"] in single else ():
-            show(f"  {told}")
     counts = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(r["state"] for r in rows)}
     states = ", ".join(f"{n} {state}" for state, n in counts.items())
     if not chosen.names and not rows:
