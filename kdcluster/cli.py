@@ -19,8 +19,8 @@ from kdcluster.commands import arguments
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
 from kdcluster.imagefolder import looked_at_once
-from kdcluster.terminal import Warnings, leave, say, show, show_json, show_log, show_text
-from kdcluster.wording import count, one_line, printable, size
+from kdcluster.terminal import Warnings, leave, say, show, show_json, show_text
+from kdcluster.wording import count, one_line, printable
 
 
 class _Group(click.Group):
@@ -227,29 +227,20 @@ def diff(chosen: Chosen, a: str, b: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("name", metavar="RUN|EXP")
 @takes(arguments.runs_dir)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @click.option("--rank", type=click.IntRange(0), default=None, help="This rank alone.")
 @arguments.as_json
-def logs(chosen: Chosen, run: str, follow: bool, rank: int | None, as_json: bool) -> None:
-    """The run's log, all ranks labelled. RUN is any unique beginning of an id."""
-    from kdcluster.commands.logs import lines
-    from kdcluster.launch.status import run_status
-    from kdcluster.runs import find_run
+def logs(chosen: Chosen, name: str, **options: Any) -> None:
+    """The run's log, all ranks labelled. RUN is any unique beginning of an id.
 
-    run_dir = find_run(chosen.root, run)
-    if not run_dir.attempts():
-        status = run_status(run_dir)
-        say(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}")
-    try:
-        found = lines(run_dir, follow=follow, rank=rank)
-        if as_json:
-            return show_json({"schema": "kdcluster.logs/1", "run": run_dir.id, "lines": list(found)})
-        for line in found:
-            show_log(line)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    Of an EXP: all of its runs that are running, each line with its run (with -f also those that wait for their turn);
+    else the one that failed last, else the last one.
+    """
+    from kdcluster.commands import logs as command
+
+    command.logs(chosen, name, **options)
 
 
 @main.command()
@@ -324,23 +315,18 @@ def cancel(chosen: Chosen, shared: bool) -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("names", nargs=-1, required=True, metavar="RUN|EXP...")
 @takes(arguments.runs_dir)
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
-def rm(chosen: Chosen, runs: tuple[str, ...], yes: bool) -> None:
-    """Delete runs. Shows what it would delete unless --yes; refuses what another run needs."""
-    from kdcluster.launch import cancel as cancelling
-    from kdcluster.runs import find_run
+def rm(chosen: Chosen, yes: bool) -> None:
+    """Delete runs. Shows what it would delete unless --yes; refuses what another run needs.
 
-    root = chosen.root
-    wanted = list({run.id: run for run in (find_run(root, name) for name in runs)}.values())
-    cancelling.check(wanted, root)
-    for run_dir in wanted:
-        show(f"{run_dir.path}  {size(sum(cancelling.files(run_dir).values()))}")
-    if not yes:
-        return say("nothing was deleted; --yes deletes this")
-    cancelling.remove(wanted, root)
-    say(f"{count(len(wanted), 'run')} deleted")
+    Of an EXP: every run that was started for it, with whatever settings and by its sweep, but for those that another
+    experiment was submitted with, or that another run needs.
+    """
+    from kdcluster.commands import rm as command
+
+    command.rm(chosen, yes=yes)
 
 
 @main.command()

@@ -11,10 +11,11 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from kdcluster.errors import ConfigError, WaitTimeout
+from kdcluster.files import write_json
 from kdcluster.launch import backend
 from kdcluster.launch.damaged import who
 from kdcluster.launch.status import Status, statuses_of
@@ -174,10 +175,15 @@ def files(run_dir: RunDir) -> dict[Path, int]:
     return {path.relative_to(run_dir.path): path.lstat().st_size for path in paths}
 
 
-def remove(chosen: Sequence[RunDir], root: Path) -> None:
+def remove(chosen: Sequence[RunDir], root: Path, experiments: Collection[str] = ()) -> None:
     """Check again and delete, with what an interrupted call has left; of a link only the link.
 
     Renamed first, so that a half-deleted one is never taken for a run.
+
+    Args:
+        chosen: the runs.
+        root: their runs directory.
+        experiments: that are deleted with them, and want no run that stays any more.
 
     Raises:
         ConfigError: as `check`.
@@ -191,3 +197,7 @@ def remove(chosen: Sequence[RunDir], root: Path) -> None:
                 run_dir.path.rename(Path(tempfile.mkdtemp(dir=root, prefix=DELETED)) / run_dir.id)
         for left in root.glob(f"{DELETED}*"):
             shutil.rmtree(left)
+        for run_dir in run_dirs(root) if experiments else ():
+            wanted = [name for name in run_dir.experiments() if name not in experiments]
+            if wanted != run_dir.experiments() and os.access(run_dir.path, os.W_OK):
+                write_json(run_dir.path / "experiments.json", wanted)

@@ -61,10 +61,10 @@ ARGUMENTS = {
     "status": "[EXP|RUN...]",
     "show": "RUN",
     "diff": "A B",
-    "logs": "RUN",
+    "logs": "RUN|EXP",
     "results": "EXP...",
     "cancel": "EXP|RUN...",
-    "rm": "RUN...",
+    "rm": "RUN|EXP...",
     "sweep": "EXP",
     "doctor": "[EXP...]",
 }
@@ -154,7 +154,8 @@ def test_no_such_experiment_is_5(empty_folder: Path) -> None:
 
 def test_no_such_run_is_5(empty_folder: Path) -> None:
     assert fails(5, "logs", "teacher") == (
-        f"no run 'teacher' in {empty_folder}/runs; kdcluster status EXP shows the runs of an experiment\n"
+        f"no run 'teacher' in {empty_folder}/runs, and no experiment 'teacher', neither ./configs/teacher.yaml nor a "
+        f"shipped one nor a file; known: demo, exp1, exp2\n"
     )
     for name in ("teacher-a-s0-00000000", "teacher-a-s0-11111111"):
         (empty_folder / "runs" / name).mkdir(parents=True)

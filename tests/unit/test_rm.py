@@ -1,0 +1,105 @@
+"""`rm`: what goes with an experiment, and what stays for others; what is shown before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kdcluster.cli import main
+from kdcluster.experiment.configfile import load
+from kdcluster.plan import Plan, plan
+from kdcluster.runs import RunDir, run_dirs
+from tests.fabricated import put
+from tests.tiny import write_experiment
+
+
+@pytest.fixture
+def root(empty_folder: Path) -> Path:
+    """An empty runs directory, and the experiments `one` and `two`, which share a teacher."""
+    (empty_folder / "configs").mkdir()
+    for name, lr in (("one", 0.5), ("two", 0.25)):
+        write_experiment(empty_folder / "configs", {"distill.temperature": 2 + lr, "teacher.train": {"lr": 1.0}}, name)
+    return empty_folder / "runs"
+
+
+def submitted(root: Path, name: str, state: str = "done") -> Plan:
+    made = plan([load(name)])
+    for run in made.runs:
+        put(root, run, state).add_experiments([name])
+    return made
+
+
+def rm(*arguments: str, code: int = 0) -> tuple[str, str]:
+    """stdout and stderr."""
+    result = CliRunner().invoke(main, ["rm", *arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.stdout, result.stderr
+
+
+def left(root: Path) -> set[str]:
+    return {run_dir.id for run_dir in run_dirs(root)}
+
+
+def test_every_run_of_an_experiment_goes_after_it_was_named(root: Path) -> None:
+    made = submitted(root, "one")
+    other = plan([load("one", ["seeds=[7]"])]).runs[-1]  # of other settings, as its sweep's trials are
+    put(root, other, "stopped").add_experiments(["one"])
+    shown, said = rm("one")
+    assert [line.split()[0] for line in shown.splitlines()] == sorted(
+        str(root / run_id) for run_id in [*(run.id for run in made.runs), other.id]
+    )
+    assert said.startswith("nothing was deleted; --yes deletes 4 runs, ")
+    assert len(left(root)) == 4
+    assert rm("one", "--yes")[1].startswith("deleted: 4 runs, ")
+    assert left(root) == set()
+    assert rm("one", code=5)[1] == f"nothing was started for one in {root}\n"
+
+
+def test_what_another_experiment_was_submitted_with_stays_until_that_goes_too(root: Path) -> None:
+    one, two = submitted(root, "one"), submitted(root, "two")
+    teacher, baseline, distilled = (run.id for run in one.runs)
+    assert {run.id for run in two.runs} == {teacher, baseline, two.runs[2].id}
+    shown, said = rm("one")
+    assert shown.split()[0] == str(root / distilled)
+    assert f"{teacher} stays: two wants it too\n" in said
+    assert f"{baseline} stays: two wants it too\n" in said
+    assert "--yes deletes 1 run, " in said
+    rm("one", "--yes")
+    assert left(root) == {run.id for run in two.runs}
+    assert RunDir(root, teacher).experiments() == ["two"]  # so that it goes with that
+    rm("two", "--yes")
+    assert left(root) == set()
+
+
+def test_several_experiments_go_together(root: Path) -> None:
+    submitted(root, "one")
+    submitted(root, "two")
+    assert "stays" not in rm("one", "two", "--yes")[1]
+    assert left(root) == set()
+
+
+def test_what_a_run_of_nobody_needs_stays_and_a_run_that_is_named_is_refused(root: Path) -> None:
+    made = submitted(root, "one")
+    stray = put(root, plan([load("two")]).runs[-1], "planned")
+    _, said = rm("one", "--yes")
+    assert f"{made.runs[0].id} stays: {stray.id} needs it\n" in said
+    assert left(root) == {made.runs[0].id, stray.id}
+    assert "is needed by" in rm(made.runs[0].id, code=2)[1]
+
+
+def test_what_is_going_on_is_refused_as_a_whole(root: Path) -> None:
+    made = submitted(root, "one")
+    running = put(root, plan([load("one", ["seeds=[7]"])]).runs[1], "running")
+    running.add_experiments(["one"])
+    assert rm("one", "--yes", code=2)[1] == f"{running.id} is running; cancel it first\n"
+    assert left(root) == {running.id, *(run.id for run in made.runs)}
+
+
+def test_the_file_may_be_gone(root: Path) -> None:
+    submitted(root, "one")
+    (root.parent / "configs" / "one.yaml").unlink()
+    rm("one", "--yes")
+    assert left(root) == set()
+    assert "no experiment 'one', neither" in rm("one", code=5)[1]
