@@ -15,7 +15,7 @@ import click
 
 from kdcluster import __version__
 from kdcluster.columns import aligned
-from kdcluster.commands import arguments
+from kdcluster.commands import arguments, completion
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
 from kdcluster.imagefolder import looked_at_once
@@ -25,6 +25,10 @@ from kdcluster.wording import count, one_line, printable
 
 class _Group(click.Group):
     """Turns our errors into a message and an exit code, and a misspelt command into a suggestion."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        completion.register()
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -99,7 +103,7 @@ def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...")
+@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...", shell_complete=completion.experiments_and_runs)
 @takes(
     *(arguments.settings, arguments.resources, arguments.role),
     *(arguments.runs_dir, arguments.data_dir, arguments.place),
@@ -121,7 +125,7 @@ def submit(chosen: Chosen, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("experiment", metavar="EXP")
+@click.argument("experiment", metavar="EXP", shell_complete=completion.experiments)
 @takes(arguments.settings, arguments.resources, arguments.runs_dir, arguments.data_dir)
 @click.option(
     "--role",
@@ -146,7 +150,7 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
 
 
 @main.command()
-@click.argument("experiment", metavar="EXP")
+@click.argument("experiment", metavar="EXP", shell_complete=completion.experiments)
 @takes(
     *(arguments.overrides, arguments.resources_of_a_sweep, arguments.runs_dir, arguments.data_dir),
     arguments.place_of_a_sweep,
@@ -182,7 +186,7 @@ def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, metavar="[EXP|RUN...]")
+@click.argument("names", nargs=-1, metavar="[EXP|RUN...]", shell_complete=completion.experiments_and_runs)
 @takes(arguments.settings, arguments.runs_dir)
 @click.option("--watch", is_flag=True, help="Stay until every run has ended.")
 @arguments.as_json
@@ -197,7 +201,7 @@ def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
 
 
 @main.command("show")
-@click.argument("run")
+@click.argument("run", shell_complete=completion.runs)
 @takes(arguments.runs_dir)
 @arguments.as_json
 def show_(chosen: Chosen, run: str, as_json: bool) -> None:
@@ -212,8 +216,8 @@ def show_(chosen: Chosen, run: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=completion.experiments_and_runs)
+@click.argument("b", shell_complete=completion.experiments_and_runs)
 @takes(arguments.runs_dir)
 @arguments.as_json
 def diff(chosen: Chosen, a: str, b: str, as_json: bool) -> None:
@@ -227,7 +231,7 @@ def diff(chosen: Chosen, a: str, b: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("name", metavar="RUN|EXP")
+@click.argument("name", metavar="RUN|EXP", shell_complete=completion.experiments_and_runs)
 @takes(arguments.runs_dir)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @click.option("--rank", type=click.IntRange(0), default=None, help="This rank alone.")
@@ -290,7 +294,7 @@ def results(chosen: Chosen, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...")
+@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...", shell_complete=completion.experiments_and_runs)
 @takes(arguments.settings, arguments.runs_dir)
 @click.option("--shared", is_flag=True, help="Also runs that other live experiments need.")
 def cancel(chosen: Chosen, shared: bool) -> None:
@@ -315,7 +319,7 @@ def cancel(chosen: Chosen, shared: bool) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="RUN|EXP...")
+@click.argument("names", nargs=-1, required=True, metavar="RUN|EXP...", shell_complete=completion.experiments_and_runs)
 @takes(arguments.runs_dir)
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
 def rm(chosen: Chosen, yes: bool) -> None:
@@ -330,7 +334,7 @@ def rm(chosen: Chosen, yes: bool) -> None:
 
 
 @main.command()
-@click.argument("experiments", nargs=-1, metavar="[EXP...]")
+@click.argument("experiments", nargs=-1, metavar="[EXP...]", shell_complete=completion.experiments)
 @takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
 @click.option(
     "--cluster",

@@ -12,9 +12,10 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 Key = tuple[str | int, ...]
 Problem = tuple[Key, str]
@@ -150,6 +151,8 @@ def shown(value: Any) -> str:
 
 def block_of(annotation: Any) -> type[BaseModel] | None:
     """The block inside a field's annotation (`Train`, `Train | None`), or None for a plain value."""
+    from pydantic import BaseModel  # here, so that what only needs words does not wait for it
+
     for kind in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
