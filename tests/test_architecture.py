@@ -38,6 +38,7 @@ RANKS: dict[str, float] = {
     "inputs": 3.1,
     "experiment": 2,
     "plan": 3,
+    "settings": 3.1,
     "shapes": 2,
     "records": 3.1,
     "attempts": 3.2,

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from kdcluster.columns import aligned
 from kdcluster.commands.arguments import Chosen
-from kdcluster.commands.settings import NOT_IN_THE_ID, Setting, of_experiment, of_run
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run, plan
 from kdcluster.runs import RunDir
+from kdcluster.settings import NOT_IN_THE_ID, Setting, of_experiment, of_run
 from kdcluster.terminal import show, show_json
 from kdcluster.wording import count
 

@@ -13,13 +13,13 @@ from typing import Any
 from kdcluster.columns import aligned
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_next_steps
-from kdcluster.commands.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
 from kdcluster.errors import ConfigError
 from kdcluster.history import cost, history, post_mortem
 from kdcluster.launch.cancel import files, needing
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir, find_run
+from kdcluster.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
 from kdcluster.terminal import show as show_line
 from kdcluster.terminal import show_json
 from kdcluster.wording import count, one_line, quoted, size
