@@ -319,10 +319,13 @@ def cancel(chosen: Chosen, shared: bool) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="RUN|EXP...", shell_complete=completion.experiments_and_runs)
+@click.argument("names", nargs=-1, metavar="[RUN|EXP...]", shell_complete=completion.experiments_and_runs)
 @takes(arguments.runs_dir)
+@click.option(
+    "--checkpoints", is_flag=True, help="Of runs that are done only the checkpoint; without names, of all your own."
+)
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
-def rm(chosen: Chosen, yes: bool) -> None:
+def rm(chosen: Chosen, checkpoints: bool, yes: bool) -> None:
     """Delete runs. Shows what it would delete unless --yes; refuses what another run needs.
 
     Of an EXP: every run that was started for it, with whatever settings and by its sweep, but for those that another
@@ -330,6 +333,10 @@ def rm(chosen: Chosen, yes: bool) -> None:
     """
     from kdcluster.commands import rm as command
 
+    if checkpoints:
+        return command.rm_checkpoints(chosen, yes=yes)
+    if not chosen.names:
+        raise click.UsageError("Missing argument 'RUN|EXP...'.")
     command.rm(chosen, yes=yes)
 
 

@@ -1,14 +1,15 @@
-"""`kdcluster rm`: which runs go, what they take, and then without them."""
+"""`kdcluster rm`: which runs, or checkpoints of finished ones, go, and what they take; with --yes they are gone."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.named import of_name
 from kdcluster.launch import cancel as cancelling
-from kdcluster.runs import RunDir
+from kdcluster.runs import RunDir, run_dirs
 from kdcluster.terminal import say, show
 from kdcluster.wording import count, size
 
@@ -54,3 +55,39 @@ def _staying(
         if run_dir not in stay and outside:
             stay[run_dir] = f"{outside[0]} needs it"
     return stay
+
+
+def rm_checkpoints(chosen: Chosen, *, yes: bool) -> None:
+    """Show the last checkpoints of runs that are done, with what they take; delete them with `yes`.
+
+    Raises:
+        ConfigError: one that was named may not be changed by this user.
+    """
+    root = chosen.root
+    named = [of_name(root, name) for name in chosen.names]
+    asked = {run_dir for experiment, found in named if not experiment for run_dir in found}
+    every = [run_dir for _, found in named for run_dir in found] if named else run_dirs(root)
+    sizes = {run_dir: sum(cancelling.checkpoints(run_dir).values()) for run_dir in dict.fromkeys(every)}
+    sizes = {run_dir: bytes_ for run_dir, bytes_ in sizes.items() if bytes_}
+    needed = cancelling.needing_checkpoints(sizes)
+    needed |= {run_dir: why for run_dir in sizes if run_dir not in asked and (why := _not_ours(run_dir))}
+    for why in dict.fromkeys(needed.values()):
+        ids = [run_dir.id for run_dir in needed if needed[run_dir] == why]
+        say(f"{ids[0] if len(ids) == 1 else count(len(ids), 'run')} {'keeps' if len(ids) == 1 else 'keep'} them: {why}")
+    wanted = {run_dir: bytes_ for run_dir, bytes_ in sizes.items() if run_dir not in needed}
+    for run_dir, bytes_ in wanted.items():
+        show(f"{run_dir.checkpoints}  {size(bytes_)}")
+    what = f"the checkpoints of {count(len(wanted), 'run')}, {size(sum(wanted.values()))}"
+    if not wanted:
+        return say("no checkpoint to delete")
+    if not yes:
+        return say(f"nothing was deleted; --yes deletes {what}; weights, events and results stay")
+    cancelling.remove_checkpoints(list(wanted), root)
+    say(f"deleted: {what}")
+
+
+def _not_ours(run_dir: RunDir) -> str:
+    """Why a run is left alone that was not named itself; empty where it is not."""
+    if run_dir.path.stat().st_uid != os.geteuid():
+        return "another user's, so it has to be named itself"
+    return f"{wrong}, so it has to be named itself" if (wrong := run_dir.known()[1]) else ""

@@ -1,4 +1,4 @@
-"""Stop runs and keep what they have; delete runs that nothing needs. Both take the submit lock.
+"""Stop runs and keep what they have; delete runs that nothing needs, or their checkpoints. All take the submit lock.
 
 Stopping goes from asking to killing by itself: a marker in the run directory and the place's own way
 (`Backend.cancel`), then, for what is still there on this machine, SIGKILL for the whole tree.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from kdcluster import saved
 from kdcluster.errors import ConfigError, WaitTimeout
 from kdcluster.files import write_json
 from kdcluster.launch import backend
@@ -201,3 +202,39 @@ def remove(chosen: Sequence[RunDir], root: Path, experiments: Collection[str] = 
             wanted = [name for name in run_dir.experiments() if name not in experiments]
             if wanted != run_dir.experiments() and os.access(run_dir.path, os.W_OK):
                 write_json(run_dir.path / "experiments.json", wanted)
+
+
+# Of runs that are done, the checkpoints alone
+
+
+def checkpoints(run_dir: RunDir) -> dict[Path, int]:
+    """The checkpoints of a run, with their sizes in bytes; nothing behind a link."""
+    if run_dir.path.is_symlink() or run_dir.checkpoints.is_symlink():
+        return {}
+    paths = [saved.path_of(run_dir.checkpoints, step) for step in saved.steps(run_dir.checkpoints)]
+    return {path: path.stat().st_size for path in paths if not path.is_symlink()}
+
+
+def needing_checkpoints(chosen: Iterable[RunDir]) -> dict[RunDir, str]:
+    """Those of some runs that go on from their checkpoints, or are mended from them, and why."""
+    found = {}
+    for run_dir, status in statuses_of(chosen).items():
+        if status.state != State.DONE or status.damage:
+            found[run_dir] = f"it is {status.state}" + f", and {status.damage}" * bool(status.damage)
+        elif problem := run_dir.weights_problem("best"):
+            found[run_dir] = f"its best weights are {problem}"
+    return found
+
+
+def remove_checkpoints(chosen: Sequence[RunDir], root: Path) -> None:
+    """Delete the checkpoints of runs, but of those that need them by now.
+
+    Raises:
+        ConfigError: one may not be changed by this user.
+    """
+    with one_at_a_time(root, "rm"):
+        _refuse_closed(chosen)
+        needed = needing_checkpoints(chosen)
+        for run_dir in chosen:
+            for path in checkpoints(run_dir) if run_dir not in needed else ():
+                path.unlink(missing_ok=True)

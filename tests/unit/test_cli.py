@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prefetch": (*EXP, "--role", *WHERE),
     "schema": ("--json",),
     "cancel": (*EXP, *RUNS, "--shared"),
-    "rm": (*RUNS, "--yes"),
+    "rm": (*RUNS, "--checkpoints", "--yes"),
     "sweep": (
         *("--set", "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
         *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
@@ -64,7 +64,7 @@ ARGUMENTS = {
     "logs": "RUN|EXP",
     "results": "EXP...",
     "cancel": "EXP|RUN...",
-    "rm": "RUN|EXP...",
+    "rm": "[RUN|EXP...]",
     "sweep": "EXP",
     "doctor": "[EXP...]",
 }

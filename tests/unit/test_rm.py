@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from kdcluster import saved
 from kdcluster.cli import main
 from kdcluster.experiment.configfile import load
+from kdcluster.launch.status import run_status
 from kdcluster.plan import Plan, plan
 from kdcluster.runs import RunDir, run_dirs
-from tests.fabricated import put
+from tests.fabricated import put, save
 from tests.tiny import write_experiment
 
 
@@ -103,3 +106,64 @@ def test_the_file_may_be_gone(root: Path) -> None:
     rm("one", "--yes")
     assert left(root) == set()
     assert "no experiment 'one', neither" in rm("one", code=5)[1]
+
+
+# Checkpoints
+
+
+def kept(root: Path) -> dict[str, list[int]]:
+    return {run_dir.id: saved.steps(run_dir.checkpoints) for run_dir in run_dirs(root)}
+
+
+def test_the_checkpoints_of_what_is_done_go_after_their_sizes_were_shown(root: Path) -> None:
+    teacher, baseline, distilled = submitted(root, "one").runs
+    put(root, plan([load("one", ["seeds=[7]"])]).runs[1], "stopped").add_experiments(["one"])
+    for run_dir in run_dirs(root):
+        save(run_dir, 8)
+    shown, said = rm("one", "--checkpoints")
+    assert sorted(shown.splitlines()) == sorted(
+        f"{root / run.id}/checkpoints  24 B" for run in (teacher, baseline, distilled)
+    )
+    assert said.splitlines()[0].endswith(" keeps them: it is stopped")
+    assert "--yes deletes the checkpoints of 3 runs, 72 B; weights, events and results stay" in said
+    assert all(kept(root).values())
+    rm("--checkpoints", "--yes")  # of all
+    assert sorted(kept(root).values()) == [[], [], [], [8]]
+    assert run_status(RunDir(root, teacher.id)).state == "done"
+    assert RunDir(root, teacher.id).weights_problem("best") == ""
+    assert rm("--checkpoints", "one")[1].endswith("no checkpoint to delete\n")
+    assert "Missing argument 'RUN|EXP...'" in rm(code=2)[1]
+
+
+def test_what_a_checkpoint_may_still_mend_keeps_it(root: Path) -> None:
+    teacher = RunDir(root, submitted(root, "one").runs[0].id)
+    save(teacher, 8)
+    teacher.weights("best").unlink()
+    assert f"{teacher.id} keeps them: its best weights are gone\n" in rm(teacher.id, "--checkpoints", "--yes")[1]
+    assert kept(root)[teacher.id] == [8]
+
+
+def test_checkpoints_of_other_users_and_other_versions_go_only_if_the_run_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, baseline, _ = (RunDir(root, run.id) for run in submitted(root, "one").runs)
+    for run_dir in (teacher, baseline):
+        save(run_dir, 8)
+    baseline.config.write_text(baseline.config.read_text() + "later: 1\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.geteuid", lambda: os.getuid() + 1)
+        said = rm("--checkpoints", "--yes")[1]
+    assert "2 runs keep them: another user's, so it has to be named itself\n" in said
+    rm("one", "--checkpoints", "--yes")
+    assert kept(root) == {**kept(root), teacher.id: [], baseline.id: [8]}
+    rm(baseline.id, "--checkpoints", "--yes")
+    assert kept(root)[baseline.id] == []
+
+
+def test_checkpoints_behind_a_link_stay(root: Path, tmp_path: Path) -> None:
+    run_dir = RunDir(root, submitted(root, "one").runs[0].id)
+    save(run_dir, 8)
+    run_dir.checkpoints.rename(tmp_path / "archive")
+    run_dir.checkpoints.symlink_to(tmp_path / "archive")
+    assert rm("--checkpoints", "--yes")[1] == "no checkpoint to delete\n"
+    assert len(list((tmp_path / "archive").iterdir())) == 1
