@@ -281,6 +281,7 @@ def prefetch(chosen: Chosen) -> None:
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
 )
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
+@click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, GPU-hours and time; in JSON always.")
 @click.option("--sweep", "of_sweep", is_flag=True, help="The trials of the experiment's sweep instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def results(chosen: Chosen, **options: Any) -> None:

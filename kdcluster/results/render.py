@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from kdcluster.columns import aligned, as_csv, as_json, escaped, in_ascii, markdown
+from kdcluster.results import seeds
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 from kdcluster.states import State
 from kdcluster.wording import one_line
@@ -16,13 +17,16 @@ SCHEMA = "kdcluster.results/1"
 MISSING = "–"
 
 
-def render(table: Table, format: Format = "table", *, ascii: bool = False) -> str:
-    """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else."""
+def render(table: Table, format: Format = "table", *, ascii: bool = False, per_seed: bool = False) -> str:
+    """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else.
+
+    `per_seed`: with the runs behind the means below it, in CSV in its place; in JSON they always are.
+    """
     if format == "json":
         return as_json(document(table))
     if format == "table":
-        return _plain(table, in_ascii if ascii else str)
-    text = _markdown(table) if format == "md" else _csv(table)
+        return _plain(table, in_ascii if ascii else str, per_seed)
+    text = _markdown(table, per_seed) if format == "md" else _csv(table, per_seed)
     return in_ascii(text) if ascii else text
 
 
@@ -38,7 +42,10 @@ def document(table: Table) -> dict[str, Any]:
     }
 
 
-def _csv(table: Table) -> str:
+def _csv(table: Table, per_seed: bool) -> str:
+    if per_seed:
+        each = ((experiment.name, experiment.seeds) for experiment in table.experiments)
+        return as_csv(seeds.table(each, protocol=table.protocol, metric=table.metric))
     names = ["experiment", "protocol", "metric", *(name for name in Row.__dataclass_fields__ if name != "note")]
     at = names.index("gain_ci95")
     names[at : at + 1] = ["gain_ci95_low", "gain_ci95_high"]
@@ -52,23 +59,29 @@ def _csv(table: Table) -> str:
     return as_csv(rows)
 
 
-def _plain(table: Table, spell: Callable[[str], str]) -> str:
+def _plain(table: Table, spell: Callable[[str], str], per_seed: bool) -> str:
     blocks = []
     for experiment in table.experiments:
         cells = [[spell(cell) for cell in row] for row in _cells(table, experiment)]  # before their width is taken
         head, *rows = aligned(cells, right=range(1, len(cells[0])))
         lines = [_title(table, experiment), "", head, "─" * len(head), *rows]
+        if per_seed:
+            each = [[spell(cell) for cell in row] for row in seeds.cells(experiment.seeds, table.protocol)]
+            lines += ["", *aligned(each, right=range(1, len(each[0])))]
         for title, problems in _by_kind(experiment.problems):
             lines += ["", f"{title}:", *(f"  {line}" for line in aligned([p.run, p.state, _why(p)] for p in problems))]
         blocks.append("\n".join([*lines, "", *map(one_line, experiment.notes)]))
     return spell("\n\n".join([*blocks, "\n".join(table.notes)]) + "\n")
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: Table, per_seed: bool) -> str:
     blocks = []
     for experiment in table.experiments:
         cells = _cells(table, experiment)
         lines = [f"### {escaped(_title(table, experiment))}", "", *markdown(cells, right=range(1, len(cells[0])))]
+        if per_seed:
+            each = seeds.cells(experiment.seeds, table.protocol)
+            lines += ["", *markdown(each, right=range(1, len(each[0])))]
         for title, problems in _by_kind(experiment.problems):
             lines += ["", f"**{title}**", ""]
             lines += [f"- {escaped(f'{p.run}: {p.state}: {_why(p)}')}" for p in problems]
