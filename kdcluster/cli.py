@@ -309,6 +309,9 @@ def cancel(chosen: Chosen, shared: bool) -> None:
         for run_id, wanted in others.items():
             say(f"  {run_id}  goes on: {', '.join(wanted)} needs it too; --shared stops it")
         ids += [run.id for run in made.runs if run.id not in others]
+        if left := set(cancelling.going_on(made, root)) - set(ids):
+            who = f"{count(len(left), 'run')} of other settings, or of a sweep, {'goes' if len(left) == 1 else 'go'} on"
+            say(f"  {who}; give the same --set and --seeds, or name what to stop")
     stopped = cancelling.cancel(dict.fromkeys(ids), root)
     for run_id, state in stopped.items():
         say(f"  {run_id}  {state}")

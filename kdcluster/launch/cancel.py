@@ -52,6 +52,13 @@ def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
     return {run_id: names for run_id, names in wanted.items() if names}
 
 
+def going_on(plan: Plan, root: Path) -> list[str]:
+    """Live runs that were started for the plan's experiments and are not in it: of other settings, or of a sweep."""
+    ids = {run.id for run in plan.runs}
+    theirs = [one for one in run_dirs(root) if one.id not in ids and plan.wanted.keys() & set(one.experiments())]
+    return [run_dir.id for run_dir in _live(theirs)]
+
+
 def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
     """Mark runs that are queued or running, or may be, and wait until none of their processes is left.
 

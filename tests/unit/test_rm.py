@@ -167,3 +167,14 @@ def test_checkpoints_behind_a_link_stay(root: Path, tmp_path: Path) -> None:
     run_dir.checkpoints.symlink_to(tmp_path / "archive")
     assert rm("--checkpoints", "--yes")[1] == "no checkpoint to delete\n"
     assert len(list((tmp_path / "archive").iterdir())) == 1
+
+
+def test_cancel_says_what_of_an_experiment_goes_on(root: Path) -> None:
+    """`submit one --seeds 7`, then `cancel one`: nothing was stopped, and nothing said why."""
+    (run,) = plan([load("one", ["seeds=[7]"])]).only(["baseline"]).runs[-1:]
+    put(root, run, "running").add_experiments(["one"])
+    result = CliRunner().invoke(main, ["cancel", "one"], catch_exceptions=False)
+    assert result.stderr.splitlines() == [
+        "  1 run of other settings, or of a sweep, goes on; give the same --set and --seeds, or name what to stop",
+        "nothing to stop: none of these runs is queued or running",
+    ]
