@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from kdcluster.errors import NotFound
@@ -18,16 +19,13 @@ def of_name(root: Path, name: str) -> tuple[str, list[RunDir]]:
         NotFound: it is the name of neither, or nothing was started for the experiment.
         ConfigError: several runs have ids that begin so.
     """
-    no_file = None
+    unknown = f"nothing was started for {name} in {root}"
     try:
         experiment = configfile.find(name).stem
-    except NotFound as error:
-        experiment, no_file = name, error
+    except NotFound as no_file:
+        experiment, unknown = name, f"no run {name!r} in {root}, and {no_file}"
+        with suppress(NotFound):
+            return "", [find_run(root, name)]
     if found := [run_dir for run_dir in run_dirs(root) if experiment in run_dir.experiments()]:
         return experiment, found
-    if no_file is None:
-        raise NotFound(f"nothing was started for {experiment} in {root}")
-    try:
-        return "", [find_run(root, name)]
-    except NotFound:
-        raise NotFound(f"no run {name!r} in {root}, and {no_file}") from None
+    raise NotFound(unknown)
