@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,15 @@ class Setting:
     def text(self) -> str:
         """The value as a file would have it, but text without quotes."""
         return self.value if isinstance(self.value, str) and self.value else spelt(self.value)
+
+    @property
+    def plain(self) -> Any:
+        """The value in JSON; as text where that has none such, as dates and nan by hand in a config.yaml."""
+        try:
+            json.dumps(self.value, allow_nan=False)
+        except (TypeError, ValueError):
+            return self.text
+        return self.value
 
 
 def of_run(run: Run) -> dict[str, Setting]:

@@ -128,7 +128,7 @@ def _text(one: Setting | None) -> str:
 
 def _document(a: Side, b: Side, found: list[Difference], facts: list[tuple[str, Any, Any]]) -> dict[str, Any]:
     def value(one: Setting | None) -> Any:
-        return None if one is None else one.value
+        return None if one is None else one.plain
 
     return {
         "schema": "kdcluster.diff/1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from kdcluster.commands.arguments import Chosen
@@ -24,7 +24,7 @@ def rm(chosen: Chosen, *, yes: bool) -> None:
     named = [of_name(root, name) for name in chosen.names]
     experiments = {experiment for experiment, _ in named if experiment}
     asked = {run_dir for experiment, found in named if not experiment for run_dir in found}
-    every = list(dict.fromkeys(run_dir for _, found in named for run_dir in found))
+    every = dict.fromkeys(run_dir for _, found in named for run_dir in found)
     stay = _staying(every, asked, experiments, root)
     for run_dir, why in stay.items():
         say(f"{run_dir.id} stays: {why}")
@@ -41,12 +41,12 @@ def rm(chosen: Chosen, *, yes: bool) -> None:
 
 
 def _staying(
-    every: Iterable[RunDir], asked: Iterable[RunDir], experiments: Iterable[str], root: Path
+    every: Collection[RunDir], asked: Collection[RunDir], experiments: Collection[str], root: Path
 ) -> dict[RunDir, str]:
     """The runs of experiments that others have a use for, and whose; not those that were named themselves."""
     stay: dict[RunDir, str] = {}
     going = [run_dir for run_dir in every if run_dir not in asked]
-    for run_dir in list(going):
+    for run_dir in going:
         if others := sorted(set(run_dir.experiments()) - set(experiments)):
             stay[run_dir] = f"{', '.join(others)} {'wants' if len(others) == 1 else 'want'} it too"
     users = cancelling.needing(going, root)

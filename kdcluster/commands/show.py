@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import textwrap
@@ -113,7 +114,8 @@ def _result(run_dir: RunDir, status: Status) -> str:
     if not beat.get("steps"):
         return ""
     best_top1 = f"; best test/top1 so far {beat['best_top1']:.2f} %" if beat.get("best_top1") is not None else ""
-    return f"none yet: epoch {beat['epoch']} of {beat['epochs']}, step {beat['step']} of {beat['steps']}{best_top1}"
+    done = (f"{what} {beat.get(what, 0)} of {beat.get(f'{what}s', 0)}" for what in ("epoch", "step"))
+    return f"none yet: {', '.join(done)}{best_top1}"
 
 
 def _settings(settings: Mapping[str, Setting]) -> Iterator[str]:
@@ -159,19 +161,28 @@ def _document(
         "state": status.state,
         "reason": "; ".join(filter(None, (status.reason, wrong))),
         "experiments": run_dir.experiments(),
-        "settings": {key: document(one) for key, one in of_run(run).items()},
+        "settings": {key: _setting(one) for key, one in of_run(run).items()},
         "needs": [{"id": need, "state": found[need].state, "best_top1": found[need].top1} for need in run.needs],
         "needed_by": users,
         "submitted": run_dir.submitted(),
         "attempts": [asdict(record) for record in records],
         **asdict(cost(records)),
-        "result": run_dir.result(),
+        "result": _finite(run_dir.result()),
         "files": [{"path": str(path), "bytes": bytes_} for path, bytes_ in sizes.items()],
         "dir": str(run_dir.path),
     }
 
 
-def document(one: Setting) -> dict[str, Any]:
+def _setting(one: Setting) -> dict[str, Any]:
     """A setting in JSON; a key that has to be set has null as its default."""
     default = None if one.default is REQUIRED else one.default
-    return {"value": one.value, "default": default, "is_default": one.is_default, "hashed": one.hashed}
+    return {"value": one.plain, "default": default, "is_default": one.is_default, "hashed": one.hashed}
+
+
+def _finite(value: Any) -> Any:
+    """A document whose losses may not be finite, for JSON, which has no such numbers: null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -118,6 +118,22 @@ def test_a_damaged_run_is_shown_with_what_is_wrong(made: Plan, root: Path) -> No
     assert "its config.yaml is damaged" in document("show", run_dir.id)["reason"]
 
 
+def test_numbers_that_json_has_not(made: Plan, root: Path) -> None:
+    """A run may diverge, and somebody may edit a config.yaml."""
+    run_dir = RunDir(root, made.runs[0].id)
+    last = {"epoch": 1, "step": 10, "test/top1": 10.0, "test/loss": float("nan")}
+    fabricated.publish(run_dir, 10.0, 1, last=last)
+    text = run_dir.config.read_text()
+    run_dir.config.write_text(
+        text.replace("patch_size: 8", "patch_size: .nan").replace("depth: 1", "depth: 2026-11-28")
+    )
+    found = document("show", run_dir.id)
+    assert found["result"]["last"]["test/loss"] is None
+    assert found["settings"]["model_args.patch_size"]["value"] == ".nan"
+    assert found["settings"]["model_args.depth"]["value"] == "2026-11-28"
+    assert differing(run_dir.id, made.runs[1].id)["model_args.patch_size"] == (".nan", 8)
+
+
 def test_an_experiment_and_what_is_not_there(made: Plan) -> None:
     assert say("show", "tiny", code=2) == "tiny is an experiment; show takes one of its runs: kdcluster status tiny\n"
     assert "no run 'zzz' in " in say("show", "zzz", code=5)
