@@ -7,6 +7,7 @@ Stopping goes from asking to killing by itself: a marker in the run directory an
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -161,18 +162,22 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
 def needing(chosen: Sequence[RunDir], root: Path) -> dict[str, list[RunDir]]:
     """Id of each run -> the runs of a runs directory that need it, as theirs says.
 
-    A config.yaml is read as YAML (10 ms) only where the id of one of them stands in its text.
+    A config.yaml is read as YAML only where the id of another one of them stands in its text.
     """
     found: dict[str, list[RunDir]] = {run_dir.id: [] for run_dir in chosen}
+    odd = any(not _ID.fullmatch(os.fsencode(run_id)) for run_id in found)  # a folder that somebody has renamed
     for user in run_dirs(root):
         try:
-            text = user.config.read_bytes()
+            named = {name.decode() for name in _ID.findall(user.config.read_bytes())}
         except OSError:
             continue  # it cannot say what it needs
-        if any(run_id.encode() in text or not run_id.isascii() for run_id in found):  # dumped in ASCII, else escaped
+        if odd or found.keys() & named - {user.id}:
             for need in found.keys() & user.known()[0].needs:
                 found[need].append(user)
     return found
+
+
+_ID = re.compile(rb"[\w.-]+-s\d+-[0-9a-f]{8}")
 
 
 def files(run_dir: RunDir) -> dict[Path, int]:

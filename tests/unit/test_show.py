@@ -152,7 +152,9 @@ def test_who_needs_a_run_is_told_without_reading_every_config(
 
     monkeypatch.setattr(RunDir, "known", noted)
     assert needing([teacher], root) == {teacher.id: [distilled]}
-    assert sorted(read) == sorted([teacher.id, distilled.id])
+    assert read == [distilled.id]
+    odd = teacher.path.rename(root / "kept")
+    assert needing([RunDir(root, "kept"), teacher], root) == {odd.name: [], teacher.id: [distilled]}
 
 
 # diff
