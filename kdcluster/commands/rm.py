@@ -33,11 +33,11 @@ def rm(chosen: Chosen, *, yes: bool) -> None:
     sizes = [sum(cancelling.files(run_dir).values()) for run_dir in wanted]
     for run_dir, bytes_ in zip(wanted, sizes, strict=True):
         show(f"{run_dir.path}  {size(bytes_)}")
-    what = f"{count(len(wanted), 'run')}, {size(sum(sizes))}"
+    what, total = count(len(wanted), "run"), size(sum(sizes))
     if not yes:
-        return say(f"nothing was deleted; --yes deletes {what}" if wanted else "nothing to delete")
+        return say(f"nothing was deleted; --yes deletes {what}, {total}" if wanted else "nothing to delete")
     cancelling.remove(wanted, root, experiments)
-    say(f"deleted: {what}")
+    say(f"{what} deleted, {total}")
 
 
 def _staying(
@@ -77,13 +77,13 @@ def rm_checkpoints(chosen: Chosen, *, yes: bool) -> None:
     wanted = {run_dir: bytes_ for run_dir, bytes_ in sizes.items() if run_dir not in needed}
     for run_dir, bytes_ in wanted.items():
         show(f"{run_dir.checkpoints}  {size(bytes_)}")
-    what = f"the checkpoints of {count(len(wanted), 'run')}, {size(sum(wanted.values()))}"
+    what, total = f"the checkpoints of {count(len(wanted), 'run')}", size(sum(wanted.values()))
     if not wanted:
         return say("no checkpoint to delete")
     if not yes:
-        return say(f"nothing was deleted; --yes deletes {what}; weights, events and results stay")
+        return say(f"nothing was deleted; --yes deletes {what}, {total}; weights, events and results stay")
     cancelling.remove_checkpoints(list(wanted), root)
-    say(f"deleted: {what}")
+    say(f"{what} deleted, {total}")
 
 
 def _not_ours(run_dir: RunDir) -> str:

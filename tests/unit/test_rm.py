@@ -55,7 +55,7 @@ def test_every_run_of_an_experiment_goes_after_it_was_named(root: Path) -> None:
     )
     assert said.startswith("nothing was deleted; --yes deletes 4 runs, ")
     assert len(left(root)) == 4
-    assert rm("one", "--yes")[1].startswith("deleted: 4 runs, ")
+    assert rm("one", "--yes")[1].startswith("4 runs deleted, ")
     assert left(root) == set()
     assert rm("one", code=5)[1] == f"nothing was started for one in {root}\n"
 
