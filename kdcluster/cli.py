@@ -15,16 +15,20 @@ import click
 
 from kdcluster import __version__
 from kdcluster.columns import fitted
-from kdcluster.commands import arguments
+from kdcluster.commands import arguments, completion
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
 from kdcluster.imagefolder import looked_at_once
-from kdcluster.terminal import Warnings, leave, say, show, show_json, show_log, show_text, width
+from kdcluster.terminal import Warnings, leave, say, show, show_json, show_text, width
 from kdcluster.wording import count, one_line, printable
 
 
 class _Group(click.Group):
     """Turns our errors into a message and an exit code, and a misspelt command into a suggestion."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        completion.register()
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -101,7 +105,7 @@ def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...")
+@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...", shell_complete=completion.experiments_and_runs)
 @takes(
     *(arguments.settings, arguments.resources, arguments.role),
     *(arguments.runs_dir, arguments.data_dir, arguments.place),
@@ -123,7 +127,7 @@ def submit(chosen: Chosen, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("experiment", metavar="EXP")
+@click.argument("experiment", metavar="EXP", shell_complete=completion.experiments)
 @takes(arguments.settings, arguments.resources, arguments.runs_dir, arguments.data_dir)
 @click.option(
     "--role",
@@ -148,7 +152,7 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
 
 
 @main.command()
-@click.argument("experiment", metavar="EXP")
+@click.argument("experiment", metavar="EXP", shell_complete=completion.experiments)
 @takes(
     *(arguments.overrides, arguments.resources_of_a_sweep, arguments.runs_dir, arguments.data_dir),
     arguments.place_of_a_sweep,
@@ -184,45 +188,66 @@ def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, metavar="[EXP|RUN...]")
+@click.argument("names", nargs=-1, metavar="[EXP|RUN...]", shell_complete=completion.experiments_and_runs)
 @takes(arguments.settings, arguments.runs_dir)
 @click.option("--watch", is_flag=True, help="Stay until every run has ended.")
 @arguments.as_json
 def status(chosen: Chosen, watch: bool, as_json: bool) -> None:
-    """Runs by experiment and sweep: state, progress, why one waits. Of a RUN: each attempt, and what it cost.
+    """Runs by experiment and sweep: state, progress, why one waits.
 
     Without names: every run in the runs directory, and what else its experiments want. A terminal that is too short
-    for all of them gets those that run; a pipe gets everything.
+    for all of them gets those that run; a pipe gets everything. `show RUN` says all of one.
     """
     from kdcluster.commands import status as command
 
     command.status(chosen, watch=watch, as_json=as_json)
 
 
+@main.command("show")
+@click.argument("run", shell_complete=completion.runs)
+@takes(arguments.runs_dir)
+@arguments.as_json
+def show_(chosen: Chosen, run: str, as_json: bool) -> None:
+    """One run: settings, needs, attempts, result, files.
+
+    The settings that are not the default come first; what needs it stands beside what it needs, and each attempt with
+    how it ended, the traceback of the rank that failed first, and what it cost.
+    """
+    from kdcluster.commands import show as command
+
+    command.show(chosen, run, as_json=as_json)
+
+
 @main.command()
-@click.argument("run")
+@click.argument("a", shell_complete=completion.experiments_and_runs)
+@click.argument("b", shell_complete=completion.experiments_and_runs)
+@takes(arguments.runs_dir)
+@arguments.as_json
+def diff(chosen: Chosen, a: str, b: str, as_json: bool) -> None:
+    """The keys in which two runs, or two experiments, differ.
+
+    Of a run and an experiment: the run, and the one that the experiment has of its role and seed today.
+    """
+    from kdcluster.commands import diff as command
+
+    command.diff(chosen, a, b, as_json=as_json)
+
+
+@main.command()
+@click.argument("name", metavar="RUN|EXP", shell_complete=completion.experiments_and_runs)
 @takes(arguments.runs_dir)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @click.option("--rank", type=click.IntRange(0), default=None, help="This rank alone.")
 @arguments.as_json
-def logs(chosen: Chosen, run: str, follow: bool, rank: int | None, as_json: bool) -> None:
-    """The run's log, all ranks labelled. RUN is any unique beginning of an id."""
-    from kdcluster.commands.logs import lines
-    from kdcluster.launch.status import run_status
-    from kdcluster.runs import find_run
+def logs(chosen: Chosen, name: str, **options: Any) -> None:
+    """The run's log, all ranks labelled. RUN is any unique beginning of an id.
 
-    run_dir = find_run(chosen.root, run)
-    if not run_dir.attempts():
-        status = run_status(run_dir)
-        say(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}")
-    try:
-        found = lines(run_dir, follow=follow, rank=rank)
-        if as_json:
-            return show_json({"schema": "kdcluster.logs/1", "run": run_dir.id, "lines": list(found)})
-        for line in found:
-            show_log(line)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    Of an EXP: all of its runs that are running, each line with its run (with -f also those that wait for their turn);
+    else the one that failed last, else the last one.
+    """
+    from kdcluster.commands import logs as command
+
+    command.logs(chosen, name, **options)
 
 
 @main.command()
@@ -259,6 +284,7 @@ def prefetch(chosen: Chosen) -> None:
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
 )
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
+@click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, GPU-hours and time; in JSON always.")
 @click.option("--sweep", "of_sweep", is_flag=True, help="The trials of the experiment's sweep instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def results(chosen: Chosen, **options: Any) -> None:
@@ -272,7 +298,7 @@ def results(chosen: Chosen, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...")
+@click.argument("names", nargs=-1, required=True, metavar="EXP|RUN...", shell_complete=completion.experiments_and_runs)
 @takes(arguments.settings, arguments.runs_dir)
 @click.option("--shared", is_flag=True, help="Also runs that other live experiments need.")
 def cancel(chosen: Chosen, shared: bool) -> None:
@@ -286,6 +312,9 @@ def cancel(chosen: Chosen, shared: bool) -> None:
         for run_id, wanted in others.items():
             say(f"  {run_id}  goes on: {', '.join(wanted)} needs it too; --shared stops it")
         ids += [run.id for run in made.runs if run.id not in others]
+        if left := set(cancelling.going_on(made, root)) - set(ids):
+            who = f"{count(len(left), 'run')} of other settings, or of a sweep, {'goes' if len(left) == 1 else 'go'} on"
+            say(f"  {who}; give the same --set and --seeds, or name what to stop")
     stopped = cancelling.cancel(dict.fromkeys(ids), root)
     for run_id, state in stopped.items():
         say(f"  {run_id}  {state}")
@@ -297,27 +326,29 @@ def cancel(chosen: Chosen, shared: bool) -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("names", nargs=-1, metavar="[RUN|EXP...]", shell_complete=completion.experiments_and_runs)
 @takes(arguments.runs_dir)
+@click.option(
+    "--checkpoints", is_flag=True, help="Of runs that are done only the checkpoint; without names, of all your own."
+)
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
-def rm(chosen: Chosen, runs: tuple[str, ...], yes: bool) -> None:
-    """Delete runs. Shows what it would delete unless --yes; refuses what another run needs."""
-    from kdcluster.launch import cancel as cancelling
-    from kdcluster.runs import find_run
+def rm(chosen: Chosen, checkpoints: bool, yes: bool) -> None:
+    """Delete runs. Shows what it would delete unless --yes; refuses what another run needs.
 
-    root = chosen.root
-    wanted = list({run.id: run for run in (find_run(root, name) for name in runs)}.values())
-    cancelling.check(wanted, root)
-    for run_dir in wanted:
-        show(f"{run_dir.path}  {cancelling.size(run_dir) / 2**20:.1f} MiB")
-    if not yes:
-        return say("nothing was deleted; --yes deletes this")
-    cancelling.remove(wanted, root)
-    say(f"{count(len(wanted), 'run')} deleted")
+    Of an EXP: every run that was started for it, with whatever settings and by its sweep, but for those that another
+    experiment was submitted with, or that another run needs.
+    """
+    from kdcluster.commands import rm as command
+
+    if checkpoints:
+        return command.rm_checkpoints(chosen, yes=yes)
+    if not chosen.names:
+        raise click.UsageError("Missing argument 'RUN|EXP...'.")
+    command.rm(chosen, yes=yes)
 
 
 @main.command()
-@click.argument("experiments", nargs=-1, metavar="[EXP...]")
+@click.argument("experiments", nargs=-1, metavar="[EXP...]", shell_complete=completion.experiments)
 @takes(
     *(arguments.settings, arguments.resources, arguments.role),
     *(arguments.runs_dir, arguments.data_dir, arguments.place),

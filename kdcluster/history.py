@@ -1,4 +1,4 @@
-"""What each attempt of a run did, why it ended, and the GPU-hours it cost: read from the run directory alone."""
+"""What each attempt of a run did, why it ended, what it cost in GPU-hours and time: from the run directory alone."""
 
 from __future__ import annotations
 
@@ -40,16 +40,19 @@ class Record:
     gpu_hours: float
     lost_gpu_hours: float
     """For steps that a later attempt did again, or without a step at all."""
+    wall_s: float = 0.0
+    """From its start to its end, or to the last that was heard of it."""
     damage: str = ""
     """What is wrong with its records; stands in the reason, too. Without its start it cost nothing that is known."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """GPU-hours of some runs: all of them, and those for steps that were done again."""
+    """GPU-hours of some runs: all of them, and those for steps that were done again; and their time, one by one."""
 
     gpu_hours: float = 0.0
     lost_gpu_hours: float = 0.0
+    wall_s: float = 0.0
 
 
 def history(run_dir: RunDir) -> list[Record]:
@@ -78,7 +81,8 @@ def _waited(records: list[Record]) -> Iterator[Record]:
 def cost(parts: Iterable[Record | Cost]) -> Cost:
     """What attempts, or runs, cost together."""
     parts = list(parts)
-    return Cost(sum(one.gpu_hours for one in parts), sum(one.lost_gpu_hours for one in parts))
+    sums = (sum(getattr(one, name) for one in parts) for name in ("gpu_hours", "lost_gpu_hours", "wall_s"))
+    return Cost(*sums)
 
 
 def headline(one: Record) -> str:
@@ -88,9 +92,9 @@ def headline(one: Record) -> str:
         words.append(f"from {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one.started))}")
         if one.ended is not None:
             until = time.strftime("%H:%M:%S", time.localtime(one.ended))
-            words[-1] += f" to {until} ({_span(one.ended - one.started)})"
+            words[-1] += f" to {until} ({span(one.ended - one.started)})"
     if one.waited_s:
-        words.append(f"waited {_span(one.waited_s)}")
+        words.append(f"waited {span(one.waited_s)}")
     words.append(f"steps {one.from_step} to {one.to_step}")
     if one.gpu_hours:
         lost = f", {one.lost_gpu_hours:.3g} of them lost" if one.lost_gpu_hours else ""
@@ -121,8 +125,8 @@ def spent(total: Cost) -> str:
     return f"{total.gpu_hours:.3g} GPU-hours{lost}" if total.gpu_hours else ""
 
 
-def _span(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+def span(seconds: float) -> str:
+    """A time as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
@@ -145,7 +149,8 @@ def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: Ru
     rank = outcome.get("rank")
     first = next((f for f in failures if f["rank"] == rank), None) if outcome.get("state") == State.FAILED else None
     until = ended or last_sign
-    hours = _gpus(start) * (until - started) / 3600 if until and started else 0.0
+    wall_s = until - started if until and started else 0.0
+    hours = _gpus(start) * wall_s / 3600
     silent = "it ended without a word" if overtaken and not outcome and not damage else ""
     return Record(
         attempt=attempt.number,
@@ -165,6 +170,7 @@ def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: Ru
         traceback=first.get("traceback") if first else None,
         gpu_hours=hours,
         lost_gpu_hours=hours * _lost(from_step, to_step, next_from, outcome, run_dir),
+        wall_s=wall_s,
         damage=damage,
     )
 

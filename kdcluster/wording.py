@@ -13,9 +13,10 @@ import shlex
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 Key = tuple[str | int, ...]
 Problem = tuple[Key, str]
@@ -57,6 +58,17 @@ def syntax(problem: str, opened: int) -> str:
 def count(number: float, what: str) -> str:
     """`1 run`, `2 runs`, `0.5 GPUs`, `2 processes`."""
     return f"{number:.15g} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def size(number: int) -> str:
+    """Bytes as `312 B`, `1.2 KiB`, `448.5 MiB`, `1.3 GiB`."""
+    if number < 1024:
+        return f"{number} B"
+    value, units = number / 1024, iter(("KiB", "MiB", "GiB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)):
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}"
 
 
 def one_line(text: str) -> str:
@@ -154,12 +166,14 @@ def submit_words(stored: Any) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as the file would have it, cut short."""
-    text = _flow(value)
+    text = spelt(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def block_of(annotation: Any) -> type[BaseModel] | None:
     """The block inside a field's annotation (`Train`, `Train | None`), or None for a plain value."""
+    from pydantic import BaseModel  # here, so that what only needs words does not wait for it
+
     for kind in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -254,7 +268,8 @@ def _block_at(root: type[BaseModel], key: Key) -> type[BaseModel] | None:
     return block
 
 
-def _flow(value: Any) -> str:
+def spelt(value: Any) -> str:
+    """A value as the file would have it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -262,7 +277,7 @@ def _flow(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
     if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
+        return f"[{', '.join(map(spelt, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {spelt(inner)}' for key, inner in value.items())}}}"
     return repr(value) if isinstance(value, str) else str(value)

@@ -3,6 +3,7 @@
 "resumed" is stopped at a step, "evaluated" in the middle of its first evaluation, by the rank with the fewest batches.
 """
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,8 @@ def main() -> None:
                 fresh = replace(world, agreement=Agreement())  # as in a process of its own
                 train(run_dir, run_dir.newest(), fresh, folder / "data", progress)
                 fresh.agreement.finish()
+                if name == "resumed" and start == 0 and world.rank == 0:
+                    shutil.copytree(run_dir.checkpoints, folder / "stopped")  # a finished run keeps only its last
                 world.barrier()
 
 

@@ -39,6 +39,7 @@ RANKS: dict[str, float] = {
     "experiment": 2,
     "plan": 3,
     "differing": 3.05,
+    "settings": 3.1,
     "shapes": 2,
     "records": 3.1,
     "attempts": 3.2,

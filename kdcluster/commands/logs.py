@@ -1,57 +1,136 @@
-"""A run's logs, all ranks labelled, from the file's beginning or followed while they grow."""
+"""`kdcluster logs`: what runs have said, all ranks labelled, from the beginning or followed while it grows."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kdcluster import records
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.named import of_name
 from kdcluster.history import headline, history
-from kdcluster.launch.status import KNOWN_S, run_status
-from kdcluster.runs import RunDir
+from kdcluster.launch.status import KNOWN_S, Status, last_sign, statuses_of
+from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import ENDED, State
+from kdcluster.terminal import say, show_json, show_log
+from kdcluster.wording import count
 
 POLL_S = 0.2
 ASK_S = 1.0
-"""How often the run's state is asked for, which costs more than a look at its files."""
+"""How often the runs' states are asked for, which costs more than a look at their files."""
 
 
-def lines(run_dir: RunDir, *, follow: bool = False, rank: int | None = None) -> Iterator[str]:
+def logs(chosen: Chosen, name: str, *, follow: bool, rank: int | None, as_json: bool) -> None:
+    """Print the log of a run, or of those of an experiment that one wants to read now."""
+    experiment, run_dirs = of_name(chosen.root, name)
+    found = statuses_of(run_dirs)
+    if experiment:
+        words, run_dirs = _wanted(experiment, found, follow=follow)
+        say(words)
+    labels = _labels(run_dirs) if len(run_dirs) > 1 else dict.fromkeys(run_dirs, "")
+    for run_dir in run_dirs:
+        if labels[run_dir]:
+            say(f"  {labels[run_dir]}  {run_dir.id}")
+        elif not run_dir.attempts():
+            status = found[run_dir]
+            say(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}")
+    try:
+        text = lines(labels, follow=follow, rank=rank)
+        if as_json:
+            ids = [run_dir.id for run_dir in run_dirs]
+            document = {"run": ids[0] if len(ids) == 1 else None, "runs": ids, "lines": list(text)}
+            return show_json({"schema": "kdcluster.logs/1", **document})
+        for line in text:
+            show_log(line)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _wanted(experiment: str, found: Mapping[RunDir, Status], *, follow: bool) -> tuple[str, list[RunDir]]:
+    """What to say, and of an experiment's runs those that run, with those that wait where the log is followed; else
+    the one that failed last, else the one that was heard of last."""
+    live = (State.RUNNING, State.QUEUED) if follow else (State.RUNNING,)
+    if going := [run_dir for run_dir, status in found.items() if status.state in live]:
+        return (
+            f"{count(len(going), 'run')} of {experiment} {'is' if len(going) == 1 else 'are'} {' or '.join(live)}:",
+            going,
+        )
+    begun = {run_dir: newest for run_dir in found if (newest := run_dir.newest())}
+    if failed := {run_dir: one for run_dir, one in begun.items() if found[run_dir].state == State.FAILED}:
+        latest = _latest(failed)
+        return f"no run of {experiment} is running; the last that failed: {latest.id}", [latest]
+    if begun:
+        latest = _latest(begun)
+        return f"no run of {experiment} is running, and none has failed; the last: {latest.id}", [latest]
+    return f"no run of {experiment} has begun", []
+
+
+def _latest(begun: Mapping[RunDir, Attempt]) -> RunDir:
+    return max(begun, key=lambda run_dir: last_sign(begun[run_dir]))
+
+
+def _labels(run_dirs: Iterable[RunDir]) -> dict[RunDir, str]:
+    """Role and seed, short beside each line; and the end of the id where that does not tell them apart."""
+    runs = {run_dir: run_dir.known()[0] for run_dir in run_dirs}
+    short = {run_dir: f"{run.role} s{run.seed}" for run_dir, run in runs.items()}
+    often = Counter(short.values())
+    return {one: label if often[label] == 1 else f"{label} {one.id[-8:]}" for one, label in short.items()}
+
+
+def lines(labels: Mapping[RunDir, str], *, follow: bool = False, rank: int | None = None) -> Iterator[str]:
     """`[attempt 1 rank 0] …` for every line of every attempt, oldest first; before them what SLURM jobs said.
 
     Of several attempts, each begins with where and when it ran, and how it ended.
 
     Args:
-        run_dir: the run.
-        follow: go on until the run has ended; a new attempt is picked up.
+        labels: of each run, what its lines begin with before the attempt; "" for one run alone.
+        follow: go on until the runs have ended; a new attempt is picked up.
         rank: this rank alone.
     """
-    read: dict[Path, int] = {}
-    said: set[tuple[int, bool]] = set()
-    ended, asked = False, -math.inf
+    readers = {run_dir: _Reader(run_dir, f"{label} ".lstrip(), rank) for run_dir, label in labels.items()}
+    ended: set[RunDir] = set()
+    asked = -math.inf
     while True:
         if time.monotonic() >= asked + ASK_S:  # before reading, so that nothing is missed
-            ended, asked = run_status(run_dir, KNOWN_S).state in (*ENDED, State.PLANNED), time.monotonic()
-        if rank is None:
-            logs = {path.name: path for path in run_dir.path.glob("slurm/*/*.log")}
-            for job, name in records.numbered(logs, "", ".log"):
-                yield from (f"[job {job}] {line}" for line in _new(logs[name], read, ended or not follow))
-        attempts = history(run_dir)
-        for record in attempts:
-            attempt = run_dir.attempt(record.attempt)
-            stage = (attempt.number, record.state is not None)
-            if rank is None and len(attempts) > 1 and stage not in said:  # once when it starts, once when it has ended
-                said.add(stage)
-                yield f"[attempt {attempt.number}] {headline(record)}"
-            for label, path in attempt.logs():
-                if rank is None or label == f"rank {rank}":
-                    whole = ended or not follow
-                    yield from (f"[attempt {attempt.number} {label}] {line}" for line in _new(path, read, whole))
-        if ended or not follow:
+            found, asked = statuses_of(readers, KNOWN_S), time.monotonic()
+            ended = {run_dir for run_dir, status in found.items() if status.state in (*ENDED, State.PLANNED)}
+        for run_dir, reader in readers.items():
+            yield from reader.new(whole=run_dir in ended or not follow)
+        if len(ended) == len(readers) or not follow:
             return
         time.sleep(POLL_S)
+
+
+class _Reader:
+    """One run's logs, and how much of them has been read."""
+
+    def __init__(self, run_dir: RunDir, label: str, rank: int | None) -> None:
+        self.run_dir, self.label, self.rank = run_dir, label, rank
+        self._read: dict[Path, int] = {}
+        self._said: set[tuple[int, bool]] = set()
+
+    def new(self, *, whole: bool) -> Iterator[str]:
+        """Lines that were added since the last call; an unfinished last line only where `whole`."""
+        if self.rank is None:
+            logs = {path.name: path for path in self.run_dir.path.glob("slurm/*/*.log")}
+            for job, name in records.numbered(logs, "", ".log"):
+                yield from (f"[{self.label}job {job}] {line}" for line in _new(logs[name], self._read, whole))
+        attempts = history(self.run_dir)
+        for record in attempts:
+            attempt = self.run_dir.attempt(record.attempt)
+            where = f"{self.label}attempt {attempt.number}"
+            stage = (attempt.number, record.state is not None)
+            several = len(attempts) > 1 or self.label
+            if self.rank is None and several and stage not in self._said:  # once when it starts, once when it has ended
+                self._said.add(stage)
+                yield f"[{where}] {headline(record)}"
+            for label, path in attempt.logs():
+                if self.rank is None or label == f"rank {self.rank}":
+                    yield from (f"[{where} {label}] {line}" for line in _new(path, self._read, whole))
 
 
 def _new(path: Path, read: dict[Path, int], whole: bool) -> list[str]:

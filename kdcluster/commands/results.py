@@ -21,11 +21,20 @@ from kdcluster.wording import quoted
 
 
 def results(
-    chosen: Chosen, style: str, protocol: str, output: Path | None, strict: bool, of_sweep: bool, as_json: bool
+    chosen: Chosen,
+    style: str,
+    protocol: str,
+    output: Path | None,
+    strict: bool,
+    per_seed: bool,
+    of_sweep: bool,
+    as_json: bool,
 ) -> None:
     """Print or write it; with `strict`, leave with 1 where something is missing."""
     style = "json" if as_json else style
     in_ascii = output is None and not can_show("±×αΔ–")
+    if of_sweep and per_seed:
+        raise ConfigError("--per-seed does not go with --sweep, which has a row for each point")
     if of_sweep:
         text, complete = _of_sweeps(chosen, style, ascii=in_ascii)
     else:
@@ -36,7 +45,7 @@ def results(
         }
         built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
         room = None if output is not None else width()
-        text = render.render(built, style, ascii=in_ascii, width=room)  # type: ignore[arg-type]
+        text = render.render(built, style, ascii=in_ascii, width=room, per_seed=per_seed)  # type: ignore[arg-type]
         complete = built.complete
     if output is not None:
         try:

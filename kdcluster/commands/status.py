@@ -1,4 +1,4 @@
-"""`kdcluster status`: one row a run, and of a single one each attempt."""
+"""`kdcluster status`: one row a run; what there is to know of a single one says `kdcluster show`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcluster.commands.progress import Shown, follow
 from kdcluster.commands.remaining import in_words, seconds_left
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
-from kdcluster.history import Record, cost, history, post_mortem, spent
+from kdcluster.history import Record, cost, history, spent
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir, run_dirs
@@ -47,7 +47,7 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
         order = [run for run in shown.plan.runs if run.id in found]
         made = [_status_row(shown, run, found[run.id], records[run.id]) for run in order]
         return show_json({"schema": "kdcluster.status/1", "runs": made, "seconds_left": left})
-    _show(shown, found, {run_id: records[run_id] for run_id in desk.single if run_id in records})
+    _show(shown, found)
     if not chosen.names and not found:
         say(f"nothing was started yet in {desk.root}; name an experiment")
     held = spent(cost(record for one in records.values() for record in one))
@@ -97,8 +97,8 @@ class _Desk:
         return {**{run_id: one for run_id, one in self.single.items() if one.path.exists()}, **trials}
 
 
-def _show(shown: Shown, found: Mapping[str, Status], single: Mapping[str, list[Record]]) -> None:
-    """The runs as stdout takes them; below those that were named one by one, each attempt."""
+def _show(shown: Shown, found: Mapping[str, Status]) -> None:
+    """The runs as stdout takes them."""
     there = size(sys.stdout)
     spell: Callable[[str], str] = str if can_show("α━") else in_ascii
     if there is None:
@@ -107,10 +107,6 @@ def _show(shown: Shown, found: Mapping[str, Status], single: Mapping[str, list[R
     else:
         room = type(there)((there.columns, max(1, there.lines - ROOM_BELOW)))
         show_screen(screen(shown.groups, found, room, spell=spell, colour=has_colour()))
-    for run_id, records in single.items():
-        for told in [*([f"{run_id}:"] if len(single) > 1 else []), *post_mortem(records)]:
-            for line in wrapped(f"  {told}", there.columns if there else None, "      "):
-                show(line)
 
 
 def _started_here(root: Path) -> tuple[str, ...]:

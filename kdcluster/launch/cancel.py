@@ -1,4 +1,4 @@
-"""Stop runs and keep what they have; delete runs that nothing needs. Both take the submit lock.
+"""Stop runs and keep what they have; delete runs that nothing needs, or their checkpoints. All take the submit lock.
 
 Stopping goes from asking to killing by itself: a marker in the run directory and the place's own way
 (`Backend.cancel`), then, for what is still there on this machine, SIGKILL for the whole tree.
@@ -7,14 +7,17 @@ Stopping goes from asking to killing by itself: a marker in the run directory an
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from kdcluster import saved
 from kdcluster.errors import ConfigError, WaitTimeout
+from kdcluster.files import write_json
 from kdcluster.launch import backend
 from kdcluster.launch.damaged import who
 from kdcluster.launch.status import Status, statuses_of
@@ -48,6 +51,13 @@ def shared(plan: Plan, root: Path) -> dict[str, list[str]]:
     live = {name for run_dir in strangers for name in run_dir.experiments()} - plan.wanted.keys()
     wanted = {run_id: sorted(live.intersection(RunDir(root, run_id).experiments())) for run_id in ids}
     return {run_id: names for run_id, names in wanted.items() if names}
+
+
+def going_on(plan: Plan, root: Path) -> list[str]:
+    """Live runs that were started for the plan's experiments and are not in it: of other settings, or of a sweep."""
+    ids = {run.id for run in plan.runs}
+    theirs = [one for one in run_dirs(root) if one.id not in ids and plan.wanted.keys() & set(one.experiments())]
+    return [run_dir.id for run_dir in _live(theirs)]
 
 
 def cancel(run_ids: Iterable[str], root: Path) -> dict[str, State]:
@@ -139,26 +149,54 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
         if status and (status.state in LIVE or status.unknown):
             what = f"{status.state}, as far as is known ({status.unknown})" if status.unknown else status.state
             problems.append(f"{run_dir.id} is {what}; cancel it first")
-    for run_dir, status in found.items():
-        needed = ids.intersection(run_dir.known()[0].needs)
-        if run_dir.id not in ids and needed:
-            what = "and its retention in the table" if status.state == State.DONE else "which is not done"
-            problems.append(f"{needed.pop()} is needed by {run_dir.id}, {what}; delete that too, or not this")
+    for run_id, users in needing(chosen, root).items():
+        for user in users:
+            if user.id not in ids:
+                done = found[user].state == State.DONE if user in found else False
+                what = "and its retention in the table" if done else "which is not done"
+                problems.append(f"{run_id} is needed by {user.id}, {what}; delete that too, or not this")
     if problems:
         raise ConfigError(*problems)
 
 
-def size(run_dir: RunDir) -> int:
-    """Bytes below a run directory; of a link only its own."""
+def needing(chosen: Sequence[RunDir], root: Path) -> dict[str, list[RunDir]]:
+    """Id of each run -> the runs of a runs directory that need it, as theirs says.
+
+    A config.yaml is read as YAML only where the id of another one of them stands in its text.
+    """
+    found: dict[str, list[RunDir]] = {run_dir.id: [] for run_dir in chosen}
+    odd = any(not _ID.fullmatch(os.fsencode(run_id)) for run_id in found)  # a folder that somebody has renamed
+    for user in run_dirs(root):
+        try:
+            named = {name.decode() for name in _ID.findall(user.config.read_bytes())}
+        except OSError:
+            continue  # it cannot say what it needs
+        if odd or found.keys() & named - {user.id}:
+            for need in found.keys() & user.known()[0].needs:
+                found[need].append(user)
+    return found
+
+
+_ID = re.compile(rb"[\w.-]+-s\d+-[0-9a-f]{8}")
+
+
+def files(run_dir: RunDir) -> dict[Path, int]:
+    """The files of a run by their path in its folder, and their sizes in bytes; nothing behind a link."""
     if run_dir.path.is_symlink():
-        return 0
-    return sum(path.lstat().st_size for path in run_dir.path.rglob("*") if path.is_file() and not path.is_symlink())
+        return {}
+    paths = (path for path in sorted(run_dir.path.rglob("*")) if path.is_file() and not path.is_symlink())
+    return {path.relative_to(run_dir.path): path.lstat().st_size for path in paths}
 
 
-def remove(chosen: Sequence[RunDir], root: Path) -> None:
+def remove(chosen: Sequence[RunDir], root: Path, experiments: Collection[str] = ()) -> None:
     """Check again and delete, with what an interrupted call has left; of a link only the link.
 
     Renamed first, so that a half-deleted one is never taken for a run.
+
+    Args:
+        chosen: the runs.
+        root: their runs directory.
+        experiments: that are deleted with them, and want no run that stays any more.
 
     Raises:
         ConfigError: as `check`.
@@ -172,3 +210,43 @@ def remove(chosen: Sequence[RunDir], root: Path) -> None:
                 run_dir.path.rename(Path(tempfile.mkdtemp(dir=root, prefix=DELETED)) / run_dir.id)
         for left in root.glob(f"{DELETED}*"):
             shutil.rmtree(left)
+        for run_dir in run_dirs(root) if experiments else ():
+            wanted = [name for name in run_dir.experiments() if name not in experiments]
+            if wanted != run_dir.experiments() and os.access(run_dir.path, os.W_OK):
+                write_json(run_dir.path / "experiments.json", wanted)
+
+
+# Of runs that are done, the checkpoints alone
+
+
+def checkpoints(run_dir: RunDir) -> dict[Path, int]:
+    """The checkpoints of a run, with their sizes in bytes; nothing behind a link."""
+    if run_dir.path.is_symlink() or run_dir.checkpoints.is_symlink():
+        return {}
+    paths = [saved.path_of(run_dir.checkpoints, step) for step in saved.steps(run_dir.checkpoints)]
+    return {path: path.stat().st_size for path in paths if not path.is_symlink()}
+
+
+def needing_checkpoints(chosen: Iterable[RunDir]) -> dict[RunDir, str]:
+    """Those of some runs that go on from their checkpoints, or are mended from them, and why."""
+    found = {}
+    for run_dir, status in statuses_of(chosen).items():
+        if status.state != State.DONE or status.damage:
+            found[run_dir] = f"it is {status.state}" + f", and {status.damage}" * bool(status.damage)
+        elif problem := run_dir.weights_problem("best"):
+            found[run_dir] = f"its best weights are {problem}"
+    return found
+
+
+def remove_checkpoints(chosen: Sequence[RunDir], root: Path) -> None:
+    """Delete the checkpoints of runs, but of those that need them by now.
+
+    Raises:
+        ConfigError: one may not be changed by this user.
+    """
+    with one_at_a_time(root, "rm"):
+        _refuse_closed(chosen)
+        needed = needing_checkpoints(chosen)
+        for run_dir in chosen:
+            for path in checkpoints(run_dir) if run_dir not in needed else ():
+                path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdown
+from kdcluster.results import seeds
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 from kdcluster.states import State
 from kdcluster.wording import one_line, wide, wrapped
@@ -17,7 +18,9 @@ SCHEMA = "kdcluster.results/1"
 MISSING = "–"
 
 
-def render(table: Table, format: Format = "table", *, ascii: bool = False, width: int | None = None) -> str:
+def render(
+    table: Table, format: Format = "table", *, ascii: bool = False, width: int | None = None, per_seed: bool = False
+) -> str:
     """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else.
 
     Args:
@@ -25,12 +28,13 @@ def render(table: Table, format: Format = "table", *, ascii: bool = False, width
         format: `md`, `csv` and `json` are whole always.
         ascii: in ASCII alone.
         width: of a terminal, in columns, which `table` then fits: text wraps at words, columns give way by rank.
+        per_seed: with the runs behind the means below it, in CSV in its place; in JSON they always are.
     """
     if format == "json":
         return as_json(document(table))
     if format == "table":
-        return _plain(table, in_ascii if ascii else str, width)
-    text = _markdown(table) if format == "md" else _csv(table)
+        return _plain(table, in_ascii if ascii else str, width, per_seed)
+    text = _markdown(table, per_seed) if format == "md" else _csv(table, per_seed)
     return in_ascii(text) if ascii else text
 
 
@@ -46,7 +50,10 @@ def document(table: Table) -> dict[str, Any]:
     }
 
 
-def _csv(table: Table) -> str:
+def _csv(table: Table, per_seed: bool) -> str:
+    if per_seed:
+        each = ((experiment.name, experiment.seeds) for experiment in table.experiments)
+        return as_csv(seeds.table(each, protocol=table.protocol, metric=table.metric))
     names = ["experiment", "protocol", "metric", *(name for name in Row.__dataclass_fields__ if name != "note")]
     at = names.index("gain_ci95")
     names[at : at + 1] = ["gain_ci95_low", "gain_ci95_high"]
@@ -60,7 +67,7 @@ def _csv(table: Table) -> str:
     return as_csv(rows)
 
 
-def _plain(table: Table, spell: Callable[[str], str], width: int | None) -> str:
+def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_seed: bool) -> str:
     def below(notes: Iterable[str]) -> list[str]:
         return [line for note in notes for line in wrapped(spell(note), width, "  ")]
 
@@ -77,6 +84,10 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None) -> str:
         lines = [*below([_title(table, experiment)]), "", *head, rule, *(line for row in rows for line in row)]
         if fit.left_out:
             lines += ["", *below([f"no room here for {', '.join(fit.left_out)}: widen the terminal, or --format md"])]
+        if per_seed:
+            each = [[spell(cell) for cell in row] for row in seeds.cells(experiment.seeds, table.protocol)]
+            fit = fitted(each, range(1, len(each[0])), width=width)
+            lines += ["", *(line for row in fit.rows for line in row)]
         for title, problems in _by_kind(experiment.problems):
             told = [["", "", ""], *([p.run, p.state, spell(_why(p))] for p in problems)]
             room = width and width - 2
@@ -88,11 +99,14 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None) -> str:
     return spell("\n\n".join([*blocks, "\n".join(below(table.notes))]) + "\n")
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: Table, per_seed: bool) -> str:
     blocks = []
     for experiment in table.experiments:
         cells = _cells(table, experiment)
         lines = [f"### {escaped(_title(table, experiment))}", "", *markdown(cells, right=range(1, len(cells[0])))]
+        if per_seed:
+            each = seeds.cells(experiment.seeds, table.protocol)
+            lines += ["", *markdown(each, right=range(1, len(each[0])))]
         for title, problems in _by_kind(experiment.problems):
             lines += ["", f"**{title}**", ""]
             lines += [f"- {escaped(f'{p.run}: {p.state}: {_why(p)}')}" for p in problems]

@@ -15,6 +15,7 @@ from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, Record, cost, history
 from kdcluster.plan import ROLES, Plan, Role
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
+from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import interval95
 from kdcluster.runs import RunDir
 from kdcluster.states import State
@@ -76,6 +77,7 @@ class ExperimentTable:
     """Of all its runs; what another experiment shares counts in both."""
     costs: Mapping[str, Cost] = field(default_factory=dict)
     """Of each run that has started."""
+    seeds: tuple[SeedRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ def build(
                 name,
                 tuple(_row(role, runs, config) for role in ROLES if runs[role]),
                 tuple(_problems(unique, states or {})),
-                (*_notes(runs, unique, config, protocol, trainer_code), *_uncounted(records)),
+                (*_notes(runs, unique, config, protocol, trainer_code), *took(costs.values()), *_uncounted(records)),
                 cost(costs.values()),
                 costs,
+                by_seed(runs, costs),
             )
         )
     return Table(protocol, TOP1, tuple(experiments), _FOOTER)

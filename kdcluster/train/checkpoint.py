@@ -1,4 +1,4 @@
-"""Checkpoints of one run: written aside, checked by a checksum, the last two and the best kept.
+"""Checkpoints of one run: written aside, checked by a checksum; the last two and the best kept, of a done run the last.
 
 How they lie on disk says saved.py; what is in them is a torch file of tensors and plain values, read with weights_only.
 Only what cannot be computed again is in it. The learning rate, the position in the epoch, the views, the order of
@@ -24,7 +24,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import aside
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
-from kdcluster.saved import HEADER, MAGIC, checkpoint_problem, path_of, steps
+from kdcluster.saved import HEADER, MAGIC, checkpoint_problem, newest_step, path_of, steps
 from kdcluster.train.distributed import World
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,18 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: Iterable[int] = (
         if old not in kept:
             path_of(folder, old).unlink()
     return path
+
+
+def keep_last(folder: Path) -> None:
+    """Of a run that is done, remove all checkpoints but the newest one, which holds three times its weights.
+
+    From that one its result can be published again, and a longer training can begin. The best weights are a file of
+    their own; should that be lost, the run is trained again.
+    """
+    last = newest_step(folder)
+    for step in steps(folder) if last else ():
+        if step != last:
+            path_of(folder, step).unlink()
 
 
 def load(path: Path) -> dict[str, Any]:

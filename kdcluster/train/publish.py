@@ -17,7 +17,7 @@ from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.saved import weights_record
 from kdcluster.train import models
-from kdcluster.train.checkpoint import write_weights
+from kdcluster.train.checkpoint import keep_last, write_weights
 from kdcluster.train.data import share
 from kdcluster.train.distributed import World, has_batchnorm
 from kdcluster.train.tracking import Tracker
@@ -111,7 +111,7 @@ class Publisher:
             self.check_newest()
 
     def result(self) -> None:
-        """Write result.json: the run is done."""
+        """Write result.json: the run is done, and needs no checkpoint but the last."""
         self.check_newest()
         if not self.active:
             return
@@ -130,6 +130,7 @@ class Publisher:
             **self.facts,
         }
         write_json(self.run_dir.path / "result.json", result)
+        keep_last(self.run_dir.checkpoints)
 
     def _save(self, which: str, net: models.Classifier) -> None:
         """Weights in timm's layout, written aside and renamed."""

@@ -123,7 +123,7 @@ def test_preempted_and_resumed_on_the_other_node_with_the_same_weights(
     assert [record["to_step"] for record in row["history"]] == [step, row["steps"]]
     assert row["gpu_hours"] == sum(record["gpu_hours"] for record in row["history"]) > 0
     assert row["lost_gpu_hours"] == 0.0
-    for said in (run.desk.run("status", run.run.id)[0], run.desk.run("logs", run.run.id)[0]):
+    for said in (run.desk.run("show", run.run.id)[0], run.desk.run("logs", run.run.id)[0]):
         assert f"on {run.node(1)} in job {run.job}; from " in said
         assert f"steps 0 to {step}; " in said
         assert f"steps {step} to {row['steps']}; " in said
@@ -183,7 +183,7 @@ def test_a_killed_rank_and_a_killed_torchrun_spend_the_budget(
     assert second["trainer"]["resumed_at_step"] > 0
     assert row["state"] == "failed"
     assert row["reason"].startswith("torchrun was killed by SIGKILL; max_restarts 1 is spent; step ")
-    assert "    rank 0, exit code of torchrun 1, signal SIGKILL\n" in run.desk.run("status", run.run.id)[0]
+    assert "    rank 0, exit code of torchrun 1, signal SIGKILL\n" in run.desk.run("show", run.run.id)[0]
     wait_until(lambda: not run.desk.processes())
 
 

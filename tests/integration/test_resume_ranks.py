@@ -1,5 +1,6 @@
 """A run that was stopped and resumed at 3 ranks ends in the same bits; on another number of ranks it goes on."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,17 +44,13 @@ def test_resume_at_three_ranks_and_on_one(tmp_path):
     # The same checkpoint on one rank: the same step, the same data, weights that differ by rounding alone.
     single = RunDir(tmp_path / "single", run_id)
     single.prepare(whole.load())
-    (single.path / "checkpoints").mkdir()
-    source = next((resumed.path / "checkpoints").glob(f"step-{at:08}.ckpt"), None)
-    if source is None:  # later ones have taken its place
-        source = sorted((resumed.path / "checkpoints").iterdir())[0]
-    (single.path / "checkpoints" / source.name).write_bytes(source.read_bytes())
+    shutil.copytree(tmp_path / "stopped", single.checkpoints)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     train(single, single.start_attempt({}), World(0, 1, torch.device("cpu")), tmp_path / "data", Progress())
     torch.set_num_threads(threads)
     assert read_json(single.path / "result.json")["steps"] == 12
-    assert single.attempt(1).read("trainer")["resumed_at_step"] == int(source.stem.removeprefix("step-"))
+    assert single.attempt(1).read("trainer")["resumed_at_step"] == at
     alone = load_file(single.weights("last"))
     for name, value in theirs.items():
         np.testing.assert_allclose(alone[name], value, atol=2e-3)

@@ -43,8 +43,8 @@ def test_steps_that_were_done_twice_are_lost_gpu_hours(run_dir: RunDir) -> None:
     assert (first.from_step, first.to_step, first.gpu_hours, first.lost_gpu_hours) == (0, 40, 2.0, 0.0)
     assert (second.gpu_hours, second.lost_gpu_hours) == (2.0, 1.0)  # 20 of its 40 steps were done again
     assert (third.state, third.lost_gpu_hours) == ("done", 0.0)
-    assert cost([first, second, third]) == Cost(5.0, 1.0)
-    assert cost([cost([first]), cost([second, third])]) == Cost(5.0, 1.0)
+    assert cost([first, second, third]) == Cost(5.0, 1.0, 9000.0)
+    assert cost([cost([first]), cost([second, third])]) == Cost(5.0, 1.0, 9000.0)
 
 
 def test_an_attempt_without_a_step_is_lost_and_one_that_runs_is_not(run_dir: RunDir) -> None:

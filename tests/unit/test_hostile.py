@@ -23,7 +23,7 @@ from rich.console import Console
 from kdcluster.cli import main
 from kdcluster.columns import aligned, as_csv, as_json, escaped, markdown
 from kdcluster.commands import overview, progress
-from kdcluster.experiment import configfile
+from kdcluster.experiment import configfile, yamlfile
 from kdcluster.launch import submission
 from kdcluster.launch.status import Status
 from kdcluster.plan import plan
@@ -182,10 +182,24 @@ def test_status_of_runs_with_hostile_reasons(failed: RunDir) -> None:
     rows = run("status", "tiny.yaml").stdout.splitlines()
     assert (len(rows), rows[1]) == (6, "tiny: 0 of 3 done")
     assert "no\\x1b]0;mine\\x07\\x1b[2J\\x9b31m\\u202e\\x08\\x7f\\ud800 forged-run  done  100.00 % |[red]" in rows[2]
-    alone = run("status", failed.id).stdout.splitlines()
-    assert [line for line in alone if line.startswith("      ")][1:] == [
+
+
+def test_all_of_a_run_whose_reason_settings_and_files_are_hostile(failed: RunDir) -> None:
+    (failed.path / "a\x1b[2J\nforged 1.0 KiB").touch()
+    values = yamlfile.parse(failed.config.read_text())
+    values["model"]["model_args"][EVIL.replace("\ud800", "")] = EVIL.replace("\ud800", "")
+    failed.config.write_text(json.dumps(values))
+    failed.add_experiments([EVIL])
+    alone = run("show", failed.id).stdout.splitlines()
+    begun = next(at for at, line in enumerate(alone) if line.startswith("  attempt 1"))
+    assert [line for line in alone[begun:] if line.startswith("      ")][1:4] == [
         f"      {line}" for line in printable(EVIL.replace("\r\n", "\n")).replace("\t", " ").split("\n")
     ]
+    other = next(path.name for path in failed.root.iterdir() if path.name.startswith("baseline"))
+    for words in (["diff", failed.id, other], ["diff", failed.id, "tiny.yaml"], ["logs", EVIL], ["rm", EVIL]):
+        run(*words)
+    for command in (["show", failed.id], ["diff", failed.id, other]):
+        assert run(*command, "--json").exit_code == 0
 
 
 def test_status_of_a_run_that_another_version_wrote(failed: RunDir) -> None:

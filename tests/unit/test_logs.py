@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from kdcluster.cli import main
 from kdcluster.commands import logs
-from kdcluster.commands.logs import lines
 from kdcluster.launch.status import Status
-from kdcluster.runs import RunDir
+from kdcluster.plan import Plan
+from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import State
+from tests import fabricated
 from tests.fabricated import DEAD, LIVE, ended, put, started
-from tests.tiny import make_run
+from tests.tiny import make_plan, make_run
 
 Script = Callable[..., None]
+
+
+def lines(run_dir: RunDir, **options: Any) -> Iterator[str]:
+    """Of one run alone."""
+    return logs.lines({run_dir: ""}, **options)
 
 
 @pytest.fixture
@@ -118,14 +129,14 @@ def test_the_files_are_looked_at_often_and_the_state_is_asked_for_once_a_second(
     """It may be a question to SLURM."""
     attempt = started(run_dir, agent=LIVE)
     asked: list[State] = []
-    ask = logs.run_status
+    ask = logs.statuses_of
 
-    def run_status(run_dir: RunDir, within_s: float = 0.0) -> Status:
-        status = ask(run_dir)
-        asked.append(status.state)
-        return status
+    def statuses_of(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> Mapping[RunDir, Status]:
+        found = ask(run_dirs)
+        asked.extend(status.state for status in found.values())
+        return found
 
-    monkeypatch.setattr(logs, "run_status", run_status)
+    monkeypatch.setattr(logs, "statuses_of", statuses_of)
     steps = [say(attempt.log(0), f"{number}\n") for number in range(12)]
     script(*steps, lambda: ended(attempt, "done"), *[lambda: None] * 5, apart_s=logs.POLL_S)
     following = lines(run_dir, follow=True)
@@ -183,3 +194,84 @@ def test_what_was_written_just_before_the_end_is_not_missed(run_dir: RunDir, scr
 def test_bytes_that_are_no_text_do_not_matter(run_dir: RunDir) -> None:
     started(run_dir, agent=DEAD).log(0).write_bytes("größer\n".encode() + b"\xff\n")
     assert list(lines(run_dir)) == ["[attempt 1 rank 0] größer", "[attempt 1 rank 0] \ufffd"]
+
+
+# Of an experiment
+
+
+@pytest.fixture
+def made(empty_folder: Path) -> Plan:
+    """The runs of `tiny`, planned."""
+    made = make_plan(empty_folder)
+    for run in made.runs:
+        put(empty_folder / "runs", run, "planned").add_experiments(["tiny"])
+    return made
+
+
+def typed(*arguments: str) -> tuple[list[str], list[str]]:
+    """stdout and stderr of `kdcluster logs`, in lines."""
+    result = CliRunner().invoke(main, ["logs", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines(), result.stderr.splitlines()
+
+
+def begin(run_id: str, at: float, state: str = "") -> Attempt:
+    """An attempt with a line in its log, last heard of at a time."""
+    attempt = started(RunDir(Path("runs").absolute(), run_id), agent=DEAD if state else LIVE)
+    attempt.write("heartbeat", {**fabricated.BEAT, "time": at})
+    attempt.log(0).write_text(f"of {run_id}\n")
+    if state:
+        ended(attempt, state, "why")
+    return attempt
+
+
+def test_of_an_experiment_all_that_run_each_line_with_its_run(made: Plan) -> None:
+    teacher, baseline, distilled = (run.id for run in made.runs)
+    begin(teacher, 3.0, "failed")
+    assert begin(baseline, time.time()).number == begin(distilled, time.time()).number == 1
+    shown, said = typed("tiny")
+    assert said == ["2 runs of tiny are running:", f"  baseline s0  {baseline}", f"  distilled s0  {distilled}"]
+    assert [line for line in shown if "] of " in line] == [
+        f"[baseline s0 attempt 1 rank 0] of {baseline}",
+        f"[distilled s0 attempt 1 rank 0] of {distilled}",
+    ]
+    document = json.loads("\n".join(typed("tiny", "--json")[0]))
+    assert (document["run"], document["runs"]) == (None, [baseline, distilled])
+
+
+def test_where_none_runs_the_last_that_failed_then_the_last(made: Plan) -> None:
+    teacher, baseline, distilled = (run.id for run in made.runs)
+    assert typed("tiny") == ([], ["no run of tiny has begun"])
+    begin(teacher, 3.0, "done")
+    begin(baseline, 1.0, "done")
+    shown, said = typed("tiny")
+    assert said == [f"no run of tiny is running, and none has failed; the last: {teacher}"]
+    begin(baseline, 1.0, "failed")
+    begin(distilled, 2.0, "failed")
+    shown, said = typed("tiny")
+    assert said == [f"no run of tiny is running; the last that failed: {distilled}"]
+    assert shown == [f"[attempt 1 rank 0] of {distilled}"]
+
+
+def test_an_experiment_is_followed_into_the_runs_that_wait(made: Plan, script: Script, empty_folder: Path) -> None:
+    baseline, distilled = (RunDir(empty_folder / "runs", run.id) for run in made.runs[1:])
+    first = begin(baseline.id, time.time())
+    distilled.write_ticket("local", LIVE)
+    script(
+        lambda: ended(first, "done"),
+        lambda: begin(distilled.id, time.time()),
+        lambda: ended(distilled.attempt(1), "done"),
+    )
+    shown, said = typed("tiny", "-f")
+    assert said[0] == "2 runs of tiny are running or queued:"
+    assert [line for line in shown if "] of " in line] == [
+        f"[baseline s0 attempt 1 rank 0] of {baseline.id}",
+        f"[distilled s0 attempt 1 rank 0] of {distilled.id}",
+    ]
+
+
+def test_runs_of_one_role_and_seed_are_told_apart_by_their_ids(empty_folder: Path) -> None:
+    """Trials of a sweep."""
+    trials = [make_plan(empty_folder, {"distill.alpha": alpha}).runs[-1].id for alpha in (0.1, 0.2)]
+    labels = logs._labels([RunDir(empty_folder, run_id) for run_id in trials])
+    assert list(labels.values()) == [f"distilled s0 {run_id[-8:]}" for run_id in trials]

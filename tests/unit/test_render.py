@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import re
+from dataclasses import asdict, replace
 
 import pytest
 
 from kdcluster.results.render import document, render
+from kdcluster.results.seeds import SeedRow, cells
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 
 
@@ -129,14 +131,51 @@ def test_csv_has_full_precision_and_empty_cells():
     assert second["runs"] == "a b c"
 
 
+SEEDS = (
+    SeedRow("teacher", 0, "teacher-big-s0-0", 91.12, None, 3.0, 3723.4),
+    SeedRow("baseline", 1, "baseline-small-s1-1", 77.0, None, 0.25, 83.0),
+    SeedRow("distilled", 1, "distilled-small-s1-2", 83.5, 6.5, 0.0, 0.0),
+)
+
+
+def test_the_runs_behind_the_means():
+    whole = table(TEACHER, DISTILLED)
+    whole = replace(whole, experiments=(replace(whole.experiments[0], seeds=SEEDS),))
+    lines = render(whole, per_seed=True).splitlines()
+    assert lines[7:11] == [
+        "run                   best test   gain  GPU-hours     time",
+        "teacher-big-s0-0          91.12      –          3  1:02:03",
+        "baseline-small-s1-1       77.00      –       0.25     1:23",
+        "distilled-small-s1-2      83.50  +6.50          0        –",
+    ]
+    assert "| distilled-small-s1-2 | 83.50 | +6.50 | 0 | – |" in render(whole, "md", per_seed=True).splitlines()
+    _, second, third = csv.DictReader(io.StringIO(render(whole, "csv", per_seed=True)))
+    assert (second["experiment"], second["protocol"], second["run"], second["seed"]) == (
+        "exp1",
+        "best",
+        SEEDS[1].run,
+        "1",
+    )
+    assert (third["role"], float(third["gain"]), second["gain"], float(second["wall_s"])) == (
+        "distilled",
+        6.5,
+        "",
+        83.0,
+    )
+    assert json.loads(render(whole, "json"))["experiments"][0]["seeds"][0] == asdict(SEEDS[0])
+    assert SEEDS[1].run not in render(whole)
+    on_cpus = [replace(seed, gpu_hours=0.0) for seed in SEEDS]
+    assert cells(on_cpus, "best")[0] == ["run", "best test", "gain", "time"]
+
+
 def test_json_follows_its_schema():
     problems = (Problem("run", "failed", "why", None),)
     found = json.loads(render(table(BASELINE, DISTILLED, problems=problems), "json"))
     assert set(found) == {"schema", "protocol", "metric", "experiments", "notes"}
     assert (found["schema"], found["protocol"], found["metric"]) == ("kdcluster.results/1", "best", "test/top1")
     (experiment,) = found["experiments"]
-    assert set(experiment) == {"name", "rows", "problems", "notes", "cost", "costs"}
-    assert experiment["cost"] == {"gpu_hours": 0.0, "lost_gpu_hours": 0.0}
+    assert set(experiment) == {"name", "rows", "problems", "notes", "cost", "costs", "seeds"}
+    assert experiment["cost"] == {"gpu_hours": 0.0, "lost_gpu_hours": 0.0, "wall_s": 0.0}
     assert experiment["problems"] == [{"run": "run", "state": "failed", "reason": "why", "log": None}]
     baseline, distilled = experiment["rows"]
     assert set(baseline) == {

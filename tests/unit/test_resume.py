@@ -21,6 +21,7 @@ from kdcluster.results.measured import measure
 from kdcluster.runs import RunDir
 from kdcluster.train import checkpoint, evaluate, models, tracking, worker
 from kdcluster.train.distributed import World
+from kdcluster.train.publish import Publisher
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
 from tests.disk import fill, small_disk
@@ -233,10 +234,35 @@ def test_a_run_that_is_only_evaluated_is_preempted_as_often_as_it_is_stopped(tmp
     assert run_dir.result()["attempt"] == 3
 
 
-def test_last_two_and_best_are_kept(tmp_path, run):
+def test_last_two_and_best_are_kept_and_the_last_once_it_is_done(tmp_path, run, monkeypatch):
+    seen = []
+
+    def look(self, original=Publisher.result):
+        seen.append(saved.steps(self.run_dir.checkpoints))
+        original(self)
+
+    monkeypatch.setattr(Publisher, "result", look)
     run_dir = attempt(tmp_path, run, tmp_path / "data")
     best = run_dir.result()["best"]["step"]
-    assert saved.steps(run_dir.checkpoints) == sorted({6, 8, best, 4 if best == 4 else 8})
+    assert seen == [sorted({6, 8, best, 4 if best == 4 else 8})]
+    assert saved.steps(run_dir.checkpoints) == [8]
+    assert checkpoint.weights_step(run_dir.weights("best")) == best
+
+
+def test_a_result_that_is_lost_comes_back_from_the_last_checkpoint(tmp_path, run):
+    run_dir = attempt(tmp_path, run, tmp_path / "data")
+    undisturbed = outcome(run_dir, run)
+    (run_dir.path / "result.json").unlink()
+    attempt(tmp_path, run, tmp_path / "data")
+    assert run_dir.attempt(2).read("trainer")["resumed_at_step"] == 8
+    assert_same(run_dir, run, undisturbed)
+
+
+def test_no_checkpoint_goes_where_none_of_them_can_be_loaded(tmp_path):
+    for step in (4, 8):
+        saved.path_of(tmp_path, step).write_bytes(b"cut")
+    checkpoint.keep_last(tmp_path)
+    assert saved.steps(tmp_path) == [4, 8]
 
 
 def interrupted(tmp_path, run, steps):

@@ -138,6 +138,24 @@ def test_means_spread_gain_and_retention(tmp_path):
     assert table.experiments[0].problems == ()
 
 
+def test_each_seed_with_its_gain_its_cost_and_its_time(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    RunDir(tmp_path, of(plan, "baseline", 2).id).attempt(1).write("outcome", {"state": "failed"})
+    (tmp_path / of(plan, "baseline", 2).id / "result.json").unlink()
+    first = RunDir(tmp_path, of(plan, "distilled", 1).id).attempt(1)
+    first.write("start", {"started": 1000.0, "host": "here", "gpus_held": 2})
+    first.write("outcome", {"state": "done", "time": 1090.0})
+    (experiment,) = build(plan, tmp_path).experiments
+    found = {(row.role, row.seed): row for row in experiment.seeds}
+    assert list(found) == [("teacher", 0), *((role, seed) for role in ("baseline", "distilled") for seed in range(3))]
+    assert [found["distilled", seed].gain for seed in range(3)] == [6.5, 7.0, None]
+    assert (found["baseline", 2].top1, found["distilled", 2].top1, found["teacher", 0].gain) == (None, 83.0, None)
+    assert found["distilled", 1].run == of(plan, "distilled", 1).id
+    assert (found["distilled", 1].gpu_hours, found["distilled", 1].wall_s) == (0.05, 90.0)
+    assert "7 runs took 1:30 one by one; 0.05 GPU-hours" in experiment.notes
+
+
 def test_protocol_last_takes_the_last_epoch(tmp_path):
     plan = planned(tmp_path)
     full(tmp_path, plan)

@@ -1,0 +1,138 @@
+"""`kdcluster diff`: the keys in which two runs, or two experiments, differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from kdcluster.columns import aligned
+from kdcluster.commands.arguments import Chosen
+from kdcluster.launch.status import run_status
+from kdcluster.plan import Run, plan
+from kdcluster.runs import RunDir
+from kdcluster.settings import NOT_IN_THE_ID, Setting, of_experiment, of_run
+from kdcluster.terminal import show, show_json
+from kdcluster.wording import count
+
+ABSENT = "–"
+SURROUNDINGS = ("params", "batchnorm_batch", "procs", "threads", "device", "device_name", "python", "trainer_code")
+"""What a trainer notes that can move a number though no setting differs."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: what it is called, what it is set to, and of a run what came of it."""
+
+    name: str
+    settings: Mapping[str, Setting]
+    runs: frozenset[str]
+    """Ids: of the run, or of those that the experiment wants."""
+    run: Run | None = None
+    teachers: tuple[Run, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Difference(NamedTuple):
+    """A key in which they differ; None where one of them has no such key."""
+
+    key: str
+    a: Setting | None
+    b: Setting | None
+
+    @property
+    def hashed(self) -> bool:
+        """Whether it makes other runs of them."""
+        return any(one is not None and one.hashed for one in (self.a, self.b))
+
+
+def diff(chosen: Chosen, *names: str, as_json: bool) -> None:
+    """Print what differs."""
+    both = [replace(chosen, names=(name,)) for name in names]
+    sides = [_experiment(one) if one.named else _run_of(one.single[0]) for one in both]
+    known = [side.run for side in sides if side.run]
+    if len(known) == 1:
+        sides = [side if side.run else _counterpart(one, known[0]) for side, one in zip(sides, both, strict=True)]
+    a, b = sides
+    found = sorted(_differences(a, b), key=lambda one: not one.hashed)
+    facts = [(key, a.facts.get(key), b.facts.get(key)) for key in {**a.facts, **b.facts}]
+    facts = [fact for fact in facts if fact[1] != fact[2]]
+    if as_json:
+        return show_json(_document(a, b, found, facts))
+    for name, side in (("A", a), ("B", b)):
+        show(f"{name}  {side.name}")
+    show("")
+    rows = [[one.key, _text(one.a), _text(one.b), "" if one.hashed else NOT_IN_THE_ID] for one in found]
+    rows += [[key, *(ABSENT if value is None else str(value) for value in values), ""] for key, *values in facts]
+    for line in aligned([["", "A", "B", ""], *rows]) if rows else ():
+        show(line)
+    same = len({**a.settings, **b.settings}) - sum(one.key in a.settings or one.key in b.settings for one in found)
+    show(f"{count(same, 'key')} of both {'is' if same == 1 else 'are'} the same" if rows else "no key differs")
+    if not known and rows and (shared := sorted(a.runs & b.runs)):
+        show(f"both want {', '.join(shared)}")
+
+
+def _experiment(one: Chosen) -> Side:
+    loaded = one.load(one.named[0])
+    runs = frozenset(run.id for run in plan([loaded]).runs)
+    return Side(f"{loaded.name} ({loaded.path})", of_experiment(loaded), runs)
+
+
+def _run_of(run_dir: RunDir) -> Side:
+    """A run with what is known of its teacher and of its outcome."""
+    run, wrong = run_dir.known()
+    newest, result = run_dir.newest(), run_dir.result()
+    trainer = newest.read("trainer") if newest else {}
+    facts = {"state": str(run_status(run_dir).state), "what is wrong": wrong or None}
+    facts |= {f"{which} test/top1": f"{result[which]['test/top1']:.2f} %" for which in ("best", "last") if result}
+    facts |= {key: trainer.get(key) for key in SURROUNDINGS}
+    facts |= {f"version of {name}": version for name, version in dict(trainer.get("versions") or {}).items()}
+    needs = (RunDir(run_dir.root, need) for need in run.needs)
+    teachers = tuple(need.known()[0] for need in needs if need.config.exists())
+    return Side(run.id, of_run(run), frozenset([run.id]), run, teachers, facts)
+
+
+def _counterpart(one: Chosen, known: Run) -> Side:
+    """The run that an experiment has of a known one's role and seed, else the first of its role."""
+    made = one.plan()
+    alike = [run for run in made.runs if run.role == known.role]
+    run = next((run for run in alike if run.seed == known.seed), alike[0])
+    facts = _run_of(RunDir(one.root, run.id)).facts
+    name = f"{run.id}, the {run.role} run of {one.named[0]} with seed {run.seed}"
+    return Side(name, of_run(run), frozenset([run.id]), run, tuple(made[need] for need in run.needs), facts)
+
+
+def _differences(a: Side, b: Side) -> list[Difference]:
+    found = _differing(a.settings, b.settings)
+    for ours, theirs in zip(a.teachers, b.teachers, strict=False):  # why it is another one
+        of_teachers = [one for one in _differing(of_run(ours), of_run(theirs)) if one.hashed]
+        common = [one for one in found if one.key.startswith(("data.", "train."))]  # of their experiments
+        found += [one._replace(key=f"teacher.{one.key}") for one in of_teachers if one not in common]
+    return found
+
+
+def _differing(ours: Mapping[str, Setting], theirs: Mapping[str, Setting]) -> list[Difference]:
+    """In the order of the first, and what only the second has behind what it follows there."""
+    keys, at = list(ours), 0
+    for key in theirs:
+        if key not in ours:
+            keys.insert(at, key)
+        at = keys.index(key) + 1
+    found = (Difference(key, ours.get(key), theirs.get(key)) for key in keys)
+    return [one for one in found if one.a is None or one.b is None or one.a.value != one.b.value]
+
+
+def _text(one: Setting | None) -> str:
+    return ABSENT if one is None else one.text
+
+
+def _document(a: Side, b: Side, found: list[Difference], facts: list[tuple[str, Any, Any]]) -> dict[str, Any]:
+    def value(one: Setting | None) -> Any:
+        return None if one is None else one.plain
+
+    return {
+        "schema": "kdcluster.diff/1",
+        **{name: {"name": side.name, "runs": sorted(side.runs)} for name, side in (("a", a), ("b", b))},
+        "differences": [{"key": one.key, "a": value(one.a), "b": value(one.b), "hashed": one.hashed} for one in found],
+        "outcome": [{"key": key, "a": ours, "b": theirs} for key, ours, theirs in facts],
+    }

@@ -1,0 +1,93 @@
+"""`kdcluster rm`: which runs, or checkpoints of finished ones, go, and what they take; with --yes they are gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.named import of_name
+from kdcluster.launch import cancel as cancelling
+from kdcluster.runs import RunDir, run_dirs
+from kdcluster.terminal import say, show
+from kdcluster.wording import count, size
+
+
+def rm(chosen: Chosen, *, yes: bool) -> None:
+    """Show the runs that were named, with what they take on disk; delete them with `yes`.
+
+    Raises:
+        ConfigError: one is going on, or another run needs it.
+    """
+    root = chosen.root
+    named = [of_name(root, name) for name in chosen.names]
+    experiments = {experiment for experiment, _ in named if experiment}
+    asked = {run_dir for experiment, found in named if not experiment for run_dir in found}
+    every = dict.fromkeys(run_dir for _, found in named for run_dir in found)
+    stay = _staying(every, asked, experiments, root)
+    for run_dir, why in stay.items():
+        say(f"{run_dir.id} stays: {why}")
+    wanted = [run_dir for run_dir in every if run_dir not in stay]
+    cancelling.check(wanted, root)
+    sizes = [sum(cancelling.files(run_dir).values()) for run_dir in wanted]
+    for run_dir, bytes_ in zip(wanted, sizes, strict=True):
+        show(f"{run_dir.path}  {size(bytes_)}")
+    what, total = count(len(wanted), "run"), size(sum(sizes))
+    if not yes:
+        return say(f"nothing was deleted; --yes deletes {what}, {total}" if wanted else "nothing to delete")
+    cancelling.remove(wanted, root, experiments)
+    say(f"{what} deleted, {total}")
+
+
+def _staying(
+    every: Collection[RunDir], asked: Collection[RunDir], experiments: Collection[str], root: Path
+) -> dict[RunDir, str]:
+    """The runs of experiments that others have a use for, and whose; not those that were named themselves."""
+    stay: dict[RunDir, str] = {}
+    going = [run_dir for run_dir in every if run_dir not in asked]
+    for run_dir in going:
+        if others := sorted(set(run_dir.experiments()) - set(experiments)):
+            stay[run_dir] = f"{', '.join(others)} {'wants' if len(others) == 1 else 'want'} it too"
+    users = cancelling.needing(going, root)
+    for run_dir in going:
+        outside = [user.id for user in users[run_dir.id] if user not in every or user in stay]
+        if run_dir not in stay and outside:
+            stay[run_dir] = f"{outside[0]} needs it"
+    return stay
+
+
+def rm_checkpoints(chosen: Chosen, *, yes: bool) -> None:
+    """Show the last checkpoints of runs that are done, with what they take; delete them with `yes`.
+
+    Raises:
+        ConfigError: one that was named may not be changed by this user.
+    """
+    root = chosen.root
+    named = [of_name(root, name) for name in chosen.names]
+    asked = {run_dir for experiment, found in named if not experiment for run_dir in found}
+    every = [run_dir for _, found in named for run_dir in found] if named else run_dirs(root)
+    sizes = {run_dir: sum(cancelling.checkpoints(run_dir).values()) for run_dir in dict.fromkeys(every)}
+    sizes = {run_dir: bytes_ for run_dir, bytes_ in sizes.items() if bytes_}
+    needed = cancelling.needing_checkpoints(sizes)
+    needed |= {run_dir: why for run_dir in sizes if run_dir not in asked and (why := _not_ours(run_dir))}
+    for why in dict.fromkeys(needed.values()):
+        ids = [run_dir.id for run_dir in needed if needed[run_dir] == why]
+        say(f"{ids[0] if len(ids) == 1 else count(len(ids), 'run')} {'keeps' if len(ids) == 1 else 'keep'} them: {why}")
+    wanted = {run_dir: bytes_ for run_dir, bytes_ in sizes.items() if run_dir not in needed}
+    for run_dir, bytes_ in wanted.items():
+        show(f"{run_dir.checkpoints}  {size(bytes_)}")
+    what, total = f"the checkpoints of {count(len(wanted), 'run')}", size(sum(wanted.values()))
+    if not wanted:
+        return say("no checkpoint to delete")
+    if not yes:
+        return say(f"nothing was deleted; --yes deletes {what}, {total}; weights, events and results stay")
+    cancelling.remove_checkpoints(list(wanted), root)
+    say(f"{what} deleted, {total}")
+
+
+def _not_ours(run_dir: RunDir) -> str:
+    """Why a run is left alone that was not named itself; empty where it is not."""
+    if run_dir.path.stat().st_uid != os.geteuid():
+        return "another user's, so it has to be named itself"
+    return f"{wrong}, so it has to be named itself" if (wrong := run_dir.known()[1]) else ""

@@ -1,0 +1,188 @@
+"""`kdcluster show`: all that a run's directory tells of it, and which runs need it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from kdcluster.columns import aligned
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.next_steps import say_next_steps
+from kdcluster.errors import ConfigError
+from kdcluster.history import cost, history, post_mortem
+from kdcluster.launch.cancel import files, needing
+from kdcluster.launch.status import Status, statuses
+from kdcluster.plan import Plan, Run
+from kdcluster.runs import RunDir, find_run
+from kdcluster.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
+from kdcluster.terminal import show as show_line
+from kdcluster.terminal import show_json
+from kdcluster.wording import count, one_line, quoted, size
+
+MOST_NAMED = 6
+"""So many runs that need it are named; a teacher of a sweep has dozens."""
+IN_ITS_NAME = ("role", "seed", "teacher")
+"""Settings that stand in its id, or among its needs."""
+JOINED = "\u00a0"
+"""A blank at which no line is broken."""
+WIDTH = 100
+"""Of text that is wrapped and goes to no terminal."""
+
+
+def show(chosen: Chosen, name: str, *, as_json: bool) -> None:
+    """Print it."""
+    run_dir = _named(replace(chosen, names=(name,)))
+    run, wrong = run_dir.known()
+    needs = [RunDir(run_dir.root, need).known()[0] for need in run.needs]
+    found = statuses(Plan((*needs, run), {}, {}), run_dir.root)
+    users = needing([run_dir], run_dir.root)[run_dir.id]
+    sizes = files(run_dir)
+    if as_json:
+        return show_json(_document(run_dir, run, wrong, found, [user.id for user in users], sizes))
+    for line in (
+        *_about(run_dir, run, wrong, found, users),
+        *_settings({key: one for key, one in of_run(run).items() if key not in IN_ITS_NAME}),
+        *_attempts(run_dir),
+        *_files(sizes),
+    ):
+        show_line(line)
+    say_next_steps({run.id: found[run.id]}, chosen.again(*run_dir.experiments()), chosen)
+
+
+def _named(chosen: Chosen) -> RunDir:
+    """The run that was named.
+
+    Raises:
+        ConfigError: an experiment was.
+        NotFound: neither was.
+    """
+    if chosen.named:
+        name = chosen.named[0]
+        raise ConfigError(f"{name} is an experiment; show takes one of its runs: kdcluster status {quoted(name)}")
+    return find_run(chosen.root, chosen.names[0])
+
+
+def _about(run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], users: list[RunDir]) -> Iterator[str]:
+    status = found[run.id]
+    submitted = run_dir.submitted()
+    named = [user.id for user in users[:MOST_NAMED]]
+    more = [f"and {count(len(users) - MOST_NAMED, 'more run')}"] if len(users) > MOST_NAMED else []
+    rows = {
+        "state": ": ".join(filter(None, (status.state, status.reason))),
+        "wrong": wrong,
+        "result": _result(run_dir, status),
+        "wanted by": ", ".join(run_dir.experiments()) or "no experiment",
+        "needs": ", ".join(f"{need} ({_state(found[need])})" for need in run.needs) or "no other run",
+        "needed by": ", ".join([*named, *more]) or "no run that is here",
+        "started by": f"kdcluster submit {submitted}" if submitted else "",
+        "folder": str(run_dir.path),
+    }
+    yield run.id
+    for name, text in rows.items():
+        yield from _wrapped(text, f"  {name:<{max(map(len, rows))}}  ") if text else ()
+
+
+def _wrapped(text: str, before: str = "  ") -> list[str]:
+    """Text as lines that fit the terminal, each below the beginning of the first."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    wrapper = textwrap.TextWrapper(max(width, 40), before, " " * len(before))
+    wrapper.break_on_hyphens = wrapper.break_long_words = False  # an id or a path stays whole
+    return wrapper.wrap(one_line(text))
+
+
+def _state(status: Status) -> str:
+    return f"{status.state}, {status.top1:.2f} %" if status.top1 is not None else status.state
+
+
+def _result(run_dir: RunDir, status: Status) -> str:
+    """How good it is, or how far; empty before it has begun."""
+    if result := run_dir.result():
+        best, last = result["best"], result["last"]
+        rule = f", selected on {result['selected_on']}" if "selected_on" in result else ""
+        at = f"after epoch {best['epoch']}{rule}" if "epoch" in best else f"at step {best['step']}{rule}"
+        return (
+            f"best test/top1 {best['test/top1']:.2f} % ({at}), last {last['test/top1']:.2f} %; "
+            f"{result['params']:,} parameters"
+        )
+    beat = status.heartbeat
+    if not beat.get("steps"):
+        return ""
+    best_top1 = f"; best test/top1 so far {beat['best_top1']:.2f} %" if beat.get("best_top1") is not None else ""
+    done = (f"{what} {beat.get(what, 0)} of {beat.get(f'{what}s', 0)}" for what in ("epoch", "step"))
+    return f"none yet: {', '.join(done)}{best_top1}"
+
+
+def _settings(settings: Mapping[str, Setting]) -> Iterator[str]:
+    """What is not the default, a line each; the rest, which nobody has chosen, in one paragraph."""
+    changed = {key: one for key, one in settings.items() if not one.is_default}
+    yield from ("", "settings that are not the default")
+    rows = ([key, one.text, "" if one.hashed else NOT_IN_THE_ID] for key, one in changed.items())
+    yield from (f"  {line}" for line in aligned(rows))
+    yield "settings at their default"
+    rest = (f"{key}{JOINED}{one.text}" for key, one in settings.items() if one.is_default)
+    yield from (line.replace(JOINED, " ") for line in _wrapped(", ".join(rest)))
+
+
+def _attempts(run_dir: RunDir) -> Iterator[str]:
+    records = history(run_dir)
+    yield from ("", "attempts" if records else "no attempt yet")
+    yield from (f"  {line}" for line in post_mortem(records))
+
+
+def _files(sizes: Mapping[Path, int]) -> Iterator[str]:
+    """The files, those of a folder together, but each checkpoint, which may be large."""
+    groups: dict[str, list[int]] = {}
+    for path, bytes_ in sizes.items():
+        name = str(path) if len(path.parts) == 1 or path.parts[0] == "checkpoints" else f"{path.parts[0]}/"
+        groups.setdefault(name, []).append(bytes_)
+    yield from ("", f"files, {size(sum(sizes.values()))}")
+    named = sorted(groups.items(), key=lambda group: -sum(group[1]))
+    counts = [f"  {count(len(each), 'file')}" if name[-1] == "/" else "" for name, each in named]
+    rows = [[size(sum(each)), name + number] for (name, each), number in zip(named, counts, strict=True)]
+    yield from (f"  {line}" for line in aligned(rows, right=(0,)))
+
+
+def _document(
+    run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], users: list[str], sizes: Mapping[Path, int]
+) -> dict[str, Any]:
+    status, records = found[run.id], history(run_dir)
+    return {
+        "schema": "kdcluster.show/1",
+        "id": run.id,
+        "hash": run.hash,
+        "role": run.role,
+        "seed": run.seed,
+        "state": status.state,
+        "reason": "; ".join(filter(None, (status.reason, wrong))),
+        "experiments": run_dir.experiments(),
+        "settings": {key: _setting(one) for key, one in of_run(run).items()},
+        "needs": [{"id": need, "state": found[need].state, "best_top1": found[need].top1} for need in run.needs],
+        "needed_by": users,
+        "submitted": run_dir.submitted(),
+        "attempts": [asdict(record) for record in records],
+        **asdict(cost(records)),
+        "result": _finite(run_dir.result()),
+        "files": [{"path": str(path), "bytes": bytes_} for path, bytes_ in sizes.items()],
+        "dir": str(run_dir.path),
+    }
+
+
+def _setting(one: Setting) -> dict[str, Any]:
+    """A setting in JSON; a key that has to be set has null as its default."""
+    default = None if one.default is REQUIRED else one.default
+    return {"value": one.plain, "default": default, "is_default": one.is_default, "hashed": one.hashed}
+
+
+def _finite(value: Any) -> Any:
+    """A document whose losses may not be finite, for JSON, which has no such numbers: null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
