@@ -77,9 +77,7 @@ def make(folder: Path) -> None:
         }
         (folder / "configs" / f"{name}.yaml").write_text(yamlfile.dump(values))
     numbers = count()
-    train = [
-        event(EPOCHS * STEPS * at // SCALARS + 1, TAGS[at % len(TAGS)], 1 / (at + 1)) for at in range(SCALARS)
-    ]
+    train = [event(EPOCHS * STEPS * at // SCALARS + 1, TAGS[at % len(TAGS)], 1 / (at + 1)) for at in range(SCALARS)]
     for name in SEEDS:
         loaded = configfile.load(name)
         for run in plan([loaded]).runs:
@@ -111,9 +109,7 @@ def put(root: Path, run: Run, experiment: str, number: int, train: list[event_pb
     one.write("trainer", {"steps_per_epoch": STEPS, "resumed_at_step": 0, **facts})
     epochs = EPOCHS if end == "done" else EPOCHS // 2
     tags = ("test/top1", "test/top5", "test/loss", *(["val/top1", "val/loss"] * (run.data.val_fraction > 0)))
-    tests = [
-        event(epoch * STEPS, tag, 30 + epoch + number % 17 / 8) for epoch in range(1, epochs + 1) for tag in tags
-    ]
+    tests = [event(epoch * STEPS, tag, 30 + epoch + number % 17 / 8) for epoch in range(1, epochs + 1) for tag in tags]
     write_events(run_dir.events, chain(train, tests))
     last = {"epoch": epochs, "step": epochs * STEPS, "test/top1": 30.0 + epochs + number % 17 / 8}
     told = {"time": 1.7e9 + 60, "epochs": EPOCHS, "steps": EPOCHS * STEPS, "best_top1": last["test/top1"]}
@@ -217,7 +213,9 @@ def measure(folder: Path, n: int, only: str) -> None:
     if only not in "status --watch":
         return
     live = process_record(os.getpid())
-    run_dir = next(RunDir(root, path.parent.name) for path in root.glob("*/config.yaml") if not path.with_name("attempts").exists())
+    run_dir = next(
+        RunDir(root, path.parent.name) for path in root.glob("*/config.yaml") if not path.with_name("attempts").exists()
+    )
     attempt = run_dir.start_attempt({"supervisor": live, "from_step": 0, "started": time.time()})
     try:
         attempt.write("agent", live)

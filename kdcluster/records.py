@@ -20,8 +20,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from kdcluster.errors import Damaged
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import Model, Resources
-from kdcluster.files import read_json
+from kdcluster.files import document, read_json
 from kdcluster.plan import Run
+from kdcluster.rereading import once
 from kdcluster.shapes import NUMBERED, OF_A_RUN, OF_AN_ATTEMPT, OTHERS, Record
 from kdcluster.wording import block_of, first_problem
 
@@ -36,20 +37,44 @@ def _shape(name: str) -> TypeAdapter[Any]:
 def read(path: Path, *, own: bool = False) -> Any:
     """The document in a record, or None where there is none; `own`: only where nobody else can have written it.
 
+    It is not to be changed.
+
     Raises:
         Damaged: it is not what it ought to be.
         ConfigError: somebody else can have written it.
     """
-    values = read_json(path, own=own)
-    if values is None:
-        return None
+    try:
+        values = None if own else once(path, _document)
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return None
+        values = None
+    except OSError:
+        values = None  # what is wrong is said below
+    if isinstance(values, Damaged):
+        raise Damaged(path, values.why)
+    if values is None and (values := read_json(path, own=own)) is not None:
+        _hold_against_its_shape(path, values)
+    return values
+
+
+def _document(path: Path, content: bytes) -> Any:
+    """What is in a record, or what is wrong with it."""
+    try:
+        values = document(path, content)
+        _hold_against_its_shape(path, values)
+    except Damaged as error:
+        return error
+    return values
+
+
+def _hold_against_its_shape(path: Path, values: Any) -> None:
     try:
         _shape(path.stem).validate_python(values)
     except ValidationError as error:
         raise Damaged(path, first_problem(error)) from None
     if path.name == "result.json":
         _hold_against_its_folder(path, values)
-    return values
 
 
 def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
@@ -118,11 +143,22 @@ def config(path: Path) -> tuple[Run, str]:
 
     Its id is the folder's name. What cannot be read is taken from that name, or is nothing.
     """
-    name, problem = path.parent.name, "it has no keys"
     try:
-        values = yamlfile.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        values, problem = None, " ".join(str(getattr(error, "strerror", error)).split())
+        return once(path, _config)
+    except OSError as error:
+        return _known_of(path.parent.name, None, str(error.strerror))
+
+
+def _config(path: Path, content: bytes) -> tuple[Run, str]:
+    try:
+        values, problem = yamlfile.parse(content.decode()), "it has no keys"
+    except ValueError as error:
+        values, problem = None, " ".join(str(error).split())
+    return _known_of(path.parent.name, values, problem)
+
+
+def _known_of(name: str, values: Any, problem: str) -> tuple[Run, str]:
+    """A run by its folder's name and what its config.yaml says; `problem`: what is wrong with that where it is none."""
     if not isinstance(values, dict):
         values = {}
     with suppress(ValidationError):

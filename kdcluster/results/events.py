@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tensorboard.compat.proto import event_pb2
 
+from kdcluster.results import sound
 from kdcluster.results.frames import Frames, split
 from kdcluster.wording import count
 
@@ -133,9 +134,11 @@ class Follower:
             data = file.read()
             read.inode, read.size = os.fstat(file.fileno()).st_ino, base + len(data)
         read.lost += [place for place in read.frames.lost if place[0] < base]
-        frames = split(data, base)
-        for record in frames.records:
-            self._history.take(record, attempt_of(path))
+        begun, records = sound.records(data, [prefix.encode() for prefix in self._prefixes])
+        frames = split(data[begun:], base + begun)
+        attempt = attempt_of(path)
+        for record in (*records, *frames.records):
+            self._history.take(record, attempt)
         read.frames = replace(frames, records=[])
         self._files[path] = read
         self._again |= frames.open
