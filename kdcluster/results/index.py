@@ -12,7 +12,6 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -103,13 +102,10 @@ def _read(path: Path) -> dict[str, str]:
         version, *lines = own_text(path).split("\n")
     except (OSError, ConfigError, ValueError):  # not there, others can have written it, no text
         return {}
-    return dict(_named(lines)) if version == _version() else {}
-
-
-def _named(lines: list[str]) -> Iterator[tuple[str, str]]:
-    for line in lines:
-        name, _, rest = line.partition("\t")
-        yield name, rest
+    if version != _version():
+        return {}
+    cut = (line.partition("\t") for line in lines if line)
+    return {name: rest for name, _, rest in cut}
 
 
 def _check(text: str) -> str:
