@@ -114,7 +114,8 @@ def is_of_an_attempt(name: str) -> bool:
 
 def is_attempt(folder: Path) -> bool:
     """Whether a folder was made for an attempt: something has written a record there, readable or not."""
-    return any(map(is_of_an_attempt, entries(folder)))
+    start = f"{os.fspath(folder)}/start.json"  # which each attempt has, unless it was lost
+    return os.path.lexists(start) or any(map(is_of_an_attempt, entries(folder)))
 
 
 def entries(folder: Path) -> list[str]:

@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class RunDir:
     root: Path
     id: str
 
-    @property
+    @cached_property
     def path(self) -> Path:
         return self.root / self.id
 

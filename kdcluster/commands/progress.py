@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
+from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan
 from kdcluster.states import ENDED, State
 from kdcluster.wording import one_line
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 POLL_S = 0.5
+SHARE = 0.03
+"""Of a core that looking takes at most, however many runs there are."""
 COLUMNS = ("run", "state", "epoch", "images/s", "best", "left")
 BAR_FROM = 110
 """Terminal columns from which there is room for progress bars."""
@@ -46,8 +49,10 @@ def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None 
 def _poll(
     plan: Plan, root: Path, deadline: float | None, show: Callable[[Mapping[str, Status]], None]
 ) -> dict[str, Status]:
+    watching = Watching()
     while True:
-        found = statuses(plan, root, KNOWN_S)
+        began = time.process_time()
+        found = statuses(plan, root, KNOWN_S, watching)
         show(found)
         # of a run whose records are damaged so that it may be alive, nothing more is heard before it is cancelled
         if all(one.state in (*ENDED, State.PLANNED) or (one.unknown and one.damage) for one in found.values()):
@@ -57,7 +62,7 @@ def _poll(
             raise WaitTimeout(
                 f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
             )
-        time.sleep(POLL_S)
+        time.sleep(max(POLL_S, (time.process_time() - began) / SHARE))
 
 
 def _follow_screen(plan: Plan, root: Path, stream: TextIO, deadline: float | None) -> dict[str, Status]:

@@ -138,10 +138,11 @@ class Source:
         self.set_by: dict[Key, str] = {}
         try:
             text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-            root: Node | None = _yaml().compose(text)
+            yaml = _yaml()
+            root: Node | None = yaml.compose(text)
             if wrong := list(self._note_places(root, ())) if root else []:
                 raise ConfigError(*wrong)
-            values = _yaml().load(text)
+            values = yaml.constructor.construct_document(root) if root else None
         except MarkedYAMLError as error:
             raise ConfigError(self._syntax(error)) from None
         except (YAMLError, UnicodeDecodeError) as error:

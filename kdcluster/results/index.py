@@ -12,10 +12,9 @@ import json
 import os
 import re
 import zlib
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 
@@ -29,8 +28,7 @@ _NAME = re.compile(r"[\w.-]+/events/[\w.-]+", re.ASCII)
 """Of an event file below the runs directory; one with another name is read each time."""
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """An event file as it was when it was read."""
 
     stamp: Stamp
@@ -69,14 +67,14 @@ class Index:
         check, _, text = self._lines.get(self._name(path), "").partition("\t")
         if not text or check != _check(text):
             return None
-        values = json.loads(text)
-        return Known(**{**values, "stamp": tuple(values["stamp"]), "lost": list(map(tuple, values["lost"]))})
+        stamp, lost, *rest = json.loads(text)
+        return Known(tuple(stamp), list(map(tuple, lost)), *rest)
 
     def note(self, path: Path, known: Known) -> None:
         """Remember a file that was read; not where it may be changing just now."""
         name = self._name(path)
         if _NAME.fullmatch(name) and is_settled(known.stamp):
-            text = json.dumps(asdict(known), separators=(",", ":"))
+            text = json.dumps(known, separators=(",", ":"))
             self._lines[name] = f"{_check(text)}\t{text}"
             self._changed = True
 

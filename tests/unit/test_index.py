@@ -1,4 +1,4 @@
-"""The index of event files: only ever a shortcut, which nobody else can lay, and which damage makes longer, not wrong."""
+"""The index of event files is only ever a shortcut: nobody else can lay it, and damage makes it longer, never wrong."""
 
 from __future__ import annotations
 
