@@ -34,7 +34,11 @@ def _shape(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(kinds.get(kind, Record))
 
 
-def read(path: Path, *, own: bool = False) -> Any:
+FilePath = str | Path
+"""As text where many are read: to make a Path takes as long as to look at a file."""
+
+
+def read(path: FilePath, *, own: bool = False) -> Any:
     """The document in a record, or None where there is none; `own`: only where nobody else can have written it.
 
     It is not to be changed.
@@ -46,15 +50,15 @@ def read(path: Path, *, own: bool = False) -> Any:
     try:
         values = None if own else once(path, _document)
     except FileNotFoundError:
-        if not path.is_symlink():
+        if not Path(path).is_symlink():
             return None
         values = None
     except OSError:
         values = None  # what is wrong is said below
     if isinstance(values, Damaged):
-        raise Damaged(path, values.why)
-    if values is None and (values := read_json(path, own=own)) is not None:
-        _hold_against_its_shape(path, values)
+        raise Damaged(values.path, values.why)
+    if values is None and (values := read_json(Path(path), own=own)) is not None:
+        _hold_against_its_shape(Path(path), values)
     return values
 
 
@@ -85,7 +89,7 @@ def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
         raise Damaged(path, "it is of another run (its hash differs)")
 
 
-def found(path: Path) -> Any:
+def found(path: FilePath) -> Any:
     """`read`; None where there is none that can be believed, too."""
     try:
         return read(path)
@@ -93,12 +97,12 @@ def found(path: Path) -> Any:
         return None
 
 
-def problem(path: Path, base: Path) -> str:
+def problem(path: FilePath, base: Path) -> str:
     """What is wrong with a record, for a sentence about the run whose directory is `base`; empty where nothing is."""
     try:
         read(path)
     except Damaged as error:
-        return f"its {path.relative_to(base)} is damaged: {error.why}"
+        return f"its {error.path.relative_to(base)} is damaged: {error.why}"
     return ""
 
 
@@ -112,13 +116,13 @@ def is_of_an_attempt(name: str) -> bool:
     return _OF_AN_ATTEMPT.fullmatch(name) is not None
 
 
-def is_attempt(folder: Path) -> bool:
+def is_attempt(folder: FilePath) -> bool:
     """Whether a folder was made for an attempt: something has written a record there, readable or not."""
-    start = f"{os.fspath(folder)}/start.json"  # which each attempt has, unless it was lost
+    start = f"{folder}/start.json"  # which each attempt has, unless it was lost
     return os.path.lexists(start) or any(map(is_of_an_attempt, entries(folder)))
 
 
-def entries(folder: Path) -> list[str]:
+def entries(folder: FilePath) -> list[str]:
     """Names in a folder; none where it cannot be looked into."""
     try:
         with os.scandir(folder) as found:

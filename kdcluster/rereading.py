@@ -29,7 +29,7 @@ def is_settled(stamp: Stamp) -> bool:
     return time_ns() - max(stamp[1], stamp[2]) > SETTLED_NS
 
 
-def once(path: Path, make: Callable[[Path, bytes], Made]) -> Made:
+def once(path: str | Path, make: Callable[[Path, bytes], Made]) -> Made:
     """What `make` gives for a file's content, which is read only where the file is another one than before.
 
     What it gives is shared by all who ask: it is not to be changed. The file is opened each time, since a network file
@@ -48,7 +48,7 @@ def once(path: Path, make: Callable[[Path, bytes], Made]) -> Made:
         content = b"".join(iter(lambda: os.read(handle, 1 << 20), b""))
     finally:
         os.close(handle)
-    made = make(path, content)
+    made = make(Path(path), content)
     if is_settled(stamp):
         _read_before[key] = stamp, made
     return made
