@@ -34,7 +34,7 @@ from kdcluster.sweep.points import Space
 
 SEEDS = {"wide": 200, "broad": 100, "narrow": 50, "small": 25, "smaller": 25}
 """Experiment -> its seeds; each has a teacher, and a baseline and a distilled run for each seed."""
-TRIALS = {"narrow": 130, "small": 65}
+TRIALS = {"narrow": 132, "small": 67}
 EPOCHS, STEPS = 10, 500
 """Of a run, and of an epoch."""
 TAGS = ("train/loss", "train/ce", "train/kd", "train/lr", "perf/images_per_s", "perf/data_wait_pct")
@@ -197,19 +197,18 @@ def measure(folder: Path, n: int, only: str) -> None:
     root = folder / "runs"
     print(f"{sum(not path.name.startswith('.') for path in root.iterdir())} runs")
     kdcluster = [sys.executable, "-m", "kdcluster.cli"]
-    commands = ["plan wide", "status wide", "status", "results wide", f"results {' '.join(SEEDS)}"]
-    commands += ["submit broad --backend local", "status --json"]
-    print("| command | cold, s | again, s | again, s of CPU | peak, MiB |\n|---|---|---|---|---|")
+    commands = ["plan wide --backend local", "status wide", "status", "results wide", f"results {' '.join(SEEDS)}"]
+    commands += ["submit broad --backend local"]
+    print("| command | cold: s | s of CPU | again: s | s of CPU | peak: MiB |\n|---|---|---|---|---|---|")
     for words in (one for one in commands if only in one):
-        cold, again, cpu, peak = [], [], [], []
+        took: list[list[tuple[float, float, float]]] = [[], []]
         for _ in range(n):
             shutil.rmtree(root / ".index", ignore_errors=True)
-            first, second = (timed([*kdcluster, *words.split()], folder) for _ in range(2))
-            cold.append(first[0])
-            again.append(second[0])
-            cpu.append(second[1])
-            peak.append(max(first[2], second[2]))
-        print(f"| `{words}` | {shown(cold)} | {shown(again)} | {shown(cpu)} | {max(peak):.0f} |", flush=True)
+            for times in took:
+                times.append(timed([*kdcluster, *words.split()], folder))
+        cells = [shown([one[what] for one in times]) for times in took for what in (0, 1)]
+        peak = max(one[2] for times in took for one in times)
+        print(f"| `{words}` | {' | '.join(cells)} | {peak:.0f} |", flush=True)
     if only not in "status --watch":
         return
     live = process_record(os.getpid())
