@@ -136,8 +136,13 @@ def numbered(names: Iterable[str], before: str, after: str) -> Iterator[tuple[in
 
     `rank0.old.log` and `02` are none: they were made by somebody else.
     """
-    made = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,15}}){re.escape(after)}")
+    made = _between(before, after)
     yield from sorted((int(match[1]), name) for name in names if (match := made.fullmatch(name)))
+
+
+@cache
+def _between(before: str, after: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,15}}){re.escape(after)}")
 
 
 # config.yaml

@@ -45,7 +45,9 @@ def once(path: str | Path, make: Callable[[Path, bytes], Made]) -> Made:
         known = _read_before.get(key)
         if known and known[0] == stamp:
             return cast(Made, known[1])
-        content = b"".join(iter(lambda: os.read(handle, 1 << 20), b""))
+        content = os.read(handle, stamp[0] + 1)
+        while len(content) > stamp[0] and (more := os.read(handle, 1 << 20)):  # it has grown, or does not say its size
+            content += more
     finally:
         os.close(handle)
     made = make(Path(path), content)

@@ -39,15 +39,19 @@ def parse(text: str) -> Any:
 
 
 _WORD = r"(?!(?i:null|true|false)\b)[A-Za-z_/][\w./-]{0,200}"
-_LINE = re.compile(rf"(?P<indent>(?:  )*)(?:(?P<key>{_WORD}):|-)(?: (?P<value>[!-~](?:[ -~]*[!-~])?))?", re.ASCII)
-_VALUES: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
-    (re.compile(rf"{_WORD}(?: [\w./ -]*[\w./-])?|[0-9a-f]*[acdf][0-9a-f]*|[1-9][0-9]*(?:min|steps)", re.ASCII), str),
-    (re.compile(r"-?(?:0|[1-9][0-9]{0,17})"), int),
-    (re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,20}|[1-9](?:\.[0-9]{1,20})?e[+-][0-9]{2}"), float),
-    (re.compile(r"true|false|null|\{\}|\[\]"), json.loads),
-    (re.compile(r"'[ !-&(-~]*'"), lambda text: text[1:-1]),
+_VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "text": (rf"{_WORD}(?: [\w./ -]*[\w./-])?|[0-9a-f]*[acdf][0-9a-f]*|[1-9][0-9]*(?:min|steps)", str),
+    "integer": (r"-?(?:0|[1-9][0-9]{0,17})", int),
+    "number": (r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,20}|[1-9](?:\.[0-9]{1,20})?e[+-][0-9]{2}", float),
+    "other": (r"true|false|null|\{\}|\[\]", json.loads),
+    "quoted": (r"'[ !-&(-~]*'", lambda text: text[1:-1]),
+}
+"""How each is written, and what makes a value of it."""
+_LINE = re.compile(
+    rf"(?P<indent>(?:  )*)(?:(?P<key>{_WORD}):|-)"
+    rf"(?: (?:{'|'.join(f'(?P<{name}>{written})' for name, (written, _) in _VALUES.items())}))?",
+    re.ASCII,
 )
-"""What is written so, and what makes a value of it."""
 
 
 def _plain(text: str) -> dict[str, Any] | None:
@@ -63,14 +67,11 @@ def _plain(text: str) -> dict[str, Any] | None:
         match = _LINE.fullmatch(line)
         if match is None:
             return None
-        depth, key, value = len(match["indent"]) // 2, match["key"], None
-        if match["value"] is not None:
-            make = next((make for kind, make in _VALUES if kind.fullmatch(match["value"])), None)
-            if make is None:
-                return None
-            value = make(match["value"])
+        depth, key, kind = len(match["indent"]) // 2, match["key"], str(match.lastgroup)
+        is_empty = kind not in _VALUES
+        value = None if is_empty else _VALUES[kind][1](match[kind])
         if key is None:
-            if not empty or depth != len(blocks) - 1 or match["value"] is None:
+            if not empty or depth != len(blocks) - 1 or is_empty:
                 return None
             blocks[-1][empty] = [*(blocks[-1][empty] or []), value]
             continue
@@ -81,7 +82,7 @@ def _plain(text: str) -> dict[str, Any] | None:
             return None
         del blocks[depth + 1 :]
         blocks[-1][key] = value
-        empty = "" if match["value"] else key
+        empty = key if is_empty else ""
     return None if rest else root or None
 
 
