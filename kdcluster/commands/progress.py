@@ -49,7 +49,7 @@ def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None 
 def _poll(
     plan: Plan, root: Path, deadline: float | None, show: Callable[[Mapping[str, Status]], None]
 ) -> dict[str, Status]:
-    watching = Watching()
+    watching = Watching[Status]()
     while True:
         began = time.process_time()
         found = statuses(plan, root, KNOWN_S, watching)

@@ -61,7 +61,9 @@ class Status:
     """What is wrong with the run's records; stands in the reason, too."""
 
 
-def statuses(plan: Plan, root: Path, within_s: float = 0.0, watching: Watching | None = None) -> dict[str, Status]:
+def statuses(
+    plan: Plan, root: Path, within_s: float = 0.0, watching: Watching[Status] | None = None
+) -> dict[str, Status]:
     """The status of every run of a plan, in its order; each place is asked once.
 
     `watching`: of whoever looks again and again, to look only at what may have changed.
@@ -88,7 +90,7 @@ def statuses(plan: Plan, root: Path, within_s: float = 0.0, watching: Watching |
 
 
 def statuses_of(
-    run_dirs: Iterable[RunDir], within_s: float = 0.0, watching: Watching | None = None
+    run_dirs: Iterable[RunDir], within_s: float = 0.0, watching: Watching[Status] | None = None
 ) -> dict[RunDir, Status]:
     """Each run's own state; each place is asked once for all of its runs."""
     run_dirs = list(run_dirs)

@@ -11,23 +11,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from kdcluster.errors import Damaged
 from kdcluster.launch.backend import Seen, given_to
 from kdcluster.rereading import Stamp, is_settled, stamp_of
 from kdcluster.runs import RunDir, renamed
-from kdcluster.states import LIVE
+from kdcluster.states import LIVE, State
 from kdcluster.tickets import Ticket
 
-if TYPE_CHECKING:
-    from kdcluster.launch.status import Status
 
+class _Status(Protocol):
+    """What counts of a status (status.py)."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def unknown(self) -> str: ...
+
+
+Status = TypeVar("Status", bound=_Status)
 Folders = tuple[tuple[Path, Stamp | None], ...]
 
 
 @dataclass
-class _Look:
+class _Look(Generic[Status]):
     """One run as it was found."""
 
     folders: Folders
@@ -37,10 +46,10 @@ class _Look:
 
 
 @dataclass
-class Watching:
+class Watching(Generic[Status]):
     """Kept from look to look by one who watches."""
 
-    _last: dict[RunDir, _Look] = field(default_factory=dict)
+    _last: dict[RunDir, _Look[Status]] = field(default_factory=dict)
     _renamed: tuple[Stamp | None, dict[str, str]] | None = None
 
     def given_to(self, run_dir: RunDir) -> Ticket | None:
