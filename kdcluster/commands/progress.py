@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 POLL_S = 0.5
-SHARE = 0.03
-"""Of a core that looking takes at most, however many runs there are."""
+SHARE, REST_S = 0.03, 10.0
+"""Of a core that looking may take: so long the pause gets, up to a limit, however many runs there are."""
 COLUMNS = ("run", "state", "epoch", "images/s", "best", "left")
 BAR_FROM = 110
 """Terminal columns from which there is room for progress bars."""
@@ -49,7 +49,7 @@ def follow(plan: Plan, root: Path, stream: TextIO, *, timeout_min: float | None 
 def _poll(
     plan: Plan, root: Path, deadline: float | None, show: Callable[[Mapping[str, Status]], None]
 ) -> dict[str, Status]:
-    watching = Watching[Status]()
+    watching, is_first = Watching[Status](), True
     while True:
         began = time.process_time()
         found = statuses(plan, root, KNOWN_S, watching)
@@ -62,7 +62,9 @@ def _poll(
             raise WaitTimeout(
                 f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
             )
-        time.sleep(max(POLL_S, (time.process_time() - began) / SHARE))
+        cost_s = 0.0 if is_first else time.process_time() - began  # the first look is at everything
+        time.sleep(min(REST_S, max(POLL_S, cost_s / SHARE)))
+        is_first = False
 
 
 def _follow_screen(plan: Plan, root: Path, stream: TextIO, deadline: float | None) -> dict[str, Status]:

@@ -184,7 +184,7 @@ def test_a_watch_rests_the_longer_the_more_a_look_costs(world: tuple[Plan, Path]
     clock, pauses = [0.0], []
 
     def look(*given: Any) -> Any:
-        clock[0] += 0.3
+        clock[0] += 0.12
         return statuses(*given)
 
     def sleep(seconds: float) -> None:
@@ -197,4 +197,4 @@ def test_a_watch_rests_the_longer_the_more_a_look_costs(world: tuple[Plan, Path]
     monkeypatch.setattr(progress.time, "process_time", lambda: clock[0])
     monkeypatch.setattr(progress.time, "sleep", sleep)
     progress._poll(made.only(["teacher"]), root, None, lambda found: None)
-    assert pauses == [pytest.approx(0.3 / progress.SHARE)] * 2
+    assert pauses == [progress.POLL_S, pytest.approx(0.12 / progress.SHARE)]
