@@ -24,12 +24,12 @@ class Attempt:
 
     def read(self, name: str) -> dict[str, Any]:
         """`attempts/<n>/<name>.json`, empty where it has not been written or is damaged (`damage` says so)."""
-        return records.found(self.path / f"{name}.json") or {}
+        return records.found(f"{self.path}/{name}.json") or {}
 
     def damage(self) -> list[str]:
         """What is wrong with its records, in words; its start is written with its folder, so it must be there."""
         run, names = self.path.parents[1], records.entries(self.path)
-        wrong = (records.problem(self.path / name, run) for name in names if records.is_of_an_attempt(name))
+        wrong = (records.problem(f"{self.path}/{name}", run) for name in names if records.is_of_an_attempt(name))
         gone = [] if "start.json" in names else [f"its {self.path.relative_to(run)}/start.json is gone"]
         return [*gone, *filter(None, wrong)]
 

@@ -116,13 +116,26 @@ def read_json(path: Path, *, own: bool = False) -> Any:
         Damaged: what is there cannot be read, is no document, or was changed by something else than `write_json`.
     """
     try:
-        value = json.loads(own_text(path) if own else path.read_text(encoding="utf-8"))
+        content = own_text(path).encode() if own else path.read_bytes()
     except FileNotFoundError:
         if path.is_symlink():
             raise Damaged(path, "it is a link to nowhere") from None
         return None
     except OSError as error:
         raise Damaged(path, f"it cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise Damaged(path, f"it is not JSON ({error})") from None
+    return document(path, content)
+
+
+def document(path: Path, content: bytes) -> Any:
+    """What the content of a JSON file says.
+
+    Raises:
+        Damaged: it is no document, or was changed by something else than `write_json`.
+    """
+    try:
+        value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise Damaged(path, f"it is not JSON ({error})") from None
     if value is None:

@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -150,11 +152,24 @@ class Plan:
     experiments: Mapping[str, Experiment] = field(repr=False)
 
     def __getitem__(self, run_id: str) -> Run:
-        return next(run for run in self.runs if run.id == run_id)
+        return self._by_id[run_id]
+
+    @cached_property
+    def _by_id(self) -> Mapping[str, Run]:
+        return {run.id: run for run in self.runs}
 
     def experiments_of(self, run_id: str) -> list[str]:
         """Names of the experiments that want a run."""
-        return [name for name, roles in self.wanted.items() if any(run_id in ids for ids in roles.values())]
+        return list(self._wanted_by.get(run_id, ()))
+
+    @cached_property
+    def _wanted_by(self) -> Mapping[str, Sequence[str]]:
+        """Run id -> names of experiments."""
+        found: dict[str, list[str]] = {}
+        for name, roles in self.wanted.items():
+            for run_id in dict.fromkeys(chain.from_iterable(roles.values())):
+                found.setdefault(run_id, []).append(name)
+        return found
 
     def only(self, roles: Sequence[str]) -> Plan:
         """The plan cut down to some roles and what they need."""

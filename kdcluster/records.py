@@ -20,8 +20,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from kdcluster.errors import Damaged
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import Model, Resources
-from kdcluster.files import read_json
+from kdcluster.files import document, read_json
 from kdcluster.plan import Run
+from kdcluster.rereading import once
 from kdcluster.shapes import NUMBERED, OF_A_RUN, OF_AN_ATTEMPT, OTHERS, Record
 from kdcluster.wording import block_of, first_problem
 
@@ -33,23 +34,51 @@ def _shape(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(kinds.get(kind, Record))
 
 
-def read(path: Path, *, own: bool = False) -> Any:
+FilePath = str | Path
+"""As text where many are read: to make a Path takes as long as to look at a file."""
+
+
+def read(path: FilePath, *, own: bool = False) -> Any:
     """The document in a record, or None where there is none; `own`: only where nobody else can have written it.
+
+    It is not to be changed.
 
     Raises:
         Damaged: it is not what it ought to be.
         ConfigError: somebody else can have written it.
     """
-    values = read_json(path, own=own)
-    if values is None:
-        return None
+    try:
+        values = None if own else once(path, _document)
+    except FileNotFoundError:
+        if not Path(path).is_symlink():
+            return None
+        values = None
+    except OSError:
+        values = None  # what is wrong is said below
+    if isinstance(values, Damaged):
+        raise Damaged(values.path, values.why)
+    if values is None and (values := read_json(Path(path), own=own)) is not None:
+        _hold_against_its_shape(Path(path), values)
+    return values
+
+
+def _document(path: Path, content: bytes) -> Any:
+    """What is in a record, or what is wrong with it."""
+    try:
+        values = document(path, content)
+        _hold_against_its_shape(path, values)
+    except Damaged as error:
+        return error
+    return values
+
+
+def _hold_against_its_shape(path: Path, values: Any) -> None:
     try:
         _shape(path.stem).validate_python(values)
     except ValidationError as error:
         raise Damaged(path, first_problem(error)) from None
     if path.name == "result.json":
         _hold_against_its_folder(path, values)
-    return values
 
 
 def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
@@ -60,7 +89,7 @@ def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
         raise Damaged(path, "it is of another run (its hash differs)")
 
 
-def found(path: Path) -> Any:
+def found(path: FilePath) -> Any:
     """`read`; None where there is none that can be believed, too."""
     try:
         return read(path)
@@ -68,12 +97,12 @@ def found(path: Path) -> Any:
         return None
 
 
-def problem(path: Path, base: Path) -> str:
+def problem(path: FilePath, base: Path) -> str:
     """What is wrong with a record, for a sentence about the run whose directory is `base`; empty where nothing is."""
     try:
         read(path)
     except Damaged as error:
-        return f"its {path.relative_to(base)} is damaged: {error.why}"
+        return f"its {error.path.relative_to(base)} is damaged: {error.why}"
     return ""
 
 
@@ -87,12 +116,13 @@ def is_of_an_attempt(name: str) -> bool:
     return _OF_AN_ATTEMPT.fullmatch(name) is not None
 
 
-def is_attempt(folder: Path) -> bool:
+def is_attempt(folder: FilePath) -> bool:
     """Whether a folder was made for an attempt: something has written a record there, readable or not."""
-    return any(map(is_of_an_attempt, entries(folder)))
+    start = f"{folder}/start.json"  # which each attempt has, unless it was lost
+    return os.path.lexists(start) or any(map(is_of_an_attempt, entries(folder)))
 
 
-def entries(folder: Path) -> list[str]:
+def entries(folder: FilePath) -> list[str]:
     """Names in a folder; none where it cannot be looked into."""
     try:
         with os.scandir(folder) as found:
@@ -106,8 +136,13 @@ def numbered(names: Iterable[str], before: str, after: str) -> Iterator[tuple[in
 
     `rank0.old.log` and `02` are none: they were made by somebody else.
     """
-    made = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,15}}){re.escape(after)}")
+    made = _between(before, after)
     yield from sorted((int(match[1]), name) for name in names if (match := made.fullmatch(name)))
+
+
+@cache
+def _between(before: str, after: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,15}}){re.escape(after)}")
 
 
 # config.yaml
@@ -118,11 +153,22 @@ def config(path: Path) -> tuple[Run, str]:
 
     Its id is the folder's name. What cannot be read is taken from that name, or is nothing.
     """
-    name, problem = path.parent.name, "it has no keys"
     try:
-        values = yamlfile.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        values, problem = None, " ".join(str(getattr(error, "strerror", error)).split())
+        return once(path, _config)
+    except OSError as error:
+        return _known_of(path.parent.name, None, str(error.strerror))
+
+
+def _config(path: Path, content: bytes) -> tuple[Run, str]:
+    try:
+        values, problem = yamlfile.parse(content.decode()), "it has no keys"
+    except ValueError as error:
+        values, problem = None, " ".join(str(error).split())
+    return _known_of(path.parent.name, values, problem)
+
+
+def _known_of(name: str, values: Any, problem: str) -> tuple[Run, str]:
+    """A run by its folder's name and what its config.yaml says; `problem`: what is wrong with that where it is none."""
     if not isinstance(values, dict):
         values = {}
     with suppress(ValidationError):

@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class RunDir:
     root: Path
     id: str
 
-    @property
+    @cached_property
     def path(self) -> Path:
         return self.root / self.id
 
@@ -114,7 +115,7 @@ class RunDir:
     def damage(self) -> list[str]:
         """What is wrong with the records of the run and of its newest attempt, in words."""
         newest = self.newest()
-        wrong = [records.problem(self.path / f"{name}.json", self.path) for name in OF_A_RUN]
+        wrong = [records.problem(f"{self.path}/{name}.json", self.path) for name in OF_A_RUN]
         told = ["its attempts cannot be read"] if self.is_shut() else []
         if (held := self.holds()) != self.id:
             told.append(f"{self.path} holds the run {held}: it was copied or renamed; rename it back")
@@ -161,7 +162,7 @@ class RunDir:
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first; a file or a folder without a record is none, whatever its name."""
-        numbers = records.numbered(records.entries(self.path / "attempts"), "", "")
+        numbers = records.numbered(records.entries(f"{self.path}/attempts"), "", "")
         return [one for number, _ in numbers if records.is_attempt((one := self.attempt(number)).path)]
 
     def newest(self) -> Attempt | None:
@@ -169,7 +170,7 @@ class RunDir:
         return next(reversed(self.attempts()), None)
 
     def attempt(self, number: int) -> Attempt:
-        return Attempt(self.path / "attempts" / str(number))
+        return Attempt(Path(f"{self.path}/attempts/{number}"))
 
     def start_attempt(self, values: dict[str, Any], command: Callable[[int], list[str]] | None = None) -> Attempt:
         """A new numbered attempt, never the same for two callers, with its start.json.
@@ -204,7 +205,7 @@ class RunDir:
         Raises:
             Damaged: it cannot be read, so that somebody may have it of whom nobody knows.
         """
-        values = records.read(self.path / "ticket.json")
+        values = records.read(f"{self.path}/ticket.json")
         return Ticket.read(values) if values else None
 
     def write_ticket(self, backend: str, ref: Mapping[str, Any]) -> None:
@@ -234,7 +235,7 @@ class RunDir:
 
     def experiments(self) -> list[str]:
         """Names of the experiments that were submitted with this run in their plan."""
-        return list(records.found(self.path / "experiments.json") or [])
+        return list(records.found(f"{self.path}/experiments.json") or [])
 
     def add_experiments(self, names: Iterable[str]) -> None:
         """Remember who wants this run."""
@@ -264,17 +265,14 @@ class RunDir:
 
     def result(self) -> dict[str, Any] | None:
         """result.json, or None where there is none that can be believed: whole, unchanged, this run's."""
-        result: dict[str, Any] | None = records.found(self.path / "result.json")
+        result: dict[str, Any] | None = records.found(f"{self.path}/result.json")
         return result
 
 
 def run_dirs(root: Path) -> list[RunDir]:
-    """Every run directory below a runs directory, also one that has lost its config.yaml.
-
-    A hidden folder is none (a run that is being deleted).
-    """
+    """Every run directory, also one that has lost its config.yaml; a hidden folder is none (a run that is deleted)."""
     names = [name for name in records.entries(root) if not name.startswith(".")]
-    return [RunDir(root, name) for name in names if {"config.yaml", "attempts"} & {*records.entries(root / name)}]
+    return [RunDir(root, name) for name in names if {"config.yaml", "attempts"} & {*records.entries(f"{root}/{name}")}]
 
 
 def renamed(root: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ RANKS: dict[str, float] = {
     "errors": 0,
     "files": 1,
     "processes": 1,
+    "rereading": 1,
     "saved": 1.1,
     "states": 1,
     "tickets": 1,

@@ -14,14 +14,15 @@ from kdcluster.commands.overview import Group, grouped, screen, total
 from kdcluster.commands.remaining import in_words, seconds_left
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
+from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan
 from kdcluster.states import ENDED, State
 from kdcluster.terminal import Screen, has_colour, size
 from kdcluster.wording import one_line, wrapped
 
 POLL_S = 0.5
-SHARE = 0.03
-"""Of a core that looking takes at most, however many runs there are."""
+SHARE, REST_S = 0.03, 10.0
+"""Of a core that looking may take: so long the pause gets, up to a limit, however many runs there are."""
 SIZE = os.terminal_size((80, 24))
 
 
@@ -90,10 +91,11 @@ def follow(
 def _poll(
     shown: Shown, deadline: float | None, look: Look, show: Callable[[Shown, Mapping[str, Status]], None]
 ) -> dict[str, Status]:
+    watching, is_first = Watching[Status](), True
     while True:
         began = time.process_time()
         shown = look(shown)
-        found = statuses(shown.plan, shown.root, KNOWN_S)
+        found = statuses(shown.plan, shown.root, KNOWN_S, watching)
         show(shown, shown.of(found))
         # of a run whose records are damaged so that it may be alive, nothing more is heard before it is cancelled
         if all(one.state in (*ENDED, State.PLANNED) or (one.unknown and one.damage) for one in found.values()):
@@ -103,7 +105,9 @@ def _poll(
             raise WaitTimeout(
                 f"still going after the time-out: {', '.join(going)}; they go on, and submit --wait looks at them again"
             )
-        time.sleep(max(POLL_S, (time.process_time() - began) / SHARE))
+        cost_s = 0.0 if is_first else time.process_time() - began  # the first look is at everything
+        time.sleep(min(REST_S, max(POLL_S, cost_s / SHARE)))
+        is_first = False
 
 
 class _Lines:

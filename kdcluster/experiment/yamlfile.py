@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,60 @@ def parse(text: str) -> Any:
     Raises:
         ValueError: it is not one.
     """
+    if (values := _plain(text)) is not None:
+        return values
     try:
         return _yaml().load(text)
     except Exception as error:  # on noise ruamel raises RecursionError, TypeError, AttributeError, …, too
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+_WORD = r"(?!(?i:null|true|false)\b)[A-Za-z_/][\w./-]{0,200}"
+_VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "text": (rf"{_WORD}(?: [\w./ -]*[\w./-])?|[0-9a-f]*[acdf][0-9a-f]*|[1-9][0-9]*(?:min|steps)", str),
+    "integer": (r"-?(?:0|[1-9][0-9]{0,17})", int),
+    "number": (r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,20}|[1-9](?:\.[0-9]{1,20})?e[+-][0-9]{2}", float),
+    "other": (r"true|false|null|\{\}|\[\]", json.loads),
+    "quoted": (r"'[ !-&(-~]*'", lambda text: text[1:-1]),
+}
+"""How each is written, and what makes a value of it."""
+_LINE = re.compile(
+    rf"(?P<indent>(?:  )*)(?:(?P<key>{_WORD}):|-)"
+    rf"(?: (?:{'|'.join(f'(?P<{name}>{written})' for name, (written, _) in _VALUES.items())}))?",
+    re.ASCII,
+)
+
+
+def _plain(text: str) -> dict[str, Any] | None:
+    """The values of a document as `dump` writes most; None: it holds something else, and needs the whole of YAML.
+
+    A key or an item a line, blocks two spaces deeper, and no value that could be meant for another one. ruamel takes
+    5 ms for a run's file, this 0.1.
+    """
+    root: dict[str, Any] = {}
+    blocks, empty = [root], ""  # the open blocks, from the outermost; the key in the last one that has no value yet
+    *lines, rest = text.split("\n")
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            return None
+        depth, key, kind = len(match["indent"]) // 2, match["key"], str(match.lastgroup)
+        is_empty = kind not in _VALUES
+        value = None if is_empty else _VALUES[kind][1](match[kind])
+        if key is None:
+            if not empty or depth != len(blocks) - 1 or is_empty:
+                return None
+            blocks[-1][empty] = [*(blocks[-1][empty] or []), value]
+            continue
+        if depth == len(blocks) and empty and blocks[-1][empty] is None:
+            blocks[-1][empty] = {}
+            blocks.append(blocks[-1][empty])
+        if depth >= len(blocks) or key in blocks[depth]:
+            return None
+        del blocks[depth + 1 :]
+        blocks[-1][key] = value
+        empty = key if is_empty else ""
+    return None if rest else root or None
 
 
 def dump(values: Any) -> str:
@@ -72,6 +124,11 @@ def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)  # pure: libyaml knows YAML 1.1 alone
 
 
+Places = dict[Key, tuple[int, int]]
+"""Line and column of each key and item."""
+Wrong = tuple[StringMark, Key, str]
+
+
 class Source:
     """A file's values, and where each of them stands.
 
@@ -84,47 +141,23 @@ class Source:
     def __init__(self, path: Path, keys: str, settle: Callable[[dict[str, Any], Path], None]) -> None:
         self.path = path
         self._settle = settle
-        self.places: dict[Key, tuple[int, int]] = {}
         self.set_by: dict[Key, str] = {}
         try:
             text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-            root: Node | None = _yaml().compose(text)
-            if wrong := list(self._note_places(root, ())) if root else []:
-                raise ConfigError(*wrong)
-            values = _yaml().load(text)
+            self.places, wrong, values = _composed(text)
         except MarkedYAMLError as error:
             raise ConfigError(self._syntax(error)) from None
         except (YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}:1:1: not a YAML file: {' '.join(str(error).split())}") from None
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        if wrong:
+            raise ConfigError(*(self._line(*one) for one in wrong))
         if not isinstance(values, dict):
             got = "an empty file" if values is None else wording.shown(values)
             raise ConfigError(f"{path}:1:1: expected keys like {keys} (got {got})")
         self.values = _text_keys(values)
         settle(self.values, path.parent)
-
-    def _note_places(self, node: Node, key: Key, inside: tuple[Node, ...] = ()) -> Iterator[str]:
-        """Fill `places`; yields a line for each key that stands twice in its block."""
-        if any(node is outer for outer in inside):
-            yield self._line(node.start_mark, key, "an alias inside the block that it stands for")
-        elif isinstance(node, SequenceNode):
-            for index, item in enumerate(node.value):
-                self.places.setdefault((*key, index), _line_column(item.start_mark))
-                yield from self._note_places(item, (*key, index), (*inside, node))
-        elif isinstance(node, MappingNode):
-            own: set[Key] = set()
-            for name, value in node.value:
-                if name.tag == "tag:yaml.org,2002:merge":  # <<: *block, or a list of them
-                    for block in value.value if isinstance(value, SequenceNode) else [value]:
-                        yield from self._note_places(block, key, (*inside, node))
-                    continue
-                inner = (*key, str(name.value))
-                if inner in own:
-                    yield self._line(name.start_mark, inner, "stands twice in the same block; keep one")
-                own.add(inner)
-                self.places.setdefault(inner, _line_column(name.start_mark))
-                yield from self._note_places(value, inner, (*inside, node))
 
     def _line(self, mark: StringMark, key: Key, what: str) -> str:
         line, column = _line_column(mark)
@@ -169,6 +202,38 @@ class Source:
             else:
                 lines.append((1, sets.index(text), 0, f"--set {text}: {_dotted(key)}: {what}"))
         return [line for *_, line in sorted(lines, key=lambda item: item[:3])]
+
+
+@lru_cache(maxsize=64)
+def _composed(text: str) -> tuple[Places, list[Wrong], Any]:
+    """A file's places, what is wrong with them, and its values, not to be changed; once for all points of a sweep."""
+    yaml, places = _yaml(), Places()
+    root: Node | None = yaml.compose(text)
+    wrong = list(_note_places(root, (), places)) if root else []
+    return places, wrong, yaml.constructor.construct_document(root) if root and not wrong else None
+
+
+def _note_places(node: Node, key: Key, places: Places, inside: tuple[Node, ...] = ()) -> Iterator[Wrong]:
+    """Fill `places`; yields each key that stands twice in its block."""
+    if any(node is outer for outer in inside):
+        yield (node.start_mark, key, "an alias inside the block that it stands for")
+    elif isinstance(node, SequenceNode):
+        for index, item in enumerate(node.value):
+            places.setdefault((*key, index), _line_column(item.start_mark))
+            yield from _note_places(item, (*key, index), places, (*inside, node))
+    elif isinstance(node, MappingNode):
+        own: set[Key] = set()
+        for name, value in node.value:
+            if name.tag == "tag:yaml.org,2002:merge":  # <<: *block, or a list of them
+                for block in value.value if isinstance(value, SequenceNode) else [value]:
+                    yield from _note_places(block, key, places, (*inside, node))
+                continue
+            inner = (*key, str(name.value))
+            if inner in own:
+                yield (name.start_mark, inner, "stands twice in the same block; keep one")
+            own.add(inner)
+            places.setdefault(inner, _line_column(name.start_mark))
+            yield from _note_places(value, inner, places, (*inside, node))
 
 
 def _dotted(key: Key) -> str:

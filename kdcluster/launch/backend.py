@@ -7,7 +7,7 @@ a package of one's own. Everything else (status, submission, cancel, sweep, doct
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from importlib.metadata import EntryPoint, entry_points
@@ -221,9 +221,14 @@ def find(name: str) -> type[Backend]:
     raise ConfigError(f"no backend {name!r} is installed here; there are {', '.join(names())}")
 
 
-def look(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Seen]:
-    """What the places know of the runs that they were given; each is asked once. Nothing for a run that none has."""
-    places, lost = _by_place(run_dirs)
+def look(
+    run_dirs: Iterable[RunDir], within_s: float = 0.0, given: Callable[[RunDir], Ticket | None] | None = None
+) -> dict[RunDir, Seen]:
+    """What the places know of the runs that they were given; each is asked once. Nothing for a run that none has.
+
+    `given`: what finds out who has a run, where that is not `given_to`.
+    """
+    places, lost = _by_place(run_dirs, given or given_to)
     seen = {run_dir: Seen(Phase.UNKNOWN, why) for run_dir, why in lost.items()}
     for name, refs in places.items():
         try:
@@ -240,13 +245,15 @@ def cancel(run_dirs: Iterable[RunDir]) -> float:
     Raises:
         KdclusterError: one does not answer.
     """
-    places, _ = _by_place(run_dirs)
+    places, _ = _by_place(run_dirs, given_to)
     for name, refs in places.items():
         find(name).cancel(list(refs.values()))
     return max((find(name).ends_within_s() for name in places), default=0.0)
 
 
-def _by_place(run_dirs: Iterable[RunDir]) -> tuple[dict[str, dict[RunDir, Mapping[str, Any]]], dict[RunDir, str]]:
+def _by_place(
+    run_dirs: Iterable[RunDir], given_to: Callable[[RunDir], Ticket | None]
+) -> tuple[dict[str, dict[RunDir, Mapping[str, Any]]], dict[RunDir, str]]:
     """The references by place, and the runs of which nobody knows who has them, with why."""
     places: dict[str, dict[RunDir, Mapping[str, Any]]] = defaultdict(dict)
     lost = {}

@@ -18,6 +18,7 @@ from typing import Any
 from kdcluster.launch import backend, damaged
 from kdcluster.launch.backend import End, Phase, Seen
 from kdcluster.launch.damaged import both
+from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped
 from kdcluster.runs import Attempt, RunDir, renamed
@@ -60,11 +61,17 @@ class Status:
     """What is wrong with the run's records; stands in the reason, too."""
 
 
-def statuses(plan: Plan, root: Path, within_s: float = 0.0) -> dict[str, Status]:
-    """The status of every run of a plan, in its order; each place is asked once."""
-    own = statuses_of((RunDir(root, run.id) for run in plan.runs), within_s)
+def statuses(
+    plan: Plan, root: Path, within_s: float = 0.0, watching: Watching[Status] | None = None
+) -> dict[str, Status]:
+    """The status of every run of a plan, in its order; each place is asked once.
+
+    `watching`: of whoever looks again and again, to look only at what may have changed.
+    """
+    own = statuses_of((RunDir(root, run.id) for run in plan.runs), within_s, watching)
     found: dict[str, Status] = {}
-    moved = renamed(root) if any(not run_dir.path.exists() for run_dir in own) else {}
+    is_missing = any(not run_dir.path.exists() for run_dir, one in own.items() if one.state == State.PLANNED)
+    moved = (watching.renamed(root) if watching else renamed(root)) if is_missing else {}
     for run in plan.runs:
         one = own[RunDir(root, run.id)]
         if run.id in moved and one.state == State.PLANNED:
@@ -73,20 +80,23 @@ def statuses(plan: Plan, root: Path, within_s: float = 0.0) -> dict[str, Status]
         if unstarted and (why := blocked_by(run, found)):
             one = replace(one, state=State.BLOCKED, reason=why)
         found[run.id] = one
-    for run in plan.runs:
-        if found[run.id].state in (State.DONE, State.RUNNING):
-            continue
-        for need in run.needs:  # the table needs no weights, but a student that is still to be trained does
-            if found[need].state == State.DONE and (problem := RunDir(root, need).weights_problem("best")):
-                why = f"its best weights are {problem}, and a student needs them; submit makes them again"
-                found[need] = replace(found[need], state=State.LOST, reason=why)
+    waiting = (run for run in plan.runs if found[run.id].state not in (State.DONE, State.RUNNING))
+    for need in dict.fromkeys(need for run in waiting for need in run.needs):
+        # the table needs no weights, but a student that is still to be trained does
+        if found[need].state == State.DONE and (problem := RunDir(root, need).weights_problem("best")):
+            why = f"its best weights are {problem}, and a student needs them; submit makes them again"
+            found[need] = replace(found[need], state=State.LOST, reason=why)
     return found
 
 
-def statuses_of(run_dirs: Iterable[RunDir], within_s: float = 0.0) -> dict[RunDir, Status]:
+def statuses_of(
+    run_dirs: Iterable[RunDir], within_s: float = 0.0, watching: Watching[Status] | None = None
+) -> dict[RunDir, Status]:
     """Each run's own state; each place is asked once for all of its runs."""
     run_dirs = list(run_dirs)
-    seen = backend.look(run_dirs, within_s)
+    seen = backend.look(run_dirs, within_s, watching.given_to if watching else None)
+    if watching:
+        return {run_dir: watching.derived(run_dir, seen.get(run_dir), derived) for run_dir in run_dirs}
     return {run_dir: derived(run_dir, seen.get(run_dir)) for run_dir in run_dirs}
 
 

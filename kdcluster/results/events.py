@@ -6,14 +6,17 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tensorboard.compat.proto import event_pb2
 
+from kdcluster.rereading import stamp_of
+from kdcluster.results import sound
 from kdcluster.results.frames import Frames, split
+from kdcluster.results.index import Index, Known
 from kdcluster.wording import count
 
 _SESSION_LOG_KEY = ":"
@@ -46,15 +49,25 @@ class Scalars:
     """Files that end inside a record: no damage while the run is alive, or where an attempt was killed."""
 
 
-def read_scalars(folder: Path, prefixes: Sequence[str] = ("test/", "val/")) -> Scalars:
+PREFIXES = ("test/", "val/")
+"""Of the tags that are read where no others are named; an index has these."""
+
+
+def read_scalars(folder: Path, prefixes: Sequence[str] = PREFIXES, index: Index | None = None) -> Scalars:
     """All scalars of a run whose tag begins with one of `prefixes`, over all files of its `events/` folder.
 
     A START record at step k removes what came before it with a step >= k, across files. Without one a newer
     point still removes older points of its tag from its step on; where the same attempt wrote both (two
     writers, or a damaged START) that is reported. Values that are not finite, and a top1 or top5 outside
     0..100 (percent), are reported and left out. A folder that is not there holds nothing.
+
+    `index`: where to look up what a file holds that is as it was, and to note what was read; of PREFIXES alone.
     """
-    return Follower(folder, prefixes).look()
+    return Follower(folder, prefixes, index).look()
+
+
+Told = tuple[int, float, bool, list[tuple[str, float]]]
+"""What a record says: step, time, whether an attempt begins with it, (tag, value) of each scalar."""
 
 
 @dataclass
@@ -76,8 +89,9 @@ class Follower:
     damage leaves open which records there are.
     """
 
-    def __init__(self, folder: Path, prefixes: Sequence[str] = ("test/", "val/")) -> None:
+    def __init__(self, folder: Path, prefixes: Sequence[str] = PREFIXES, index: Index | None = None) -> None:
         self.folder, self._prefixes = folder, tuple(prefixes)
+        self._index = index if self._prefixes == PREFIXES else None
         self._begin()
 
     def _begin(self) -> None:
@@ -126,19 +140,40 @@ class Follower:
         return True
 
     def _read_on(self, path: Path) -> None:
+        is_first = path not in self._files
+        known = self._index.of(path) if self._index and is_first else None
+        attempt, told = attempt_of(path), []
         with path.open("rb") as file:
+            stamp = stamp_of(os.fstat(file.fileno()))
+            if known and known.stamp == stamp:
+                return self._look_up(path, known)
             read = self._files.get(path, _Read())
             base = read.frames.settled
             file.seek(base)
-            data = file.read()
-            read.inode, read.size = os.fstat(file.fileno()).st_ino, base + len(data)
+            content = file.read()
+        read.inode, read.size = stamp[3], base + len(content)
         read.lost += [place for place in read.frames.lost if place[0] < base]
-        frames = split(data, base)
-        for record in frames.records:
-            self._history.take(record, attempt_of(path))
+        if known and known.is_begun_by(content):
+            base, told = known.settled, known.told
+            read.lost += [place for place in known.lost if place[0] < base]
+            self._history.add(told, attempt)
+        data = content[base:] if is_first else content
+        begun, records = sound.records(data, [prefix.encode() for prefix in self._prefixes])
+        frames = split(data[begun:], base + begun)
+        told += [said for record in (*records, *frames.records) if (said := self._history.take(record, attempt))]
         read.frames = replace(frames, records=[])
         self._files[path] = read
         self._again |= frames.open
+        if self._index and is_first and len(content) == stamp[0]:
+            whole = replace(read.frames, lost=[*read.lost, *frames.lost])
+            self._index.note(path, Known.of(stamp, whole, content, told))
+
+    def _look_up(self, path: Path, known: Known) -> None:
+        """Take a file that is as it was for what was in it."""
+        self._history.add(known.told, attempt_of(path))
+        frames = Frames([], known.lost, known.tail, known.settled, known.open)
+        self._files[path] = _Read(known.stamp[3], known.stamp[0], frames)
+        self._again |= known.open
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -167,23 +202,33 @@ class _History:
     def __post_init__(self) -> None:
         self.worth_parsing = re.compile("|".join(map(re.escape, (_SESSION_LOG_KEY, *self.prefixes))).encode())
 
-    def take(self, record: bytes, attempt: int) -> None:
-        """Add a record's scalars, after removing what they supersede.
+    def take(self, record: bytes, attempt: int) -> Told | None:
+        """Add what a record says, after removing what it supersedes; None where it says nothing that is wanted.
 
         A record that can hold neither a wanted tag nor a SessionLog is not parsed: that is half the time.
         """
         if not self.worth_parsing.search(record):
-            return
+            return None
         event = event_pb2.Event.FromString(record)
-        if event.session_log.status == event_pb2.SessionLog.START:
-            for points in self.points.values():
-                _cut(points, event.step)
-        for tag, value in _scalars(event):
-            if tag.startswith(self.prefixes):
+        begins = event.session_log.status == event_pb2.SessionLog.START
+        values = [(tag, value) for tag, value in _scalars(event) if tag.startswith(self.prefixes)]
+        if not (begins or values):
+            return None
+        told = (event.step, event.wall_time, begins, values)
+        self.add([told], attempt)
+        return told
+
+    def add(self, told: Iterable[Told], attempt: int) -> None:
+        """Add what records say, one after the other."""
+        for step, wall_time, begins, values in told:
+            if begins:
+                for points in self.points.values():
+                    _cut(points, step)
+            for tag, value in values:
                 points = self.points.setdefault(tag, [])
-                if again := sum(point.attempt == attempt for point in _cut(points, event.step)):
+                if again := sum(point.attempt == attempt for point in _cut(points, step)):
                     self.doubled[tag] = self.doubled.get(tag, 0) + again
-                points.append(Point(event.step, event.wall_time, value, attempt))
+                points.append(Point(step, wall_time, value, attempt))
 
     def sound(self) -> tuple[dict[str, list[Point]], list[str]]:
         """The points that a measurement can have given, and what was wrong with the others."""

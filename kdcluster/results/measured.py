@@ -15,6 +15,7 @@ from typing import Any, Literal
 from kdcluster.experiment.config import Data
 from kdcluster.plan import Run
 from kdcluster.results.events import Scalars, read_scalars
+from kdcluster.results.index import Index
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 
@@ -55,10 +56,10 @@ def selected_by(data: Data) -> str:
     return "val/top1" if data.val_fraction > 0 else TOP1
 
 
-def measure(run: Run, directory: RunDir, protocol: Protocol) -> Measured:
+def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None = None) -> Measured:
     """Read one run; it is done when its newest attempt says so or there is a result that can be believed.
 
-    Numbers of a run that is not done are not read: they enter no mean.
+    Numbers of a run that is not done are not read: they enter no mean. `index`: of the runs directory's event files.
     """
     attempts = directory.attempts()
     trainer = next((facts for a in reversed(attempts) if (facts := a.read("trainer"))), {})
@@ -76,7 +77,7 @@ def measure(run: Run, directory: RunDir, protocol: Protocol) -> Measured:
     if result and trainer.get("params") not in (None, result["params"]):
         what = f"{result['params']} parameters, trainer.json {trainer['params']}"
         problems.append(f"result.json contradicts trainer.json: {what}")
-    scalars = read_scalars(directory.events)
+    scalars = read_scalars(directory.events, index=index)
     evaluations = _evaluations(run, scalars)
     steps = _steps(run, trainer, result)
     lost = steps - evaluations.keys()

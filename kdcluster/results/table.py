@@ -14,6 +14,7 @@ from pathlib import Path
 from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, Record, cost, history
 from kdcluster.plan import ROLES, Plan, Role
+from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
 from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import interval95
@@ -113,7 +114,9 @@ def build(
         states: of the runs that are not done; one that is not named was never started.
         trainer_code: digest of today's trainer; runs that were made by another are named.
     """
-    measured = {run.id: measure(run, RunDir(root, run.id), protocol) for run in plan.runs}
+    index = Index(root)
+    measured = {run.id: measure(run, RunDir(root, run.id), protocol, index) for run in plan.runs}
+    index.save()
     experiments = []
     for name, wanted in plan.wanted.items():
         runs: dict[Role, list[Measured]] = {

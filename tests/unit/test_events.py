@@ -2,12 +2,13 @@
 
 import io
 import math
+import random
 import struct
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto import event_pb2
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kdcluster.files import write_aside
 from kdcluster.results import events as module
+from kdcluster.results import sound
 from kdcluster.results.events import Follower, attempt_of, event_files, read_scalars
 from kdcluster.results.frames import split
 
@@ -428,6 +430,63 @@ def test_however_files_grow_each_look_gives_what_reading_everything_gives(pieces
                 open_file.write(data)
             assert repr(follower.look()) == repr(read_scalars(Path(name)))  # as text, for the sake of nan
         assert repr(follower.look()) == repr(read_scalars(Path(name)))
+
+
+# --- long files, whose sound beginning is looked at at once
+
+
+def others(steps):
+    """What most of a file is: scalars that nobody wants here, and some that look as if they were wanted."""
+    tags = ("train/loss", "train/kd", "perf/images_per_s", "x", "a/test/top1", "tes", "val")
+    return [scalar(tag, step, 3.0**at) for step in steps for at, tag in enumerate(tags)]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Files need not be long, nor records many."""
+    monkeypatch.setattr(sound, "LONG", 32)
+    monkeypatch.setattr(sound, "MANY", 2)
+
+
+def taken(data, begun, records):
+    """What is made of a file of which the beginning was looked at at once."""
+    rest = split(data[begun:], begun)
+    history = module._History(("test/", "val/"))
+    for record in (*records, *rest.records):
+        history.take(record, 1)
+    return repr((history.sound(), rest.lost, rest.tail, rest.settled, rest.open))
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(grown(), st.integers(0, 40))
+def test_a_beginning_that_is_looked_at_at_once_gives_what_each_record_gives(few, pieces, many):
+    data = content(others(range(many))) + b"".join(data for _, data in pieces)
+    assert taken(data, *sound.records(data, (b"test/", b"val/"))) == taken(data, 0, [])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**9))
+def test_one_changed_byte_is_found_in_a_long_file(few, seed):
+    chance = random.Random(seed)
+    events = [start(0), *others(range(100, 140)), *top1(range(30)), *others([0, 1, 10**5, 2**40])]
+    events.append(event_pb2.Event(step=1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+    data = bytearray(content(events))
+    begun, _ = sound.records(bytes(data), (b"test/",))
+    assert begun == len(data)
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    begun, records = sound.records(bytes(data), (b"test/", b"val/"))
+    assert begun < len(data)
+    assert taken(bytes(data), begun, records) == taken(bytes(data), 0, [])
+
+
+def test_of_a_long_file_hardly_a_record_is_parsed(tmp_path, monkeypatch):
+    events = [start(0), *others(range(2000)), *top1(range(10))]
+    path = write(tmp_path, events)
+    assert path.stat().st_size > 10 * sound.LONG
+    begun, records = sound.records(path.read_bytes(), (b"test/", b"val/"))
+    assert begun == path.stat().st_size
+    assert len(records) < 20  # the version, the start, ten that are wanted, and a few in groups that are small
+    assert list(values(read_scalars(tmp_path))) == list(range(10))
 
 
 @pytest.fixture

@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
-from kdcluster.launch import backend, cancel, status, submission
+from kdcluster.launch import backend, cancel, status, submission, watching
 from kdcluster.launch.backend import End, Seen
 from kdcluster.launch.local.backend import Local
 from kdcluster.launch.status import LATE_S, STALE_S, Status, run_status, statuses
+from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan, Run
+from kdcluster.rereading import stamp_of
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import LIVE, State
 from tests import world as worlds
@@ -410,17 +412,43 @@ class Life(RuleBasedStateMachine):
         self.what_is_shown()
 
 
+class WatchedLife(Life):
+    """On each host somebody watches, and is shown what a command shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watching = {host: Watching() for host in HOSTS}
+
+    @invariant()
+    def what_is_watched(self) -> None:
+        for host in HOSTS if self.world.root.exists() else ():
+            self.world.view = host
+            found = statuses(PLAN[0], self.world.root)
+            if (watched := statuses(PLAN[0], self.world.root, watching=self.watching[host])) != found:
+                raise Untrue(f"who watches from {host} is shown {watched}, and it is {found}")
+        until_the_clock_of_the_disk_goes_on(self.world.folder / "probe")
+
+
+def until_the_clock_of_the_disk_goes_on(probe: Path) -> None:
+    """So that what is written next can be told from what was there, for which a watch else waits."""
+    probe.touch()
+    before = stamp_of(probe.stat())
+    while stamp_of(probe.stat()) == before:
+        probe.touch()
+
+
 @pytest.fixture(autouse=True)
 def in_a_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not PLAN:
         PLAN.append(make_plan(tmp_path).only(["distilled"]))
     worlds.fake_processes(monkeypatch)
+    monkeypatch.setattr(watching, "is_settled", lambda stamp: True)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
 
 
-def lives(**budget: Any) -> None:
+def lives(machine: type[Life] = Life, **budget: Any) -> None:
     """So many lives of so many steps, the same ones each time."""
     chosen = settings(
         **{**BUDGET, **budget},
@@ -431,7 +459,7 @@ def lives(**budget: Any) -> None:
         verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(Life, settings=chosen)
+    run_state_machine_as_test(machine, settings=chosen)
 
 
 def test_whatever_happens_what_is_shown_is_true_and_nothing_is_started_twice() -> None:
@@ -558,6 +586,10 @@ def tell(story: Callable[[Life], None]) -> None:
         life.holds()
     finally:
         life.teardown()
+
+
+def test_whatever_happens_who_watches_is_shown_what_a_command_shows() -> None:
+    lives(WatchedLife, max_examples=30)
 
 
 @pytest.mark.parametrize("fault", STORIES)

@@ -155,22 +155,6 @@ def test_a_run_that_came_or_went_during_a_watch_is_said(made: Plan, root: Path, 
     ]
 
 
-@pytest.mark.parametrize("cost_s", [0.0, 0.2])
-def test_a_dear_look_is_taken_seldom(made: Plan, root: Path, monkeypatch: pytest.MonkeyPatch, cost_s: float) -> None:
-    put(root, made.runs[0], "running")
-    ticks = iter([0.0, cost_s, 10.0, 10.0])
-    slept: list[float] = []
-    monkeypatch.setattr(progress.time, "process_time", lambda: next(ticks))
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        ended(RunDir(root, made.runs[0].id).attempt(1), "done")
-
-    monkeypatch.setattr(progress.time, "sleep", sleep)
-    follow(made, root, io.StringIO())
-    assert slept == [max(progress.POLL_S, cost_s / progress.SHARE)]
-
-
 class Glass:
     """What a terminal shows of the sequences that `Screen` writes; a line that is too long is an error."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,18 @@ class Jobs:
 
     def of(self, ref: Mapping[str, Any]) -> Job | None:
         """The job that a ticket means: by its id and its name, since numbers are used again, or by its name alone."""
-        jobs = [job for job in {**self.ended, **self.queued}.values() if ref["id"] in (job.id, None)]
+        jobs = [job for job in self._by_word[ref["id"] or ref["name"] or ""] if ref["id"] in (job.id, None)]
         meant = [job for job in jobs if ask.is_meant(job, ref["name"], ref.get("time", 0.0))]
         return max(meant, key=lambda job: int(job.id), default=None)
+
+    @cached_property
+    def _by_word(self) -> Mapping[str, Sequence[Job]]:
+        """The jobs of each id and of each name; of "" all: a thousand tickets are looked up among a thousand jobs."""
+        found = defaultdict[str, list[Job]](list)
+        for job in {**self.ended, **self.queued}.values():
+            for word in (job.id, job.name, ""):
+                found[word].append(job)
+        return found
 
 
 class Watch:
@@ -60,7 +71,8 @@ class Watch:
 
     def jobs(self, refs: Sequence[Mapping[str, Any]], within_s: float) -> Jobs:
         """What SLURM says, or has said in the last seconds of these and perhaps others."""
-        is_known = time.monotonic() - self._at < within_s and all(ref in self._refs for ref in refs)
+        asked_for = refs == self._refs or all(ref in self._refs for ref in refs)
+        is_known = asked_for and time.monotonic() - self._at < within_s
         if not is_known:
             self._refs, self._jobs, self._at = list(refs), asked(refs), time.monotonic()
         return self._jobs
