@@ -1,7 +1,7 @@
 """The ranks of a node, as forks of an agent that has imported all that they need.
 
 An import of torch and timm takes seconds and is the same in the agent and in each rank. The forks are made before the
-agent has a thread, a store, or a signal handler of torchrun's, and wait until torchrun starts them. They could not be
+agent has a thread, a store or a signal handler of torch's, and wait until torchrun starts them. They could not be
 made by torchrun (`--start-method=fork`): it asks whether there is a GPU, after which no fork can use one, and of ranks
 that it starts as functions it reports only one that failed. What is imported asks for none (a test holds that).
 """
