@@ -136,6 +136,8 @@ def environment(base: Mapping[str, str], layout: Layout, gpus: Sequence[str] = (
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it listens where the host's name leads
     if layout.threads is not None:
         env["OMP_NUM_THREADS"] = str(layout.threads)
+    elif layout.procs > layout.nodes:
+        env.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, which comes after the agent's import of torch
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return env

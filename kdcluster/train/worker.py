@@ -78,7 +78,7 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(1, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.environ.get(AGENT_VARIABLE) != str(os.getppid()):  # it died while we imported torch, and somebody adopted us
+    if os.environ.get(AGENT_VARIABLE) != str(os.getppid()):  # it died before that, and somebody adopted us
         sys.stderr.write("ending: the torchrun that started this process is gone\n")
         sys.stderr.flush()
         os._exit(1)

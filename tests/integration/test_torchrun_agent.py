@@ -23,18 +23,21 @@ pytestmark = pytest.mark.integration
 RANKS = textwrap.dedent(
     """
     import os, pathlib, signal, sys, time
-    how, rank, folder = os.environ["HOW"], os.environ["RANK"], pathlib.Path(sys.argv[1])
-    if how == "deaf" and rank == "0":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (folder / f"here{rank}").touch()
-    while len(list(folder.glob("here*"))) < 2:
-        time.sleep(0.01)
-    if how == "waits" or (rank == "0" and how != "well"):
-        signal.pause()
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how in ("raises", "deaf"):
-        sys.exit("ValueError: as asked")
+    if os.environ["HOW"] == "imports in vain":
+        import no_such_module
+    if __name__ == "__main__":
+        how, rank, folder = os.environ["HOW"], os.environ["RANK"], pathlib.Path(sys.argv[1])
+        if how == "deaf" and rank == "0":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (folder / f"here{rank}").touch()
+        while len(list(folder.glob("here*"))) < 2:
+            time.sleep(0.01)
+        if how == "waits" or (rank == "0" and how != "well"):
+            signal.pause()
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how in ("raises", "deaf"):
+            sys.exit("ValueError: as asked")
     """
 )
 
@@ -93,10 +96,20 @@ def test_the_signal_that_stopped_the_agent(tmp_path: Path, monkeypatch: pytest.M
         assert run.process.poll() is None
         time.sleep(0.05)
     assert {address for address, _ in listening([run.process.pid])} == {"127.0.0.1"}
+    ranks = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    lines = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (*ranks, str(run.process.pid))}
+    assert len(lines) == 1  # forks of the agent: nothing is imported twice
     run.process.terminate()
     report = run.wait()
     assert (report["signal"], report["failures"]) == (signal.SIGTERM, [])
     assert list(run.left.iterdir()) == []
+
+
+def test_what_the_ranks_could_not_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Torchrun(tmp_path, monkeypatch, "imports in vain")
+    assert run.wait()["error"] == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert run.returncode == 1
 
 
 def test_the_error_that_the_agent_died_of(tmp_path: Path) -> None:

@@ -81,6 +81,9 @@ def test_the_environment_of_a_run() -> None:
     assert on_gpu["GLOO_SOCKET_IFNAME"] == "ib0"  # the user's own
     assert "GLOO_SOCKET_IFNAME" not in environment({}, Layout("cpu", 4, 1, nodes=2))
     assert base["OMP_NUM_THREADS"] == "64"
+    # As torchrun would have it for several processes of a node, but before torch is there.
+    layouts = (Layout("cuda", 2, None), Layout("cuda", 2, None, nodes=2))
+    assert [environment({}, layout).get("OMP_NUM_THREADS") for layout in layouts] == ["1", None]
 
 
 @pytest.mark.parametrize(
