@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import pdb
 import sys
 import traceback
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ def main() -> None:
     # The answer is alone on stdout: a file of `imports` may print, from C++ too, and its words go to stderr.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # Nobody is there to answer a debugger that waits in a model's forward pass, which `kdcluster debug` is for.
+    sys.breakpointhook = pdb.set_trace = lambda *_, **__: None
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     hub_logging.set_verbosity_error()  # it prints every one of its retries, twice
     runs = [Run.model_validate(values, strict=False) for values in json.load(sys.stdin)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from kdcluster.cli import main
+from kdcluster.launch import preflight as launch
+from kdcluster.plan import Run
 from kdcluster.train import models, preflight
 from tests import tiny
 
@@ -103,6 +107,23 @@ def test_each_model_is_tried_once_whatever_its_weights_and_runs(tmp_path, monkey
     assert len(tried) == 2
 
 
+def test_a_breakpoint_in_a_model_waits_for_the_debug_run(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import pdb\nfrom pdb import set_trace\nfrom timm.models import register_model\nfrom torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        breakpoint()\n        pdb.set_trace()\n        set_trace()\n"
+        "        return super().forward(x.flatten(1))\n"
+        "@register_model\n"
+        "def stopping_net(pretrained=False, num_classes=10, in_chans=3, **_):\n"
+        "    return Net(in_chans * 4, num_classes)\n"
+    )
+    student = {"model": "stopping_net", "image_size": 2}
+    run = tiny.make_run(tmp_path, "baseline", {"imports": [str(tmp_path / "mine.py")], "student": student})
+    found = launch.preflight([run], tmp_path / "data", fetch=False)
+    assert found["models"][run.id]["params"] == 130
+
+
 def test_the_check_leaves_the_threads_as_they_were(tmp_path):
     before = torch.get_num_threads()
     problems(tmp_path, {"student": odd("an error")}, "baseline")
@@ -112,7 +133,13 @@ def test_the_check_leaves_the_threads_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     "command", [["plan", "--check"], ["submit", "--backend", "local"], ["debug"]], ids=lambda words: words[0]
 )
-def test_teacher_and_student_are_refused_before_anything_starts(tmp_path, command):
+def test_teacher_and_student_are_refused_before_anything_starts(tmp_path, monkeypatch, command):
+    def here(_: Any, *, input: str, **__: Any) -> Any:  # instead of a process that imports torch for seconds
+        runs = [Run.model_validate(values, strict=False) for values in json.loads(input)]
+        answer = preflight.preflight(runs, tmp_path / "data", fetch=False)
+        return SimpleNamespace(returncode=0, stdout=json.dumps(answer))
+
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(run=here, PIPE=None))
     tiny.put_images(tmp_path / "data")
     file = tiny.write_experiment(tmp_path, {"imports": [ODD], "teacher": odd("a dict"), "student": odd("a tuple")})
     where = ["--runs-dir", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")]
