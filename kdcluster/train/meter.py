@@ -192,13 +192,13 @@ def say_epoch(epoch: int, run: Run, metrics: Mapping[str, float], meter: Meter |
     Args:
         metrics: of the evaluation after it, as `test/top1`.
         meter: of the epoch; None where it was trained by an earlier attempt, or not at all.
-        left_s: seconds to the end of the run.
+        left_s: seconds to the end of the run; 0 at the end, and where nobody knows.
     """
     found = [f"{name} {metrics[f'{name}/top1']:.2f} %" for name in ("test", "val") if f"{name}/top1" in metrics]
     if run.train is None:
         return log.info("%s", "  ".join(found))
     loss, *others = meter.said() if meter else [""]
-    left = f"{duration(left_s)} left" if epoch < run.train.epochs else ""
+    left = f"{duration(left_s)} left" if left_s else ""
     log.info("  ".join(filter(None, [f"epoch {epoch}/{run.train.epochs}", loss, *found, *others, left])))
 
 

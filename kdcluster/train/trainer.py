@@ -189,7 +189,7 @@ class Loop:
         return True
 
     def left_s(self) -> float:
-        """Seconds to the end, evaluations and all, at the mean speed of this process."""
+        """Seconds to the end, evaluations and all, at the mean speed of this process; 0 before its first step."""
         began, first = self._began
         assert self.training.run.train is not None
         left = self.training.run.train.epochs * self.steps_per_epoch - self.progress.step

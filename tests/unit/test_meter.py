@@ -98,7 +98,8 @@ def test_other_ranks_say_nothing_of_it(tmp_path, caplog):
 def test_an_epoch_that_an_earlier_attempt_trained(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     say_epoch(1, tiny.make_run(tmp_path, "baseline"), {"test/top1": 50.0}, None, 125.0)
-    assert caplog.messages == ["epoch 1/2  test 50.00 %  2 min left"]
+    say_epoch(1, tiny.make_run(tmp_path, "baseline"), {"test/top1": 50.0}, None, 0.0)  # before this one's first step
+    assert caplog.messages == ["epoch 1/2  test 50.00 %  2 min left", "epoch 1/2  test 50.00 %"]
 
 
 def test_durations():
