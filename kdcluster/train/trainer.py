@@ -85,8 +85,8 @@ def train(
         training.restore(state)
         progress.step = state["step"]
     settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
-    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped)
     say_start(run, world, training.student, training.teacher, steps_per_epoch)
+    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped)
     loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
     try:
         finished = loop.run()
@@ -228,8 +228,8 @@ def _evaluate_only(
 ) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
-    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped)
     say_start(run, world, net, None, 0)
+    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped)
     finished = False
     try:
         metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))
