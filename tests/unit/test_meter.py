@@ -42,7 +42,8 @@ def test_the_first_lines_say_what_is_trained_where_and_how_long(tmp_path, data_d
     tiny.train_here(tmp_path, teacher, data_dir)
     caplog.clear()
     tiny.train_here(tmp_path, distilled, data_dir)
-    assert caplog.messages[:3] == [
+    assert caplog.messages[:4] == [
+        "10 classes, 64 train, 32 test, 16×16 px; vit_tiny_patch16_224 sees 16 px",
         "distilled: vit_tiny_patch16_224, 6,666 parameters; from vit_tiny_patch16_224, 12,298 "
         "(alpha 0.5, temperature 4)",
         "on cpu: 1 process with 1 thread; precision float32",
