@@ -95,7 +95,7 @@ def list_(as_json: bool) -> None:
     *(arguments.experiments, arguments.settings, arguments.resources, arguments.role),
     *(arguments.runs_dir, arguments.data_dir, arguments.place),
 )
-@click.option("--check", is_flag=True, help="Also build the models, look for data and weights, and ask the scheduler.")
+@click.option("--check", is_flag=True, help="Also try the models, look for data and weights, and ask the scheduler.")
 @arguments.as_json
 def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
     """The DAG of runs: state, needs, command and batch script of each."""

@@ -78,6 +78,17 @@ class Run(BaseModel):
         """Autocast type; a model that is only evaluated runs in float32."""
         return self.train.amp if self.train else "none"
 
+    def with_amp(self, amp: Literal["auto", "bf16", "none"]) -> Run:
+        """The same run in a precision that the place has decided (train/precision.py); its id stays."""
+        assert self.train is not None
+        return self.model_copy(update={"train": self.train.model_copy(update={"amp": amp})})
+
+    def as_today(self) -> Run:
+        """The run with today's default precision where an earlier version has written out its own, bf16."""
+        if self.amp == "bf16" and (auto := self.with_amp("auto")).has_identity():
+            return auto
+        return self
+
     def to_yaml(self) -> str:
         """The run's config.yaml."""
         return yamlfile.dump(self.model_dump(mode="json"))
@@ -109,19 +120,22 @@ class Run(BaseModel):
         }
         return _hash({key: value for key, value in identity.items() if value is not None})
 
+    def has_identity(self) -> bool | None:
+        """Whether id and hash are those of its settings; None where an earlier version has not written all of them."""
+        if self.teacher and not self.teacher.hash:
+            return None
+        try:
+            return self.hash == self.digest() and self.id.endswith(f"-{self.hash[:8]}")
+        except KeyError:
+            return False
+
     def check_identity(self) -> None:
         """Hold id and hash against the settings, as far as all of them are known.
 
         Raises:
             ConfigError: they are not those of these settings.
         """
-        if self.teacher and not self.teacher.hash:
-            return  # written by an earlier version
-        try:
-            is_so = self.hash == self.digest() and self.id.endswith(f"-{self.hash[:8]}")
-        except KeyError:
-            is_so = False
-        if not is_so:
+        if self.has_identity() is False:
             raise ConfigError(
                 f"{self.id}: its config.yaml was changed, or written by another version: these settings are another "
                 f"run's; submit its experiment instead"
@@ -135,7 +149,7 @@ class Run(BaseModel):
             ConfigError: it is not one, was written by another version, or can have been written by another user.
         """
         try:
-            return cls.model_validate(yamlfile.parse(own_text(path)), strict=False)
+            return cls.model_validate(yamlfile.parse(own_text(path)), strict=False).as_today()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
         except ValueError as error:  # not YAML, or not such a one

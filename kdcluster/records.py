@@ -172,7 +172,7 @@ def _known_of(name: str, values: Any, problem: str) -> tuple[Run, str]:
     if not isinstance(values, dict):
         values = {}
     with suppress(ValidationError):
-        return Run.model_validate(values, strict=False).model_copy(update={"id": name}), ""
+        return Run.model_validate(values, strict=False).as_today().model_copy(update={"id": name}), ""
     kept, unknown = _pruned(values, Run)
     role, seed = re.match(r"([a-z]*)(?:.*-s(\d{1,9})-)?", name).groups()  # type: ignore[union-attr]
     read: dict[str, Any] = {**_NOTHING, "role": role, "seed": seed and int(seed), "model": Model(model=name)}

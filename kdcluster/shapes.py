@@ -124,6 +124,7 @@ class Heartbeat(Record):
 class Trainer(Record):
     params: Number | None = None
     batchnorm_batch: Number | None = None
+    amp: Literal["bf16", "none"] | None = None
     trainer_code: str | None = None
     images_skipped: Number = 0
     steps_per_epoch: Number | None = None

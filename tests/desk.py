@@ -39,6 +39,8 @@ import torch
 from timm.models import register_model
 
 def asked():
+    if "RANK" not in os.environ:  # tried before it is submitted
+        return None
     try:
         return Path(os.environ["SLOW"]).read_text()
     except FileNotFoundError:

@@ -126,7 +126,11 @@ class Train(Block):
         gt=0.0,
         lt=1.0,
     )
-    amp: Literal["bf16", "none"] = field("Autocast of the forward passes; the loss is always float32.", "bf16")
+    amp: Literal["auto", "bf16", "none"] = field(
+        "Autocast of the forward passes: auto is bf16 on a GPU that has it, and none elsewhere; the loss is always "
+        "float32.",
+        "auto",
+    )
     channels_last: bool = field("NHWC memory layout, faster for CNNs.", True, hashed=False)
     compile: bool = field("torch.compile for student and teacher.", False, hashed=False)
     checkpoint_every: Cadence = field(

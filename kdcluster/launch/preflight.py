@@ -1,4 +1,4 @@
-"""Ask a child process that has torch to build the models and to fetch data and weights."""
+"""Ask a child process that has torch to try the models and to fetch data and weights."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Measured:
     top1: float | None
     """Test accuracy in percent under the protocol; None where the run is not done or nothing can be read."""
     trainer: Mapping[str, Any]
-    """The newest trainer.json: params, batchnorm_batch (images), procs, threads, device, trainer_code."""
+    """The newest trainer.json: params, batchnorm_batch (images), amp, procs, threads, device, trainer_code."""
     problems: tuple[str, ...] = ()
     """Evaluations that are lost, numbers that result.json had to give, where it contradicts the events."""
     damage: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
         problems.append("its result.json is of another run (its hash differs); it is left out")
     if result and not trainer:
         problems.append("there is no trainer.json; its facts are taken from result.json")
-        trainer = {key: result.get(key) for key in ("params", "batchnorm_batch", "trainer_code")}
+        trainer = {key: result.get(key) for key in ("params", "batchnorm_batch", "amp", "trainer_code")}
     if result and trainer.get("params") not in (None, result["params"]):
         what = f"{result['params']} parameters, trainer.json {trainer['params']}"
         problems.append(f"result.json contradicts trainer.json: {what}")

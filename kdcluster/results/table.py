@@ -7,7 +7,7 @@ Accuracies are test/top1 in percent, gains in percentage points. A number that c
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,7 +169,7 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
         retention=100 * mean / teacher_mean if mean is not None and teacher_mean else None,
         reference=getattr(config.reference, role),
         runs=tuple(m.run.id for m in ours),
-        note=1 if role == "distilled" and _batchnorm(runs) else None,
+        note=1 if any(_unlike(role, runs)) else None,
     )
 
 
@@ -202,6 +202,23 @@ def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]
     return sorted({(ours, theirs) for ours, theirs in both if ours and theirs and ours != theirs})
 
 
+def _precisions(runs: Iterable[Measured]) -> set[str]:
+    """In what the forward passes of runs were that left it to the device; before it was recorded, in bf16."""
+    left = [m for m in runs if m.done and m.run.amp == "auto"]
+    return {"float32" if m.trainer.get("amp") == "none" else "bf16" for m in left}
+
+
+def _unlike(role: Role, runs: Mapping[Role, Sequence[Measured]]) -> Iterator[str]:
+    """How the runs of a role were made in another way than those that they are compared with."""
+    if role == "distilled" and (differing := _batchnorm(runs)):
+        counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
+        yield f"BatchNorm took its statistics over another number of images than the baseline's: {counts}"
+    found = {other: _precisions(runs[other]) for other in ROLES}
+    if len(set().union(*(found[other] for other in ROLES[: ROLES.index(role) + 1]))) > 1:
+        each = ", ".join(f"{other} {' and '.join(sorted(kinds))}" for other, kinds in found.items() if kinds)
+        yield f"the runs were not all trained in one precision: {each}"
+
+
 def _problems(runs: Iterable[Measured], states: Mapping[str, Standing]) -> Iterable[Problem]:
     for m in runs:
         if not m.done:
@@ -218,9 +235,8 @@ def _notes(
     trainer_code: str | None,
 ) -> Iterable[str]:
     """What a reader of the rows has to know, the numbered note first."""
-    if differing := _batchnorm(runs):
-        counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
-        yield f"[1] BatchNorm took its statistics over another number of images than the baseline's: {counts}"
+    if unlike := [what for role in ROLES for what in _unlike(role, runs)]:
+        yield f"[1] {'; '.join(dict.fromkeys(unlike))}"
     if protocol == "last":
         yield f"protocol last: {TOP1} of the last epoch"
     elif (selector := selected_by(config.data)) == TOP1:

@@ -141,11 +141,11 @@ def build(model: Model, num_classes: int, channels: int, *, start: bool = True, 
         net = timm.create_model(model.model, pretrained=from_timm, num_classes=num_classes, in_chans=channels, **kwargs)
     except (OSError, HfHubHTTPError) as error:
         raise KdclusterError(
-            f"the weights of {model.model} are not here and cannot be fetched ({_last_line(error)}); run "
+            f"the weights of {model.model} are not here and cannot be fetched ({last_line(error)}); run "
             f"`kdcluster prefetch` where there is internet, or give a file: pretrained: weights.safetensors"
         ) from error
     except Exception as error:  # a wrong argument surfaces as whatever the model first does with it
-        raise ConfigError(f"{model.model} cannot be built with {kwargs}: {_last_line(error)}") from error
+        raise ConfigError(f"{model.model} cannot be built with {kwargs}: {last_line(error)}") from error
     size, patch = _size(cfg, model.image_size), patch_of(net)
     if size % patch:
         what = f"image_size {size} is not a multiple of its patch size {patch}"
@@ -206,13 +206,13 @@ def load_weights(net: nn.Module, path: Path, cfg: dict[str, Any], *, exact: bool
     try:
         state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # safetensors and pickle raise a dozen kinds for a bad file
-        raise ConfigError(f"{path}: not a file of weights: {_last_line(error)}") from error
+        raise ConfigError(f"{path}: not a file of weights: {last_line(error)}") from error
     resize = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if resize is not None:
         try:
             state = resize(state, net)
         except Exception as error:  # timm's filters trust the file
-            raise ConfigError(f"{path} does not fit {type(net).__name__}: {_last_line(error)}") from error
+            raise ConfigError(f"{path} does not fit {type(net).__name__}: {last_line(error)}") from error
     own = net.state_dict()
     for name in _names(cfg.get("first_conv")):
         key = f"{name}.weight"
@@ -249,7 +249,7 @@ def load_saved(net: nn.Module, path: Path) -> None:
         net.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise KdclusterError(
-            f"{path} cannot be used ({_last_line(error)}); delete it and submit the experiment with --retry, which "
+            f"{path} cannot be used ({last_line(error)}); delete it and submit the experiment with --retry, which "
             f"makes it again"
         ) from error
 
@@ -277,5 +277,6 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """An exception's kind and the last line of what it says."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:300]}"

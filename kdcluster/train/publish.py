@@ -54,6 +54,7 @@ class Publisher:
         self.facts = {
             "params": models.parameters(net),
             "batchnorm_batch": norm_batch,
+            "amp": run.amp,
             "trainer_code": trainer_code(),
             "images_skipped": skipped,
         }
@@ -96,8 +97,6 @@ class Publisher:
                 self._save("best", net)
         self.tracker.flush()
         self.beat(epoch, step, force=True, top1=stored["test/top1"], best_top1=self.best["test/top1"])
-        found = "  ".join(f"{tag} {value:.4g}" for tag, value in stored.items())
-        log.info("epoch %d step %d: %s", epoch, step, found)
 
     def beat(self, epoch: int, step: int, *, force: bool = False, **values: float) -> None:
         """Say how far the run is, at most once a second.

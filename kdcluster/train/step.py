@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,8 @@ class Training:
     schedule: Scheduler
     ema: ModelEmaV3 | None
     lr: float = 0.0
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the gradient of each parameter in the last step, unread."""
 
     @property
     def evaluated(self) -> models.Classifier:
@@ -208,8 +210,11 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
             )
             (terms.total.sum() * (scale * shard.weight)).backward()
         sums += torch.stack([term.detach().sum() for term in terms]) * shard.weight
+    gradient = {name: p.grad for name, p in training.student.net.named_parameters() if p.grad is not None}
+    training.norms = dict(zip(gradient, torch._foreach_norm(list(gradient.values())), strict=True))
     if run.train.grad_clip is not None:
-        nn.utils.clip_grad_norm_(training.student.parameters(), run.train.grad_clip)
+        total = torch.linalg.vector_norm(torch.stack(list(training.norms.values())))
+        nn.utils.clip_grads_with_norm_(training.student.parameters(), run.train.grad_clip, total)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     if training.ema is not None:

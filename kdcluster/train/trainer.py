@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,15 @@ from kdcluster import inputs
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
-from kdcluster.train import data, models, optim, views
+from kdcluster.train import data, models, optim, precision, views
 from kdcluster.train.begin import begin
 from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
+from kdcluster.train.meter import Bar, Meter, say_epoch, say_start
 from kdcluster.train.metrics import Lagged
 from kdcluster.train.publish import Publisher
-from kdcluster.train.step import Shard, Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
+from kdcluster.train.step import Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
 
 log = logging.getLogger(__name__)
 
@@ -75,24 +75,28 @@ def train(
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
-    training = set_up(run_dir, run, world, steps_per_epoch, debug=attempt is None)
     saver = Saver(run_dir, run, world)
     if attempt is not None:
         begin(run_dir, run, attempt, world)
     state = saver.newest() if attempt is not None else None
+    run = precision.decided(run, world, state)
+    training = set_up(run_dir, run, world, steps_per_epoch, debug=attempt is None)
     if state is not None:
         training.restore(state)
         progress.step = state["step"]
     settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
+    say_start(run, world, training.student, training.teacher, steps_per_epoch)
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped)
+    loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
     try:
-        loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
         finished = loop.run()
         if finished:
             publish.result()
     except BaseException:
         publish.tracker.close(success=False)
         raise
+    finally:
+        loop.bar.clear()
     publish.tracker.close(success=finished)
 
 
@@ -114,6 +118,13 @@ class Loop:
     saver: Saver
     progress: Progress
     max_steps: int = 0
+    meter: Meter | None = None
+    """Of the last epoch."""
+    norms: deque[precision.Norms] = field(default_factory=lambda: deque(maxlen=3))
+
+    def __post_init__(self) -> None:
+        self.bar = Bar(active=self.training.world.rank == 0)
+        self._began = time.perf_counter(), self.progress.step
 
     def run(self) -> bool:
         """To the end; False if the run was stopped before."""
@@ -130,6 +141,8 @@ class Loop:
                     self.publish.preempted(epoch, self.progress.step)
                     return False
                 self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
+                if self.training.world.rank == 0:
+                    say_epoch(epoch, run, metrics, self.meter, self.left_s())
                 self.save()
             if epoch == run.train.epochs:
                 return True
@@ -143,7 +156,11 @@ class Loop:
         """
         training, progress = self.training, self.progress
         training.model.train()
-        meter = _Meter(training, self.publish, epoch, self.steps_per_epoch, first)
+        before = epoch * self.steps_per_epoch
+        last = min(self.steps_per_epoch, self.max_steps - before) if self.max_steps else self.steps_per_epoch
+        meter = self.meter = Meter(
+            training, self.publish, self.bar, self.norms, epoch, self.steps_per_epoch, first, last
+        )
         lagged = Lagged()
         for shards in meter.waiting(
             epoch_batches(training.run, self.images, self.train_index, epoch, training.world, first=first)
@@ -152,6 +169,7 @@ class Loop:
             lr = optim.set_learning_rate(training.schedule, progress.step)
             sums = training.world.sum(train_step(training, shards))
             progress.step += 1
+            self.norms.append((progress.step, training.norms))
             meter.read(lagged.push(progress.step, sums))
             training.lr = lr  # only now: what was read is of the step before, and so is the rate that goes with it
             stop, save = training.world.agree(stop=progress.stop, save=self.saver.due(progress.step))
@@ -167,81 +185,24 @@ class Loop:
                 log.info("stopped after %d steps, as asked", progress.step)
                 return False
         meter.read(lagged.flush())
-        meter.speed(progress.step, self.saver)
+        meter.finish(progress.step, self.saver)
         return True
+
+    def left_s(self) -> float:
+        """Seconds to the end, evaluations and all, at the mean speed of this process; 0 before its first step."""
+        began, first = self._began
+        assert self.training.run.train is not None
+        left = self.training.run.train.epochs * self.steps_per_epoch - self.progress.step
+        done = self.progress.step - first
+        return left * (time.perf_counter() - began) / done if done else 0.0
 
     def save(self) -> None:
         """Checkpoint, unless this is a debug run or its attempt was overtaken."""
         if self.publish.may_write():
             state = {**self.training.state(), "epochs": self.publish.epochs, "step": self.progress.step}
+            state["amp"] = self.training.run.amp
             state["best_step"] = self.publish.best_step(self.progress.step)
             self.saver.save(self.progress.step, state, self.publish.best_step)
-
-
-@dataclass
-class _Meter:
-    """Checks each step's loss, logs the mean over a tenth of an epoch, and takes the time."""
-
-    training: Training
-    publish: Publisher
-    epoch: int
-    steps_per_epoch: int
-    first: int
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    since: list[list[float]] = field(default_factory=list)
-
-    def waiting(self, batches: Iterator[list[Shard]]) -> Iterator[list[Shard]]:
-        """The same batches; the time until each comes is counted as waiting for data."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def read(self, numbers: tuple[int, list[float]] | None) -> None:
-        """Sums of one step over all ranks, as `Lagged` hands them out."""
-        if numbers is None:
-            return
-        step, sums = numbers
-        run = self.training.run
-        assert run.train is not None
-        means = [value / run.train.batch_size for value in sums]
-        if not all(math.isfinite(value) for value in means):
-            raise KdclusterError(
-                f"the loss is not finite at step {step} (loss {means[0]}, ce {means[1]}, kd {means[2]}; "
-                f"lr {self.training.lr:g}; run {run.id}); try a smaller train.lr, train.grad_clip, or amp: none"
-            )
-        self.since.append(means)
-        if self.publish.attempt is None:
-            log.info("step %d: loss %.4f, ce %.4f, kd %.4f", step, *means)
-        done = step - self.epoch * self.steps_per_epoch
-        if done % max(1, self.steps_per_epoch // 10) == 0 or done == self.steps_per_epoch:
-            loss, ce, kd = (sum(column) / len(self.since) for column in zip(*self.since, strict=True))
-            values = {"train/loss": loss, "train/ce": ce, "train/lr": self.training.lr}
-            if run.distill:
-                values["train/kd"] = kd
-            self.publish.tracker.scalars(values, step)
-            self.since.clear()
-        steps_per_s = (done - self.first) / (time.perf_counter() - self.started)
-        images_per_s = steps_per_s * run.train.batch_size
-        self.publish.beat(self.epoch, step, loss=means[0], steps_per_s=steps_per_s, images_per_s=images_per_s)
-
-    def speed(self, step: int, saver: Saver) -> None:
-        """Log how fast the epoch was, and what share of it went into waiting for data and into checkpoints."""
-        run = self.training.run
-        assert run.train is not None
-        elapsed = time.perf_counter() - self.started
-        images = (self.steps_per_epoch - self.first) * run.train.batch_size
-        values = {
-            "perf/images_per_s": images / elapsed,
-            "perf/data_wait_pct": 100 * self.waited / elapsed,
-            "perf/checkpoint_pct": 100 * saver.take_seconds() / elapsed,
-        }
-        self.publish.tracker.scalars(values, step)
-        log.info("  ".join(f"{name.removeprefix('perf/')} {value:.4g}" for name, value in values.items()))
 
 
 def _heed(publish: Publisher, world: World, progress: Progress, epoch: int) -> None:
@@ -267,11 +228,14 @@ def _evaluate_only(
 ) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
+    say_start(run, world, net, None, 0)
     publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped)
     finished = False
     try:
         metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))
         publish.epoch(0, 0, metrics, net)
+        if world.rank == 0:
+            say_epoch(0, run, metrics, None, 0.0)
         publish.result()
         finished = True
     except Stopped:

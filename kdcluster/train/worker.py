@@ -50,7 +50,9 @@ def main() -> None:
         die_with_parent()
         own_log(attempt)
         listen(attempt, progress)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Stamped())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         timeout_min = run_dir.load().resources.collective_timeout_min
         with _lock(run_dir, attempt), join(given.device, given.threads, timeout_min) as world:
@@ -60,6 +62,19 @@ def main() -> None:
             raise
         attempt_failed(attempt, run_dir, error, progress)
         sys.exit(1)
+
+
+class Stamped(logging.Formatter):
+    """The time before each line, the date before the first and where it has changed, a level that is not INFO."""
+
+    day = ""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line."""
+        day, now = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created)).split()
+        stamp, self.day = (now if day == self.day else f"{day} {now}"), day
+        level = "" if record.levelno == logging.INFO else f"{record.levelname} "
+        return f"{stamp} {level}{record.message}"
 
 
 def listen(attempt: Attempt, progress: Progress) -> None:

@@ -32,12 +32,15 @@ SLOW = {
 
 
 BROKEN = """
+import os
 import torch
 from timm.models import register_model
 
 class Broken(torch.nn.Linear):
     def forward(self, x):
-        raise ValueError("as it is")
+        if "RANK" in os.environ:  # not while it is tried before the sweep
+            raise ValueError("as it is")
+        return super().forward(x.mean((2, 3)))
 
 @register_model
 def broken(pretrained=False, num_classes=10, in_chans=3, **_):

@@ -314,7 +314,7 @@ def test_a_run_is_fully_resolved() -> None:
     assert distilled.teacher is not None
     assert distilled.teacher.model == teacher.model
     assert distilled.teacher.min_top1 == 50.0
-    assert (distilled.channels, distilled.num_classes, distilled.amp) == (3, 10, "bf16")
+    assert (distilled.channels, distilled.num_classes, distilled.amp) == (3, 10, "auto")
 
 
 @pytest.mark.parametrize(

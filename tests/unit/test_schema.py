@@ -85,7 +85,7 @@ def test_the_json_schema_knows_the_same_fields() -> None:
 def test_the_json_schema_has_limits_choices_and_the_word_none() -> None:
     train = block(DOCUMENT["properties"]["train"])
     assert train["properties"]["lr"]["exclusiveMinimum"] == 0
-    assert train["properties"]["amp"]["enum"] == ["bf16", "none"]
+    assert train["properties"]["amp"]["enum"] == ["auto", "bf16", "none"]
     assert train["properties"]["warmup_epochs"]["unit"] == "epochs"
     teacher = block(DOCUMENT["properties"]["teacher"])
     assert teacher["properties"]["train"]["anyOf"] == [{"$ref": "#/$defs/Train"}, {"const": "none"}]

@@ -420,7 +420,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_dir):
     message = str(caught.value)
     assert message.startswith("the loss is not finite at step 2 (loss ")
     assert f"lr {rate:g}; run {run.id})" in message  # the step's own rate, though step 3 was taken meanwhile
-    assert "try a smaller train.lr, train.grad_clip, or amp: none" in message
+    assert message.endswith("; every gradient before was finite; try a smaller train.lr or train.grad_clip")
     assert progress.step == 3
     assert run_dir.result() is None
     assert list(points(run_dir, "train/loss")) == [1]

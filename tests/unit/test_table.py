@@ -436,6 +436,37 @@ def test_equal_or_no_batchnorm_marks_nothing(tmp_path):
     assert rows(build(plan, tmp_path))["distilled"].note is None
 
 
+def test_another_precision_than_the_baselines_or_the_teachers_marks_the_row(tmp_path):
+    plan = planned(tmp_path, seeds=[0, 1])
+    fabricate(tmp_path, of(plan, "teacher"), TEACHER)  # of an earlier version, which trained in bf16 and did not say so
+    for seed in (0, 1):
+        fabricate(tmp_path, of(plan, "baseline", seed), BASELINE[seed], amp="bf16")
+        fabricate(tmp_path, of(plan, "distilled", seed), DISTILLED[seed], amp="none" if seed else "bf16")
+    table = build(plan, tmp_path)
+    assert {role: row.note for role, row in rows(table).items()} == {"teacher": None, "baseline": None, "distilled": 1}
+    said = "the runs were not all trained in one precision: teacher bf16, baseline bf16, distilled bf16 and float32"
+    assert table.experiments[0].notes[0] == f"[1] {said}"
+    for seed in (0, 1):  # on another place than the teacher, all alike
+        for role in ("baseline", "distilled"):
+            directory = RunDir(tmp_path, of(plan, role, seed).id)
+            facts = directory.newest().read("trainer")
+            differing = {"amp": "none", "batchnorm_batch": 64 if role == "distilled" else 128}
+            directory.newest().write("trainer", facts | differing)
+    table = build(plan, tmp_path)
+    assert {role: row.note for role, row in rows(table).items()} == {"teacher": None, "baseline": 1, "distilled": 1}
+    precision, batchnorm = table.experiments[0].notes[0].removeprefix("[1] ").split("; ")
+    assert precision.endswith("teacher bf16, baseline float32, distilled float32")
+    assert batchnorm.endswith("64 (baseline: 128)")
+
+
+def test_a_precision_that_the_file_asks_for_marks_nothing(tmp_path):
+    plan = planned(tmp_path, "teacher.train={amp: none}")
+    fabricate(tmp_path, of(plan, "teacher"), TEACHER, amp="none")
+    fabricate(tmp_path, of(plan, "baseline"), BASELINE[0], amp="bf16")
+    fabricate(tmp_path, of(plan, "distilled"), DISTILLED[0], amp="bf16")
+    assert {row.note for row in rows(build(plan, tmp_path)).values()} == {None}
+
+
 def test_runs_of_other_trainer_code_are_named(tmp_path):
     plan = planned(tmp_path)
     full(tmp_path, plan, trainer_code="yesterday")
