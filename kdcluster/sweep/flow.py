@@ -28,11 +28,11 @@ from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, State
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
-from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.points import Point, Source, Space
 from kdcluster.sweep.room import check_fit, nodes_of_ray
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order
-from kdcluster.sweep.tuning import Source, search
+from kdcluster.sweep.tuning import search
 
 SAVED_S = 60.0
 """How long the runs of a search that is being ended have to save; torchrun gives them 30 s itself."""
@@ -125,7 +125,7 @@ class Sweeping:
         elif self._all_known(wanted):
             return wanted
         else:
-            source = Drawn(wanted)
+            source = Source(wanted)
         count = wanted if isinstance(wanted, int) else len(wanted)
         deadline = None if sweep.time_budget_min is None else time.monotonic() + 60 * sweep.time_budget_min
 
@@ -142,7 +142,7 @@ class Sweeping:
         missing = [one for one in points if run_status(RunDir(self.root, one.ids[0])).state != State.DONE]
         if missing:
             order = replace(self.order("test/top1"), noted=False, early=False)
-            self._search(Drawn(missing), order, len(missing), None, stream, lambda: "")
+            self._search(Source(missing), order, len(missing), None, stream, lambda: "")
 
     def order(self, metric: str) -> Order:
         """What each trial has to know."""
@@ -176,8 +176,9 @@ class Sweeping:
                 return over_at is not None and (time.monotonic() > over_at or not self._running(given))
 
             failed = search(
-                _Noting(source, given, lambda: over_at is not None),
+                source,
                 order,
+                given,
                 asha_epochs=asha,
                 at_once=sweep.at_once,
                 max_failures=sweep.max_failures,
@@ -236,20 +237,6 @@ class Sweeping:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         self.session.close()
-
-
-class _Noting:
-    """A source that remembers what it gave, and gives nothing once the search is over."""
-
-    def __init__(self, source: Source, given: list[Point], is_over: Callable[[], bool]) -> None:
-        self.source, self.given, self.is_over = source, given, is_over
-        self.heard, self.ended = source.heard, source.ended
-
-    def next(self) -> Point | None:
-        point = None if self.is_over() else self.source.next()
-        if point is not None:
-            self.given.append(point)
-        return point
 
 
 def trial_room(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -174,11 +174,11 @@ def _first_noted(run_dir: RunDir) -> float:
     return (run_dir.path / "trials.json").stat().st_mtime
 
 
-class Drawn:
-    """A source of points that are known beforehand."""
+class Source:
+    """Where points come from: here, from a list that is known beforehand."""
 
-    def __init__(self, points: Sequence[Point]) -> None:
-        self._left: Iterator[Point] = iter(points)
+    def __init__(self, points: Iterable[Point]) -> None:
+        self._left = iter(points)
 
     def next(self) -> Point | None:
         """The next point to try; None: there are no more."""

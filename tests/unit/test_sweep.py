@@ -38,7 +38,7 @@ from kdcluster.runs import RunDir
 from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.flow import Stop, Sweeping, trial_room
-from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.points import Point, Source, Space
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order, Trainee
 from tests.fabricated import BEAT, DEAD, LIVE, put
@@ -182,7 +182,7 @@ def good(point: Point) -> float:
     return 100 - abs(point.values["distill.alpha"] - 0.3) * 100
 
 
-def asked(source: Adaptive | Drawn, value: Callable[[Point], float] = good) -> list[Point]:
+def asked(source: Source, value: Callable[[Point], float] = good) -> list[Point]:
     found = []
     while (point := source.next()) is not None:
         found.append(point)
