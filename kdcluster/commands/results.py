@@ -75,7 +75,7 @@ def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
     for name in chosen.experiments:
         loaded = chosen.load(name)
         searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
-        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep, chosen.root)
+        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep.metric, chosen.root)
         if not found:
             missing.append(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {quoted(name)}")
             continue

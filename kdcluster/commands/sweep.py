@@ -172,7 +172,7 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     """Print the trials; returns the best of those that came to an end."""
     if not points:
         return None
-    found = report.tried(points, searched.sweep, root)
+    found = report.tried(points, searched.sweep.metric, root)
     text = report.render(searched, found, "table")
     show_text(text if can_show("±") else in_ascii(text))
     best = next((one for one in found if one.is_done and one.value is not None), None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import space
-from kdcluster.sweep.points import AGAIN, Point, Source, Space
+from kdcluster.sweep.points import AGAIN, Point, Source, Space, best_of
 
 ITS_OWN = 5
 """So many of Optuna's own points in a row may have been tried before (it likes to repeat the best of a small space)."""
@@ -43,8 +43,7 @@ class Adaptive(Source):
             sampler = optuna.samplers.TPESampler(
                 seed=searched.sweep.seed, n_startup_trials=min(10, -(-count // 3)), constant_liar=True
             )
-        directions = optuna.study.StudyDirection
-        direction = directions.MINIMIZE if searched.sweep.metric == "val/loss" else directions.MAXIMIZE
+        direction = f"{best_of(searched.sweep.metric).__name__}imize"
         self._study = optuna.create_study(direction=direction, sampler=sampler)
         self._open = count
         self._at_random = space.points(searched.domains, searched.sweep.seed)

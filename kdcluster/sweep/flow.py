@@ -160,9 +160,8 @@ class Sweeping:
         over_at: float | None = None
         self.session.go_on()
         self._enter_ray()
-        shown = sweep.model_copy(update={"metric": order.metric})
         hint = "other runs may have the cores; " * order.own_cores + self.session.where_ray_says_why()
-        with Screen(given, count, shown, self.root, stream, hint) as screen, self.stop.on_signals():
+        with Screen(given, count, order.metric, self.root, stream, hint) as screen, self.stop.on_signals():
 
             def watch() -> bool:
                 nonlocal over_at

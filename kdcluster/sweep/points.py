@@ -23,6 +23,11 @@ AGAIN = 20
 """Small spaces repeat themselves: so many draws for each point that is wanted."""
 
 
+def best_of(metric: str) -> Any:
+    """`min` or `max`: which of a metric's values is the best."""
+    return min if metric.endswith("loss") else max
+
+
 @dataclass(frozen=True)
 class Point:
     """One point of the space, and the runs that try it."""

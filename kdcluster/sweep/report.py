@@ -11,14 +11,13 @@ from typing import Any
 from kdcluster.columns import aligned, as_csv, as_json, escaped, markdown
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
-from kdcluster.experiment.config import Sweep
 from kdcluster.files import write_output
 from kdcluster.launch.status import statuses_of
 from kdcluster.results.events import Follower
 from kdcluster.results.table import Table
 from kdcluster.runs import RunDir
 from kdcluster.states import State
-from kdcluster.sweep.points import Point, Space
+from kdcluster.sweep.points import Point, Space, best_of
 from kdcluster.sweep.trial import values_of
 from kdcluster.wording import count, one_line
 
@@ -49,14 +48,14 @@ class Tried:
         return ", ".join(dict.fromkeys(self.states))
 
 
-def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
+def tried(chosen: Sequence[Point], metric: str, root: Path) -> list[Tried]:
     """All points, the best first; one that was stopped early or failed comes last."""
-    best = min if sweep.metric == "val/loss" else max
+    best = best_of(metric)
     known = statuses_of(RunDir(root, run_id) for point in chosen for run_id in point.ids)
     found, well = [], (State.DONE, State.STOPPED)
     for point in chosen:
         run_dirs = [RunDir(root, run_id) for run_id in point.ids]
-        measured = [values_of(Follower(run_dir.events, (sweep.metric,)), sweep.metric) for run_dir in run_dirs]
+        measured = [values_of(Follower(run_dir.events, (metric,)), metric) for run_dir in run_dirs]
         values = [best(values) for values in measured if values]
         whole = len(values) == len(run_dirs)
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -70,7 +69,7 @@ def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
                 next((known[one].reason for one in run_dirs if known[one].state not in well), ""),
             )
         )
-    sign = 1 if sweep.metric == "val/loss" else -1
+    sign = 1 if best is min else -1
 
     def order(one: Tried) -> tuple[bool, bool, float]:
         return one.value is None, not one.is_done, sign * (one.value or 0.0)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kdcluster.experiment.config import Sweep
 from kdcluster.states import State
 from kdcluster.sweep.points import Point
 from kdcluster.sweep.report import Tried, tried
@@ -34,16 +33,16 @@ class Screen:
     Args:
         points: those that were begun; it grows.
         total: how many there will be.
-        sweep: the experiment's block.
+        metric: that is shown.
         root: the runs directory.
         stream: a terminal, or not.
         hint: where to look when nothing begins.
     """
 
     def __init__(
-        self, points: Sequence[Point], total: int, sweep: Sweep, root: Path, stream: TextIO, hint: str = ""
+        self, points: Sequence[Point], total: int, metric: str, root: Path, stream: TextIO, hint: str = ""
     ) -> None:
-        self.points, self.total, self.sweep, self.root, self.stream = points, total, sweep, root, stream
+        self.points, self.total, self.metric, self.root, self.stream = points, total, metric, root, stream
         self.hint = hint
         self._next = 0.0
         self._look_at = time.monotonic() + BEGUN_S
@@ -70,10 +69,10 @@ class Screen:
         begun = time.monotonic()
         if begun < self._next or not self.points:
             return
-        found = tried(list(self.points), self.sweep, self.root)
+        found = tried(list(self.points), self.metric, self.root)
         if self._live is not None:
             size = self._live.console.size
-            shown = screen(found, self.total, self.sweep.metric, width=size.width, height=size.height)
+            shown = screen(found, self.total, self.metric, width=size.width, height=size.height)
             self._live.update(shown, refresh=True)
         else:
             self._say(found)
@@ -88,7 +87,7 @@ class Screen:
             one = known[point.ids]
             if one.state != State.PLANNED and self._said.get(point.ids) != one.state:
                 self._said[point.ids] = one.state
-                self._tell(line(number, self.total, one, self.sweep.metric))
+                self._tell(line(number, self.total, one, self.metric))
 
     def _tell(self, text: str) -> None:
         """One line; on a terminal above the table."""

@@ -57,11 +57,6 @@ class Order:
     noted: bool = True
     """Whether the runs are to be remembered as trials; those of the confirmation are not."""
 
-    @property
-    def best(self) -> Any:
-        """`min` or `max`."""
-        return min if self.metric.endswith("loss") else max
-
 
 class Ending(Exception):
     """The whole search is being ended, and this run with it."""
@@ -215,8 +210,3 @@ def note_stopped(point: Point, order: Order) -> None:
         newest = RunDir(order.root, run_id).newest()
         if newest and newest.read("start").get("sweep") == order.token and not newest.read("outcome"):
             newest.write(STOPPED, {"why": OTHERS_WERE_BETTER})
-
-
-def trainees(point: Point, order: Order) -> list[Trainee]:
-    """One for each run of a point."""
-    return [Trainee(run, point.values, order) for run in point.runs]

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from kdcluster.sweep.points import Point, Source
-from kdcluster.sweep.trial import Ending, Order, note_stopped, trainees
+from kdcluster.sweep.points import Point, Source, best_of
+from kdcluster.sweep.trial import Ending, Order, Trainee, note_stopped
 
 
 def search(
@@ -48,7 +48,7 @@ def search(
             trainable,
             tune_config=tune.TuneConfig(
                 metric=order.metric,
-                mode=order.best.__name__,
+                mode=best_of(order.metric).__name__,
                 search_alg=_searcher(source, order, begun, asha_epochs),
                 scheduler=_asha(order, asha_epochs) if asha_epochs else FIFOScheduler(),
                 num_samples=-1,  # the source says when there are no more
@@ -132,7 +132,7 @@ def _searcher(source: Source, order: Order, begun: list[Point], asha_epochs: int
         """Asks the source, and tells it what it hears."""
 
         def __init__(self) -> None:
-            super().__init__(metric=order.metric, mode=order.best.__name__)
+            super().__init__(metric=order.metric, mode=best_of(order.metric).__name__)
             self.given: dict[str, Point] = {}
             self.best: dict[str, float] = {}
 
@@ -151,7 +151,7 @@ def _searcher(source: Source, order: Order, begun: list[Point], asha_epochs: int
         def _better(self, trial_id: str, result: dict[str, Any]) -> None:
             if math.isnan(value := result[order.metric]):
                 return
-            self.best[trial_id] = order.best(value, self.best.get(trial_id, value))
+            self.best[trial_id] = best_of(order.metric)(value, self.best.get(trial_id, value))
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False, **_: Any
@@ -179,7 +179,7 @@ def _trainable() -> type:
 
         def setup(self, config: dict[str, Any], order: Order) -> None:  # type: ignore[override]
             self.order = order
-            self.trainees = trainees(config["point"], order)
+            self.trainees = [Trainee(run, config["point"].values, order) for run in config["point"].runs]
             self.begun = False
 
         def step(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _trainable() -> type:
                 while not last:
                     value, last = trainee.next()
                     measured.append(value)
-                values.append(self.order.best(measured))
+                values.append(best_of(self.order.metric)(measured))
             return statistics.fmean(values)
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:

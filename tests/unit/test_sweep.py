@@ -264,7 +264,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Space, list[
         put(root, point.runs[0], state)
     values = dict(zip((point.ids[0] for point in made), ([50.0, 60.0], [99.0], [70.0, 65.0], []), strict=True))
     monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
-    return searched, report.tried(made, searched.sweep, root)
+    return searched, report.tried(made, searched.sweep.metric, root)
 
 
 def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space, list[report.Tried]]) -> None:
@@ -351,7 +351,7 @@ def test_off_a_terminal_each_change_is_one_line(
     tried: tuple[Space, list[report.Tried]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     searched, found = tried
-    with Screen([one.point for one in found], 4, searched.sweep, tmp_path / "runs", sys.stderr) as screen:
+    with Screen([one.point for one in found], 4, searched.sweep.metric, tmp_path / "runs", sys.stderr) as screen:
         screen.show()
         screen.show()
     lines = capsys.readouterr().err.splitlines()
@@ -367,7 +367,9 @@ def test_where_to_look_is_said_once_when_nothing_begins(
     monkeypatch.setattr("kdcluster.sweep.screen.BEGUN_S", 0.0)
     monkeypatch.setattr("kdcluster.sweep.screen.EVERY_S", 0.0)
     searched = space(tmp_path, {"trials": 1})
-    with Screen(points(searched), 1, searched.sweep, tmp_path / "runs", sys.stderr, "Ray's logs: there") as screen:
+    with Screen(
+        points(searched), 1, searched.sweep.metric, tmp_path / "runs", sys.stderr, "Ray's logs: there"
+    ) as screen:
         screen.show()
         screen.show()
     assert capsys.readouterr().err == "no trial has begun after 0 s; Ray's logs: there\n"
