@@ -54,6 +54,14 @@ class Wanted:
     write_best: bool
     dry_run: bool
 
+    @property
+    def words(self) -> list[str]:
+        """What holds wherever the sweep runs, as it is typed."""
+        given = {"--trials": self.trials, "--confirm": self.confirm if self.confirm != CONFIRM else None}
+        flags = {"--allow-teacher": self.allow_teacher, "--write-best": self.write_best}
+        words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+        return words + [word for word, on in flags.items() if on]
+
 
 @contextmanager
 def _interruptible(again: str) -> Iterator[None]:
@@ -141,12 +149,9 @@ def _again(chosen: Chosen, wanted: Wanted) -> str:
     if queued := os.environ.get("KDCLUSTER_SWEEP_AGAIN"):
         return queued
     there = None if is_inside_job() else wanted.ray_address  # the Ray of a job ends with it
-    given = {"--trials": wanted.trials, "--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": there}
-    given["--confirm"] = wanted.confirm if wanted.confirm != CONFIRM else None
+    given = {"--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": there}
     words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
-    words += ["--allow-teacher"] if wanted.allow_teacher else []
-    words += ["--write-best"] if wanted.write_best else []
-    return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, words)]) + chosen.where
+    return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, wanted.words + words)]) + chosen.where
 
 
 def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: Plan, root: Path) -> None:
@@ -250,11 +255,7 @@ def _queue(
     if undone:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
     given = [*(word for one in searched.overrides for word in ("--set", one)), *words]
-    given += ["--confirm", str(wanted.confirm), "--runs-dir", str(root), "--data-dir", str(chosen.data)]
-    given += ["--trials", str(wanted.trials)] if wanted.trials else []
-    given += [
-        word for word, on in (("--allow-teacher", wanted.allow_teacher), ("--write-best", wanted.write_best)) if on
-    ]
+    given += ["--runs-dir", str(root), "--data-dir", str(chosen.data), *wanted.words]
     job_id, log = job.submit(folder, layout, slurm, after, loaded, given, again)
     say(f"job {job_id} sweeps {loaded.name} on {layout}; log: {log}")
     say(f"next: kdcluster results {chosen.again()} --sweep{chosen.where}")
