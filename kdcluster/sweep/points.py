@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from kdcluster import records
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile, space
 from kdcluster.experiment.config import Sweep
@@ -109,7 +110,9 @@ class Space:
     def recorded(self, root: Path) -> list[Point]:
         """The points that were tried before with today's file, in the order of their first start."""
         found: dict[tuple[str, ...], Point] = {}
-        tried = ((one, noted["values"]) for one in run_dirs(root) for noted in one.trials_of(self.loaded.name))
+        others = of_others(root, self.loaded.name)
+        noting = [*run_dirs(root), *(RunDir(others, run_id) for run_id in records.entries(others))]
+        tried = ((one, noted["values"]) for one in noting for noted in one.trials_of(self.loaded.name))
         for run_dir, values in sorted(tried, key=lambda pair: _first_noted(pair[0])):
             order = {key: values[key] for key in self.domains if key in values}
             try:
@@ -173,6 +176,11 @@ class Space:
         own = configfile.load(str(self.loaded.path), [*self.overrides, fresh])
         winner = configfile.load(str(self.loaded.path), [*self.overrides, *best.settings, fresh])
         return plan([own, replace(winner, name=f"{self.loaded.name}-best")])
+
+
+def of_others(root: Path, experiment: str) -> Path:
+    """Where it is noted what runs try for an experiment's sweep whose directories are another user's."""
+    return root / ".sweeps" / experiment / "trials"
 
 
 def _first_noted(run_dir: RunDir) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from kdcluster import runs
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
@@ -419,6 +420,27 @@ def test_a_run_that_has_ended_well_or_is_under_way_is_not_started_again(
     assert one.child is None
     assert one.run_dir.trials_of("tiny") == [{"experiment": "tiny", "values": one.values}]
     assert one.run_dir.experiments() == ["tiny"]
+
+
+def test_a_finished_run_of_another_user_is_a_trial_and_its_directory_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainee(tmp_path, "done", ending=tmp_path / "runs" / ".sweeps" / "tiny" / "ending.json")
+    before = sorted(path.name for path in one.run_dir.path.iterdir())
+    write, access = runs.write_json, os.access
+
+    def refusing(path: Path, *given: Any, **more: Any) -> None:
+        if one.run_dir.path in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        write(path, *given, **more)
+
+    monkeypatch.setattr(runs, "write_json", refusing)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != one.run_dir.path and access(path, mode))
+    one.begin()
+    one.begin()
+    assert sorted(path.name for path in one.run_dir.path.iterdir()) == before
+    searched = space(tmp_path, {"trials": 1})
+    assert [point.ids for point in searched.recorded(tmp_path / "runs")] == [(one.run.id,)]
 
 
 @pytest.mark.parametrize("state", ["planned", "failed", "lost", "preempted", "cancelled", "stopped"])
