@@ -182,9 +182,8 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     show_text(text if can_show("±") else in_ascii(text))
     best = next((one for one in found if one.is_done and one.value is not None), None)
     if best is not None and not interrupted:
-        spread = "" if best.sd is None else f" ± {best.sd:.2f} over {len(best.states)} seeds"
         how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
-        what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.value:.2f}{spread}"
+        what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}"
         say(f"{how}: {what}")
     return best.point if best else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ class Tried:
     states: tuple[State, ...]
     value: float | None
     sd: float | None
+    """Sample standard deviation (n - 1) over its seeds; None below 2."""
+    images: int | None = None
+    """On how many an accuracy was measured; None: it is no accuracy, or the run is of an earlier version."""
     epochs: int = 0
     """Epochs of the run that is furthest."""
     reason: str = ""
@@ -41,6 +45,19 @@ class Tried:
     def is_done(self) -> bool:
         """Whether all its runs came to their end."""
         return set(self.states) == {State.DONE}
+
+    @property
+    def se(self) -> float | None:
+        """Binomial standard error of an accuracy on so many images, in percentage points; None where there is none."""
+        if self.value is None or self.images is None:
+            return None
+        return math.sqrt(self.value * (100 - self.value) / self.images)
+
+    @property
+    def shown(self) -> str:
+        """The value with its ±: the standard deviation over several seeds, else the standard error."""
+        spread = self.se if self.sd is None else self.sd
+        return "" if self.value is None else f"{self.value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
     @property
     def state(self) -> str:
@@ -65,6 +82,7 @@ def tried(chosen: Sequence[Point], metric: str, root: Path) -> list[Tried]:
                 tuple(known[run_dir].state for run_dir in run_dirs),
                 statistics.fmean(values) if whole else None,
                 spread,
+                _images(run_dirs, metric),
                 max(map(len, measured)),
                 next((known[one].reason for one in run_dirs if known[one].state not in well), ""),
             )
@@ -75,6 +93,15 @@ def tried(chosen: Sequence[Point], metric: str, root: Path) -> list[Tried]:
         return one.value is None, not one.is_done, sign * (one.value or 0.0)
 
     return sorted(found, key=order)
+
+
+def _images(run_dirs: Sequence[RunDir], metric: str) -> int | None:
+    """On how many images an accuracy was measured: the same ones by every seed."""
+    if metric.endswith("loss"):
+        return None
+    newest = (run_dir.newest() for run_dir in run_dirs)
+    known = (one.read("trainer").get("images", {}).get(metric.split("/")[0]) for one in newest if one)
+    return next(filter(None, known), None)
 
 
 def table(found: Sequence[Tried], metric: str) -> list[str]:
@@ -88,8 +115,7 @@ def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
     """Headings and rows."""
     rows = []
     for one in found:
-        value = "-" if one.value is None else f"{one.value:.2f}" + (f" ± {one.sd:.2f}" if one.sd is not None else "")
-        rows.append([*_values(one, found), value, str(one.epochs), one.state, " ".join(one.point.ids)])
+        rows.append([*_values(one, found), one.shown or "-", str(one.epochs), one.state, " ".join(one.point.ids)])
     return [[*_keys(found), metric, "epochs", "state", "runs"], *rows]
 
 
@@ -111,6 +137,8 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
         f"the confirmation on fresh seeds is what counts"
     )
     said = [best] if many else []
+    if spread := _spread(found):
+        said.append(spread)
     if searched.loaded.config.data.val_fraction == 0:
         share = f"{100 * sweep.val_fraction:g} %"
         said.append(
@@ -118,6 +146,18 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
             f"their teacher is the experiment's own and was trained on these, too"
         )
     return said
+
+
+def _spread(found: Sequence[Tried]) -> str:
+    """What the ± is; empty where there is none."""
+    known = [one for one in found if one.se is not None]
+    on = f"on {' or '.join(str(n) for n in sorted({one.images for one in known if one.images}))} held-out images"
+    if any(one.sd is not None for one in found):
+        largest = max((one.se or 0.0 for one in known), default=0.0)
+        shared = f"; the standard error {on}, the same ones for every seed, is up to {largest:.2f}"
+        return f"± is the standard deviation over the seeds{shared if known else ''}"
+    chance = "differences of that size between trials are chance"
+    return f"± is the binomial standard error of an accuracy {on}: {chance}" if known else ""
 
 
 def render(searched: Space, found: Sequence[Tried], style: str) -> str:
@@ -130,9 +170,9 @@ def render(searched: Space, found: Sequence[Tried], style: str) -> str:
     if style == "md":
         lines = markdown(_cells(found, metric))
         return "\n".join([*lines, "", *(f"- {escaped(note)}" for note in notes(searched, found))]) + "\n"
-    rows: list[list[Any]] = [[*_keys(found), metric, "sd", "epochs", "state", "reason", "runs"]]
+    rows: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs"]]
     for one in found:
-        told = [one.value, one.sd, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
+        told = [one.value, one.sd, one.se, one.images, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
         rows.append([*_values(one, found), *told])
     return as_csv(rows)
 
@@ -145,6 +185,8 @@ def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
             "settings": one.point.settings,
             "metric_mean": one.value,
             "metric_sd": one.sd,
+            "metric_se": one.se,
+            "images": one.images,
             "epochs": one.epochs,
             "state": one.state,
             "reason": one.reason,

@@ -106,7 +106,7 @@ def line(number: int, total: int, one: Tried, metric: str) -> str:
     what = "trial" if one.point.values else "confirmation"
     words = [f"{what} {number}/{total}", " ".join(one.point.settings or one.point.ids), one.state]
     if one.value is not None and one.state != State.RUNNING:
-        words.append(f"{metric} {one.value:.2f} after {count(one.epochs, 'epoch')}")
+        words.append(f"{metric} {one.shown} after {count(one.epochs, 'epoch')}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
 
@@ -128,8 +128,7 @@ def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, heigh
     if width >= WIDE:
         table.add_column("run", no_wrap=True)
     for one in chosen:
-        value = "" if one.value is None else f"{one.value:.2f}"
-        cells = [*map(str, one.point.values.values()), value, str(one.epochs), one.state]
+        cells = [*map(str, one.point.values.values()), one.shown, str(one.epochs), one.state]
         cells += [one.point.ids[0]] if width >= WIDE else []
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -40,7 +41,9 @@ class Publisher:
         steps_per_epoch: int,
         resumed: dict[str, Any] | None = None,
         skipped: int = 0,
+        images: Mapping[str, int] | None = None,
     ) -> None:
+        """`images`: of each split that is evaluated, how many."""
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
         if self.active and attempt is not None:
@@ -57,7 +60,7 @@ class Publisher:
             "trainer_code": trainer_code(),
             "images_skipped": skipped,
         }
-        went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0)}
+        went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0), "images": images or {}}
         if self.active and attempt is not None:
             attempt.write("trainer", {**self.facts, **surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)

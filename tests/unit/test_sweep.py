@@ -284,13 +284,44 @@ def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space,
     assert "their teacher is the experiment's own and was trained on these, too" in text[8]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "metric", "value", "said"),
+    [
+        (1, "val/top1", "56.00 ± 2.48", "± is the binomial standard error of an accuracy on 400 held-out images"),
+        (
+            2,
+            "val/top1",
+            "57.00 ± 1.41",
+            "± is the standard deviation over the seeds; the standard error on 400 held-out",
+        ),
+        (1, "val/loss", "56.00", ""),
+    ],
+)
+def test_a_trial_on_few_images_carries_its_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, metric: str, value: str, said: str
+) -> None:
+    searched = space(tmp_path, {"trials": 1, "seeds": seeds, "metric": metric})
+    (point,) = points(searched)
+    for run in point.runs:
+        put(tmp_path / "runs", run, "done").attempt(1).write("trainer", {"images": {"test": 1000, "val": 400}})
+    values = {run.id: [56.0 + 2 * number] for number, run in enumerate(point.runs)}
+    monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
+    found = report.tried([point], metric, tmp_path / "runs")
+    for style in ("table", "md"):
+        text = report.render(searched, found, style)
+        assert f" {value} " in text
+        assert (said in text) if said else ("±" not in text)
+    row = json.loads(report.render(searched, found, "json"))["trials"][0]
+    assert (row["images"], row["metric_se"] is None) == ((None, True) if metric == "val/loss" else (400, False))
+
+
 def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tried]]) -> None:
     searched, found = tried
     document = json.loads(report.render(searched, found, "json"))
     assert (document["schema"], document["selected"], len(document["trials"])) == ("kdcluster.sweep/1", True, 4)
     assert document["trials"][3]["metric_mean"] is None
     lines = report.render(searched, found, "csv").splitlines()
-    assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,epochs,state,reason,runs"
+    assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,se,images,epochs,state,reason,runs"
     assert len(lines) == 5
     assert report.render(searched, found, "md").splitlines()[1] == "| :--- | :--- | :--- | :--- | :--- | :--- |"
 
@@ -301,7 +332,7 @@ def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, l
     for style in ("table", "csv", "md", "json"):
         assert report.render(searched, found, style)
     rows = list(csv.reader(report.render(searched, found, "csv").splitlines()))
-    assert {len(row) for row in rows} == {8}
+    assert {len(row) for row in rows} == {10}
     assert rows[2][1] == ""
 
 
