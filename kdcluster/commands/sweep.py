@@ -22,12 +22,13 @@ from kdcluster.launch.preflight import preflight
 from kdcluster.launch.slurm.ask import is_here, is_inside_job
 from kdcluster.launch.slurm.backend import Slurm, waited_for
 from kdcluster.launch.status import run_status, statuses
-from kdcluster.results import render, table
+from kdcluster.results import render
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
 from kdcluster.sweep import job, report
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
+from kdcluster.sweep.confirmation import Confirmed, confirmed
 from kdcluster.sweep.flow import Sweeping, trial_room
 from kdcluster.sweep.points import Point, Space
 from kdcluster.terminal import can_show, leave, say, show, show_text
@@ -136,10 +137,9 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         if wanted.confirm:
             made = searched.confirmation(best, wanted.confirm)
             teachers_first.train(teachers, made.runs, chosen, there, again)
-            teachers_first.with_a_good_one([Point({}, made.runs)], chosen.root, every=True)
-            _confirm(swept, made, again)
-        settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
-        say(f"the best trial: kdcluster submit {chosen.again()} {settings}{chosen.where}")
+            _confirm(swept, made, chosen, best, again)
+        else:
+            say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
         if unwritten:
             leave(f"{unwritten}\nnext: {again}", 1)
 
@@ -180,7 +180,7 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     found = report.tried(points, searched.sweep.metric, root)
     text = report.render(searched, found, "table")
     show_text(text if can_show("±") else in_ascii(text))
-    best = next((one for one in found if one.is_done and one.value is not None), None)
+    best = report.best(found)
     if best is not None and not interrupted:
         how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
         what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}"
@@ -209,19 +209,37 @@ def _write_best(searched: Space, best: Point, target: Path) -> str:
     return ""
 
 
-def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
-    """Train the confirmation and print its table."""
+def _confirm(swept: Sweeping, made: Plan, chosen: Chosen, best: Point, again: str) -> None:
+    """Train the confirmation, print its table and what it says."""
+    teachers_first.with_a_good_one([Point({}, made.runs)], swept.root, every=True)
     swept.confirm(made, sys.stderr)
-    found = statuses(made, swept.root)
-    states = {i: (status.state, status.reason, str(status.log) if status.log else None) for i, status in found.items()}
-    built = table.build(made, swept.root, states=states)
-    show_text(render.render(built, ascii=not can_show("±×αΔ–")))
+    after = confirmed(made, swept.root)
+    show_text(render.render(after.table, ascii=not can_show("±×αΔ–")))
     if swept.stop.why:
         leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
-    if any(status.state != State.DONE for status in found.values()):
+    if after.verdict is None:
         leave(f"not every run of the confirmation is done\nnext: {again}", 1)
-    if words := report.verdict(built, *made.experiments):
-        say(words)
+    for line in (*after.verdict.words, recommended(chosen, best, after, again)):
+        say(line)
+
+
+def recommended(chosen: Chosen, best: Point, after: Confirmed, again: str) -> str:
+    """What to type after a confirmation; the winner's settings only where it holds up.
+
+    Args:
+        chosen: the experiment.
+        best: the winner.
+        after: its confirmation.
+        again: the command that sweeps, or goes on with it.
+    """
+    if after.verdict is None:
+        return f"next: {again}"
+    if not after.verdict.holds:
+        return f"nothing is recommended; more seeds may tell: {again} --confirm {2 * after.seeds}"
+    # The nodes were the whole sweep's, and inside a job everything is local.
+    here = replace(chosen, nodes=None, backend="auto" if is_inside_job() else chosen.backend)
+    settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
+    return f"recommended: kdcluster submit {here.submit_again()} {settings}{here.where}"
 
 
 def _queue(

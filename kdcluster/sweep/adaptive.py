@@ -43,8 +43,8 @@ class Adaptive(Source):
             sampler = optuna.samplers.TPESampler(
                 seed=searched.sweep.seed, n_startup_trials=min(10, -(-count // 3)), constant_liar=True
             )
-        direction = f"{best_of(searched.sweep.metric).__name__}imize"
-        self._study = optuna.create_study(direction=direction, sampler=sampler)
+        low = best_of(searched.sweep.metric) is min
+        self._study = optuna.create_study(direction="minimize" if low else "maximize", sampler=sampler)
         self._open = count
         self._at_random = space.points(searched.domains, searched.sweep.seed)
         self._trials: dict[tuple[str, ...], Any] = {}

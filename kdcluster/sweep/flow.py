@@ -28,6 +28,7 @@ from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, State
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
+from kdcluster.sweep.confirmation import arms
 from kdcluster.sweep.points import Point, Source, Space
 from kdcluster.sweep.room import check_fit, nodes_of_ray
 from kdcluster.sweep.screen import Screen
@@ -138,11 +139,10 @@ class Sweeping:
 
     def confirm(self, made: Plan, stream: TextIO) -> None:
         """Train the runs of a confirmation that are not done, in the same Ray."""
-        points = [Point({}, (run,)) for run in made.runs if run.role != "teacher"]
-        missing = [one for one in points if run_status(RunDir(self.root, one.ids[0])).state != State.DONE]
+        missing = [one for one in arms(made) if run_status(RunDir(self.root, one.ids[0])).state != State.DONE]
         if missing:
             order = replace(self.order("test/top1"), noted=False, early=False)
-            self._search(Source(missing), order, len(missing), None, stream, lambda: "")
+            self._search(Source(missing), order, len(missing), None, stream, lambda: "", "confirmation")
 
     def order(self, metric: str) -> Order:
         """What each trial has to know."""
@@ -153,7 +153,14 @@ class Sweeping:
         return Order(name, *where, layout, gpus, metric, self.session.token, self.session.ending, early, own_cores)
 
     def _search(
-        self, source: Source, order: Order, count: int, asha: int | None, stream: TextIO, why: Callable[[], str]
+        self,
+        source: Source,
+        order: Order,
+        count: int,
+        asha: int | None,
+        stream: TextIO,
+        why: Callable[[], str],
+        what: str = "trial",
     ) -> list[Point]:
         sweep = self.searched.sweep
         given: list[Point] = []
@@ -161,7 +168,7 @@ class Sweeping:
         self.session.go_on()
         self._enter_ray()
         hint = "other runs may have the cores; " * order.own_cores + self.session.where_ray_says_why()
-        with Screen(given, count, order.metric, self.root, stream, hint) as screen, self.stop.on_signals():
+        with Screen(given, count, order.metric, self.root, stream, hint, what) as screen, self.stop.on_signals():
 
             def watch() -> bool:
                 nonlocal over_at
@@ -185,7 +192,7 @@ class Sweeping:
             )
         for point, error in failed:  # one that a run directory knows of is in the table
             if not {run_status(RunDir(self.root, run_id)).state for run_id in point.ids} & set(GIVEN_UP):
-                stream.write(f"{' '.join(point.settings or point.ids)}: {error}\n")
+                stream.write(f"{' '.join(point.settings)}: {error}\n")
         return given
 
     def _enter_ray(self) -> None:

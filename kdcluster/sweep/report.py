@@ -15,12 +15,14 @@ from kdcluster.experiment import configfile
 from kdcluster.files import write_output
 from kdcluster.launch.status import statuses_of
 from kdcluster.results.events import Follower
-from kdcluster.results.table import Table
+from kdcluster.results.render import Format
+from kdcluster.results.render import render as rendered
 from kdcluster.runs import RunDir
 from kdcluster.states import State
+from kdcluster.sweep.confirmation import Confirmed
 from kdcluster.sweep.points import Point, Space, best_of
 from kdcluster.sweep.trial import values_of
-from kdcluster.wording import count, one_line
+from kdcluster.wording import one_line
 
 SCHEMA = "kdcluster.sweep/1"
 
@@ -160,21 +162,32 @@ def _spread(found: Sequence[Tried]) -> str:
     return f"± is the binomial standard error of an accuracy {on}: {chance}" if known else ""
 
 
-def render(searched: Space, found: Sequence[Tried], style: str) -> str:
-    """The trials as `table`, `md`, `csv` or `json`; ends with a line break."""
+def best(found: Sequence[Tried]) -> Tried | None:
+    """The best of those that came to an end; None: none did."""
+    return next((one for one in found if one.is_done and one.value is not None), None)
+
+
+def render(searched: Space, found: Sequence[Tried], style: Format, after: Confirmed | None = None) -> str:
+    """The trials as `table`, `md`, `csv` or `json`, but for csv with the confirmation; ends with a line break."""
     metric = searched.sweep.metric
     if style == "json":
-        return as_json(document(searched, found))
-    if style == "table":
-        return "\n".join([*table(found, metric), "", *notes(searched, found)]) + "\n"
-    if style == "md":
-        lines = markdown(_cells(found, metric))
-        return "\n".join([*lines, "", *(f"- {escaped(note)}" for note in notes(searched, found))]) + "\n"
+        return as_json({**document(searched, found), "confirmation": after and after.document})
+    if style in ("table", "md"):
+        lines, spell = (table(found, metric), str) if style == "table" else (markdown(_cells(found, metric)), _item)
+        text = "\n".join([*lines, "", *map(spell, notes(searched, found))]) + "\n"
+        if after:
+            words = after.verdict.words if after.verdict else ("not every run of the confirmation is done",)
+            text = "\n".join([text, rendered(after.table, style), *map(spell, words), ""])
+        return text
     rows: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs"]]
     for one in found:
         told = [one.value, one.sd, one.se, one.images, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
         rows.append([*_values(one, found), *told])
     return as_csv(rows)
+
+
+def _item(note: str) -> str:
+    return f"- {escaped(note)}"
 
 
 def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
@@ -202,24 +215,6 @@ def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
         "trials": rows,
         "notes": notes(searched, found),
     }
-
-
-def verdict(built: Table, own: str, winner: str) -> str:
-    """What the confirmation says of the search; empty where a run of it is missing.
-
-    Args:
-        built: its table.
-        own: the experiment's name in it.
-        winner: that of the best trial.
-    """
-    rows = {one.name: {row.role: row for row in one.rows} for one in built.experiments}
-    if not built.complete or any("distilled" not in rows[name] for name in (own, winner)):
-        return ""
-    best, before = (rows[name]["distilled"].top1_mean or 0.0 for name in (winner, own))
-    seeds = f"on {count(rows[own]['distilled'].n, 'fresh seed')}"
-    if best > before:
-        return f"{seeds} the winner reaches {best:.2f} %, the file's own settings {before:.2f} %"
-    return f"{seeds} the winner reaches {best:.2f} %, no more than the file's own settings, {before:.2f} %: keep these"
 
 
 def write_best(searched: Space, best: Mapping[str, Any], target: Path) -> None:

@@ -37,13 +37,21 @@ class Screen:
         root: the runs directory.
         stream: a terminal, or not.
         hint: where to look when nothing begins.
+        what: is tried, "trial" or "confirmation".
     """
 
     def __init__(
-        self, points: Sequence[Point], total: int, metric: str, root: Path, stream: TextIO, hint: str = ""
+        self,
+        points: Sequence[Point],
+        total: int,
+        metric: str,
+        root: Path,
+        stream: TextIO,
+        hint: str = "",
+        what: str = "trial",
     ) -> None:
         self.points, self.total, self.metric, self.root, self.stream = points, total, metric, root, stream
-        self.hint = hint
+        self.hint, self.what = hint, what
         self._next = 0.0
         self._look_at = time.monotonic() + BEGUN_S
         self._said: dict[tuple[str, ...], str] = {}
@@ -87,7 +95,7 @@ class Screen:
             one = known[point.ids]
             if one.state != State.PLANNED and self._said.get(point.ids) != one.state:
                 self._said[point.ids] = one.state
-                self._tell(line(number, self.total, one, self.metric))
+                self._tell(line(f"{self.what} {number}/{self.total}", one, self.metric))
 
     def _tell(self, text: str) -> None:
         """One line; on a terminal above the table."""
@@ -101,10 +109,9 @@ class Screen:
             self.stream.flush()
 
 
-def line(number: int, total: int, one: Tried, metric: str) -> str:
-    """One trial for a file or a pipe."""
-    what = "trial" if one.point.values else "confirmation"
-    words = [f"{what} {number}/{total}", " ".join(one.point.settings or one.point.ids), one.state]
+def line(what: str, one: Tried, metric: str) -> str:
+    """One trial, or one run of the confirmation, for a file or a pipe."""
+    words = [what, " ".join(one.point.settings), one.state]
     if one.value is not None and one.state != State.RUNNING:
         words.append(f"{metric} {one.shown} after {count(one.epochs, 'epoch')}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])

@@ -34,7 +34,6 @@ from kdcluster.ownership import own_folder
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
 from kdcluster.results import events
-from kdcluster.results.table import ExperimentTable, Row, Table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
 from kdcluster.sweep.adaptive import Adaptive
@@ -1116,26 +1115,7 @@ def test_a_sweep_holds_the_gpus_that_its_ray_gets(tmp_path: Path, monkeypatch: p
     other[0][1].release()
 
 
-# What the confirmation says
-
-
-@pytest.mark.parametrize(
-    ("winner", "said"),
-    [
-        (62.5, "on 2 fresh seeds the winner reaches 62.50 %, the file's own settings 60.00 %"),
-        (60.0, "the winner reaches 60.00 %, no more than the file's own settings, 60.00 %: keep these"),
-        (None, ""),
-    ],
-)
-def test_whether_the_winner_has_held_up_is_said(winner: float | None, said: str) -> None:
-    def table_of(name: str, top1: float | None) -> ExperimentTable:
-        row = Row(name, "distilled", 1, 1.0, 2 if top1 else 1, 2, top1, 0.0, 0.0, None, 0.0, None, ())
-        return ExperimentTable(name, (row,), (), ())
-
-    built = Table("best", "test/top1", (table_of("tiny", 60.0), table_of("tiny-best", winner)), ())
-    words = report.verdict(built, "tiny", "tiny-best")
-    assert words.endswith(said)
-    assert bool(words) is bool(said)
+# Where the interpreter lies
 
 
 def test_an_interpreter_whose_path_has_a_blank_reaches_ray_in_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
