@@ -175,7 +175,7 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
     help="Fresh seeds for the winner, the file's own settings and the baseline on the whole training set; 0: none.",
 )
 @click.option("--write-best", is_flag=True, help="Write configs/EXP-best.yaml.")
-@click.option("--dry-run", is_flag=True, help="Print the points and their runs; start nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the points, their runs and how long all takes; start nothing.")
 def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
     """Search the best alpha and temperature with Ray Tune.
 

@@ -28,8 +28,9 @@ from kdcluster.states import LIVE, State
 from kdcluster.sweep import job, report
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
-from kdcluster.sweep.confirmation import Confirmed, confirmed
+from kdcluster.sweep.confirmation import Confirmed, arms, confirmed
 from kdcluster.sweep.flow import Sweeping, trial_room
+from kdcluster.sweep.forecast import forecast
 from kdcluster.sweep.points import Point, Space
 from kdcluster.terminal import can_show, leave, say, show, show_text
 from kdcluster.wording import count
@@ -103,9 +104,11 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     of_trials = [run for point in points for run in point.runs]
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     if wanted.dry_run:
-        if there.name == "local" and wanted.ray_address is None:
-            Sweeping(searched, chosen.root, chosen.data, *where).check()
-        return _show_dry_run(searched, wishes, points, teachers, chosen.root)
+        swept = Sweeping(searched, chosen.root, chosen.data, *where)
+        if here := there.name == "local" and wanted.ray_address is None:
+            swept.check()
+        at_once = swept.at_once if here else swept.at_once_elsewhere(chosen.nodes)
+        return _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
     preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
         teachers = teachers_first.with_gpus(teachers, for_teacher.gpus)
@@ -154,23 +157,36 @@ def _again(chosen: Chosen, wanted: Wanted) -> str:
     return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, wanted.words + words)]) + chosen.where
 
 
-def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: Plan, root: Path) -> None:
+def _show_dry_run(
+    swept: Sweeping, wishes: int, points: list[Point], teachers: Plan, confirm: int, at_once: int
+) -> None:
+    """The points with their runs, what comes before and after them, and how long all that takes."""
+    searched, root = swept.searched, swept.root
     if searched.is_adaptive:
         source = Adaptive(searched, wishes, searched.recorded(root))
         points = [point for _ in range(-(-wishes // 3)) if (point := source.next())]
+    confirmation = searched.confirmation(points[0], confirm) if confirm else teachers
+    students = [point.runs[0] for point in arms(confirmation)] if confirm else []
+    of_trials = [run for point in points for run in point.runs]
+    found = statuses(teachers.joined([*confirmation.runs, *of_trials]), root)
     for number, point in enumerate(points, 1):
-        known = [f"{run_id} ({run_status(RunDir(root, run_id)).state})" for run_id in point.ids]
+        known = [f"{run_id} ({found[run_id].state})" for run_id in point.ids]
         show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(known)}")
+    to_come = wishes - len(points) if searched.is_adaptive else 0
     if searched.is_adaptive:
-        show(f"     and {wishes - len(points)} more, which follow from the results of these")
-    found = statuses(teachers.joined(run for point in points for run in point.runs), root)
-    missing = [run.id for run in teachers.runs if found[run.id].state != State.DONE]
-    for run_id in missing:
-        show(f"first {run_id}")
+        show(f"     and {to_come} more, which follow from the results of these")
+    over = (State.DONE, State.STOPPED) if searched.sweep.scheduler != "none" else (State.DONE,)
+    missing = [run for run in teachers.runs if found[run.id].state != State.DONE]
+    for run in missing:
+        show(f"first {run.id}")
+    trials = [run for run in of_trials if found[run.id].state not in over] + to_come * list(points[0].runs)
+    fresh = [run for run in students if found[run.id].state != State.DONE]
     show(
-        f"{count(wishes if searched.is_adaptive else len(points), 'trial')}, {count(len(teachers.runs), 'teacher')} "
-        f"({len(missing)} to be trained); nothing was started"
+        f"{count(len(points) + to_come, 'trial')}, {count(len(teachers.runs), 'teacher')} "
+        f"({len(missing)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started"
     )
+    if words := forecast([missing, trials, fresh], root, at_once):
+        show(words)
 
 
 def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:

@@ -104,6 +104,20 @@ class Sweeping:
         on_gpu = asked and not (self.address is not None and block.resources.device == "cpu")
         return trial_room(block.resources, self.gpus_per_trial, cores // (block.sweep.at_once or 1), on_gpu=on_gpu)
 
+    @property
+    def at_once(self) -> int:
+        """How many trials this machine has room for."""
+        layout, gpus = self.room
+        room = (self.gpus or len(visible_gpus())) / gpus if gpus else threads_available() / (layout.cores or 1)
+        return max(1, min(int(room), self.searched.sweep.at_once or int(room)))
+
+    def at_once_elsewhere(self, nodes: int | None) -> int:
+        """How many trials an allocation of these GPUs, or nodes, has room for."""
+        block = self.searched.loaded.config
+        if not self.gpus:
+            return block.sweep.at_once or nodes or 1
+        return max(1, int(self.gpus / (self.gpus_per_trial or block.resources.gpus or 1)))
+
     def check(self) -> None:
         """Before anything is trained: refuse a trial that could never run, and join a Ray that has to be there.
 
