@@ -98,7 +98,7 @@ def list_(as_json: bool) -> None:
 @click.option("--check", is_flag=True, help="Also build the models, look for data and weights, and ask the scheduler.")
 @arguments.as_json
 def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
-    """The DAG of runs: state, needs, command and batch script of each."""
+    """The DAG of runs: state, needs, command, batch script."""
     from kdcluster.commands import plan as command
 
     command.plan(chosen, check=check, as_json=as_json)
@@ -295,6 +295,22 @@ def results(chosen: Chosen, **options: Any) -> None:
     from kdcluster.commands import results as command
 
     command.results(chosen, **options)
+
+
+@main.command()
+@click.argument("experiments", nargs=-1, metavar="[EXP...]", shell_complete=completion.experiments)
+@takes(arguments.runs_dir)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=None, help="Its port.  [default: 6006, else the next one free]"
+)
+def tensorboard(chosen: Chosen, port: int | None) -> None:
+    """TensorBoard on the runs, with names to read.
+
+    Without names: on every run in the runs directory. It listens on this machine alone.
+    """
+    from kdcluster.commands import tensorboard as command
+
+    command.tensorboard(chosen, port)
 
 
 @main.command()

@@ -21,7 +21,7 @@ from kdcluster.train import models
 from kdcluster.train.checkpoint import keep_last, write_weights
 from kdcluster.train.data import share
 from kdcluster.train.distributed import World, has_batchnorm
-from kdcluster.train.tracking import Tracker
+from kdcluster.train.tracking import BEST, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class Publisher:
         self.check_newest()
         stored = self.tracker.scalars(metrics, step)
         self.epochs.append({"epoch": epoch, "step": step, **stored})
+        self.tracker.scalars({BEST: self.best["test/top1"]}, step)
         if self.active:
             self._save("last", net)
             if self.best is self.epochs[-1]:
