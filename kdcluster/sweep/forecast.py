@@ -34,7 +34,7 @@ def forecast(steps: Sequence[Iterable[Run]], root: Path, at_once: int) -> str:
         return f"how long that takes is not known yet: no run of these models is done in {root}" if unknown else ""
     more = f", without {count(len(unknown), 'run')} of a kind that was never done here" if unknown else ""
     together = f"{at_once} at a time" if at_once > 1 else "one after another"
-    return f"about {_span(total)}, {together}, as such runs took here{more}"
+    return f"about {span(total)}, {together}, as such runs took here{more}"
 
 
 def _packed(runs: Iterable[Run], known: dict[Any, float], at_once: int) -> list[float]:
@@ -72,7 +72,8 @@ def _kind(run: Run) -> Any:
     return repr((run.role, run.model, teacher, run.data and (run.data.name, run.data.path)))
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time to wait, as roughly as it is known."""
     if seconds < 90:
         return f"{max(1.0, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -158,7 +158,7 @@ def _spread(found: Sequence[Tried]) -> str:
         largest = max((one.se or 0.0 for one in known), default=0.0)
         shared = f"; the standard error {on}, the same ones for every seed, is up to {largest:.2f}"
         return f"± is the standard deviation over the seeds{shared if known else ''}"
-    chance = "differences of that size between trials are chance"
+    chance = "differences of that size between trials may be chance"
     return f"± is the binomial standard error of an accuracy {on}: {chance}" if known else ""
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kdcluster.states import State
+from kdcluster.states import ENDED, State
+from kdcluster.sweep.forecast import span
 from kdcluster.sweep.points import Point
 from kdcluster.sweep.report import Tried, tried
 from kdcluster.wording import count, one_line
@@ -56,6 +57,7 @@ class Screen:
         self._look_at = time.monotonic() + BEGUN_S
         self._said: dict[tuple[str, ...], str] = {}
         self._live: Any = None
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Screen:
         if self.stream.isatty():
@@ -80,7 +82,7 @@ class Screen:
         found = tried(list(self.points), self.metric, self.root)
         if self._live is not None:
             size = self._live.console.size
-            shown = screen(found, self.total, self.metric, width=size.width, height=size.height)
+            shown = screen(found, self.total, self.metric, width=size.width, height=size.height, left=self._left(found))
             self._live.update(shown, refresh=True)
         else:
             self._say(found)
@@ -89,13 +91,23 @@ class Screen:
             self._tell(f"no trial has begun after {BEGUN_S:g} s; {self.hint}")
         self._next = time.monotonic() + max(EVERY_S, SHARE * (time.monotonic() - begun))
 
+    def _left(self, found: Sequence[Tried]) -> str:
+        """How long the others take at the pace since the first look; empty before one has ended."""
+        ended = sum(set(one.states) <= set(ENDED) for one in found)
+        self._first = self._first or (time.monotonic(), ended)
+        since, before = self._first
+        if ended == before or ended >= self.total:
+            return ""
+        return f"about {span((time.monotonic() - since) * (self.total - ended) / (ended - before))} left"
+
     def _say(self, found: Sequence[Tried]) -> None:
         known = {one.point.ids: one for one in found}
         for number, point in enumerate(list(self.points), 1):
             one = known[point.ids]
             if one.state != State.PLANNED and self._said.get(point.ids) != one.state:
                 self._said[point.ids] = one.state
-                self._tell(line(f"{self.what} {number}/{self.total}", one, self.metric))
+                said = line(f"{self.what} {number}/{self.total}", one, self.metric)
+                self._tell("  ".join(filter(None, [said, self._left(found) if one.state in ENDED else ""])))
 
     def _tell(self, text: str) -> None:
         """One line; on a terminal above the table."""
@@ -117,7 +129,7 @@ def line(what: str, one: Tried, metric: str) -> str:
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
 
-def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int) -> Table:
+def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int, left: str = "") -> Table:
     """The trials that run, then the best, and how many there are of each kind."""
     from rich.table import Table
     from rich.text import Text
@@ -128,7 +140,8 @@ def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, heigh
     kinds = {state: sum(one.state == state for one in begun) for state in dict.fromkeys(one.state for one in begun)}
     waiting = total - len(begun)
     said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
-    table = Table(box=None, pad_edge=False, caption=f"{count(total, 'run')}: {', '.join(said)}", caption_justify="left")
+    caption = "; ".join(filter(None, [f"{count(total, 'run')}: {', '.join(said)}", left]))
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     for key in (*found[0].point.values, metric, "epochs"):
         table.add_column(Text(one_line(key)), justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)

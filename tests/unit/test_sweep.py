@@ -41,7 +41,7 @@ from kdcluster.sweep.flow import Stop, Sweeping, trial_room
 from kdcluster.sweep.points import Point, Source, Space
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order, Trainee
-from tests.fabricated import BEAT, DEAD, LIVE, put
+from tests.fabricated import BEAT, DEAD, LIVE, ended, put
 from tests.tiny import write_experiment
 
 
@@ -390,6 +390,22 @@ def test_off_a_terminal_each_change_is_one_line(
     assert lines[0].endswith("done  val/top1 70.00 after 2 epochs")
     assert "stopped  val/top1 99.00 after 1 epoch" in lines[2]
     assert lines[3].endswith("failed  (rank 1, step 7: ValueError: no; nothing is saved yet)")
+
+
+def test_the_time_that_is_left_follows_from_the_trials_that_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, root = points(space(tmp_path, {"trials": 4})), tmp_path / "runs"
+    now = [1000.0]
+    monkeypatch.setattr("kdcluster.sweep.screen.time.monotonic", lambda: now[0])
+    put(root, made[0].runs[0], "done")  # by an earlier sweep
+    put(root, made[1].runs[0], "running")
+    with Screen(made[:2], 4, "val/top1", root, sys.stderr) as screen:
+        screen.show()
+        ended(RunDir(root, made[1].ids[0]).attempt(1), "done")
+        now[0] += 240.0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[2:] for line in lines] == [["done"], ["running"], ["done", "about 8 min left"]]
 
 
 def test_where_to_look_is_said_once_when_nothing_begins(
