@@ -25,7 +25,7 @@ from kdcluster.sweep.screen import Screen, screen
 from tests.fabricated import done, evaluated, put
 from tests.tiny import write_experiment
 
-POINTS = "in brackets the 95 % t interval of the difference, by seed: while it holds zero, nothing is better"
+POINTS = "in brackets the 95 % t interval of the difference, by seed: while it holds zero, none is better"
 
 
 def space(folder: Path, block: dict[str, Any] | None = None, **changes: Any) -> Space:
