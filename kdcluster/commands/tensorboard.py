@@ -92,46 +92,58 @@ class Links:
 
     def __init__(self, root: Path, folder: Path, wanted: Iterable[str] = ()) -> None:
         self.root, self.folder, self.wanted = root, folder, set(wanted)
-        self._linked: set[str] = set()
+        self._named: dict[Path, RunDir] = {}
 
     def look(self) -> int:
         """Link the runs that have begun since; returns how many are linked. A name once given stays."""
+        linked = set(self._named.values())
         for run_dir in run_dirs(self.root):
-            if run_dir.id not in self._linked and run_dir.events.is_dir():
-                for name in self._names(run_dir):
-                    self._link(name, run_dir)
-                    self._linked.add(run_dir.id)
-        return len(self._linked)
+            if run_dir not in linked and run_dir.events.is_dir():
+                for experiment in run_dir.experiments() or ["no experiment"]:
+                    if not self.wanted or experiment in self.wanted:
+                        self._link(experiment, run_dir)
+        return len(set(self._named.values()))
 
-    def _names(self, run_dir: RunDir) -> Iterator[str]:
-        for experiment in run_dir.experiments() or ["no experiment"]:
-            if not self.wanted or experiment in self.wanted:
-                role, seed = re.match(r"([a-z]*)(?:.*-s(\d+)-)?", run_dir.id).groups()  # type: ignore[union-attr]
-                if trials := run_dir.trials_of(experiment):
-                    what = f"trial {settings(trials[0]['values'])}"
-                else:
-                    what = f"{role} {settings(distilled(run_dir)) if role == 'distilled' else ''}".strip()
-                above = "" if len(self.wanted) == 1 else f"{_as_name(experiment)}/"
-                yield f"{above}{_as_name(f'{what} s{seed or 0}')}"
-
-    def _link(self, name: str, run_dir: RunDir) -> None:
-        path = self.folder / name
-        if path.is_symlink():  # another run of which all that is the same
-            path = path.with_name(f"{path.name} {run_dir.id[-8:]}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(run_dir.events)
-
-
-def distilled(run_dir: RunDir) -> dict[str, Any]:
-    """Alpha and temperature of a run; nothing where its config.yaml does not say. Takes milliseconds."""
-    distill = run_dir.known()[0].distill
-    return {"distill.alpha": distill.alpha, "distill.temperature": distill.temperature} if distill else {}
+    def _link(self, experiment: str, run_dir: RunDir) -> None:
+        above = self.folder / ("" if len(self.wanted) == 1 else _as_name(experiment))
+        role, seed = re.match(r"([a-z]*)(?:.*-s(\d+)-)?", run_dir.id).groups()  # type: ignore[union-attr]
+        values: dict[str, Any] = {}
+        if trials := run_dir.trials_of(experiment):
+            role, values = "trial", trials[0]["values"]
+        elif role == "distilled":  # to read a run's settings takes milliseconds
+            values = {key: value for key, value in settings(run_dir).items() if key in SHORT}
+        name = above / _as_name(" ".join([role, *_words(values), f"s{seed}"]))
+        if other := self._named.get(name):
+            ours, theirs = settings(run_dir), settings(other)
+            values |= {key: value for key, value in ours.items() if theirs.get(key, value) != value}
+            name = above / _as_name(" ".join([role, *_words(values), f"s{seed}"]))
+        if name in self._named:
+            name = name.with_name(f"{name.name} {run_dir.id[-8:]}")
+        above.mkdir(parents=True, exist_ok=True)
+        name.symlink_to(run_dir.events)
+        self._named[name] = run_dir
 
 
-def settings(values: dict[str, Any]) -> str:
-    """`α 0.43 T 2.05 lr 0.001`."""
-    shown = ((SHORT.get(key, key.rpartition(".")[2]), value) for key, value in values.items())
-    return " ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown)
+def settings(run_dir: RunDir) -> dict[str, Any]:
+    """What decides a run's numbers, by dotted key."""
+    wanted = {"model", "data", "train", "distill", "variant"}
+    run = run_dir.known()[0]  # of a damaged one what can be read
+    return dict(_leaves("", run.model_dump(mode="json", include=wanted, warnings=False)))
+
+
+def _leaves(above: str, block: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from _leaves(f"{above}{key}.", value)
+        else:
+            yield f"{above}{key}", value
+
+
+def _words(values: dict[str, Any]) -> Iterator[str]:
+    """`α 0.43`, `T 2.05`, `lr 0.001`."""
+    for key, value in values.items():
+        shown = f"{value:g}" if isinstance(value, float) else value
+        yield f"{SHORT.get(key, key.rpartition('.')[2])} {shown}"
 
 
 def _as_name(text: str) -> str:

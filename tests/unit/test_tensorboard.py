@@ -59,12 +59,16 @@ def test_runs_of_the_same_name_stay_apart_and_names_stay(tmp_path: Path, runs: d
     begun(root, runs["distilled"], "one")
     links = Links(root, folder)
     links.look()
-    other = make_plan(tmp_path, {"train.epochs": 3}).runs[-1]
-    begun(root, other, "one")
+    longer = make_plan(tmp_path, {"train.epochs": 3}).runs[-1]
+    begun(root, longer, "one")
+    links.look()
+    retaught = make_plan(tmp_path, {"teacher.seed": 1}).runs[-1]  # no setting of its own differs
+    begun(root, retaught, "one")
     links.look()
     assert linked(folder) == {
         "one/distilled α 0.5 T 4 s0": runs["distilled"].id,
-        f"one/distilled α 0.5 T 4 s0 {other.hash[:8]}": other.id,
+        "one/distilled α 0.5 T 4 epochs 3 s0": longer.id,
+        f"one/distilled α 0.5 T 4 s0 {retaught.hash[:8]}": retaught.id,
     }
 
 
@@ -78,6 +82,16 @@ def test_no_record_leads_a_link_out_of_its_folder(tmp_path: Path, runs: dict[str
     assert len(links) == 2
     assert {len(path.relative_to(folder).parts) for path in links} == {2}
     assert all(str(path).isprintable() and len(path.name) <= LONGEST for path in links)
+
+
+@pytest.mark.parametrize("config", ["{]", "", "distill: 3", "role: distilled\ndistill: {alpha: x}", None])
+def test_a_damaged_run_has_a_name(tmp_path: Path, runs: dict[str, Run], config: str | None) -> None:
+    root, folder = tmp_path / "runs", tmp_path / "links"
+    run_dir = begun(root, runs["distilled"], "one")
+    run_dir.start_attempt({})
+    run_dir.config.unlink() if config is None else run_dir.config.write_text(config)
+    assert Links(root, folder).look() == 1
+    assert linked(folder) == {"one/distilled s0": run_dir.id}
 
 
 def test_an_experiment_that_nobody_knows_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
