@@ -17,7 +17,7 @@ from kdcluster.results.measured import measure
 from kdcluster.results.spread import compared, interval95
 from kdcluster.results.table import NO_DISTILLATION, differences
 from kdcluster.runs import RunDir
-from kdcluster.sweep.points import Point, Space
+from kdcluster.sweep.points import FRESH, Point, Space
 from kdcluster.wording import count
 
 OWN = "the file's own settings"
@@ -63,13 +63,13 @@ def arms(made: Plan) -> list[Point]:
 
 def begun(searched: Space, best: Point, root: Path) -> Plan | None:
     """The confirmation of a point with as many seeds as have begun; None: there is none."""
-    made = None
+    made, seeds = None, 1
     while True:
-        more = searched.confirmation(best, 1 + (len(made.wanted[searched.loaded.name]["distilled"]) if made else 0))
-        newest = max(one.values["seed"] for one in arms(more))
-        if not any(one.values["seed"] == newest and (root / one.ids[0]).exists() for one in arms(more)):
+        more = searched.confirmation(best, seeds)
+        newest = [one for one in arms(more) if one.values["seed"] == FRESH + seeds - 1]
+        if not any((root / one.ids[0]).exists() for one in newest):
             return made
-        made = more
+        made, seeds = more, seeds + 1
 
 
 def confirmed(made: Plan, root: Path) -> Confirmed:
