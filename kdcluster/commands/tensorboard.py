@@ -43,10 +43,10 @@ def tensorboard(chosen: Chosen, port: int | None) -> None:
         NotFound: an experiment that was named is neither a file nor known to a run.
         KdclusterError: the port is taken.
     """
+    wanted = {_name(chosen.root, experiment) for experiment in chosen.experiments}
     ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
-    wanted = {_name(chosen.root, experiment) for experiment in chosen.experiments}
     with tempfile.TemporaryDirectory(prefix="kdcluster-tensorboard-") as folder:
         links = Links(chosen.root, Path(folder), wanted)
         there = links.look()
