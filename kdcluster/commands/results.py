@@ -87,7 +87,7 @@ def _of_sweeps(chosen: Chosen, style: render.Format, *, ascii: bool) -> tuple[st
         after = confirmed(made, chosen.root) if made else None
         texts.append(report.render(searched, found, style, after))
         if best and after:
-            alone = replace(chosen, experiments=(name,))
+            alone = replace(chosen, experiments=(name,), backend="")
             again = f"kdcluster sweep {alone.again()}{alone.where}"
             say(recommended(alone, best.point, after, again))
         complete = complete and all(set(one.states) <= {State.DONE, State.STOPPED} for one in found)

@@ -252,8 +252,9 @@ def recommended(chosen: Chosen, best: Point, after: Confirmed, again: str) -> st
         return f"next: {again}"
     if not after.verdict.holds:
         return f"nothing is recommended; more seeds may tell: {again} --confirm {2 * after.seeds}"
-    # The nodes were the whole sweep's, and inside a job everything is local.
-    here = replace(chosen, nodes=None, backend="auto" if is_inside_job() else chosen.backend)
+    # The nodes were the whole sweep's; inside a job everything is local, and results has no such option.
+    default = os.environ.get("KDCLUSTER_BACKEND", "auto")
+    here = replace(chosen, nodes=None, backend=default if is_inside_job() or not chosen.backend else chosen.backend)
     settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
     return f"recommended: kdcluster submit {here.submit_again()} {settings}{here.where}"
 
