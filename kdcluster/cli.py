@@ -98,7 +98,7 @@ def list_(as_json: bool) -> None:
 @click.option("--check", is_flag=True, help="Also try the models, look for data and weights, and ask the scheduler.")
 @arguments.as_json
 def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
-    """The DAG of runs: state, needs, command and batch script of each."""
+    """The DAG of runs: state, needs, command, batch script."""
     from kdcluster.commands import plan as command
 
     command.plan(chosen, check=check, as_json=as_json)
@@ -175,7 +175,7 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
     help="Fresh seeds for the winner, the file's own settings and the baseline on the whole training set; 0: none.",
 )
 @click.option("--write-best", is_flag=True, help="Write configs/EXP-best.yaml.")
-@click.option("--dry-run", is_flag=True, help="Print the points and their runs; start nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the points, their runs and how long all takes; start nothing.")
 def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
     """Search the best alpha and temperature with Ray Tune.
 
@@ -295,6 +295,22 @@ def results(chosen: Chosen, **options: Any) -> None:
     from kdcluster.commands import results as command
 
     command.results(chosen, **options)
+
+
+@main.command()
+@click.argument("experiments", nargs=-1, metavar="[EXP...]", shell_complete=completion.experiments)
+@takes(arguments.runs_dir)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=None, help="Its port.  [default: 6006, else the next one free]"
+)
+def tensorboard(chosen: Chosen, port: int | None) -> None:
+    """TensorBoard on the runs, with names to read.
+
+    Without names: on every run in the runs directory. It listens on this machine alone.
+    """
+    from kdcluster.commands import tensorboard as command
+
+    command.tensorboard(chosen, port)
 
 
 @main.command()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import yamlfile
@@ -289,10 +290,7 @@ def _run(
 def changed(block: BaseModel) -> dict[str, Any]:
     """The hashed fields of a block whose value is not the default."""
     found: dict[str, Any] = {}
-    for name, info in type(block).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and not extra.get("hashed", True):
-            continue
+    for name, info in hashed(type(block)).items():
         value = getattr(block, name)
         if isinstance(value, BaseModel):
             if inner := changed(value):
@@ -300,6 +298,12 @@ def changed(block: BaseModel) -> dict[str, Any]:
         elif value != info.default:
             found[name] = value
     return found
+
+
+def hashed(block: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a block that decide the numbers."""
+    extras = ((name, info, info.json_schema_extra) for name, info in block.model_fields.items())
+    return {name: info for name, info, extra in extras if not isinstance(extra, dict) or extra.get("hashed", True)}
 
 
 def _hash(identity: Mapping[str, Any]) -> str:

@@ -128,6 +128,7 @@ class Trainer(Record):
     trainer_code: str | None = None
     images_skipped: Number = 0
     steps_per_epoch: Number | None = None
+    images: dict[str, Number] = {}
     resumed_at_step: Number = 0
     device: str | None = None
     procs: Number = 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from kdcluster import records
 from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.sweep import recommended
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import trainer_code, write_output
 from kdcluster.launch.status import statuses
@@ -15,6 +17,7 @@ from kdcluster.results import render, table
 from kdcluster.runs import run_dirs
 from kdcluster.states import State
 from kdcluster.sweep import report
+from kdcluster.sweep.confirmation import begun, confirmed
 from kdcluster.sweep.points import Space
 from kdcluster.terminal import can_show, say, show_text, width
 from kdcluster.wording import quoted
@@ -36,7 +39,7 @@ def results(
     if of_sweep and per_seed:
         raise ConfigError("--per-seed does not go with --sweep, which has a row for each point")
     if of_sweep:
-        text, complete = _of_sweeps(chosen, style, ascii=in_ascii)
+        text, complete = _of_sweeps(chosen, style, ascii=in_ascii)  # type: ignore[arg-type]
     else:
         made, root = chosen.plan(), chosen.root
         states = {
@@ -58,7 +61,7 @@ def results(
         sys.exit(1)
 
 
-def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
+def _of_sweeps(chosen: Chosen, style: render.Format, *, ascii: bool) -> tuple[str, bool]:
     """The trials of the named experiments from the run directories, and whether each was done or stopped early.
 
     Raises:
@@ -75,11 +78,18 @@ def _of_sweeps(chosen: Chosen, style: str, *, ascii: bool) -> tuple[str, bool]:
     for name in chosen.experiments:
         loaded = chosen.load(name)
         searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
-        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep, chosen.root)
+        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep.metric, chosen.root)
         if not found:
             missing.append(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {quoted(name)}")
             continue
-        texts.append(report.render(searched, found, style))
+        best = report.best(found)
+        made = begun(searched, best.point, chosen.root) if best else None
+        after = confirmed(made, chosen.root) if made else None
+        texts.append(report.render(searched, found, style, after))
+        if best and after:
+            alone = replace(chosen, experiments=(name,), backend="")
+            again = f"kdcluster sweep {alone.again()}{alone.where}"
+            say(recommended(alone, best.point, after, again))
         complete = complete and all(set(one.states) <= {State.DONE, State.STOPPED} for one in found)
     if not texts:
         raise NotFound("; ".join(missing))

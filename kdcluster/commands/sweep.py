@@ -22,13 +22,15 @@ from kdcluster.launch.preflight import preflight
 from kdcluster.launch.slurm.ask import is_here, is_inside_job
 from kdcluster.launch.slurm.backend import Slurm, waited_for
 from kdcluster.launch.status import run_status, statuses
-from kdcluster.results import render, table
+from kdcluster.results import render
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
 from kdcluster.sweep import job, report
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
+from kdcluster.sweep.confirmation import Confirmed, arms, confirmed
 from kdcluster.sweep.flow import Sweeping, trial_room
+from kdcluster.sweep.forecast import forecast
 from kdcluster.sweep.points import Point, Space
 from kdcluster.terminal import can_show, leave, say, show, show_text
 from kdcluster.wording import count
@@ -53,6 +55,14 @@ class Wanted:
     confirm: int
     write_best: bool
     dry_run: bool
+
+    @property
+    def words(self) -> list[str]:
+        """What holds wherever the sweep runs, as it is typed."""
+        given = {"--trials": self.trials, "--confirm": self.confirm if self.confirm != CONFIRM else None}
+        flags = {"--allow-teacher": self.allow_teacher, "--write-best": self.write_best}
+        words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+        return words + [word for word, on in flags.items() if on]
 
 
 @contextmanager
@@ -94,9 +104,11 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     of_trials = [run for point in points for run in point.runs]
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     if wanted.dry_run:
-        if there.name == "local" and wanted.ray_address is None:
-            Sweeping(searched, chosen.root, chosen.data, *where).check()
-        return _show_dry_run(searched, wishes, points, teachers, chosen.root)
+        swept = Sweeping(searched, chosen.root, chosen.data, *where)
+        if here := there.name == "local" and wanted.ray_address is None:
+            swept.check()
+        at_once = swept.at_once if here else swept.at_once_elsewhere(chosen.nodes)
+        return _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
     preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
     if for_teacher.gpus is not None:
         teachers = teachers_first.with_gpus(teachers, for_teacher.gpus)
@@ -128,10 +140,9 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         if wanted.confirm:
             made = searched.confirmation(best, wanted.confirm)
             teachers_first.train(teachers, made.runs, chosen, there, again)
-            teachers_first.with_a_good_one([Point({}, made.runs)], chosen.root, every=True)
-            _confirm(swept, made, again)
-        settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
-        say(f"the best trial: kdcluster submit {chosen.again()} {settings}{chosen.where}")
+            _confirm(swept, made, chosen, best, again)
+        else:
+            say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
         if unwritten:
             leave(f"{unwritten}\nnext: {again}", 1)
 
@@ -141,45 +152,54 @@ def _again(chosen: Chosen, wanted: Wanted) -> str:
     if queued := os.environ.get("KDCLUSTER_SWEEP_AGAIN"):
         return queued
     there = None if is_inside_job() else wanted.ray_address  # the Ray of a job ends with it
-    given = {"--trials": wanted.trials, "--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": there}
-    given["--confirm"] = wanted.confirm if wanted.confirm != CONFIRM else None
+    given = {"--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": there}
     words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
-    words += ["--allow-teacher"] if wanted.allow_teacher else []
-    words += ["--write-best"] if wanted.write_best else []
-    return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, words)]) + chosen.where
+    return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, wanted.words + words)]) + chosen.where
 
 
-def _show_dry_run(searched: Space, wishes: int, points: list[Point], teachers: Plan, root: Path) -> None:
+def _show_dry_run(
+    swept: Sweeping, wishes: int, points: list[Point], teachers: Plan, confirm: int, at_once: int
+) -> None:
+    """The points with their runs, what comes before and after them, and how long all that takes."""
+    searched, root = swept.searched, swept.root
     if searched.is_adaptive:
         source = Adaptive(searched, wishes, searched.recorded(root))
         points = [point for _ in range(-(-wishes // 3)) if (point := source.next())]
+    confirmation = searched.confirmation(points[0], confirm) if confirm else teachers
+    students = [point.runs[0] for point in arms(confirmation)] if confirm else []
+    of_trials = [run for point in points for run in point.runs]
+    found = statuses(teachers.joined([*confirmation.runs, *of_trials]), root)
     for number, point in enumerate(points, 1):
-        known = [f"{run_id} ({run_status(RunDir(root, run_id)).state})" for run_id in point.ids]
+        known = [f"{run_id} ({found[run_id].state})" for run_id in point.ids]
         show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(known)}")
+    to_come = wishes - len(points) if searched.is_adaptive else 0
     if searched.is_adaptive:
-        show(f"     and {wishes - len(points)} more, which follow from the results of these")
-    found = statuses(teachers.joined(run for point in points for run in point.runs), root)
-    missing = [run.id for run in teachers.runs if found[run.id].state != State.DONE]
-    for run_id in missing:
-        show(f"first {run_id}")
+        show(f"     and {to_come} more, which follow from the results of these")
+    over = (State.DONE, State.STOPPED) if searched.sweep.scheduler != "none" else (State.DONE,)
+    missing = [run for run in teachers.runs if found[run.id].state != State.DONE]
+    for run in missing:
+        show(f"first {run.id}")
+    trials = [run for run in of_trials if found[run.id].state not in over] + to_come * list(points[0].runs)
+    fresh = [run for run in students if found[run.id].state != State.DONE]
     show(
-        f"{count(wishes if searched.is_adaptive else len(points), 'trial')}, {count(len(teachers.runs), 'teacher')} "
-        f"({len(missing)} to be trained); nothing was started"
+        f"{count(len(points) + to_come, 'trial')}, {count(len(teachers.runs), 'teacher')} "
+        f"({len(missing)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started"
     )
+    if words := forecast([missing, trials, fresh], root, at_once):
+        show(words)
 
 
 def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:
     """Print the trials; returns the best of those that came to an end."""
     if not points:
         return None
-    found = report.tried(points, searched.sweep, root)
+    found = report.tried(points, searched.sweep.metric, root)
     text = report.render(searched, found, "table")
     show_text(text if can_show("±") else in_ascii(text))
-    best = next((one for one in found if one.is_done and one.value is not None), None)
+    best = report.best(found)
     if best is not None and not interrupted:
-        spread = "" if best.sd is None else f" ± {best.sd:.2f} over {len(best.states)} seeds"
         how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
-        what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.value:.2f}{spread}"
+        what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}"
         say(f"{how}: {what}")
     return best.point if best else None
 
@@ -205,19 +225,38 @@ def _write_best(searched: Space, best: Point, target: Path) -> str:
     return ""
 
 
-def _confirm(swept: Sweeping, made: Plan, again: str) -> None:
-    """Train the confirmation and print its table."""
+def _confirm(swept: Sweeping, made: Plan, chosen: Chosen, best: Point, again: str) -> None:
+    """Train the confirmation, print its table and what it says."""
+    teachers_first.with_a_good_one([Point({}, made.runs)], swept.root, every=True)
     swept.confirm(made, sys.stderr)
-    found = statuses(made, swept.root)
-    states = {i: (status.state, status.reason, str(status.log) if status.log else None) for i, status in found.items()}
-    built = table.build(made, swept.root, states=states)
-    show_text(render.render(built, ascii=not can_show("±×αΔ–")))
+    after = confirmed(made, swept.root)
+    show_text(render.render(after.table, ascii=not can_show("±×αΔ–")))
     if swept.stop.why:
         leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
-    if any(status.state != State.DONE for status in found.values()):
+    if after.verdict is None:
         leave(f"not every run of the confirmation is done\nnext: {again}", 1)
-    if words := report.verdict(built, *made.experiments):
-        say(words)
+    for line in (*after.verdict.words, recommended(chosen, best, after, again)):
+        say(line)
+
+
+def recommended(chosen: Chosen, best: Point, after: Confirmed, again: str) -> str:
+    """What to type after a confirmation; the winner's settings only where it holds up.
+
+    Args:
+        chosen: the experiment.
+        best: the winner.
+        after: its confirmation.
+        again: the command that sweeps, or goes on with it.
+    """
+    if after.verdict is None:
+        return f"next: {again}"
+    if not after.verdict.holds:
+        return f"nothing is recommended; more seeds may tell: {again} --confirm {2 * after.seeds}"
+    # The nodes were the whole sweep's; inside a job everything is local, and results has no such option.
+    default = os.environ.get("KDCLUSTER_BACKEND", "auto")
+    here = replace(chosen, nodes=None, backend=default if is_inside_job() or not chosen.backend else chosen.backend)
+    settings = " ".join(shlex.quote(word) for one in best.settings for word in ("--set", one))
+    return f"recommended: kdcluster submit {here.submit_again()} {settings}{here.where}"
 
 
 def _queue(
@@ -250,11 +289,7 @@ def _queue(
     if undone:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
     given = [*(word for one in searched.overrides for word in ("--set", one)), *words]
-    given += ["--confirm", str(wanted.confirm), "--runs-dir", str(root), "--data-dir", str(chosen.data)]
-    given += ["--trials", str(wanted.trials)] if wanted.trials else []
-    given += [
-        word for word, on in (("--allow-teacher", wanted.allow_teacher), ("--write-best", wanted.write_best)) if on
-    ]
+    given += ["--runs-dir", str(root), "--data-dir", str(chosen.data), *wanted.words]
     job_id, log = job.submit(folder, layout, slurm, after, loaded, given, again)
     say(f"job {job_id} sweeps {loaded.name} on {layout}; log: {log}")
     say(f"next: kdcluster results {chosen.again()} --sweep{chosen.where}")

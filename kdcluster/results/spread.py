@@ -19,6 +19,12 @@ def interval95(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
+def compared(interval: tuple[float, float], other: str) -> str:
+    """What an interval of ours - other's accuracy says, in words; nothing is better while zero lies in it."""
+    low, high = interval
+    return f"{'better' if low > 0 else 'worse' if high < 0 else 'not better'} than {other}"
+
+
 def t_quantile(p: float, df: int) -> float:
     """Quantile of Student's t with `df` (a whole number) degrees of freedom, 0 < p < 1, by bisection."""
     low, high = -math.pi / 2, math.pi / 2

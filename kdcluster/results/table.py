@@ -17,13 +17,15 @@ from kdcluster.plan import ROLES, Plan, Role
 from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
 from kdcluster.results.seeds import SeedRow, by_seed, took
-from kdcluster.results.spread import interval95
+from kdcluster.results.spread import compared, interval95
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.wording import count
 
 Standing = tuple[State, str, str | None]
 """State of a run that is not done, why, and its log, where there is one."""
+NO_DISTILLATION = "no distillation"
+"""The baseline in words."""
 NEVER_STARTED: Standing = (State.PLANNED, "not started", None)
 
 
@@ -189,10 +191,13 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _gains(runs: Mapping[Role, Sequence[Measured]]) -> dict[int, float]:
-    """Seed -> distilled - baseline in percentage points, for the seeds that have both."""
-    baseline = {m.run.seed: m.top1 for m in runs["baseline"] if m.top1 is not None}
-    distilled = {m.run.seed: m.top1 for m in runs["distilled"] if m.top1 is not None}
-    return {seed: top1 - baseline[seed] for seed, top1 in distilled.items() if seed in baseline}
+    return differences(runs["distilled"], runs["baseline"])
+
+
+def differences(ours: Iterable[Measured], others: Iterable[Measured]) -> dict[int, float]:
+    """Seed -> ours - the other's accuracy in percentage points, for the seeds that have both."""
+    known = {m.run.seed: m.top1 for m in others if m.top1 is not None}
+    return {m.run.seed: m.top1 - known[m.run.seed] for m in ours if m.top1 is not None and m.run.seed in known}
 
 
 def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]:
@@ -251,6 +256,9 @@ def _notes(
             yield f"the gain is over the seeds that both have: {', '.join(map(str, seeds))}"
         elif not seeds:
             yield "no gain: no seed has both a baseline and a distilled run"
+        if (interval := interval95(list(_gains(runs).values()))) and interval[0] <= 0 <= interval[1]:
+            words = compared(interval, NO_DISTILLATION)
+            yield f"on these {len(seeds)} seeds distilled is {words}: the interval of the gain contains zero"
     done = [m for m in unique if m.done]
     if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
         counts = " or ".join(map(str, skipped))

@@ -11,13 +11,13 @@ from typing import Any
 
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import space
-from kdcluster.sweep.points import AGAIN, Point, Space
+from kdcluster.sweep.points import AGAIN, Point, Source, Space, best_of
 
 ITS_OWN = 5
 """So many of Optuna's own points in a row may have been tried before (it likes to repeat the best of a small space)."""
 
 
-class Adaptive:
+class Adaptive(Source):
     """A source of points from Optuna, which hears what came of them.
 
     Args:
@@ -43,10 +43,9 @@ class Adaptive:
             sampler = optuna.samplers.TPESampler(
                 seed=searched.sweep.seed, n_startup_trials=min(10, -(-count // 3)), constant_liar=True
             )
-        directions = optuna.study.StudyDirection
-        direction = directions.MINIMIZE if searched.sweep.metric == "val/loss" else directions.MAXIMIZE
-        self._study = optuna.create_study(direction=direction, sampler=sampler)
-        self._left = count
+        low = best_of(searched.sweep.metric) is min
+        self._study = optuna.create_study(direction="minimize" if low else "maximize", sampler=sampler)
+        self._open = count
         self._at_random = space.points(searched.domains, searched.sweep.seed)
         self._trials: dict[tuple[str, ...], Any] = {}
         for point in known:
@@ -55,9 +54,8 @@ class Adaptive:
             ):
                 self._enqueue(point.values)
 
-    def next(self) -> Point | None:
-        """The next point to try; None: there are no more, or only ones that were tried."""
-        for attempt in range(5 * AGAIN if self._left else 0):
+    def next(self) -> Point | None:  # None: also where only such are left that were tried
+        for attempt in range(5 * AGAIN if self._open else 0):
             if attempt >= ITS_OWN:
                 self._enqueue(next(self._at_random))
             trial = self._study.ask(self._domains)
@@ -69,7 +67,7 @@ class Adaptive:
                 continue
             if point.ids not in self._trials:
                 self._trials[point.ids] = trial
-                self._left -= 1
+                self._open -= 1
                 return point
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         return None
@@ -80,11 +78,9 @@ class Adaptive:
         self._study.enqueue_trial({key: _encoded(domain, values[key]) for key, domain in domains.items()})
 
     def heard(self, point: Point, epoch: int, value: float) -> None:
-        """A point has reached so much after an epoch."""
         self._trials[point.ids].report(value, epoch)
 
     def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
-        """A point has ended, with its best value, or without one; `whole`: it was not stopped early."""
         states = self._optuna.trial.TrialState
         if value is None:
             self._study.tell(self._trials[point.ids], state=states.FAIL)

@@ -27,7 +27,7 @@ from kdcluster.files import shipped
 from kdcluster.launch.attempt import dies_with
 from kdcluster.launch.slurm import ask, nodes, ownjob
 from kdcluster.ownership import keep_to_oneself, own_folder
-from kdcluster.sweep.cluster import joined
+from kdcluster.sweep.cluster import joined, unreachable, want_token
 from kdcluster.sweep.room import nodes_of_ray
 
 log = logging.getLogger(__name__)
@@ -75,16 +75,14 @@ def ray_on_all_nodes() -> Iterator[str]:
     base = Path(os.environ.get("KDCLUSTER_RAY_DIR") or Path.cwd())
     base.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=f".ray-{ownjob.number()}-", dir=base)  # new: in a shared place, others may guess
-    token = Path(folder) / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    want_token(Path(folder))
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     first, *others = nodes.names(os.environ["SLURM_JOB_NODELIST"])
     address, name = f"{_own_address(first)}:{_free_port()}", secrets.token_hex(4)
     temp = own_folder() / name
     steps = {first: _step(first, address, name)}
     try:
-        _until(lambda: _answers(address) or steps[first].poll() is not None)
+        _until(lambda: not unreachable(address) or steps[first].poll() is not None)
         with joined(address):  # before other nodes are there: then this process hangs on no other node
             steps |= {node: _step(node, address, name) for node in others}
             import ray
@@ -179,13 +177,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
-
-
-def _answers(address: str) -> bool:
-    host, port = address.rsplit(":", 1)
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, int(port))) == 0
 
 
 def _until(condition: Any) -> None:

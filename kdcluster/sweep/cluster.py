@@ -138,14 +138,8 @@ class Session:
         quiet()
         # In a folder that is closed to others, since Ray opens its own to all; short, as the names of Unix sockets are.
         self.temp = tempfile.mkdtemp(prefix="", dir=own_folder())
-        token = Path(self.temp) / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        os.environ |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only switch for 127.0.0.1, whatever its name says
-        }
+        want_token(Path(self.temp))
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its only switch for 127.0.0.1, whatever its name says
         self.note()
         ray = ray_module()
         try:
@@ -183,6 +177,14 @@ class Session:
             yield
 
 
+def want_token(folder: Path) -> None:
+    """Have the Ray that this process starts or joins let in nobody without a token, which lies in the folder."""
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
 def _name(record: dict[str, Any]) -> str:
     try:
         return Path(f"/proc/{record['pid']}/comm").read_text().strip()
@@ -202,7 +204,7 @@ def joined(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if wrong := _unreachable(address):  # Ray itself would try for ever
+    if wrong := unreachable(address):  # Ray itself would try for ever
         raise KdclusterError(
             f"--ray-address {address}: {wrong}; is a Ray up there? `ray start --head` prints its address"
         )
@@ -236,7 +238,7 @@ def _environment() -> dict[str, str]:
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
-def _unreachable(address: str) -> str:
+def unreachable(address: str) -> str:
     """Why nobody answers at HOST:PORT; empty where somebody does, or for Ray's own words, as auto."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():

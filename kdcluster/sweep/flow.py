@@ -28,11 +28,12 @@ from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, State
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
-from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.confirmation import arms
+from kdcluster.sweep.points import Point, Source, Space
 from kdcluster.sweep.room import check_fit, nodes_of_ray
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order
-from kdcluster.sweep.tuning import Source, search
+from kdcluster.sweep.tuning import search
 
 SAVED_S = 60.0
 """How long the runs of a search that is being ended have to save; torchrun gives them 30 s itself."""
@@ -103,6 +104,20 @@ class Sweeping:
         on_gpu = asked and not (self.address is not None and block.resources.device == "cpu")
         return trial_room(block.resources, self.gpus_per_trial, cores // (block.sweep.at_once or 1), on_gpu=on_gpu)
 
+    @property
+    def at_once(self) -> int:
+        """How many trials this machine has room for."""
+        layout, gpus = self.room
+        room = (self.gpus or len(visible_gpus())) / gpus if gpus else threads_available() / (layout.cores or 1)
+        return max(1, min(int(room), self.searched.sweep.at_once or int(room)))
+
+    def at_once_elsewhere(self, nodes: int | None) -> int:
+        """How many trials an allocation of these GPUs, or nodes, has room for."""
+        block = self.searched.loaded.config
+        if not self.gpus:
+            return block.sweep.at_once or nodes or 1
+        return max(1, int(self.gpus / (self.gpus_per_trial or block.resources.gpus or 1)))
+
     def check(self) -> None:
         """Before anything is trained: refuse a trial that could never run, and join a Ray that has to be there.
 
@@ -125,7 +140,7 @@ class Sweeping:
         elif self._all_known(wanted):
             return wanted
         else:
-            source = Drawn(wanted)
+            source = Source(wanted)
         count = wanted if isinstance(wanted, int) else len(wanted)
         deadline = None if sweep.time_budget_min is None else time.monotonic() + 60 * sweep.time_budget_min
 
@@ -138,11 +153,10 @@ class Sweeping:
 
     def confirm(self, made: Plan, stream: TextIO) -> None:
         """Train the runs of a confirmation that are not done, in the same Ray."""
-        points = [Point({}, (run,)) for run in made.runs if run.role != "teacher"]
-        missing = [one for one in points if run_status(RunDir(self.root, one.ids[0])).state != State.DONE]
+        missing = [one for one in arms(made) if run_status(RunDir(self.root, one.ids[0])).state != State.DONE]
         if missing:
             order = replace(self.order("test/top1"), noted=False, early=False)
-            self._search(Drawn(missing), order, len(missing), None, stream, lambda: "")
+            self._search(Source(missing), order, len(missing), None, stream, lambda: "", "confirmation")
 
     def order(self, metric: str) -> Order:
         """What each trial has to know."""
@@ -153,16 +167,22 @@ class Sweeping:
         return Order(name, *where, layout, gpus, metric, self.session.token, self.session.ending, early, own_cores)
 
     def _search(
-        self, source: Source, order: Order, count: int, asha: int | None, stream: TextIO, why: Callable[[], str]
+        self,
+        source: Source,
+        order: Order,
+        count: int,
+        asha: int | None,
+        stream: TextIO,
+        why: Callable[[], str],
+        what: str = "trial",
     ) -> list[Point]:
         sweep = self.searched.sweep
         given: list[Point] = []
         over_at: float | None = None
         self.session.go_on()
         self._enter_ray()
-        shown = sweep.model_copy(update={"metric": order.metric})
         hint = "other runs may have the cores; " * order.own_cores + self.session.where_ray_says_why()
-        with Screen(given, count, shown, self.root, stream, hint) as screen, self.stop.on_signals():
+        with Screen(given, count, order.metric, self.root, stream, hint, what) as screen, self.stop.on_signals():
 
             def watch() -> bool:
                 nonlocal over_at
@@ -176,8 +196,9 @@ class Sweeping:
                 return over_at is not None and (time.monotonic() > over_at or not self._running(given))
 
             failed = search(
-                _Noting(source, given, lambda: over_at is not None),
+                source,
                 order,
+                given,
                 asha_epochs=asha,
                 at_once=sweep.at_once,
                 max_failures=sweep.max_failures,
@@ -185,7 +206,7 @@ class Sweeping:
             )
         for point, error in failed:  # one that a run directory knows of is in the table
             if not {run_status(RunDir(self.root, run_id)).state for run_id in point.ids} & set(GIVEN_UP):
-                stream.write(f"{' '.join(point.settings or point.ids)}: {error}\n")
+                stream.write(f"{' '.join(point.settings)}: {error}\n")
         return given
 
     def _enter_ray(self) -> None:
@@ -236,20 +257,6 @@ class Sweeping:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         self.session.close()
-
-
-class _Noting:
-    """A source that remembers what it gave, and gives nothing once the search is over."""
-
-    def __init__(self, source: Source, given: list[Point], is_over: Callable[[], bool]) -> None:
-        self.source, self.given, self.is_over = source, given, is_over
-        self.heard, self.ended = source.heard, source.ended
-
-    def next(self) -> Point | None:
-        point = None if self.is_over() else self.source.next()
-        if point is not None:
-            self.given.append(point)
-        return point
 
 
 def trial_room(

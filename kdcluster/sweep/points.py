@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from kdcluster import records
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile, space
 from kdcluster.experiment.config import Sweep
@@ -21,6 +22,11 @@ FRESH = 1000
 """First seed of the confirmation: no trial has used it."""
 AGAIN = 20
 """Small spaces repeat themselves: so many draws for each point that is wanted."""
+
+
+def best_of(metric: str) -> Any:
+    """`min` or `max`: which of a metric's values is the best."""
+    return min if metric.endswith("loss") else max
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,9 @@ class Space:
     def recorded(self, root: Path) -> list[Point]:
         """The points that were tried before with today's file, in the order of their first start."""
         found: dict[tuple[str, ...], Point] = {}
-        tried = ((one, noted["values"]) for one in run_dirs(root) for noted in one.trials_of(self.loaded.name))
+        others = of_others(root, self.loaded.name)
+        noting = [*run_dirs(root), *(RunDir(others, run_id) for run_id in records.entries(others))]
+        tried = ((one, noted["values"]) for one in noting for noted in one.trials_of(self.loaded.name))
         for run_dir, values in sorted(tried, key=lambda pair: _first_noted(pair[0])):
             order = {key: values[key] for key in self.domains if key in values}
             try:
@@ -170,15 +178,20 @@ class Space:
         return plan([own, replace(winner, name=f"{self.loaded.name}-best")])
 
 
+def of_others(root: Path, experiment: str) -> Path:
+    """Where it is noted what runs try for an experiment's sweep whose directories are another user's."""
+    return root / ".sweeps" / experiment / "trials"
+
+
 def _first_noted(run_dir: RunDir) -> float:
     return (run_dir.path / "trials.json").stat().st_mtime
 
 
-class Drawn:
-    """A source of points that are known beforehand."""
+class Source:
+    """Where points come from: here, from a list that is known beforehand."""
 
-    def __init__(self, points: Sequence[Point]) -> None:
-        self._left: Iterator[Point] = iter(points)
+    def __init__(self, points: Iterable[Point]) -> None:
+        self._left = iter(points)
 
     def next(self) -> Point | None:
         """The next point to try; None: there are no more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,17 @@ from typing import Any
 from kdcluster.columns import aligned, as_csv, as_json, escaped, markdown
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
-from kdcluster.experiment.config import Sweep
 from kdcluster.files import write_output
 from kdcluster.launch.status import statuses_of
 from kdcluster.results.events import Follower
-from kdcluster.results.table import Table
+from kdcluster.results.render import Format
+from kdcluster.results.render import render as rendered
 from kdcluster.runs import RunDir
 from kdcluster.states import State
-from kdcluster.sweep.points import Point, Space
+from kdcluster.sweep.confirmation import Confirmed
+from kdcluster.sweep.points import Point, Space, best_of
 from kdcluster.sweep.trial import values_of
-from kdcluster.wording import count, one_line
+from kdcluster.wording import one_line
 
 SCHEMA = "kdcluster.sweep/1"
 
@@ -33,6 +35,9 @@ class Tried:
     states: tuple[State, ...]
     value: float | None
     sd: float | None
+    """Sample standard deviation (n - 1) over its seeds; None below 2."""
+    images: int | None = None
+    """On how many an accuracy was measured; None: it is no accuracy, or the run is of an earlier version."""
     epochs: int = 0
     """Epochs of the run that is furthest."""
     reason: str = ""
@@ -44,19 +49,32 @@ class Tried:
         return set(self.states) == {State.DONE}
 
     @property
+    def se(self) -> float | None:
+        """Binomial standard error of an accuracy on so many images, in percentage points; None where there is none."""
+        if self.value is None or self.images is None:
+            return None
+        return math.sqrt(self.value * (100 - self.value) / self.images)
+
+    @property
+    def shown(self) -> str:
+        """The value with its ±: the standard deviation over several seeds, else the standard error."""
+        spread = self.se if self.sd is None else self.sd
+        return "" if self.value is None else f"{self.value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+    @property
     def state(self) -> str:
         """Of its runs, in one word where they agree."""
         return ", ".join(dict.fromkeys(self.states))
 
 
-def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
+def tried(chosen: Sequence[Point], metric: str, root: Path) -> list[Tried]:
     """All points, the best first; one that was stopped early or failed comes last."""
-    best = min if sweep.metric == "val/loss" else max
+    best = best_of(metric)
     known = statuses_of(RunDir(root, run_id) for point in chosen for run_id in point.ids)
     found, well = [], (State.DONE, State.STOPPED)
     for point in chosen:
         run_dirs = [RunDir(root, run_id) for run_id in point.ids]
-        measured = [values_of(Follower(run_dir.events, (sweep.metric,)), sweep.metric) for run_dir in run_dirs]
+        measured = [values_of(Follower(run_dir.events, (metric,)), metric) for run_dir in run_dirs]
         values = [best(values) for values in measured if values]
         whole = len(values) == len(run_dirs)
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -66,16 +84,26 @@ def tried(chosen: Sequence[Point], sweep: Sweep, root: Path) -> list[Tried]:
                 tuple(known[run_dir].state for run_dir in run_dirs),
                 statistics.fmean(values) if whole else None,
                 spread,
+                _images(run_dirs, metric),
                 max(map(len, measured)),
                 next((known[one].reason for one in run_dirs if known[one].state not in well), ""),
             )
         )
-    sign = 1 if sweep.metric == "val/loss" else -1
+    sign = 1 if best is min else -1
 
     def order(one: Tried) -> tuple[bool, bool, float]:
         return one.value is None, not one.is_done, sign * (one.value or 0.0)
 
     return sorted(found, key=order)
+
+
+def _images(run_dirs: Sequence[RunDir], metric: str) -> int | None:
+    """On how many images an accuracy was measured: the same ones by every seed."""
+    if metric.endswith("loss"):
+        return None
+    newest = (run_dir.newest() for run_dir in run_dirs)
+    known = (one.read("trainer").get("images", {}).get(metric.split("/")[0]) for one in newest if one)
+    return next(filter(None, known), None)
 
 
 def table(found: Sequence[Tried], metric: str) -> list[str]:
@@ -89,8 +117,7 @@ def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
     """Headings and rows."""
     rows = []
     for one in found:
-        value = "-" if one.value is None else f"{one.value:.2f}" + (f" ± {one.sd:.2f}" if one.sd is not None else "")
-        rows.append([*_values(one, found), value, str(one.epochs), one.state, " ".join(one.point.ids)])
+        rows.append([*_values(one, found), one.shown or "-", str(one.epochs), one.state, " ".join(one.point.ids)])
     return [[*_keys(found), metric, "epochs", "state", "runs"], *rows]
 
 
@@ -112,6 +139,8 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
         f"the confirmation on fresh seeds is what counts"
     )
     said = [best] if many else []
+    if spread := _spread(found):
+        said.append(spread)
     if searched.loaded.config.data.val_fraction == 0:
         share = f"{100 * sweep.val_fraction:g} %"
         said.append(
@@ -121,21 +150,44 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
     return said
 
 
-def render(searched: Space, found: Sequence[Tried], style: str) -> str:
-    """The trials as `table`, `md`, `csv` or `json`; ends with a line break."""
+def _spread(found: Sequence[Tried]) -> str:
+    """What the ± is; empty where there is none."""
+    known = [one for one in found if one.se is not None]
+    on = f"on {' or '.join(str(n) for n in sorted({one.images for one in known if one.images}))} held-out images"
+    if any(one.sd is not None for one in found):
+        largest = max((one.se or 0.0 for one in known), default=0.0)
+        shared = f"; the standard error {on}, the same ones for every seed, is up to {largest:.2f}"
+        return f"± is the standard deviation over the seeds{shared if known else ''}"
+    chance = "differences of that size between trials may be chance"
+    return f"± is the binomial standard error of an accuracy {on}: {chance}" if known else ""
+
+
+def best(found: Sequence[Tried]) -> Tried | None:
+    """The best of those that came to an end; None: none did."""
+    return next((one for one in found if one.is_done and one.value is not None), None)
+
+
+def render(searched: Space, found: Sequence[Tried], style: Format, after: Confirmed | None = None) -> str:
+    """The trials as `table`, `md`, `csv` or `json`, but for csv with the confirmation; ends with a line break."""
     metric = searched.sweep.metric
     if style == "json":
-        return as_json(document(searched, found))
-    if style == "table":
-        return "\n".join([*table(found, metric), "", *notes(searched, found)]) + "\n"
-    if style == "md":
-        lines = markdown(_cells(found, metric))
-        return "\n".join([*lines, "", *(f"- {escaped(note)}" for note in notes(searched, found))]) + "\n"
-    rows: list[list[Any]] = [[*_keys(found), metric, "sd", "epochs", "state", "reason", "runs"]]
+        return as_json({**document(searched, found), "confirmation": after and after.document})
+    if style in ("table", "md"):
+        lines, spell = (table(found, metric), str) if style == "table" else (markdown(_cells(found, metric)), _item)
+        text = "\n".join([*lines, "", *map(spell, notes(searched, found))]) + "\n"
+        if after:
+            words = after.verdict.words if after.verdict else ("not every run of the confirmation is done",)
+            text = "\n".join([text, rendered(after.table, style), *map(spell, words), ""])
+        return text
+    rows: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs"]]
     for one in found:
-        told = [one.value, one.sd, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
+        told = [one.value, one.sd, one.se, one.images, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
         rows.append([*_values(one, found), *told])
     return as_csv(rows)
+
+
+def _item(note: str) -> str:
+    return f"- {escaped(note)}"
 
 
 def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
@@ -146,6 +198,8 @@ def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
             "settings": one.point.settings,
             "metric_mean": one.value,
             "metric_sd": one.sd,
+            "metric_se": one.se,
+            "images": one.images,
             "epochs": one.epochs,
             "state": one.state,
             "reason": one.reason,
@@ -161,24 +215,6 @@ def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
         "trials": rows,
         "notes": notes(searched, found),
     }
-
-
-def verdict(built: Table, own: str, winner: str) -> str:
-    """What the confirmation says of the search; empty where a run of it is missing.
-
-    Args:
-        built: its table.
-        own: the experiment's name in it.
-        winner: that of the best trial.
-    """
-    rows = {one.name: {row.role: row for row in one.rows} for one in built.experiments}
-    if not built.complete or any("distilled" not in rows[name] for name in (own, winner)):
-        return ""
-    best, before = (rows[name]["distilled"].top1_mean or 0.0 for name in (winner, own))
-    seeds = f"on {count(rows[own]['distilled'].n, 'fresh seed')}"
-    if best > before:
-        return f"{seeds} the winner reaches {best:.2f} %, the file's own settings {before:.2f} %"
-    return f"{seeds} the winner reaches {best:.2f} %, no more than the file's own settings, {before:.2f} %: keep these"
 
 
 def write_best(searched: Space, best: Mapping[str, Any], target: Path) -> None:

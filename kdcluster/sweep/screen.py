@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kdcluster.experiment.config import Sweep
-from kdcluster.states import State
+from kdcluster.states import ENDED, State
+from kdcluster.sweep.forecast import span
 from kdcluster.sweep.points import Point
 from kdcluster.sweep.report import Tried, tried
 from kdcluster.wording import count, one_line
@@ -34,21 +34,30 @@ class Screen:
     Args:
         points: those that were begun; it grows.
         total: how many there will be.
-        sweep: the experiment's block.
+        metric: that is shown.
         root: the runs directory.
         stream: a terminal, or not.
         hint: where to look when nothing begins.
+        what: is tried, "trial" or "confirmation".
     """
 
     def __init__(
-        self, points: Sequence[Point], total: int, sweep: Sweep, root: Path, stream: TextIO, hint: str = ""
+        self,
+        points: Sequence[Point],
+        total: int,
+        metric: str,
+        root: Path,
+        stream: TextIO,
+        hint: str = "",
+        what: str = "trial",
     ) -> None:
-        self.points, self.total, self.sweep, self.root, self.stream = points, total, sweep, root, stream
-        self.hint = hint
+        self.points, self.total, self.metric, self.root, self.stream = points, total, metric, root, stream
+        self.hint, self.what = hint, what
         self._next = 0.0
         self._look_at = time.monotonic() + BEGUN_S
         self._said: dict[tuple[str, ...], str] = {}
         self._live: Any = None
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Screen:
         if self.stream.isatty():
@@ -70,10 +79,10 @@ class Screen:
         begun = time.monotonic()
         if begun < self._next or not self.points:
             return
-        found = tried(list(self.points), self.sweep, self.root)
+        found = tried(list(self.points), self.metric, self.root)
         if self._live is not None:
             size = self._live.console.size
-            shown = screen(found, self.total, self.sweep.metric, width=size.width, height=size.height)
+            shown = screen(found, self.total, self.metric, width=size.width, height=size.height, left=self._left(found))
             self._live.update(shown, refresh=True)
         else:
             self._say(found)
@@ -82,13 +91,23 @@ class Screen:
             self._tell(f"no trial has begun after {BEGUN_S:g} s; {self.hint}")
         self._next = time.monotonic() + max(EVERY_S, SHARE * (time.monotonic() - begun))
 
+    def _left(self, found: Sequence[Tried]) -> str:
+        """How long the others take at the pace since the first look; empty before one has ended."""
+        ended = sum(set(one.states) <= set(ENDED) for one in found)
+        self._first = self._first or (time.monotonic(), ended)
+        since, before = self._first
+        if ended == before or ended >= self.total:
+            return ""
+        return f"about {span((time.monotonic() - since) * (self.total - ended) / (ended - before))} left"
+
     def _say(self, found: Sequence[Tried]) -> None:
         known = {one.point.ids: one for one in found}
         for number, point in enumerate(list(self.points), 1):
             one = known[point.ids]
             if one.state != State.PLANNED and self._said.get(point.ids) != one.state:
                 self._said[point.ids] = one.state
-                self._tell(line(number, self.total, one, self.sweep.metric))
+                said = line(f"{self.what} {number}/{self.total}", one, self.metric)
+                self._tell("  ".join(filter(None, [said, self._left(found) if one.state in ENDED else ""])))
 
     def _tell(self, text: str) -> None:
         """One line; on a terminal above the table."""
@@ -102,16 +121,15 @@ class Screen:
             self.stream.flush()
 
 
-def line(number: int, total: int, one: Tried, metric: str) -> str:
-    """One trial for a file or a pipe."""
-    what = "trial" if one.point.values else "confirmation"
-    words = [f"{what} {number}/{total}", " ".join(one.point.settings or one.point.ids), one.state]
+def line(what: str, one: Tried, metric: str) -> str:
+    """One trial, or one run of the confirmation, for a file or a pipe."""
+    words = [what, " ".join(one.point.settings), one.state]
     if one.value is not None and one.state != State.RUNNING:
-        words.append(f"{metric} {one.value:.2f} after {count(one.epochs, 'epoch')}")
+        words.append(f"{metric} {one.shown} after {count(one.epochs, 'epoch')}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
 
-def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int) -> Table:
+def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int, left: str = "") -> Table:
     """The trials that run, then the best, and how many there are of each kind."""
     from rich.table import Table
     from rich.text import Text
@@ -122,15 +140,15 @@ def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, heigh
     kinds = {state: sum(one.state == state for one in begun) for state in dict.fromkeys(one.state for one in begun)}
     waiting = total - len(begun)
     said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
-    table = Table(box=None, pad_edge=False, caption=f"{count(total, 'run')}: {', '.join(said)}", caption_justify="left")
+    caption = "; ".join(filter(None, [f"{count(total, 'run')}: {', '.join(said)}", left]))
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     for key in (*found[0].point.values, metric, "epochs"):
         table.add_column(Text(one_line(key)), justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     if width >= WIDE:
         table.add_column("run", no_wrap=True)
     for one in chosen:
-        value = "" if one.value is None else f"{one.value:.2f}"
-        cells = [*map(str, one.point.values.values()), value, str(one.epochs), one.state]
+        cells = [*map(str, one.point.values.values()), one.shown, str(one.epochs), one.state]
         cells += [one.point.ids[0]] if width >= WIDE else []
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     return table

@@ -23,7 +23,7 @@ from kdcluster.plan import Run
 from kdcluster.results.events import Follower
 from kdcluster.runs import RunDir
 from kdcluster.states import INTERRUPTED, LIVE, State
-from kdcluster.sweep.points import Point
+from kdcluster.sweep.points import Point, of_others
 
 POLL_S = 0.3
 STOP_S = 8.0
@@ -56,11 +56,6 @@ class Order:
     """Whether a run takes cores of this machine, as a submit beside the sweep does: nobody else gives them out."""
     noted: bool = True
     """Whether the runs are to be remembered as trials; those of the confirmation are not."""
-
-    @property
-    def best(self) -> Any:
-        """`min` or `max`."""
-        return min if self.metric.endswith("loss") else max
 
 
 class Ending(Exception):
@@ -114,9 +109,13 @@ class Trainee:
             known["nodes"] = os.environ.get("SLURMD_NODENAME", "")
             gpus = [gpu for gpu in shown if gpu]
             self.child = Child.start(self.run_dir, self.order.data_dir, self.order.layout, gpus, locks, known=known)
-        self.run_dir.add_experiments([self.order.experiment])
+        ours = os.access(self.run_dir.path, os.W_OK)  # a finished one may be another user's
+        if ours:
+            self.run_dir.add_experiments([self.order.experiment])
         if self.order.noted:
-            self.run_dir.note_trial(self.order.experiment, self.values)
+            noted = self.run_dir if ours else RunDir(of_others(self.order.root, self.order.experiment), self.run.id)
+            noted.path.mkdir(parents=True, exist_ok=True)
+            noted.note_trial(self.order.experiment, self.values)
         return True
 
     def _cores(self) -> list[FileLock] | None:
@@ -215,8 +214,3 @@ def note_stopped(point: Point, order: Order) -> None:
         newest = RunDir(order.root, run_id).newest()
         if newest and newest.read("start").get("sweep") == order.token and not newest.read("outcome"):
             newest.write(STOPPED, {"why": OTHERS_WERE_BETTER})
-
-
-def trainees(point: Point, order: Order) -> list[Trainee]:
-    """One for each run of a point."""
-    return [Trainee(run, point.values, order) for run in point.runs]

@@ -7,28 +7,16 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from kdcluster.sweep.points import Point
-from kdcluster.sweep.trial import Ending, Order, note_stopped, trainees
-
-
-class Source(Protocol):
-    """Where points come from."""
-
-    def next(self) -> Point | None:
-        """The next point to try; None: there are no more."""
-
-    def heard(self, point: Point, epoch: int, value: float) -> None:
-        """A point has reached so much after an epoch."""
-
-    def ended(self, point: Point, value: float | None, *, whole: bool) -> None:
-        """A point has ended, with its best value, or without one; `whole`: it was not stopped early."""
+from kdcluster.sweep.points import Point, Source, best_of
+from kdcluster.sweep.trial import Ending, Order, Trainee, note_stopped
 
 
 def search(
     source: Source,
     order: Order,
+    begun: list[Point],
     *,
     asha_epochs: int | None,
     at_once: int | None,
@@ -39,7 +27,8 @@ def search(
 
     Args:
         source: the points.
-        order: what each trial has to know.
+        order: what each trial has to know; once its `ending` is there, no further point is begun.
+        begun: gets the points that were begun.
         asha_epochs: epochs of the longest trial, for ASHA; None: no trial is stopped early.
         at_once: most trials at the same time; None: as many as there is room for.
         max_failures: how often a trial that fails is started again.
@@ -59,8 +48,8 @@ def search(
             trainable,
             tune_config=tune.TuneConfig(
                 metric=order.metric,
-                mode=order.best.__name__,
-                search_alg=_searcher(source, order, asha_epochs),
+                mode=best_of(order.metric).__name__,
+                search_alg=_searcher(source, order, begun, asha_epochs),
                 scheduler=_asha(order, asha_epochs) if asha_epochs else FIFOScheduler(),
                 num_samples=-1,  # the source says when there are no more
                 max_concurrent_trials=at_once,
@@ -136,21 +125,22 @@ def _asha(order: Order, epochs: int) -> Any:
     return Noting(max_t=epochs, grace_period=1, reduction_factor=3)
 
 
-def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:
+def _searcher(source: Source, order: Order, begun: list[Point], asha_epochs: int | None) -> Any:
     from ray.tune.search import Searcher
 
     class Points(_OfThisProcess, Searcher):
         """Asks the source, and tells it what it hears."""
 
         def __init__(self) -> None:
-            super().__init__(metric=order.metric, mode=order.best.__name__)
+            super().__init__(metric=order.metric, mode=best_of(order.metric).__name__)
             self.given: dict[str, Point] = {}
             self.best: dict[str, float] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            point = source.next()
+            point = None if order.ending.exists() else source.next()
             if point is None:
                 return Searcher.FINISHED
+            begun.append(point)
             self.given[trial_id] = point
             return {"point": point}
 
@@ -161,7 +151,7 @@ def _searcher(source: Source, order: Order, asha_epochs: int | None) -> Any:
         def _better(self, trial_id: str, result: dict[str, Any]) -> None:
             if math.isnan(value := result[order.metric]):
                 return
-            self.best[trial_id] = order.best(value, self.best.get(trial_id, value))
+            self.best[trial_id] = best_of(order.metric)(value, self.best.get(trial_id, value))
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False, **_: Any
@@ -189,7 +179,7 @@ def _trainable() -> type:
 
         def setup(self, config: dict[str, Any], order: Order) -> None:  # type: ignore[override]
             self.order = order
-            self.trainees = trainees(config["point"], order)
+            self.trainees = [Trainee(run, config["point"].values, order) for run in config["point"].runs]
             self.begun = False
 
         def step(self) -> dict[str, Any]:
@@ -214,7 +204,7 @@ def _trainable() -> type:
                 while not last:
                     value, last = trainee.next()
                     measured.append(value)
-                values.append(self.order.best(measured))
+                values.append(best_of(self.order.metric)(measured))
             return statistics.fmean(values)
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +21,7 @@ from kdcluster.train import models
 from kdcluster.train.checkpoint import keep_last, write_weights
 from kdcluster.train.data import share
 from kdcluster.train.distributed import World, has_batchnorm
-from kdcluster.train.tracking import Tracker
+from kdcluster.train.tracking import BEST, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ class Publisher:
         steps_per_epoch: int,
         resumed: dict[str, Any] | None = None,
         skipped: int = 0,
+        images: Mapping[str, int] | None = None,
     ) -> None:
+        """`images`: of each split that is evaluated, how many."""
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
         if self.active and attempt is not None:
@@ -58,7 +61,7 @@ class Publisher:
             "trainer_code": trainer_code(),
             "images_skipped": skipped,
         }
-        went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0)}
+        went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0), "images": images or {}}
         if self.active and attempt is not None:
             attempt.write("trainer", {**self.facts, **surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)
@@ -91,6 +94,7 @@ class Publisher:
         self.check_newest()
         stored = self.tracker.scalars(metrics, step)
         self.epochs.append({"epoch": epoch, "step": step, **stored})
+        self.tracker.scalars({BEST: self.best["test/top1"]}, step)
         if self.active:
             self._save("last", net)
             if self.best is self.epochs[-1]:

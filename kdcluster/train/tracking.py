@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
-from tensorboard.plugins.hparams.metadata import PLUGIN_NAME, SESSION_END_INFO_TAG
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, PLUGIN_NAME, SESSION_END_INFO_TAG
 from torch.utils.tensorboard import SummaryWriter
 
-from kdcluster.plan import Run, changed
+from kdcluster.experiment.config import Data, Distill, Model, Train
+from kdcluster.plan import Run, hashed
 from kdcluster.runs import Attempt, RunDir
+from kdcluster.wording import block_of
 
 HEARTBEAT_S = 1.0
 """Seconds between two heartbeats: often enough for a progress bar, too seldom to be measurable."""
+BEST = "best/top1"
+"""Scalar: test/top1 of the best epoch so far, in percent; the tab takes the last value of a tag."""
+FIRST = ("distill.alpha", "distill.temperature", "model", "role", "train.lr")
+"""Columns of the HPARAMS tab that are shown without a click."""
+METRICS = {"test/top1": "last test/top1", BEST: "best test/top1", "test/loss": "test/loss", "val/top1": "val/top1"}
+METRICS |= {"val/loss": "val/loss"}
+"""Of the HPARAMS tab: the table's accuracies, and what trials are selected by."""
+
+Value = bool | float | str | None
 
 
 class Tracker:
@@ -66,30 +79,50 @@ class Tracker:
             return
         status = "STATUS_SUCCESS" if success else "STATUS_FAILURE"
         end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-        content = plugin_data_pb2.HParamsPluginData(session_end_info=end, version=0).SerializeToString()
-        summary = Summary()
-        value = summary.value.add(tag=SESSION_END_INFO_TAG)
-        value.metadata.plugin_data.plugin_name = PLUGIN_NAME
-        value.metadata.plugin_data.content = content
-        self._writer._get_file_writer().add_summary(summary)
+        self._tell(SESSION_END_INFO_TAG, session_end_info=end)
         self._writer.close()
         self._writer = None
 
     def _session_start(self, run: Run) -> None:
-        assert self._writer is not None
-        # One run's list stands for all in the tab, so it has what trials are selected by, too.
-        metrics = [summary_v2.Metric(tag) for tag in ("test/top1", "test/loss", "val/top1", "val/loss")]
         values = hparams(run)
-        config = summary_v2.hparams_config_pb([summary_v2.HParam(name) for name in values], metrics)
-        for summary in (config, summary_v2.hparams_pb(values, trial_id=run.id)):
-            self._writer._get_file_writer().add_summary(summary)
+        # One run's list stands for all in the tab, so every run has the same one.
+        experiment = api_pb2.Experiment(
+            hparam_infos=[api_pb2.HParamInfo(name=name, differs=name in FIRST) for name in values],
+            metric_infos=[summary_v2.Metric(tag, display_name=name).as_proto() for tag, name in METRICS.items()],
+        )
+        self._tell(EXPERIMENT_TAG, experiment=experiment)
+        known = {name: value for name, value in values.items() if value is not None}  # the plugin fails on null
+        assert self._writer is not None
+        self._writer._get_file_writer().add_summary(summary_v2.hparams_pb(known, trial_id=run.hash[:8]))
+
+    def _tell(self, tag: str, **what: Any) -> None:
+        """A record for the HPARAMS tab."""
+        assert self._writer is not None
+        summary = Summary()
+        plugin_data = summary.value.add(tag=tag).metadata.plugin_data
+        plugin_data.plugin_name = PLUGIN_NAME
+        plugin_data.content = plugin_data_pb2.HParamsPluginData(**what, version=0).SerializeToString()
+        self._writer._get_file_writer().add_summary(summary)
 
 
-def hparams(run: Run) -> dict[str, bool | float | str]:
-    """What the HPARAMS tab lists of a run: role, model, seed, alpha, temperature, and what was not left at default."""
-    values: dict[str, bool | float | str] = {"role": run.role, "model": run.model.model, "seed": run.seed}
-    if run.distill:
-        values |= {"distill.alpha": run.distill.alpha, "distill.temperature": run.distill.temperature}
-    if run.train:
-        values |= {f"train.{name}": value for name, value in changed(run.train).items() if value is not None}
+def hparams(run: Run) -> dict[str, Value]:
+    """The columns of the HPARAMS tab: every hashed setting, the same list for every run; None where one has none."""
+    model = {name.removeprefix("model."): value for name, value in _flat("model", Model, run.model).items()}
+    teacher = run.teacher.model.model if run.teacher else None
+    values = {"role": run.role, "teacher": teacher, "seed": run.seed, "variant": run.variant, **model}
+    for name, kind, block in (("distill", Distill, run.distill), ("train", Train, run.train), ("data", Data, run.data)):
+        values |= _flat(name, kind, block)
     return values
+
+
+def _flat(above: str, kind: type[BaseModel], block: Any) -> dict[str, Value]:
+    """The fields of a block by dotted key, those of blocks inside, too; what is no number and no word as JSON."""
+    found: dict[str, Value] = {}
+    for name, info in hashed(kind).items():
+        value = getattr(block, name, None)
+        if inner := block_of(info.annotation):
+            found |= _flat(f"{above}.{name}", inner, value)
+        else:
+            plain = value is None or isinstance(value, int | float | str)
+            found[f"{above}.{name}"] = value if plain else json.dumps(value)
+    return found

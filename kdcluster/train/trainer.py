@@ -86,7 +86,8 @@ def train(
         progress.step = state["step"]
     settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
     say_start(run, world, training.student, training.teacher, steps_per_epoch)
-    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped)
+    sizes = _sizes(splits)
+    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
     loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
     try:
         finished = loop.run()
@@ -217,6 +218,10 @@ def _heed(publish: Publisher, world: World, progress: Progress, epoch: int) -> N
         raise Stopped
 
 
+def _sizes(splits: Splits) -> dict[str, int]:
+    return {name: len(index) for name, (_, index) in splits.items()}
+
+
 def _evaluate_only(
     run_dir: RunDir,
     run: Run,
@@ -229,7 +234,8 @@ def _evaluate_only(
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
     say_start(run, world, net, None, 0)
-    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped)
+    sizes = _sizes(splits)
+    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped, images=sizes)
     finished = False
     try:
         metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))

@@ -133,7 +133,9 @@ def test_what_the_readme_has_a_newcomer_type(tmp_path: Path, nothing_left: list[
         ["results", "demo", "--sweep"],
     )
     out, _ = desk.run(*dry)
-    assert out.splitlines()[-1] == "5 trials, 1 teacher (1 to be trained); nothing was started"
+    counted, how_long = out.splitlines()[-2:]
+    assert counted == "5 trials, 1 teacher (1 to be trained), 12 runs to confirm the best; nothing was started"
+    assert how_long == f"how long that takes is not known yet: no run of these models is done in {desk.root}"
     assert not desk.root.exists()
 
     process = desk.start(*whole, "--write-best")

@@ -63,6 +63,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
     ),
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
+    "tensorboard": ("--runs-dir", "--port"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
@@ -78,6 +79,7 @@ ARGUMENTS = {
     "rm": "[RUN|EXP...]",
     "sweep": "EXP",
     "doctor": "[EXP...]",
+    "tensorboard": "[EXP...]",
 }
 
 

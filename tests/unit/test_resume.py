@@ -191,7 +191,8 @@ def test_a_stop_in_an_evaluation_ends_it_there_and_only_the_evaluation_is_done_a
         evaluations = Evaluations(patch)
         attempt(tmp_path / "stopped", run, tmp_path / "data")
     assert evaluations.seen == (16 if step == 4 else 8)
-    assert run_dir.newest().read("trainer")["resumed_at_step"] == step
+    trainer = run_dir.newest().read("trainer")
+    assert (trainer["resumed_at_step"], trainer["images"]) == (step, {"test": 32})
     assert_same(run_dir, run, undisturbed)
 
 

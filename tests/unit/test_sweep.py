@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from kdcluster import runs
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
@@ -33,15 +34,14 @@ from kdcluster.ownership import own_folder
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
 from kdcluster.results import events
-from kdcluster.results.table import ExperimentTable, Row, Table
 from kdcluster.runs import RunDir
 from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.flow import Stop, Sweeping, trial_room
-from kdcluster.sweep.points import Drawn, Point, Space
+from kdcluster.sweep.points import Point, Source, Space
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order, Trainee
-from tests.fabricated import BEAT, DEAD, LIVE, put
+from tests.fabricated import BEAT, DEAD, LIVE, ended, put
 from tests.tiny import write_experiment
 
 
@@ -182,7 +182,7 @@ def good(point: Point) -> float:
     return 100 - abs(point.values["distill.alpha"] - 0.3) * 100
 
 
-def asked(source: Adaptive | Drawn, value: Callable[[Point], float] = good) -> list[Point]:
+def asked(source: Source, value: Callable[[Point], float] = good) -> list[Point]:
     found = []
     while (point := source.next()) is not None:
         found.append(point)
@@ -264,7 +264,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Space, list[
         put(root, point.runs[0], state)
     values = dict(zip((point.ids[0] for point in made), ([50.0, 60.0], [99.0], [70.0, 65.0], []), strict=True))
     monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
-    return searched, report.tried(made, searched.sweep, root)
+    return searched, report.tried(made, searched.sweep.metric, root)
 
 
 def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space, list[report.Tried]]) -> None:
@@ -283,13 +283,44 @@ def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space,
     assert "their teacher is the experiment's own and was trained on these, too" in text[8]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "metric", "value", "said"),
+    [
+        (1, "val/top1", "56.00 ± 2.48", "± is the binomial standard error of an accuracy on 400 held-out images"),
+        (
+            2,
+            "val/top1",
+            "57.00 ± 1.41",
+            "± is the standard deviation over the seeds; the standard error on 400 held-out",
+        ),
+        (1, "val/loss", "56.00", ""),
+    ],
+)
+def test_a_trial_on_few_images_carries_its_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, metric: str, value: str, said: str
+) -> None:
+    searched = space(tmp_path, {"trials": 1, "seeds": seeds, "metric": metric})
+    (point,) = points(searched)
+    for run in point.runs:
+        put(tmp_path / "runs", run, "done").attempt(1).write("trainer", {"images": {"test": 1000, "val": 400}})
+    values = {run.id: [56.0 + 2 * number] for number, run in enumerate(point.runs)}
+    monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
+    found = report.tried([point], metric, tmp_path / "runs")
+    for style in ("table", "md"):
+        text = report.render(searched, found, style)
+        assert f" {value} " in text
+        assert (said in text) if said else ("±" not in text)
+    row = json.loads(report.render(searched, found, "json"))["trials"][0]
+    assert (row["images"], row["metric_se"] is None) == ((None, True) if metric == "val/loss" else (400, False))
+
+
 def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tried]]) -> None:
     searched, found = tried
     document = json.loads(report.render(searched, found, "json"))
     assert (document["schema"], document["selected"], len(document["trials"])) == ("kdcluster.sweep/1", True, 4)
     assert document["trials"][3]["metric_mean"] is None
     lines = report.render(searched, found, "csv").splitlines()
-    assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,epochs,state,reason,runs"
+    assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,se,images,epochs,state,reason,runs"
     assert len(lines) == 5
     assert report.render(searched, found, "md").splitlines()[1] == "| :--- | :--- | :--- | :--- | :--- | :--- |"
 
@@ -300,7 +331,7 @@ def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, l
     for style in ("table", "csv", "md", "json"):
         assert report.render(searched, found, style)
     rows = list(csv.reader(report.render(searched, found, "csv").splitlines()))
-    assert {len(row) for row in rows} == {8}
+    assert {len(row) for row in rows} == {10}
     assert rows[2][1] == ""
 
 
@@ -351,7 +382,7 @@ def test_off_a_terminal_each_change_is_one_line(
     tried: tuple[Space, list[report.Tried]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     searched, found = tried
-    with Screen([one.point for one in found], 4, searched.sweep, tmp_path / "runs", sys.stderr) as screen:
+    with Screen([one.point for one in found], 4, searched.sweep.metric, tmp_path / "runs", sys.stderr) as screen:
         screen.show()
         screen.show()
     lines = capsys.readouterr().err.splitlines()
@@ -361,13 +392,31 @@ def test_off_a_terminal_each_change_is_one_line(
     assert lines[3].endswith("failed  (rank 1, step 7: ValueError: no; nothing is saved yet)")
 
 
+def test_the_time_that_is_left_follows_from_the_trials_that_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, root = points(space(tmp_path, {"trials": 4})), tmp_path / "runs"
+    now = [1000.0]
+    monkeypatch.setattr("kdcluster.sweep.screen.time.monotonic", lambda: now[0])
+    put(root, made[0].runs[0], "done")  # by an earlier sweep
+    put(root, made[1].runs[0], "running")
+    with Screen(made[:2], 4, "val/top1", root, sys.stderr) as screen:
+        screen.show()
+        ended(RunDir(root, made[1].ids[0]).attempt(1), "done")
+        now[0] += 240.0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[2:] for line in lines] == [["done"], ["running"], ["done", "about 8 min left"]]
+
+
 def test_where_to_look_is_said_once_when_nothing_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdcluster.sweep.screen.BEGUN_S", 0.0)
     monkeypatch.setattr("kdcluster.sweep.screen.EVERY_S", 0.0)
     searched = space(tmp_path, {"trials": 1})
-    with Screen(points(searched), 1, searched.sweep, tmp_path / "runs", sys.stderr, "Ray's logs: there") as screen:
+    with Screen(
+        points(searched), 1, searched.sweep.metric, tmp_path / "runs", sys.stderr, "Ray's logs: there"
+    ) as screen:
         screen.show()
         screen.show()
     assert capsys.readouterr().err == "no trial has begun after 0 s; Ray's logs: there\n"
@@ -417,6 +466,27 @@ def test_a_run_that_has_ended_well_or_is_under_way_is_not_started_again(
     assert one.child is None
     assert one.run_dir.trials_of("tiny") == [{"experiment": "tiny", "values": one.values}]
     assert one.run_dir.experiments() == ["tiny"]
+
+
+def test_a_finished_run_of_another_user_is_a_trial_and_its_directory_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainee(tmp_path, "done", ending=tmp_path / "runs" / ".sweeps" / "tiny" / "ending.json")
+    before = sorted(path.name for path in one.run_dir.path.iterdir())
+    write, access = runs.write_json, os.access
+
+    def refusing(path: Path, *given: Any, **more: Any) -> None:
+        if one.run_dir.path in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        write(path, *given, **more)
+
+    monkeypatch.setattr(runs, "write_json", refusing)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != one.run_dir.path and access(path, mode))
+    one.begin()
+    one.begin()
+    assert sorted(path.name for path in one.run_dir.path.iterdir()) == before
+    searched = space(tmp_path, {"trials": 1})
+    assert [point.ids for point in searched.recorded(tmp_path / "runs")] == [(one.run.id,)]
 
 
 @pytest.mark.parametrize("state", ["planned", "failed", "lost", "preempted", "cancelled", "stopped"])
@@ -1061,26 +1131,7 @@ def test_a_sweep_holds_the_gpus_that_its_ray_gets(tmp_path: Path, monkeypatch: p
     other[0][1].release()
 
 
-# What the confirmation says
-
-
-@pytest.mark.parametrize(
-    ("winner", "said"),
-    [
-        (62.5, "on 2 fresh seeds the winner reaches 62.50 %, the file's own settings 60.00 %"),
-        (60.0, "the winner reaches 60.00 %, no more than the file's own settings, 60.00 %: keep these"),
-        (None, ""),
-    ],
-)
-def test_whether_the_winner_has_held_up_is_said(winner: float | None, said: str) -> None:
-    def table_of(name: str, top1: float | None) -> ExperimentTable:
-        row = Row(name, "distilled", 1, 1.0, 2 if top1 else 1, 2, top1, 0.0, 0.0, None, 0.0, None, ())
-        return ExperimentTable(name, (row,), (), ())
-
-    built = Table("best", "test/top1", (table_of("tiny", 60.0), table_of("tiny-best", winner)), ())
-    words = report.verdict(built, "tiny", "tiny-best")
-    assert words.endswith(said)
-    assert bool(words) is bool(said)
+# Where the interpreter lies
 
 
 def test_an_interpreter_whose_path_has_a_blank_reaches_ray_in_quotes(monkeypatch: pytest.MonkeyPatch) -> None:

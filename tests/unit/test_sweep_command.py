@@ -18,7 +18,7 @@ from kdcluster.experiment import configfile
 from kdcluster.launch.local.backend import Local
 from kdcluster.launch.slurm.answers import Job
 from kdcluster.launch.slurm.backend import Slurm
-from kdcluster.plan import plan
+from kdcluster.plan import Run, plan
 from kdcluster.sweep.points import Point, Space
 from tests.fabricated import done, put
 from tests.tiny import write_experiment
@@ -57,12 +57,43 @@ def test_a_dry_run_shows_points_runs_and_teachers_and_writes_nothing(folder: Pat
         f"  2  {' '.join(second.settings)}  {second.ids[0]} (planned)",
     ]
     said = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
-    assert said == [*lines, "2 trials, 1 teacher (0 to be trained); nothing was started"]
+    unknown = f"how long that takes is not known yet: no run of these models is done in {folder / 'runs'}"
+    confirmed = "9 runs to confirm the best; nothing was started"
+    assert said == [*lines, f"2 trials, 1 teacher (0 to be trained), {confirmed}", unknown]
     there.weights("best").unlink()
     said = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
     again = f"first {teacher.id}"
-    assert said == [*lines, again, "2 trials, 1 teacher (1 to be trained); nothing was started"]
+    assert said[:4] == [*lines, again, f"2 trials, 1 teacher (1 to be trained), {confirmed}"]
     assert not (folder / "runs" / ".sweeps").exists()
+
+
+def test_a_dry_run_says_how_long_the_whole_takes_from_what_such_runs_took(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = space(folder, {"trials": 4}, **{"train.epochs": 4})
+    monkeypatch.setattr("kdcluster.sweep.flow.threads_available", lambda: 2)
+
+    def took(made: Run, seconds: float, epochs: int) -> None:
+        other = made.model_copy(update={"train": made.train and made.train.model_copy(update={"epochs": epochs})})
+        run_dir = put(folder / "runs", other, "done")
+        run_dir.attempt(1).write("start", {"started": 1000.0, "host": "here"})
+        run_dir.attempt(1).write("outcome", {"state": "done", "time": 1000.0 + seconds})
+
+    teacher, baseline, distilled = plan([searched.loaded]).runs
+    took(teacher, 300, 4)
+    took(distilled, 200, 2)  # 100 s an epoch, however many there were: 400 s
+    lines = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
+    # 4 trials and 3 + 3 distilled runs of the confirmation, two at a time; nothing like a baseline is done
+    known = "about 33 min, 2 at a time, as such runs took here"
+    assert lines[-1] == f"{known}, without 3 runs of a kind that was never done here"
+    took(baseline, 80, 4)
+    lines = run("sweep", "tiny.yaml", "--dry-run", "--set", "resources.threads=2").stdout.splitlines()
+    assert lines[-1] == "about 71 min, one after another, as such runs took here"  # 10 * 400 + 3 * 80
+    took(searched.drawn(1)[0].runs[0], 400, 4)
+    assert run("sweep", "tiny.yaml", "--dry-run", "--confirm", "0").stdout.splitlines()[-2:] == [
+        "4 trials, 1 teacher (0 to be trained), 0 runs to confirm the best; nothing was started",
+        "about 13 min, 2 at a time, as such runs took here",
+    ]
 
 
 def test_a_dry_run_counts_the_teachers_of_a_space_that_has_several(folder: Path) -> None:
@@ -70,14 +101,14 @@ def test_a_dry_run_counts_the_teachers_of_a_space_that_has_several(folder: Path)
     assert "--allow-teacher does that, --dry-run says how many" in fails(2, "sweep", "tiny.yaml", "--dry-run")
     lines = run("sweep", "tiny.yaml", "--allow-teacher", "--dry-run").stdout.splitlines()
     assert len([line for line in lines if line.startswith("first teacher-")]) == 4
-    assert lines[-1] == "3 trials, 4 teachers (4 to be trained); nothing was started"
+    assert lines[-2].startswith("3 trials, 4 teachers (4 to be trained), 9 runs to confirm")
 
 
 def test_a_space_with_fewer_points_than_trials_says_so(folder: Path) -> None:
     space(folder, {"space": {"distill.alpha": {"choice": [0.1, 0.5]}}, "trials": 5})
     result = run("sweep", "tiny.yaml", "--dry-run")
     assert result.stderr == "the space has 2 points, fewer than the 5 trials asked for: all are tried\n"
-    assert result.stdout.splitlines()[-1].startswith("2 trials, ")
+    assert result.stdout.splitlines()[-2].startswith("2 trials, ")
 
 
 def test_a_dry_run_refuses_what_the_real_one_would(folder: Path) -> None:
@@ -92,7 +123,7 @@ def test_a_dry_run_refuses_what_the_real_one_would(folder: Path) -> None:
 def test_a_dry_run_with_optuna_shows_what_is_known_beforehand(folder: Path) -> None:
     space(folder, {"trials": 9, "search": "optuna"})
     lines = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
-    assert len(lines) == 3 + 1 + 1 + 1
+    assert len(lines) == 3 + 1 + 1 + 2
     assert lines[3] == "     and 6 more, which follow from the results of these"
 
 

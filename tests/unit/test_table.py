@@ -201,6 +201,26 @@ def test_the_gain_is_over_the_seeds_that_both_have(tmp_path):
     assert "the gain is over the seeds that both have: 2" in table.experiments[0].notes
 
 
+@pytest.mark.parametrize(
+    ("lifts", "said"),
+    [
+        ((1.0, -1.0, 0.5), True),  # +0.2 [-2.4, 2.8]
+        ((-2.0, -1.0, 0.5), True),
+        ((2.0, 2.1, 2.2), False),
+        ((-2.0, -2.1, -2.2), False),
+    ],
+)
+@pytest.mark.parametrize("style", ["table", "md", "json"])
+def test_a_gain_that_may_be_none_is_called_that(tmp_path, lifts, said, style):
+    plan = planned(tmp_path)
+    fabricate(tmp_path, of(plan, "teacher"), TEACHER)
+    for seed, lift in enumerate(lifts):
+        fabricate(tmp_path, of(plan, "baseline", seed), [60.0])
+        fabricate(tmp_path, of(plan, "distilled", seed), [60.0 + lift])
+    words = "on these 3 seeds distilled is not better than no distillation: the interval of the gain contains zero"
+    assert (words in render(build(plan, tmp_path), style)) is said
+
+
 def test_an_evaluate_only_teacher_has_one_evaluation_at_step_0(tmp_path):
     plan = planned(tmp_path, "teacher.train=none", "teacher.pretrained=true",
                    "teacher.model=vit_base_patch16_224.augreg_in21k", seeds=[0])  # fmt: skip

@@ -97,13 +97,14 @@ def test_hparams_lie_in_the_runs_own_file(run_dir, run, success, status):
     found = plugin_data(run_dir)
     assert set(found) == {*TAGS, "_hparams_/session_end_info"}
     session = found[TAGS[1]].session_start_info
-    assert session.group_name == run.id
+    assert session.group_name == run.hash[:8]
     values = {name: getattr(value, value.WhichOneof("kind")) for name, value in session.hparams.items()}
-    assert values == hparams(run)
+    assert values == {name: value for name, value in hparams(run).items() if value is not None}
     experiment = found[TAGS[0]].experiment
-    assert {info.name for info in experiment.hparam_infos} == set(values)
+    assert [info.name for info in experiment.hparam_infos] == list(hparams(run))
+    assert {info.name for info in experiment.hparam_infos if info.differs} == set(tracking.FIRST)
     tags = [info.name.tag for info in experiment.metric_infos]
-    assert tags == ["test/top1", "test/loss", "val/top1", "val/loss"]
+    assert tags == ["test/top1", "best/top1", "test/loss", "val/top1", "val/loss"]
     end = found["_hparams_/session_end_info"].session_end_info
     assert api_pb2.Status.Name(end.status) == status
     assert end.end_time_secs > session.start_time_secs - 1 > 0
@@ -157,23 +158,18 @@ def test_heartbeat_at_most_once_a_second(run_dir, run, monkeypatch):
     tracker.close(success=True)
 
 
-def test_hparams_say_what_sets_a_run_apart(tmp_path, run):
-    assert hparams(run) == {
-        "role": "distilled",
-        "model": "vit_tiny_patch16_224",
-        "seed": 0,
-        "distill.alpha": 0.3,
-        "distill.temperature": 4.0,
-        "train.epochs": 2,
-        "train.batch_size": 16,
-        "train.lr": 0.01,
-        "train.schedule": "cosine",
-        "train.amp": "none",
-    }
-    assert "distill.alpha" not in hparams(tiny.make_run(tmp_path, "baseline"))
+def test_every_run_has_the_same_columns_whatever_its_role(tmp_path, run):
     (tmp_path / "w.safetensors").touch()
     taken = tiny.make_run(tmp_path, "teacher", {"teacher.train": "none", "teacher.pretrained": "w.safetensors"})
-    assert hparams(taken) == {"role": "teacher", "model": "vit_tiny_patch16_224", "seed": 0}
+    others = [tiny.make_run(tmp_path, role) for role in ("teacher", "baseline")]
+    assert {tuple(hparams(one)) for one in (run, taken, *others)} == {tuple(hparams(run))}
+    found = hparams(run)
+    assert set(tracking.FIRST) < set(found)
+    assert (found["role"], found["model"], found["seed"]) == ("distilled", "vit_tiny_patch16_224", 0)
+    assert (found["distill.alpha"], found["distill.temperature"], found["train.lr"]) == (0.3, 4.0, 0.01)
+    assert (found["teacher"], found["data.augment.pad"]) == ("vit_tiny_patch16_224", 2)
+    assert found["model_args"].startswith('{"patch_size": 8')
+    assert hparams(others[1])["distill.alpha"] is hparams(taken)["train.lr"] is None
 
 
 # --- weights and result.json ---
@@ -211,6 +207,8 @@ def test_the_first_of_the_best_epochs_is_kept(tmp_path):
     assert publish.run_dir.result() is None
     publish.result()
     publish.tracker.close(success=True)
+    best = events.read_scalars(publish.run_dir.events, ("best/",)).points["best/top1"]
+    assert [point.value for point in best] == [50.0, 70.0, 70.0, 70.0]
     result = publish.run_dir.result()
     assert (result["best"]["epoch"], result["last"]["epoch"], result["selected_on"]) == (2, 4, "test")
     assert result["params"] == parameters(net)

@@ -1,0 +1,110 @@
+"""`kdcluster tensorboard` as a process of its own, asked over HTTP for what its page would ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from kdcluster.experiment import configfile
+from kdcluster.plan import Run, plan
+from kdcluster.sweep.points import Point, Space
+from kdcluster.train.tracking import FIRST, METRICS, Tracker, hparams
+from tests.desk import wait_until
+from tests.fabricated import put
+from tests.tiny import write_experiment
+
+pytestmark = pytest.mark.integration
+
+
+def train(root: Path, run: Run, top1: float, point: Point | None = None) -> None:
+    """A run that was evaluated twice, as its trainer leaves it."""
+    run_dir = put(root, run, "planned")
+    run_dir.add_experiments(["tiny"])
+    if point:
+        run_dir.note_trial("tiny", point.values)
+    tracker = Tracker(run_dir, run_dir.start_attempt({}), run, active=True, first_step=0)
+    for step, value in ((4, top1), (8, top1 - 1)):
+        tracker.scalars({"test/top1": value, "test/loss": 1.0}, step)
+        tracker.scalars({"best/top1": top1}, step)
+    tracker.close(success=True)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "kdcluster.cli", "tensorboard", *words]
+    env = {**os.environ, "TMPDIR": str(folder / "tmp")}
+    return subprocess.Popen(argv, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def asked(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_runs_have_readable_names_and_come_in_while_it_runs(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    (tmp_path / "tmp").mkdir()
+    write_experiment(tmp_path, {"sweep": {"trials": 1}})
+    loaded = configfile.load(str(tmp_path / "tiny.yaml"))
+    (point,) = Space(loaded).drawn(1)
+    teacher, baseline, distilled = plan([loaded]).runs
+    train(root, teacher, 90.0)
+    train(root, point.runs[0], 70.0, point)
+    train(root, distilled, 80.0)
+    train(root / "debug", baseline, 10.0)
+    process = start(tmp_path, "tiny")
+    try:
+        assert process.stdout is not None
+        page = urllib.parse.urlsplit(process.stdout.readline().strip())
+        pinned = json.loads(urllib.parse.parse_qs(page.query)["pinnedCards"][0])
+        assert pinned[0] == {"plugin": "scalars", "tag": "test/top1"}
+        url = f"http://{page.netloc}/data"
+        names = {"teacher s0", "distilled α 0.5 T 4 s0", "trial α 0.81 T 8.178 s0"}
+        wait_until(lambda: set(asked(f"{url}/runs")) == names)
+        shown = ["best/top1", "test/loss", "test/top1"]
+        wait_until(lambda: {run: sorted(tags) for run, tags in asked(f"{url}/plugin/scalars/tags").items()}
+                   == dict.fromkeys(names, shown))  # fmt: skip
+
+        about = asked(f"{url}/plugin/hparams/experiment", {"experimentName": "", "includeMetrics": True})
+        columns = [info["name"] for info in about["hparamInfos"]]
+        assert columns[:5] == sorted(FIRST)
+        assert set(columns) == set(hparams(teacher)) == set(hparams(distilled))
+        assert {info["name"]["tag"] for info in about["metricInfos"]} == set(METRICS)
+        wanted = [{"hparam": name} for name in columns]
+        wanted += [{"metric": {"group": "", "tag": tag}} for tag in METRICS]
+        listed = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "colParams": wanted, "sliceSize": 9}
+        groups = asked(f"{url}/plugin/hparams/session_groups", listed)["sessionGroups"]
+        found = {group["name"]: group for group in groups}
+        assert set(found) == {run.hash[:8] for run in (teacher, distilled, point.runs[0])}
+        assert "distill.alpha" not in found[teacher.hash[:8]]["hparams"]
+        assert found[distilled.hash[:8]]["hparams"]["distill.alpha"] == 0.5
+        values = {one["name"]["tag"]: one["value"] for one in found[distilled.hash[:8]]["metricValues"]}
+        assert values == {"test/top1": 79.0, "best/top1": 80.0, "test/loss": 1.0}
+
+        train(root, baseline, 60.0)
+        wait_until(lambda: "baseline s0" in asked(f"{url}/runs"))
+        listening = [one.laddr for one in psutil.Process(process.pid).net_connections() if one.status == "LISTEN"]
+        assert {one.ip for one in listening} == {"127.0.0.1"}
+        again = start(tmp_path, "--port", str(page.port))
+        _, err = again.communicate(timeout=60)
+        assert again.returncode == 1
+        assert f"{page.port}" in err.splitlines()[-1]
+        assert "--port takes another one" in err
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert f"ssh -N -L {page.port}:127.0.0.1:{page.port} " in err
+        assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("kdcluster")] == []
+    finally:
+        process.kill()
