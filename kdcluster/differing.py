@@ -6,52 +6,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from kdcluster.plan import Run
+from kdcluster.settings import of_run
 
-_SIGNS = {"distill.alpha": "α", "distill.temperature": "T"}
+SIGNS = {"distill.alpha": "α", "distill.temperature": "T"}
 """Keys that have a letter of their own."""
 _DIGITS = range(3, 18)
 """Significant digits with which numbers are tried until those that differ look different."""
 
 
-def settings(run: Run, *, hashed: bool = True) -> dict[str, Any]:
-    """What a run was asked to do, by dotted key; `hashed`: only what decides the numbers.
-
-    The keys are those of the experiment file, but for the model's, which stand without `teacher.` or `student.`, so
-    that a teacher can be held against a student. A file or folder is its digest. Of a run whose config.yaml is damaged
-    there is what could be read.
-    """
-    found: dict[str, Any] = {"role": run.role, "model": run.model.model, "seed": run.seed}
-    found |= dict(_leaves("", run.model, hashed=hashed))
-    if isinstance(run.model.pretrained, str):
-        found["pretrained"] = run.digests.get(run.model.pretrained, run.model.pretrained)[:8]
-    for name, block in (("data", run.data), ("train", run.train), ("distill", run.distill)):
-        if block is not None:
-            found |= _leaves(f"{name}.", block, hashed=hashed)
-    if run.data is not None and run.data.path:
-        found["data.images"] = run.digests.get(run.data.path, run.data.path)[:8]
-    if run.teacher:
-        found["teacher"] = run.teacher.id
-    found |= {"variant": run.variant, "imports": [run.digests.get(path, path)[:8] for path in run.imports]}
-    if not hashed:
-        found |= _leaves("resources.", run.resources, hashed=False)
-    return {**found, "recipe": run.recipe}
-
-
-def _leaves(above: str, block: BaseModel, *, hashed: bool) -> Iterator[tuple[str, Any]]:
-    for name, info in type(block).model_fields.items():
-        extra = info.json_schema_extra
-        if hashed and isinstance(extra, dict) and not extra.get("hashed", True):
-            continue
-        value = getattr(block, name)
-        if isinstance(value, BaseModel):
-            yield from _leaves(f"{above}{name}.", value, hashed=hashed)
-        elif isinstance(value, Mapping):
-            yield from ((f"{above}{name}.{key}", inner) for key, inner in value.items())
-        else:
-            yield f"{above}{name}", value
+def settings(run: Run) -> dict[str, Any]:
+    """What decides a run's numbers, by dotted key; of a damaged config.yaml what could be read."""
+    return {key: one.value for key, one in of_run(run).items() if one.hashed}
 
 
 def differing(runs: Iterable[Run], leave_out: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
@@ -82,11 +48,16 @@ def in_words(runs: Iterable[Run], leave_out: Iterable[str] = ()) -> dict[str, st
     }
 
 
+def words(values: Mapping[str, Any]) -> Iterator[str]:
+    """`α 0.43`, `T 2.05`, `lr 1e-3`."""
+    return (f"{label(key, values)} {short(value)}" for key, value in values.items())
+
+
 def label(key: str, among: Iterable[str]) -> str:
     """The shortest name of a key: its letter, or its end where no other key ends so."""
     end = key.rpartition(".")[2]
     alone = sum(other.rpartition(".")[2] == end for other in among) < 2
-    return _SIGNS.get(key, end if alone else key)
+    return SIGNS.get(key, end if alone else key)
 
 
 def _spelt(values: list[Any]) -> list[str]:

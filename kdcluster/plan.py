@@ -6,23 +6,21 @@ differs from its default, so that a default written out, a new field or another 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
 from kdcluster.experiment.configfile import LoadedExperiment
+from kdcluster.experiment.identity import changed, digest
 from kdcluster.ownership import own_text
 from kdcluster.wording import first_problem
 
@@ -119,7 +117,7 @@ class Run(BaseModel):
             "variant": self.variant or None,
             "imports": [self.digests[path] for path in self.imports] or None,
         }
-        return _hash({key: value for key, value in identity.items() if value is not None})
+        return digest({key: value for key, value in identity.items() if value is not None})
 
     def has_identity(self) -> bool | None:
         """Whether id and hash are those of its settings; None where an earlier version has not written all of them."""
@@ -282,30 +280,6 @@ def _run(
         digests=dict(loaded.digests),
         resources=config.resources,
     )
-    digest = run.digest()
+    hash = run.digest()
     name = re.sub(r"[^a-z0-9_]+", "_", model.model.split(".")[0].lower())
-    return run.model_copy(update={"id": f"{role}-{name}-s{seed}-{digest[:8]}", "hash": digest})
-
-
-def changed(block: BaseModel) -> dict[str, Any]:
-    """The hashed fields of a block whose value is not the default."""
-    found: dict[str, Any] = {}
-    for name, info in hashed(type(block)).items():
-        value = getattr(block, name)
-        if isinstance(value, BaseModel):
-            if inner := changed(value):
-                found[name] = inner
-        elif value != info.default:
-            found[name] = value
-    return found
-
-
-def hashed(block: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a block that decide the numbers."""
-    extras = ((name, info, info.json_schema_extra) for name, info in block.model_fields.items())
-    return {name: info for name, info, extra in extras if not isinstance(extra, dict) or extra.get("hashed", True)}
-
-
-def _hash(identity: Mapping[str, Any]) -> str:
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return run.model_copy(update={"id": f"{role}-{name}-s{seed}-{hash[:8]}", "hash": hash})

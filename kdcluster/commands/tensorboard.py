@@ -12,11 +12,12 @@ import socket
 import tempfile
 import threading
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kdcluster.commands.arguments import Chosen
+from kdcluster.differing import SIGNS, settings, words
 from kdcluster.errors import KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.runs import RunDir, run_dirs
@@ -28,9 +29,10 @@ EVERY_S = 5
 HOST = "127.0.0.1"
 LONGEST = 200
 """Bytes of a name; a file's may have 255."""
+NAMED = ("role", "seed", "teacher")
+"""What a name says anyway, or would say by an id of its own."""
 PINNED = [{"plugin": "scalars", "tag": tag} for tag in ("test/top1", "best/top1", "train/loss")]
 """Cards above all others, which TensorBoard sorts by their tags."""
-SHORT = {"distill.alpha": "α", "distill.temperature": "T"}
 
 
 def tensorboard(chosen: Chosen, port: int | None) -> None:
@@ -111,39 +113,19 @@ class Links:
         if trials := run_dir.trials_of(experiment):
             role, values = "trial", trials[0]["values"]
         elif role == "distilled":  # to read a run's settings takes milliseconds
-            values = {key: value for key, value in settings(run_dir).items() if key in SHORT}
-        name = above / _as_name(" ".join([role, *_words(values), f"s{seed}"]))
+            values = {key: value for key, value in settings(run_dir.known()[0]).items() if key in SIGNS}
+        name = above / _as_name(" ".join([role, *words(values), f"s{seed}"]))
         if other := self._named.get(name):
-            ours, theirs = settings(run_dir), settings(other)
-            values |= {key: value for key, value in ours.items() if theirs.get(key, value) != value}
-            name = above / _as_name(" ".join([role, *_words(values), f"s{seed}"]))
+            ours, theirs = settings(run_dir.known()[0]), settings(other.known()[0])
+            values |= {
+                key: value for key, value in ours.items() if key not in NAMED and theirs.get(key, value) != value
+            }
+            name = above / _as_name(" ".join([role, *words(values), f"s{seed}"]))
         if name in self._named:
             name = name.with_name(f"{name.name} {run_dir.id[-8:]}")
         above.mkdir(parents=True, exist_ok=True)
         name.symlink_to(run_dir.events)
         self._named[name] = run_dir
-
-
-def settings(run_dir: RunDir) -> dict[str, Any]:
-    """What decides a run's numbers, by dotted key."""
-    wanted = {"model", "data", "train", "distill", "variant"}
-    run = run_dir.known()[0]  # of a damaged one what can be read
-    return dict(_leaves("", run.model_dump(mode="json", include=wanted, warnings=False)))
-
-
-def _leaves(above: str, block: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in block.items():
-        if isinstance(value, dict):
-            yield from _leaves(f"{above}{key}.", value)
-        else:
-            yield f"{above}{key}", value
-
-
-def _words(values: dict[str, Any]) -> Iterator[str]:
-    """`α 0.43`, `T 2.05`, `lr 0.001`."""
-    for key, value in values.items():
-        shown = f"{value:g}" if isinstance(value, float) else value
-        yield f"{SHORT.get(key, key.rpartition('.')[2])} {shown}"
 
 
 def _as_name(text: str) -> str:

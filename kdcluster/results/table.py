@@ -7,20 +7,20 @@ Accuracies are test/top1 in percent, gains in percentage points. A number that c
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, Record, cost, history
 from kdcluster.plan import ROLES, Plan, Role
+from kdcluster.results.conditions import local_batchnorm, unlike, where
 from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
 from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import compared, interval95
 from kdcluster.runs import RunDir
 from kdcluster.states import State
-from kdcluster.wording import count
 
 Standing = tuple[State, str, str | None]
 """State of a run that is not done, why, and its log, where there is one."""
@@ -171,7 +171,7 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
         retention=100 * mean / teacher_mean if mean is not None and teacher_mean else None,
         reference=getattr(config.reference, role),
         runs=tuple(m.run.id for m in ours),
-        note=1 if any(_unlike(role, runs)) else None,
+        note=1 if any(unlike(role, runs)) else None,
     )
 
 
@@ -200,30 +200,6 @@ def differences(ours: Iterable[Measured], others: Iterable[Measured]) -> dict[in
     return {m.run.seed: m.top1 - known[m.run.seed] for m in ours if m.top1 is not None and m.run.seed in known}
 
 
-def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]:
-    """The different (distilled, baseline) numbers of images that BatchNorm saw at once, by seed."""
-    baseline = {m.run.seed: m.trainer.get("batchnorm_batch") for m in runs["baseline"] if m.done}
-    both = [(m.trainer.get("batchnorm_batch"), baseline.get(m.run.seed)) for m in runs["distilled"] if m.done]
-    return sorted({(ours, theirs) for ours, theirs in both if ours and theirs and ours != theirs})
-
-
-def _precisions(runs: Iterable[Measured]) -> set[str]:
-    """In what the forward passes of runs were that left it to the device; before it was recorded, in bf16."""
-    left = [m for m in runs if m.done and m.run.amp == "auto"]
-    return {"float32" if m.trainer.get("amp") == "none" else "bf16" for m in left}
-
-
-def _unlike(role: Role, runs: Mapping[Role, Sequence[Measured]]) -> Iterator[str]:
-    """How the runs of a role were made in another way than those that they are compared with."""
-    if role == "distilled" and (differing := _batchnorm(runs)):
-        counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
-        yield f"BatchNorm took its statistics over another number of images than the baseline's: {counts}"
-    found = {other: _precisions(runs[other]) for other in ROLES}
-    if len(set().union(*(found[other] for other in ROLES[: ROLES.index(role) + 1]))) > 1:
-        each = ", ".join(f"{other} {' and '.join(sorted(kinds))}" for other, kinds in found.items() if kinds)
-        yield f"the runs were not all trained in one precision: {each}"
-
-
 def _problems(runs: Iterable[Measured], states: Mapping[str, Standing]) -> Iterable[Problem]:
     for m in runs:
         if not m.done:
@@ -240,8 +216,8 @@ def _notes(
     trainer_code: str | None,
 ) -> Iterable[str]:
     """What a reader of the rows has to know, the numbered note first."""
-    if unlike := [what for role in ROLES for what in _unlike(role, runs)]:
-        yield f"[1] {'; '.join(dict.fromkeys(unlike))}"
+    if odd := [what for role in ROLES for what in unlike(role, runs)]:
+        yield f"[1] {'; '.join(dict.fromkeys(odd))}"
     if protocol == "last":
         yield f"protocol last: {TOP1} of the last epoch"
     elif (selector := selected_by(config.data)) == TOP1:
@@ -263,9 +239,9 @@ def _notes(
     if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
         counts = " or ".join(map(str, skipped))
         yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"
-    if where := sorted({text for m in done if (text := _where(m))}):
-        yield f"trained on {'; '.join(where)}"
-    if partial := _local_batchnorm(done):
+    if places := sorted({text for m in done if (text := where(m))}):
+        yield f"trained on {'; '.join(places)}"
+    if partial := local_batchnorm(done):
         yield f"BatchNorm took its statistics over a part of each batch (images): {', '.join(partial)}"
     if trainer_code is not None:
         others = [m.run.id for m in done if m.trainer.get("trainer_code") not in (None, trainer_code)]
@@ -282,22 +258,3 @@ def _uncounted(records: Mapping[str, Sequence[Record]]) -> Iterable[str]:
         for one in found:
             if one.started is None:
                 yield f"the GPU-hours are without attempt {one.attempt} of {run_id}: {one.damage}"
-
-
-def _local_batchnorm(done: Iterable[Measured]) -> list[str]:
-    """Runs whose BatchNorm saw only a part of each batch, because nothing syncs it over CPU processes."""
-    sizes = {}
-    for m in done:
-        images = m.trainer.get("batchnorm_batch")
-        if images and m.run.train and images < m.run.train.batch_size:
-            sizes[m.run.role] = f"{m.run.role} {images} of {m.run.train.batch_size}"
-    return list(sizes.values())
-
-
-def _where(m: Measured) -> str:
-    """The surroundings of a run that can move its last bits."""
-    if not m.trainer.get("device"):
-        return ""
-    procs, threads = m.trainer.get("procs", 1), m.trainer.get("threads")
-    each = f" with {count(threads, 'thread')} each" if threads else ""
-    return f"{m.trainer['device']}, {count(procs, 'process')}{each}"

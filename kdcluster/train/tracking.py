@@ -14,7 +14,8 @@ from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, PLUGIN_NAME, SE
 from torch.utils.tensorboard import SummaryWriter
 
 from kdcluster.experiment.config import Data, Distill, Model, Train
-from kdcluster.plan import Run, hashed
+from kdcluster.experiment.identity import hashed
+from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.wording import block_of
 

@@ -19,6 +19,7 @@ from kdcluster import plan
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.experiment.config import Model
+from kdcluster.experiment.identity import changed
 from kdcluster.plan import Plan, Run
 from tests.fields import BASE, FILES, another, experiment, get, hashed, leaves, put
 
@@ -113,8 +114,8 @@ def test_a_new_field_moves_nothing_while_it_has_its_default() -> None:
     class Wider(Model):
         droppath: float = 0.0
 
-    assert plan.changed(Wider(model="a", image_size=32)) == plan.changed(Model(model="a", image_size=32))
-    assert plan.changed(Wider(model="a", droppath=0.1)) != plan.changed(Model(model="a"))
+    assert changed(Wider(model="a", image_size=32)) == changed(Model(model="a", image_size=32))
+    assert changed(Wider(model="a", droppath=0.1)) != changed(Model(model="a"))
 
 
 def test_the_teacher_is_hashed_as_it_is_trained() -> None:
@@ -279,8 +280,8 @@ def test_a_plan_cut_down_to_a_role_keeps_what_the_role_needs() -> None:
 
 
 def test_eight_equal_digits_of_different_hashes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plan._hash
-    monkeypatch.setattr(plan, "_hash", lambda identity: "00000000" + whole(identity)[8:])
+    whole = plan.digest
+    monkeypatch.setattr(plan, "digest", lambda identity: "00000000" + whole(identity)[8:])
     with pytest.raises(ConfigError, match="two different runs have the id teacher-resnet18-s0-00000000; set `variant`"):
         plan.plan([experiment(BASE, "one"), experiment(put(BASE, "train.lr", 0.1), "two")])
     plan.plan([experiment(BASE, "one"), experiment(BASE, "two")])

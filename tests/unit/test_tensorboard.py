@@ -44,7 +44,7 @@ def test_a_run_has_a_name_in_each_experiment_that_wants_it(tmp_path: Path, runs:
     assert linked(folder) == {
         "one/teacher s0": teacher,
         "two/teacher s0": teacher,
-        "one/trial α 0.25 lr 0.001 s0": trial,
+        "one/trial α 0.25 lr 1e-3 s0": trial,
     }
     RunDir(root, runs["baseline"].id).events.mkdir()
     assert links.look() == 3

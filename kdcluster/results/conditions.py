@@ -1,0 +1,52 @@
+"""Under what conditions runs were made that are no part of their settings and can move a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from kdcluster.plan import ROLES, Role
+from kdcluster.results.measured import Measured
+from kdcluster.wording import count
+
+
+def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]:
+    """The different (distilled, baseline) numbers of images that BatchNorm saw at once, by seed."""
+    baseline = {m.run.seed: m.trainer.get("batchnorm_batch") for m in runs["baseline"] if m.done}
+    both = [(m.trainer.get("batchnorm_batch"), baseline.get(m.run.seed)) for m in runs["distilled"] if m.done]
+    return sorted({(ours, theirs) for ours, theirs in both if ours and theirs and ours != theirs})
+
+
+def _precisions(runs: Iterable[Measured]) -> set[str]:
+    """In what the forward passes of runs were that left it to the device; before it was recorded, in bf16."""
+    left = [m for m in runs if m.done and m.run.amp == "auto"]
+    return {"float32" if m.trainer.get("amp") == "none" else "bf16" for m in left}
+
+
+def unlike(role: Role, runs: Mapping[Role, Sequence[Measured]]) -> Iterator[str]:
+    """How the runs of a role were made in another way than those that they are compared with."""
+    if role == "distilled" and (differing := _batchnorm(runs)):
+        counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
+        yield f"BatchNorm took its statistics over another number of images than the baseline's: {counts}"
+    found = {other: _precisions(runs[other]) for other in ROLES}
+    if len(set().union(*(found[other] for other in ROLES[: ROLES.index(role) + 1]))) > 1:
+        each = ", ".join(f"{other} {' and '.join(sorted(kinds))}" for other, kinds in found.items() if kinds)
+        yield f"the runs were not all trained in one precision: {each}"
+
+
+def local_batchnorm(done: Iterable[Measured]) -> list[str]:
+    """Runs whose BatchNorm saw only a part of each batch, because nothing syncs it over CPU processes."""
+    sizes = {}
+    for m in done:
+        images = m.trainer.get("batchnorm_batch")
+        if images and m.run.train and images < m.run.train.batch_size:
+            sizes[m.run.role] = f"{m.run.role} {images} of {m.run.train.batch_size}"
+    return list(sizes.values())
+
+
+def where(m: Measured) -> str:
+    """The surroundings of a run that can move its last bits."""
+    if not m.trainer.get("device"):
+        return ""
+    procs, threads = m.trainer.get("procs", 1), m.trainer.get("threads")
+    each = f" with {count(threads, 'thread')} each" if threads else ""
+    return f"{m.trainer['device']}, {count(procs, 'process')}{each}"
