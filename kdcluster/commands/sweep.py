@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kdcluster.columns import in_ascii
 from kdcluster.commands import teachers_first
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.plan import say_inputs
 from kdcluster.errors import ConfigError, SchedulerError
 from kdcluster.experiment import configfile
 from kdcluster.launch.preflight import preflight
@@ -109,7 +110,9 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
             swept.check()
         at_once = swept.at_once if here else swept.at_once_elsewhere(chosen.nodes)
         return _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
-    preflight([*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials], chosen.data, fetch=True)
+    all_runs = [*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials]
+    preflight(all_runs, chosen.data, fetch=True)
+    say_inputs(all_runs, chosen.data)
     if for_teacher.gpus is not None:
         teachers = teachers_first.with_gpus(teachers, for_teacher.gpus)
     again = _again(for_teacher, wanted)
