@@ -232,7 +232,7 @@ def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
     for group in groups.values():
         seen, there = images(group[0], data_dir), eyes(group)
         name = f"{group[0].data.name}: " if len(groups) > 1 else ""
-        notes = (*seen.notes, *_unknown(there))
+        notes = (*seen.notes, *_mirrored(group), *_unknown(there))
         found.append(Told(name + line(seen, there), notes, tuple(_enlarging(seen, there))))
     return found
 
@@ -279,6 +279,12 @@ def _enlarging(seen: Images, eyes: Iterable[Eye]) -> Iterator[str]:
                 f"{one.name} enlarges {side} px to {one.size} px ({how}): set {one.role}.image_size to {fits}, or to "
                 f"{one.size} if that is meant"
             )
+
+
+def _mirrored(runs: Iterable[Run]) -> Iterator[str]:
+    """Of images that nobody but their owner knows, what the default makes of them."""
+    if any(run.train and run.data.path is not None and run.data.augment.flip for run in runs):
+        yield "half of the training images are mirrored; data.augment.flip: false where left and right matter"
 
 
 def _unknown(eyes: Iterable[Eye]) -> Iterator[str]:

@@ -44,6 +44,8 @@ class Measured:
     """What was found wrong in the event files."""
     log: str | None = None
     """The newest attempt's log, where there is one."""
+    still_rising: bool = False
+    """Whether its best epoch is its last one, under a learning rate that no end of the schedule has lowered."""
 
     @property
     def params(self) -> int | None:
@@ -95,6 +97,7 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
         problems=(*problems, *how),
         damage=scalars.problems + (scalars.incomplete if lost else ()),
         log=str(log) if log and log.exists() else None,
+        still_rising=_still_rising(run, evaluations),
     )
 
 
@@ -122,6 +125,11 @@ def _chosen(run: Run, evaluations: Evaluations, protocol: Protocol) -> int:
     if protocol == "last":
         return max(evaluations)
     return max(sorted(evaluations), key=lambda step: evaluations[step][selected_by(run.data)])
+
+
+def _still_rising(run: Run, evaluations: Evaluations) -> bool:
+    constant = run.train is not None and run.train.epochs > 1 and run.train.schedule == "constant"
+    return constant and bool(evaluations) and _chosen(run, evaluations, "best") == max(evaluations)
 
 
 def _contradictions(run: Run, evaluations: Evaluations, lost: set[int], result: Mapping[str, Any]) -> list[str]:

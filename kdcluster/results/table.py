@@ -21,6 +21,7 @@ from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import compared, interval95
 from kdcluster.runs import RunDir
 from kdcluster.states import State
+from kdcluster.wording import count
 
 Standing = tuple[State, str, str | None]
 """State of a run that is not done, why, and its log, where there is one."""
@@ -236,6 +237,9 @@ def _notes(
             words = compared(interval, NO_DISTILLATION)
             yield f"on these {len(seeds)} seeds distilled is {words}: the interval of the gain contains zero"
     done = [m for m in unique if m.done]
+    students = [m for m in done if m.run.role != "teacher"]
+    if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
+        yield f"{rising} of {count(len(students), 'student')} did best in the last epoch: more epochs may do better"
     if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
         counts = " or ".join(map(str, skipped))
         yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"

@@ -127,6 +127,7 @@ def test_a_folder_that_is_not_decoded_is_looked_into(tmp_path: Path) -> None:
     assert said.notes == (
         "sizes differ (shorter sides of 9 to 28 px): shorter side resized to 224 px (bicubic, antialias), then "
         "224×224 px cropped at the centre; data.image_size sets another size",
+        "half of the training images are mirrored; data.augment.flip: false where left and right matter",
     )
 
 

@@ -221,6 +221,21 @@ def test_a_gain_that_may_be_none_is_called_that(tmp_path, lifts, said, style):
     assert (words in render(build(plan, tmp_path), style)) is said
 
 
+@pytest.mark.parametrize(
+    ("schedule", "baseline", "distilled", "said"),
+    [("constant", [50.0, 60.0], [50.0, 60.0], "2 of 2 students"), ("constant", [50.0, 60.0], [60.0, 50.0], "1 of 2"),
+     ("constant", [60.0, 50.0], [60.0, 50.0], None), ("cosine", [50.0, 60.0], [50.0, 60.0], None)],
+)  # fmt: skip
+def test_students_that_were_still_getting_better_are_counted(tmp_path, schedule, baseline, distilled, said):
+    plan = planned(tmp_path, "train.epochs=2", f"train.schedule={schedule}", seeds=[0])
+    fabricate(tmp_path, of(plan, "teacher"), [80.0, 90.0])
+    fabricate(tmp_path, of(plan, "baseline"), baseline)
+    fabricate(tmp_path, of(plan, "distilled"), distilled)
+    notes = [note for note in build(plan, tmp_path).experiments[0].notes if "did best in the last epoch" in note]
+    assert bool(notes) is bool(said)
+    assert not said or notes[0].startswith(said)
+
+
 def test_an_evaluate_only_teacher_has_one_evaluation_at_step_0(tmp_path):
     plan = planned(tmp_path, "teacher.train=none", "teacher.pretrained=true",
                    "teacher.model=vit_base_patch16_224.augreg_in21k", seeds=[0])  # fmt: skip
