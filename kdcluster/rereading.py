@@ -29,7 +29,7 @@ def is_settled(stamp: Stamp) -> bool:
     return time_ns() - max(stamp[1], stamp[2]) > SETTLED_NS
 
 
-def once(path: str | Path, make: Callable[[Path, bytes], Made]) -> Made:
+def once(path: str | Path, make: Callable[[str, bytes], Made]) -> Made:
     """What `make` gives for a file's content, which is read only where the file is another one than before.
 
     What it gives is shared by all who ask: it is not to be changed. The file is opened each time, since a network file
@@ -50,7 +50,7 @@ def once(path: str | Path, make: Callable[[Path, bytes], Made]) -> Made:
             content += more
     finally:
         os.close(handle)
-    made = make(Path(path), content)
+    made = make(key[0], content)
     if is_settled(stamp):
         _read_before[key] = stamp, made
     return made

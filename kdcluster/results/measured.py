@@ -63,11 +63,12 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
     """
     attempts = directory.attempts()
     trainer = next((facts for a in reversed(attempts) if (facts := a.read("trainer"))), {})
-    finished = bool(attempts) and attempts[-1].read("outcome").get("state") == State.DONE
+    newest = attempts[-1] if attempts else None
+    finished = newest is not None and newest.read("outcome").get("state") == State.DONE
     result = directory.result() or {}
     if not finished and not result:
         return Measured(run, False, None, trainer)
-    problems = [what + "; it is left out" * what.startswith("its result.json") for what in directory.damage()]
+    problems = [what + "; it is left out" * what.startswith("its result.json") for what in directory.damage(newest)]
     if result and result["hash"] != run.hash:  # the first digits are equal
         result = {}
         problems.append("its result.json is of another run (its hash differs); it is left out")
@@ -86,7 +87,7 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
         problems.append(f"{len(lost)} of {len(steps)} evaluations missing from the event files, {first}")
     problems += _contradictions(run, evaluations, lost, result)
     top1, how = _top1(run, evaluations, lost, result, protocol)
-    log = attempts[-1].log() if attempts else None
+    log = newest.log() if newest else None
     return Measured(
         run=run,
         done=True,

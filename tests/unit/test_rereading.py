@@ -42,7 +42,7 @@ def until_changed(path: Path, change: Callable[[], object]) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were read."""
     found: list[str] = []
-    monkeypatch.setattr(records, "document", lambda path, content: found.append(path.name) or document(path, content))
+    monkeypatch.setattr(records, "document", lambda path, content: found.append(Path(path).name) or document(path, content))
     return found
 
 
