@@ -149,7 +149,8 @@ def _record(
     run_dir: RunDir,
 ) -> Record:
     found, damage = look[0], "; ".join(look[1])
-    start, beat, outcome, saved = (found.get(name, {}) for name in ("start", "heartbeat", "outcome", "preempted"))
+    start, beat, outcome = (found.get(name, {}) for name in ("start", "heartbeat", "outcome"))
+    saved = found.get(State.PREEMPTED, {})  # a record that is named as the state is
     failures = [one for name, one in found.items() if name.startswith("failure-rank") and one]
     steps = [from_step, beat.get("step", 0), saved.get("step", 0), *(f["step"] for f in failures)]
     to_step = max(steps)

@@ -50,7 +50,7 @@ def read(path: FilePath, *, own: bool = False) -> Any:
     try:
         values = None if own else once(path, _document)
     except FileNotFoundError:
-        if not os.path.islink(path):
+        if not os.path.islink(path):  # noqa: PTH114
             return None
         values = None
     except OSError:

@@ -14,6 +14,7 @@ from kdcluster import records, rereading
 from kdcluster.commands import progress
 from kdcluster.errors import Damaged
 from kdcluster.files import write_json
+from kdcluster.history import history
 from kdcluster.launch import status, watching
 from kdcluster.launch.status import statuses
 from kdcluster.launch.watching import Watching
@@ -42,7 +43,9 @@ def until_changed(path: Path, change: Callable[[], object]) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were read."""
     found: list[str] = []
-    monkeypatch.setattr(records, "document", lambda path, content: found.append(Path(path).name) or document(path, content))
+    monkeypatch.setattr(
+        records, "document", lambda path, content: found.append(Path(path).name) or document(path, content)
+    )
     return found
 
 
@@ -95,6 +98,16 @@ def test_a_command_reads_each_record_once(tmp_path: Path, reads: list[str]) -> N
     reads.clear()
     statuses(made, root)
     assert len(reads) <= 1  # `put` has looked at them: the last one was written after that
+
+
+def test_an_account_of_attempts_opens_each_record_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = put(tmp_path / "runs", make_plan(tmp_path).runs[0], "failed")
+    opened: list[str] = []
+    monkeypatch.setattr(records, "once", lambda path, make: opened.append(Path(path).name) or once(path, make))
+    assert history(run_dir)
+    names = sorted(path.name for path in run_dir.attempt(1).path.glob("*.json"))
+    assert names == ["agent.json", "outcome.json", "start.json"]
+    assert sorted(opened) == names
 
 
 # --- who watches
