@@ -56,6 +56,12 @@ def selected_by(data: Data) -> str:
     return "val/top1" if data.val_fraction > 0 else TOP1
 
 
+def is_done(directory: RunDir) -> bool:
+    """Whether a run's newest attempt says so, or there is a result that can be believed."""
+    newest = directory.newest()
+    return bool(newest and newest.read("outcome").get("state") == State.DONE) or directory.result() is not None
+
+
 def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None = None) -> Measured:
     """Read one run; it is done when its newest attempt says so or there is a result that can be believed.
 
