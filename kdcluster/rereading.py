@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from time import time_ns
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 Stamp = tuple[int, int, int, int]
 """What tells a file from any that was there before: size, times of change of content and of inode (ns), inode."""
@@ -44,7 +44,8 @@ def once(path: str | Path, make: Callable[[str, bytes], Made]) -> Made:
         stamp = stamp_of(os.fstat(handle))
         known = _read_before.get(key)
         if known and known[0] == stamp:
-            return cast(Made, known[1])
+            made: Made = known[1]
+            return made
         content = os.read(handle, stamp[0] + 1)
         while len(content) > stamp[0] and (more := os.read(handle, 1 << 20)):  # it has grown, or does not say its size
             content += more

@@ -109,7 +109,7 @@ def derived(run_dir: RunDir, seen: Seen | None) -> Status:
     """A run's own state from its records, and from what its place knows of it (None: nobody has it)."""
     newest = run_dir.newest()
     found, damage = _derived(run_dir, newest, seen), run_dir.damage(newest)
-    if found.state == State.DONE and run_dir.holds() != run_dir.id and not run_dir.result():
+    if found.state == State.DONE and damage and run_dir.holds() != run_dir.id and not run_dir.result():
         found = replace(found, state=State.LOST)  # what is done is another run; with its own result, only a line is
     return replace(found, reason=damaged.told(found.reason, found.state, damage), damage="; ".join(damage))
 
