@@ -7,6 +7,7 @@ command in a fresh process, alternating: cold (without an index), and again. PYT
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import pty
 import shutil
@@ -25,6 +26,7 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+import kdcluster
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.files import trainer_code, write_json
 from kdcluster.plan import Run, plan
@@ -207,16 +209,17 @@ def main() -> None:
 def measure(folder: Path, n: int, only: str) -> None:
     root = folder / "runs"
     print(f"{sum(not path.name.startswith('.') for path in root.iterdir())} runs")
-    kdcluster = [sys.executable, "-m", "kdcluster.cli"]
+    compileall.compile_dir(Path(kdcluster.__file__).parent, quiet=1)  # as an installed package is
+    command = [sys.executable, "-m", "kdcluster.cli"]
     commands = ["plan wide --backend local", "status wide", "status", "results wide", f"results {' '.join(SEEDS)}"]
-    commands += ["submit broad --backend local"]
+    commands += ["results narrow --sweep", "submit broad --backend local"]
     print("| command | cold: s | s of CPU | again: s | s of CPU | peak: MiB |\n|---|---|---|---|---|---|")
     for words in (one for one in commands if only in one):
         took: list[list[tuple[float, float, float]]] = [[], []]
         for _ in range(n):
             shutil.rmtree(root / ".index", ignore_errors=True)
             for times in took:
-                times.append(timed([*kdcluster, *words.split()], folder))
+                times.append(timed([*command, *words.split()], folder))
         cells = [shown([one[what] for one in times]) for times in took for what in (0, 1)]
         peak = max(one[2] for times in took for one in times)
         print(f"| `{words}` | {' | '.join(cells)} | {peak:.0f} |", flush=True)
@@ -231,7 +234,7 @@ def measure(folder: Path, n: int, only: str) -> None:
         attempt.write("agent", live)
         attempt.write("heartbeat", {"time": time.time() + 3600, "step": 1, "steps": 10, "epoch": 1, "epochs": 2})
         for name, terminal in (("into a file", False), ("on a terminal", True)):
-            share, peak_mib = watched([*kdcluster, "status", "--watch"], folder, terminal)
+            share, peak_mib = watched([*command, "status", "--watch"], folder, terminal)
             print(f"status --watch {name}: {share:.1f} % of a core, {peak_mib:.0f} MiB", flush=True)
     finally:
         shutil.rmtree(run_dir.path / "attempts")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,29 @@ class Attempt:
     def number(self) -> int:
         return int(self.path.name)
 
+    @cached_property
+    def start(self) -> Mapping[str, Any]:
+        """Its start.json, which is written with its folder and never again; empty where it is damaged."""
+        return self.read("start")
+
     def read(self, name: str) -> dict[str, Any]:
         """`attempts/<n>/<name>.json`, empty where it has not been written or is damaged (`damage` says so)."""
         return records.found(f"{self.path}/{name}.json") or {}
 
-    def damage(self) -> list[str]:
-        """What is wrong with its records, in words; its start is written with its folder, so it must be there."""
+    def look(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """All its records by name, and what is wrong with others, in words: its start is written with its folder."""
         run, names = self.path.parents[1], records.entries(self.path)
-        wrong = (records.problem(f"{self.path}/{name}", run) for name in names if records.is_of_an_attempt(name))
-        gone = [] if "start.json" in names else [f"its {self.path.relative_to(run)}/start.json is gone"]
-        return [*gone, *filter(None, wrong)]
+        whole, wrong = {}, [] if "start.json" in names else [f"its {self.path.relative_to(run)}/start.json is gone"]
+        for name in filter(records.is_of_an_attempt, names):
+            try:
+                whole[name.removesuffix(".json")] = records.read(f"{self.path}/{name}") or {}
+            except Damaged as error:
+                wrong.append(records.in_words(error, run))
+        return whole, wrong
+
+    def damage(self) -> list[str]:
+        """What is wrong with its records, in words."""
+        return self.look()[1]
 
     def write(self, name: str, values: dict[str, Any], *, sync: bool = True) -> None:
         """Write `attempts/<n>/<name>.json` atomically."""
@@ -61,6 +76,14 @@ class Attempt:
     def log(self, rank: int | None = None) -> Path:
         """A rank's log; None: torchrun's own."""
         return self.path / ("torchrun.log" if rank is None else f"rank{rank}.log")
+
+    def log_to_read(self) -> Path:
+        """Its rank's log where it has one rank, else the folder of all its logs."""
+        names = records.entries(self.path)
+        ranks = ["torchrun.log"] * ("torchrun.log" in names)
+        for before in ("torchrun-node", "rank"):
+            ranks += [name for _, name in records.numbered(names, before, ".log")]
+        return self.path / ranks[-1] if len(ranks) == 2 else self.path
 
     def logs(self) -> list[tuple[str, Path]]:
         """Every log of this attempt as (label, path): torchrun's first, then the ranks in order."""

@@ -53,11 +53,11 @@ def words(values: Mapping[str, Any]) -> Iterator[str]:
     return (f"{label(key, values)} {short(value)}" for key, value in values.items())
 
 
-def label(key: str, among: Iterable[str]) -> str:
+def label(key: str, among: Iterable[str], signs: Mapping[str, str] = SIGNS) -> str:
     """The shortest name of a key: its letter, or its end where no other key ends so."""
     end = key.rpartition(".")[2]
     alone = sum(other.rpartition(".")[2] == end for other in among) < 2
-    return SIGNS.get(key, end if alone else key)
+    return signs.get(key, end if alone else key)
 
 
 def _spelt(values: list[Any]) -> list[str]:

@@ -36,8 +36,8 @@ class KdclusterError(Exception):
 class Damaged(KdclusterError):
     """A file that we have written cannot be read, or does not hold what it ought to."""
 
-    def __init__(self, path: Path, why: str) -> None:
-        self.path, self.why = path, why
+    def __init__(self, path: str | Path, why: str) -> None:
+        self.path, self.why = Path(path), why
         super().__init__(f"{path} is damaged: {why}")
 
 

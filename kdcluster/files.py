@@ -106,7 +106,10 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 def _check_sum(value: Any) -> int:
     """Of what a document says, however it is laid out."""
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+    return zlib.crc32(_SORTED.encode(value).encode())
+
+
+_SORTED = json.JSONEncoder(sort_keys=True)
 
 
 def read_json(path: Path, *, own: bool = False) -> Any:
@@ -128,7 +131,7 @@ def read_json(path: Path, *, own: bool = False) -> Any:
     return document(path, content)
 
 
-def document(path: Path, content: bytes) -> Any:
+def document(path: str | Path, content: bytes) -> Any:
     """What the content of a JSON file says.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,9 +58,10 @@ class Cost:
 def history(run_dir: RunDir) -> list[Record]:
     """Every attempt of a run, oldest first; of a damaged one what can be read, and its reason says what is wrong."""
     attempts = run_dir.attempts()
-    begun = [began_at(attempt) for attempt in attempts]
+    looks = [attempt.look() for attempt in attempts]
+    begun = [_began_at(found.get("trainer", {}), found.get("start", {})) for found, _ in looks]
     records = [
-        _record(attempt, begun[at], begun[at + 1] if at + 1 < len(begun) else None, run_dir)
+        _record(attempt, looks[at], begun[at], begun[at + 1] if at + 1 < len(begun) else None, run_dir)
         for at, attempt in enumerate(attempts)
     ]
     return list(_waited(records))
@@ -133,14 +134,25 @@ def span(seconds: float) -> str:
 
 def began_at(attempt: Attempt) -> int:
     """The step that an attempt went on from: what its trainer could load, else what was there when it started."""
-    at = attempt.read("trainer").get("resumed_at_step", attempt.read("start").get("from_step", 0))
-    return int(at)
+    return _began_at(attempt.read("trainer"), attempt.read("start"))
 
 
-def _record(attempt: Attempt, from_step: int, next_from: int | None, run_dir: RunDir) -> Record:
-    start, beat, outcome = (attempt.read(name) for name in ("start", "heartbeat", "outcome"))
-    failures, damage = attempt.failures(), "; ".join(attempt.damage())
-    steps = [from_step, beat.get("step", 0), attempt.read("preempted").get("step", 0), *(f["step"] for f in failures)]
+def _began_at(trainer: Mapping[str, Any], start: Mapping[str, Any]) -> int:
+    return int(trainer.get("resumed_at_step", start.get("from_step", 0)))
+
+
+def _record(
+    attempt: Attempt,
+    look: tuple[Mapping[str, dict[str, Any]], Sequence[str]],
+    from_step: int,
+    next_from: int | None,
+    run_dir: RunDir,
+) -> Record:
+    found, damage = look[0], "; ".join(look[1])
+    start, beat, outcome = (found.get(name, {}) for name in ("start", "heartbeat", "outcome"))
+    saved = found.get(State.PREEMPTED, {})  # a record that is named as the state is
+    failures = [one for name, one in found.items() if name.startswith("failure-rank") and one]
+    steps = [from_step, beat.get("step", 0), saved.get("step", 0), *(f["step"] for f in failures)]
     to_step = max(steps)
     overtaken = next_from is not None
     started = start.get("started")

@@ -7,7 +7,7 @@ differs from its default, so that a default written out, a new field or another 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -186,7 +186,11 @@ class Plan:
 
     def only(self, roles: Sequence[str]) -> Plan:
         """The plan cut down to some roles and what they need."""
-        kept = {run.id for run in self.runs if run.role in roles}
+        return self.cut({run.id for run in self.runs if run.role in roles})
+
+    def cut(self, ids: Set[str]) -> Plan:
+        """The plan cut down to some runs and what they need."""
+        kept = set(ids)
         kept |= {need for run in self.runs if run.id in kept for need in run.needs}
         return Plan(tuple(run for run in self.runs if run.id in kept), self.wanted, self.experiments)
 

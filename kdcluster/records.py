@@ -50,7 +50,7 @@ def read(path: FilePath, *, own: bool = False) -> Any:
     try:
         values = None if own else once(path, _document)
     except FileNotFoundError:
-        if not Path(path).is_symlink():
+        if not os.path.islink(path):  # noqa: PTH114
             return None
         values = None
     except OSError:
@@ -58,11 +58,11 @@ def read(path: FilePath, *, own: bool = False) -> Any:
     if isinstance(values, Damaged):
         raise Damaged(values.path, values.why)
     if values is None and (values := read_json(Path(path), own=own)) is not None:
-        _hold_against_its_shape(Path(path), values)
+        _hold_against_its_shape(str(path), values)
     return values
 
 
-def _document(path: Path, content: bytes) -> Any:
+def _document(path: str, content: bytes) -> Any:
     """What is in a record, or what is wrong with it."""
     try:
         values = document(path, content)
@@ -72,13 +72,14 @@ def _document(path: Path, content: bytes) -> Any:
     return values
 
 
-def _hold_against_its_shape(path: Path, values: Any) -> None:
+def _hold_against_its_shape(path: str, values: Any) -> None:
+    name = os.path.basename(path)  # noqa: PTH119
     try:
-        _shape(path.stem).validate_python(values)
+        _shape(name.removesuffix(".json")).validate_python(values)
     except ValidationError as error:
         raise Damaged(path, first_problem(error)) from None
-    if path.name == "result.json":
-        _hold_against_its_folder(path, values)
+    if name == "result.json":
+        _hold_against_its_folder(Path(path), values)
 
 
 def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
@@ -102,8 +103,13 @@ def problem(path: FilePath, base: Path) -> str:
     try:
         read(path)
     except Damaged as error:
-        return f"its {error.path.relative_to(base)} is damaged: {error.why}"
+        return in_words(error, base)
     return ""
+
+
+def in_words(damage: Damaged, base: Path) -> str:
+    """For a sentence about the run whose directory is `base`."""
+    return f"its {damage.path.relative_to(base)} is damaged: {damage.why}"
 
 
 _OF_AN_ATTEMPT = re.compile(
@@ -125,8 +131,7 @@ def is_attempt(folder: FilePath) -> bool:
 def entries(folder: FilePath) -> list[str]:
     """Names in a folder; none where it cannot be looked into."""
     try:
-        with os.scandir(folder) as found:
-            return sorted(entry.name for entry in found)
+        return sorted(os.listdir(folder))  # noqa: PTH208
     except OSError:
         return []
 
@@ -148,6 +153,22 @@ def _between(before: str, after: str) -> re.Pattern[str]:
 # config.yaml
 
 
+def held(path: FilePath) -> str:
+    """The id in a config.yaml, without understanding all of it; empty where that says none."""
+    try:
+        return once(path, _held)
+    except OSError:
+        return ""
+
+
+def _held(_: str, content: bytes) -> str:
+    said = _ID.search(content)
+    return said[1].decode() if said else ""
+
+
+_ID = re.compile(rb"^id: *'?([\w.-]+)'?\s*$", re.MULTILINE | re.ASCII)
+
+
 def config(path: Path) -> tuple[Run, str]:
     """The run in a config.yaml as far as it can be read, to be shown and deleted, and what is wrong with the file.
 
@@ -159,12 +180,12 @@ def config(path: Path) -> tuple[Run, str]:
         return _known_of(path.parent.name, None, str(error.strerror))
 
 
-def _config(path: Path, content: bytes) -> tuple[Run, str]:
+def _config(path: str, content: bytes) -> tuple[Run, str]:
     try:
         values, problem = yamlfile.parse(content.decode()), "it has no keys"
     except ValueError as error:
         values, problem = None, " ".join(str(error).split())
-    return _known_of(path.parent.name, values, problem)
+    return _known_of(Path(path).parent.name, values, problem)
 
 
 def _known_of(name: str, values: Any, problem: str) -> tuple[Run, str]:
@@ -172,7 +193,8 @@ def _known_of(name: str, values: Any, problem: str) -> tuple[Run, str]:
     if not isinstance(values, dict):
         values = {}
     with suppress(ValidationError):
-        return Run.model_validate(values, strict=False).as_today().model_copy(update={"id": name}), ""
+        run = Run.model_validate(values, strict=False).as_today()
+        return run if run.id == name else run.model_copy(update={"id": name}), ""
     kept, unknown = _pruned(values, Run)
     role, seed = re.match(r"([a-z]*)(?:.*-s(\d{1,9})-)?", name).groups()  # type: ignore[union-attr]
     read: dict[str, Any] = {**_NOTHING, "role": role, "seed": seed and int(seed), "model": Model(model=name)}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from time import time_ns
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 Stamp = tuple[int, int, int, int]
 """What tells a file from any that was there before: size, times of change of content and of inode (ns), inode."""
@@ -29,7 +29,7 @@ def is_settled(stamp: Stamp) -> bool:
     return time_ns() - max(stamp[1], stamp[2]) > SETTLED_NS
 
 
-def once(path: str | Path, make: Callable[[Path, bytes], Made]) -> Made:
+def once(path: str | Path, make: Callable[[str, bytes], Made]) -> Made:
     """What `make` gives for a file's content, which is read only where the file is another one than before.
 
     What it gives is shared by all who ask: it is not to be changed. The file is opened each time, since a network file
@@ -44,13 +44,14 @@ def once(path: str | Path, make: Callable[[Path, bytes], Made]) -> Made:
         stamp = stamp_of(os.fstat(handle))
         known = _read_before.get(key)
         if known and known[0] == stamp:
-            return cast(Made, known[1])
+            made: Made = known[1]
+            return made
         content = os.read(handle, stamp[0] + 1)
         while len(content) > stamp[0] and (more := os.read(handle, 1 << 20)):  # it has grown, or does not say its size
             content += more
     finally:
         os.close(handle)
-    made = make(Path(path), content)
+    made = make(key[0], content)
     if is_settled(stamp):
         _read_before[key] = stamp, made
     return made

@@ -104,19 +104,13 @@ class RunDir:
         return records.config(self.config)
 
     def holds(self) -> str:
-        """The id in its config.yaml, without reading all of it; its own where that says none."""
-        try:
-            with self.config.open("rb") as file:
-                said = re.search(rb"^id: *'?([\w.-]+)'?\s*$", file.read(4096), re.MULTILINE | re.ASCII)
-        except OSError:
-            said = None
-        return said[1].decode() if said else self.id
+        """The id in its config.yaml; its own where that says none."""
+        return records.held(f"{self.path}/config.yaml") or self.id
 
-    def damage(self) -> list[str]:
+    def damage(self, newest: Attempt | None) -> list[str]:
         """What is wrong with the records of the run and of its newest attempt, in words."""
-        newest = self.newest()
         wrong = [records.problem(f"{self.path}/{name}.json", self.path) for name in OF_A_RUN]
-        told = ["its attempts cannot be read"] if self.is_shut() else []
+        told = ["its attempts cannot be read"] if newest is None and self.is_shut() else []
         if (held := self.holds()) != self.id:
             told.append(f"{self.path} holds the run {held}: it was copied or renamed; rename it back")
         return [*told, *filter(None, wrong), *(newest.damage() if newest else ())]
@@ -231,7 +225,7 @@ class RunDir:
 
     def is_cancelled(self) -> bool:
         """Whether it is marked; what the marker says does not matter, so no damage can lift it."""
-        return (self.path / "cancel.json").exists()
+        return os.path.exists(f"{self.path}/cancel.json")  # noqa: PTH110
 
     def experiments(self) -> list[str]:
         """Names of the experiments that were submitted with this run in their plan."""
@@ -272,7 +266,8 @@ class RunDir:
 def run_dirs(root: Path) -> list[RunDir]:
     """Every run directory, also one that has lost its config.yaml; a hidden folder is none (a run that is deleted)."""
     names = [name for name in records.entries(root) if not name.startswith(".")]
-    return [RunDir(root, name) for name in names if {"config.yaml", "attempts"} & {*records.entries(f"{root}/{name}")}]
+    of_one = ("config.yaml", "attempts")
+    return [RunDir(root, name) for name in names if any(os.path.lexists(f"{root}/{name}/{one}") for one in of_one)]
 
 
 def renamed(root: Path) -> dict[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from kdcluster.experiment import identity
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.plan import RECIPE, Run
 from kdcluster.wording import spelt
@@ -20,8 +21,7 @@ NOT_IN_THE_ID = "(not in the id)"
 """Said of a setting that decides no number."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """What one key is set to."""
 
     value: Any
@@ -73,9 +73,8 @@ def of_experiment(loaded: LoadedExperiment) -> dict[str, Setting]:
 
 
 def _flat(block: BaseModel, prefix: str, digests: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
-    for name, info in type(block).model_fields.items():
+    for name, default, hashed in _fields(type(block)):
         value, key = getattr(block, name), prefix + name
-        hashed = not isinstance(info.json_schema_extra, dict) or bool(info.json_schema_extra.get("hashed", True))
         if isinstance(value, BaseModel):
             found = _flat(value, f"{key}.", digests)
             if key == "teacher.train":  # what it does not name is as in `train`
@@ -87,8 +86,15 @@ def _flat(block: BaseModel, prefix: str, digests: Mapping[str, str]) -> Iterator
             yield from ((f"{key}.{inner}", Setting(one, hashed=hashed)) for inner, one in value.items())
         else:
             plain = list(value) if isinstance(value, tuple) else value
-            default = list(info.default) if isinstance(info.default, tuple) else info.default
             yield from _plain(key, plain, default, digests, hashed=hashed)
+
+
+@cache
+def _fields(block: type[BaseModel]) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, default, and whether it decides the numbers."""
+    of_the_id = identity.hashed(block)
+    defaults = ((name, info.default) for name, info in block.model_fields.items())
+    return tuple((name, list(one) if isinstance(one, tuple) else one, name in of_the_id) for name, one in defaults)
 
 
 def _plain(
@@ -96,7 +102,7 @@ def _plain(
 ) -> Iterator[tuple[str, Setting]]:
     """A key, and the content of the files that it names, which is hashed in the place of their paths."""
     paths = value if isinstance(value, list) else [value]
-    named = [digests[path] for path in paths if isinstance(path, str) and path in digests]
+    named = [digests[path] for path in paths if isinstance(path, str) and path in digests] if digests else []
     yield key, Setting(value, default, hashed and not named)
     if named:
         yield f"{key} (content)", Setting(" ".join(digest[:12] for digest in named))

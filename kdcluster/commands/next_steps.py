@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 
 from kdcluster import records
 from kdcluster.commands.arguments import Chosen
@@ -61,12 +62,13 @@ def left_out(found: Iterable[Status]) -> str:
 def say_next_steps(found: Mapping[str, Status], again: Mapping[str, str] | str, chosen: Chosen) -> None:
     """`again`: arguments of submit for runs that were never submitted; of those without any, their ids are."""
     fresh = dict.fromkeys(found, again) if isinstance(again, str) else again
-    words = {run_id: _submitted(RunDir(chosen.root, run_id)) or fresh[run_id] or run_id for run_id in found}
+    is_found = cache(_is_found)
+    words = {run_id: _submitted(RunDir(chosen.root, run_id), is_found) or fresh[run_id] or run_id for run_id in found}
     for step in next_steps(found, words, chosen.where):
         say(f"next: {step}")
 
 
-def _submitted(run_dir: RunDir) -> str:
+def _submitted(run_dir: RunDir, is_found: Callable[[str], bool]) -> str:
     """The arguments that started a run, naming its experiments so that they are found from here; empty: they are not.
 
     A file may have been given from another folder: it is looked for beside the runs directory, too.
@@ -77,7 +79,7 @@ def _submitted(run_dir: RunDir) -> str:
         told.append(word)
         if word in SUBMIT_OPTIONS:
             told.append(next(left))
-        elif word != run_dir.id and not _is_found(word):
+        elif word != run_dir.id and not is_found(word):
             beside = run_dir.root.parent / word
             if not beside.is_file():
                 return ""

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from kdcluster.columns import in_ascii
 from kdcluster.commands import teachers_first
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.plan import say_inputs
@@ -33,7 +32,7 @@ from kdcluster.sweep.confirmation import Confirmed, arms, confirmed
 from kdcluster.sweep.flow import Sweeping, trial_room
 from kdcluster.sweep.forecast import forecast
 from kdcluster.sweep.points import Point, Space
-from kdcluster.terminal import can_show, leave, say, show, show_text
+from kdcluster.terminal import can_show, leave, say, show, show_text, width
 from kdcluster.wording import count
 
 if TYPE_CHECKING:
@@ -197,8 +196,7 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     if not points:
         return None
     found = report.tried(points, searched.sweep.metric, root)
-    text = report.render(searched, found, "table")
-    show_text(text if can_show("±") else in_ascii(text))
+    show_text(report.render(searched, found, "table", ascii=not can_show("±"), width=width()))
     best = report.best(found)
     if best is not None and not interrupted:
         how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
@@ -233,7 +231,7 @@ def _confirm(swept: Sweeping, made: Plan, chosen: Chosen, best: Point, again: st
     teachers_first.with_a_good_one([Point({}, made.runs)], swept.root, every=True)
     swept.confirm(made, sys.stderr)
     after = confirmed(made, swept.root)
-    show_text(render.render(after.table, ascii=not can_show("±×αΔ–")))
+    show_text(render.render(after.table, ascii=not can_show("±×αΔ–"), width=width()))
     if swept.stop.why:
         leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
     if after.verdict is None:

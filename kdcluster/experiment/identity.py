@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ def changed(block: BaseModel) -> dict[str, Any]:
     return found
 
 
+@cache
 def hashed(block: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a block that decide the numbers."""
     extras = ((name, info, info.json_schema_extra) for name, info in block.model_fields.items())

@@ -64,12 +64,11 @@ def _plain(text: str) -> dict[str, Any] | None:
     blocks, empty = [root], ""  # the open blocks, from the outermost; the key in the last one that has no value yet
     *lines, rest = text.split("\n")
     for line in lines:
-        match = _LINE.fullmatch(line)
-        if match is None:
+        read = _read_line(line)
+        if read is None:
             return None
-        depth, key, kind = len(match["indent"]) // 2, match["key"], str(match.lastgroup)
-        is_empty = kind not in _VALUES
-        value = None if is_empty else _VALUES[kind][1](match[kind])
+        depth, key, is_empty, value = read
+        value = copy.copy(value) if isinstance(value, dict | list) else value
         if key is None:
             if not empty or depth != len(blocks) - 1 or is_empty:
                 return None
@@ -84,6 +83,17 @@ def _plain(text: str) -> dict[str, Any] | None:
         blocks[-1][key] = value
         empty = key if is_empty else ""
     return None if rest else root or None
+
+
+@lru_cache(maxsize=1 << 14)
+def _read_line(line: str) -> tuple[int, str | None, bool, Any] | None:
+    """Depth, key (None: an item), whether it has no value, and its value, not to be changed; most runs share most."""
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None
+    kind = str(match.lastgroup)
+    is_empty = kind not in _VALUES
+    return len(match["indent"]) // 2, match["key"], is_empty, None if is_empty else _VALUES[kind][1](match[kind])
 
 
 def dump(values: Any) -> str:

@@ -107,17 +107,18 @@ def run_status(run_dir: RunDir, within_s: float = 0.0) -> Status:
 
 def derived(run_dir: RunDir, seen: Seen | None) -> Status:
     """A run's own state from its records, and from what its place knows of it (None: nobody has it)."""
-    found, damage = _derived(run_dir, seen), run_dir.damage()
-    if found.state == State.DONE and run_dir.holds() != run_dir.id and not run_dir.result():
+    newest = run_dir.newest()
+    found, damage = _derived(run_dir, newest, seen), run_dir.damage(newest)
+    if found.state == State.DONE and damage and run_dir.holds() != run_dir.id and not run_dir.result():
         found = replace(found, state=State.LOST)  # what is done is another run; with its own result, only a line is
     return replace(found, reason=damaged.told(found.reason, found.state, damage), damage="; ".join(damage))
 
 
-def _derived(run_dir: RunDir, seen: Seen | None) -> Status:
-    newest, cancelled = run_dir.newest(), run_dir.is_cancelled()
+def _derived(run_dir: RunDir, newest: Attempt | None, seen: Seen | None) -> Status:
+    cancelled = run_dir.is_cancelled()
     if newest is None and (result := run_dir.result()):
         return Status(State.DONE, "its attempts are gone", top1=result["best"]["test/top1"])
-    if run_dir.is_shut():
+    if newest is None and run_dir.is_shut():
         return Status(State.CANCELLED) if cancelled else Status(State.RUNNING, unknown="its attempts cannot be read")
     ticket, lost_ticket = damaged.who(run_dir.ticket)
     started = newest if newest is not None and (ticket is None or newest.number > ticket.after_attempt) else None
@@ -220,12 +221,10 @@ def _of_unended(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = 
 
 def _of(run_dir: RunDir, attempt: Attempt, state: State, reason: str, **more: Any) -> Status:
     """The status of a run that has started, with where to read and how far it is."""
-    logs = [path for _, path in attempt.logs() if path.exists()]
-    log = logs[-1] if len(logs) == 2 else attempt.path
-    if state == State.RUNNING and attempt.read("start").get("code_changed"):
+    if state == State.RUNNING and attempt.start.get("code_changed"):
         reason = both(reason, "by other trainer code than it was submitted or begun with")
     beat = attempt.read("heartbeat") or so_far(run_dir)
-    given = {"log": log, "heartbeat": beat, "job_id": attempt.read("start").get("job_id"), **more}
+    given = {"log": attempt.log_to_read(), "heartbeat": beat, "job_id": attempt.start.get("job_id"), **more}
     return Status(state, reason, attempt.number, **given)
 
 
@@ -257,12 +256,12 @@ def _gone(newest: Attempt) -> Seen:
 
 def _is_ending(newest: Attempt) -> bool:
     """Whether the processes of an attempt with a result are still there, on this machine."""
-    return is_alive(newest.read("agent")) or is_alive(newest.read("start").get("supervisor"))
+    return is_alive(newest.read("agent")) or is_alive(newest.start.get("supervisor"))
 
 
 def last_sign(attempt: Attempt) -> float:
     """When an attempt was heard of last, seconds since the epoch."""
-    return float(attempt.read("heartbeat").get("time") or attempt.read("start").get("started") or 0)
+    return float(attempt.read("heartbeat").get("time") or attempt.start.get("started") or 0)
 
 
 def _and_safe(why: str, run_dir: RunDir) -> str:

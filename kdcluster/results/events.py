@@ -8,16 +8,18 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
-
-from tensorboard.compat.proto import event_pb2
+from typing import TYPE_CHECKING, NamedTuple
 
 from kdcluster.rereading import stamp_of
 from kdcluster.results import sound
 from kdcluster.results.frames import Frames, split
 from kdcluster.results.index import Index, Known
 from kdcluster.wording import count
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto import event_pb2
 
 _SESSION_LOG_KEY = ":"
 """First byte of Event.session_log on the wire (field 7): a record without it cannot hold one."""
@@ -209,8 +211,8 @@ class _History:
         """
         if not self.worth_parsing.search(record):
             return None
-        event = event_pb2.Event.FromString(record)
-        begins = event.session_log.status == event_pb2.SessionLog.START
+        event = _event().FromString(record)
+        begins = event.session_log.status == event.session_log.START
         values = [(tag, value) for tag, value in _scalars(event) if tag.startswith(self.prefixes)]
         if not (begins or values):
             return None
@@ -243,6 +245,15 @@ class _History:
                 first = f"{wrong[0].value:g} at step {wrong[0].step}"
                 problems.append(f"{tag}: {count(len(wrong), 'impossible value')} left out, the first {first}")
         return {tag: points for tag, points in kept.items() if points}, problems
+
+
+@cache
+def _event() -> type[event_pb2.Event]:
+    """Imported where one is parsed: it takes a while, and what an index knows needs none of it."""
+    from tensorboard.compat.proto import event_pb2
+
+    made: type[event_pb2.Event] = event_pb2.Event
+    return made
 
 
 def _cut(points: list[Point], step: int) -> list[Point]:

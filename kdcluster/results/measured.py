@@ -58,6 +58,12 @@ def selected_by(data: Data) -> str:
     return "val/top1" if data.val_fraction > 0 else TOP1
 
 
+def is_done(directory: RunDir) -> bool:
+    """Whether a run's newest attempt says so, or there is a result that can be believed."""
+    newest = directory.newest()
+    return bool(newest and newest.read("outcome").get("state") == State.DONE) or directory.result() is not None
+
+
 def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None = None) -> Measured:
     """Read one run; it is done when its newest attempt says so or there is a result that can be believed.
 
@@ -65,11 +71,12 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
     """
     attempts = directory.attempts()
     trainer = next((facts for a in reversed(attempts) if (facts := a.read("trainer"))), {})
-    finished = bool(attempts) and attempts[-1].read("outcome").get("state") == State.DONE
+    newest = attempts[-1] if attempts else None
+    finished = newest is not None and newest.read("outcome").get("state") == State.DONE
     result = directory.result() or {}
     if not finished and not result:
         return Measured(run, False, None, trainer)
-    problems = [what + "; it is left out" * what.startswith("its result.json") for what in directory.damage()]
+    problems = [what + "; it is left out" * what.startswith("its result.json") for what in directory.damage(newest)]
     if result and result["hash"] != run.hash:  # the first digits are equal
         result = {}
         problems.append("its result.json is of another run (its hash differs); it is left out")
@@ -88,7 +95,7 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
         problems.append(f"{len(lost)} of {len(steps)} evaluations missing from the event files, {first}")
     problems += _contradictions(run, evaluations, lost, result)
     top1, how = _top1(run, evaluations, lost, result, protocol)
-    log = attempts[-1].log() if attempts else None
+    log = newest.log() if newest else None
     return Measured(
         run=run,
         done=True,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LONG = 1 << 15
 """Bytes from which a file is worth it."""
-MANY = 16
+MANY = 64
 """Records of one length from which they are worth being looked at together."""
 LONGEST = 256
 """Bytes of a record beyond which it is looked at alone."""
@@ -35,14 +35,13 @@ def records(data: bytes, prefixes: Sequence[bytes]) -> tuple[int, list[bytes]]:
         return 0, []
     import numpy as np
 
-    content = np.frombuffer(data, np.uint8)
-    words: NDArray[np.uint32] = np.ndarray((len(data) - 3,), "<u4", data, strides=(1,))  # at every byte
-    begins, lengths = _chain(content, words)
+    begins, lengths = _chain(data)
     matters = np.zeros(len(begins), bool)
     sound = np.zeros(len(begins), bool)
-    for length in np.unique(lengths).tolist():
+    stored_sums = _words_at(data, begins + _HEADER + lengths)
+    for length in np.flatnonzero(np.bincount(lengths)).tolist():
         which = np.flatnonzero(lengths == length)
-        stored = words[begins[which] + _HEADER + length]
+        stored = stored_sums[which]
         if length > LONGEST or len(which) < MANY or not length:
             bodies = [data[at : at + length] for at in (begins[which] + _HEADER).tolist()]
             sound[which] = _masked(np.array([google_crc32c.value(body) for body in bodies], np.uint32)) == stored
@@ -60,24 +59,28 @@ def records(data: bytes, prefixes: Sequence[bytes]) -> tuple[int, list[bytes]]:
     return int(begins[whole - 1] + lengths[whole - 1]) + _FRAME, [data[at : at + length] for at, length in places]
 
 
-def _chain(content: NDArray[np.uint8], words: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _words_at(data: bytes, places: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """The little-endian numbers of 4 bytes at these places, wherever they are."""
+    import numpy as np
+
+    found: NDArray[np.uint32] = np.ndarray((len(data) - 3, 4), np.uint8, data, strides=(1, 1))[places].view("<u4")[:, 0]
+    return found
+
+
+def _chain(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where records begin that stand one behind the other from the first byte on, and their lengths, in bytes.
 
     By their headers: a length below 65,536 has six zeros behind it, and what only looks so has another check sum.
     """
     import numpy as np
 
-    zero = content == 0
-    two = zero[:-1] & zero[1:]
-    four = two[:-2] & two[2:]
-    found = np.flatnonzero(four[2:-2] & two[6:])
-    found = found[found + _FRAME <= len(content)]
-    low, high = _tables_of_headers()
-    first, second = content[found], content[found + 1]
-    found = found[_masked(low[first] ^ high[second]) == words[found + 8]]
-    lengths = content[found] + 256 * content[found + 1].astype(np.int64)
+    found = np.flatnonzero(np.ndarray((len(data) - 7,), "<u8", data, strides=(1,)) < 1 << 16)  # at every byte
+    found = found[found + _FRAME <= len(data)]
+    headers = np.ndarray((len(data) - 11, _HEADER), np.uint8, data, strides=(1, 1))[found].view("<u4")
+    are = _sums_of_lengths().take(headers[:, 0]) == headers[:, 2]
+    found, lengths = found[are], headers[are, 0].astype(np.int64)
     ends = found + lengths + _FRAME
-    follows = np.concatenate([found[:1] == 0, found[1:] == ends[:-1]]) & (ends <= len(content))
+    follows = np.concatenate([found[:1] == 0, found[1:] == ends[:-1]]) & (ends <= len(data))
     many = len(follows) if follows.all() else int(follows.argmin())
     return found[:many], lengths[:many]
 
@@ -90,12 +93,15 @@ def _check_sums(rows: NDArray[np.uint8], differs: Sequence[bool]) -> NDArray[np.
     """
     import numpy as np
 
-    sums = np.full(len(rows), google_crc32c.value(rows[0].tobytes()), np.uint32)
+    first = rows[0].tolist()
+    same = np.uint32(google_crc32c.value(bytes(first)))
+    sums = np.zeros(len(rows), np.uint32)
     for at, other in enumerate(differs):
         if other:
             table = _table(rows.shape[1] - 1 - at)
-            sums ^= (table ^ table[rows[0, at]])[rows[:, at]]
-    return sums
+            same ^= table[first[at]]
+            sums ^= table.take(rows[:, at])
+    return sums ^ same
 
 
 def _is_other(rows: NDArray[np.uint8], differs: Sequence[bool], prefixes: Sequence[bytes]) -> NDArray[np.bool_]:
@@ -105,34 +111,49 @@ def _is_other(rows: NDArray[np.uint8], differs: Sequence[bool], prefixes: Sequen
     """
     import numpy as np
 
-    length = rows.shape[1]
     other = np.zeros(len(rows), bool)
     same = rows[0].tolist()
-
-    def within(at: int, low: int, high: int) -> Any:
-        column: Any = rows[:, at] if differs[at] else same[at]
-        return (column >= low) & (column <= high)
-
     for digits in (2, 1, 3, 4, 5, 0):
-        summary = 9 + (1 + digits if digits else 0)
-        tag, end = summary + 6, length - 5
-        if tag > end or length > 0x80 or other.all():
+        bounds, tag, size = _layout(rows.shape[1], digits)
+        if size < 0 or other.all():
             continue
-        marks = {0: 0x09, summary: 0x2A, summary + 2: 0x0A, summary + 4: 0x0A, end: 0x15}
-        marks |= {at: length - at - 1 for at in (summary + 1, summary + 3)} | {summary + 5: end - tag}
-        marks |= {9: 0x10} if digits else {}
-        fits: Any = True
-        for at, mark in marks.items():
-            fits = fits & within(at, mark, mark)
-        for at in range(10, summary):
-            fits = fits & (within(at, 0, 0x7F) if at == summary - 1 else within(at, 0x80, 0xFF))
-        for prefix in prefixes:
-            begins: Any = len(prefix) <= end - tag
-            for at, byte in enumerate(prefix if begins else b"", tag):
-                begins = begins & within(at, byte, byte)
-            fits = fits & ~np.asarray(begins)
+        fits = _within(rows, same, differs, bounds)
+        for prefix in prefixes if fits is not np.False_ else ():
+            if len(prefix) <= size:
+                fits = fits & ~_within(rows, same, differs, [(at, byte, byte) for at, byte in enumerate(prefix, tag)])
         other |= fits
     return other
+
+
+@cache
+def _layout(length: int, digits: int) -> tuple[tuple[tuple[int, int, int], ...], int, int]:
+    """Of such a record whose step has so many bytes: (byte, lowest, highest), where its tag is, and its size.
+
+    A negative size: there is no such record, or its lengths have more bytes.
+    """
+    summary = 9 + (1 + digits if digits else 0)
+    tag, end = summary + 6, length - 5
+    marks = {0: 0x09, summary: 0x2A, summary + 2: 0x0A, summary + 4: 0x0A, end: 0x15}
+    marks |= {at: length - at - 1 for at in (summary + 1, summary + 3)} | {summary + 5: end - tag}
+    marks |= {9: 0x10} if digits else {}
+    step = ((at, *((0, 0x7F) if at == summary - 1 else (0x80, 0xFF))) for at in range(10, summary))
+    return (*((at, mark, mark) for at, mark in marks.items()), *step), tag, end - tag if length <= 0x80 else -1
+
+
+def _within(
+    rows: NDArray[np.uint8], same: Sequence[int], differs: Sequence[bool], bounds: Sequence[tuple[int, int, int]]
+) -> Any:
+    """Of which rows each of these bytes is within its bounds; those that are the same in all are looked at once."""
+    import numpy as np
+
+    if not all(low <= same[at] <= high for at, low, high in bounds if not differs[at]):
+        return np.False_
+    fits: Any = np.True_
+    for at, low, high in bounds:
+        if differs[at]:
+            column = rows[:, at]
+            fits = fits & (column == low if low == high else (column >= low) & (column <= high))
+    return fits
 
 
 def _masked(sums: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -152,11 +173,11 @@ def _table(behind: int) -> NDArray[np.uint32]:
 
 
 @cache
-def _tables_of_headers() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """By the low and the high byte of a length: what makes its CRC32C, as one ^ the other."""
+def _sums_of_lengths() -> NDArray[np.uint32]:
+    """By a length below 65,536: its masked CRC32C, as a header has it."""
     import numpy as np
 
     zero = google_crc32c.value(bytes(8))
     low = [google_crc32c.value(bytes([byte]) + bytes(7)) for byte in range(256)]
     high = [google_crc32c.value(bytes([0, byte]) + bytes(6)) ^ zero for byte in range(256)]
-    return np.array(low, np.uint32), np.array(high, np.uint32)
+    return _masked((np.array(high, np.uint32)[:, None] ^ np.array(low, np.uint32)).ravel())

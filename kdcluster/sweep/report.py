@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcluster.columns import aligned, as_csv, as_json, escaped, markdown
+from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdown
+from kdcluster.differing import label, short
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
 from kdcluster.files import write_output
 from kdcluster.launch.status import statuses_of
-from kdcluster.results.events import Follower
+from kdcluster.results.events import PREFIXES, Follower
+from kdcluster.results.index import Index
 from kdcluster.results.render import Format
 from kdcluster.results.render import render as rendered
 from kdcluster.runs import RunDir
@@ -22,7 +24,7 @@ from kdcluster.states import State
 from kdcluster.sweep.confirmation import Confirmed
 from kdcluster.sweep.points import Point, Space, best_of
 from kdcluster.sweep.trial import values_of
-from kdcluster.wording import one_line
+from kdcluster.wording import wrapped
 
 SCHEMA = "kdcluster.sweep/1"
 
@@ -67,14 +69,14 @@ class Tried:
         return ", ".join(dict.fromkeys(self.states))
 
 
-def tried(chosen: Sequence[Point], metric: str, root: Path) -> list[Tried]:
-    """All points, the best first; one that was stopped early or failed comes last."""
-    best = best_of(metric)
+def tried(chosen: Sequence[Point], metric: str, root: Path, index: Index | None = None) -> list[Tried]:
+    """All points, the best first; one that was stopped early or failed comes last. `index`: of their event files."""
+    best, tags = best_of(metric), PREFIXES if index else (metric,)
     known = statuses_of(RunDir(root, run_id) for point in chosen for run_id in point.ids)
     found, well = [], (State.DONE, State.STOPPED)
     for point in chosen:
         run_dirs = [RunDir(root, run_id) for run_id in point.ids]
-        measured = [values_of(Follower(run_dir.events, (metric,)), metric) for run_dir in run_dirs]
+        measured = [values_of(Follower(run_dir.events, tags, index), metric) for run_dir in run_dirs]
         values = [best(values) for values in measured if values]
         whole = len(values) == len(run_dirs)
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -106,11 +108,47 @@ def _images(run_dirs: Sequence[RunDir], metric: str) -> int | None:
     return next(filter(None, known), None)
 
 
-def table(found: Sequence[Tried], metric: str) -> list[str]:
+def table(
+    found: Sequence[Tried], metric: str, *, width: int | None = None, spell: Callable[[str], str] = str
+) -> list[str]:
     """The trials as lines, the best first, and below them why some did not come to an end."""
-    head, *rows = _cells(found, metric)
-    lines = aligned([["", *head], *([str(number), *row] for number, row in enumerate(rows, 1))])
-    return [*lines, *(one_line(f"{one.point.ids[0]}: {one.state}: {one.reason}") for one in found if one.reason)]
+    lines = rows(found, metric, numbered=True, width=width, spell=spell)
+    why = (f"{one.point.ids[0]}: {one.state}: {one.reason}" for one in found if one.reason)
+    return [*lines, *(line for text in why for line in wrapped(spell(text), width, "  "))]
+
+
+def rows(
+    found: Sequence[Tried],
+    metric: str,
+    *,
+    numbered: bool = False,
+    width: int | None,
+    spell: Callable[[str], str] = str,
+) -> list[str]:
+    """Headings and a line for each trial.
+
+    Where they are wider than the terminal, runs are named by the digits at the end of their ids, then keys by their
+    ends; what still has no room gives way.
+    """
+    keys = _keys(found)
+    told = ([*_values(one, found, short), one.shown or "-", str(one.epochs)] for one in found)
+    cells = [list(map(spell, row)) for row in told]
+    first = [found[0].point.values.get(key) for key in keys] if found else []
+    ends = [label(key, keys, {}) for key in keys]
+    for names, digits in ((keys, None), (keys, -8), (ends, -8)):
+        head = [*names, metric, "epochs", "state", "runs"]
+        ids = ([run_id[digits:] for run_id in one.point.ids] for one in found)
+        body = [[*row, one.state, " ".join(own)] for row, one, own in zip(cells, found, ids, strict=True)]
+        if numbered:
+            head, body = ["", *head], [[str(number), *row] for number, row in enumerate(body, 1)]
+        last = len(head) - 1
+        ranks = {last: 2, last - 2: 1}
+        texts = [at + numbered for at, one in enumerate(first) if isinstance(one, str)]
+        right = [at for at in range(last - 1) if at not in texts]
+        fit = fitted([head, *body], right, width=width, ranks=ranks, wraps={last: 8, last - 1: 8})
+        if not fit.left_out:
+            break
+    return [line for row in fit.rows for line in row]
 
 
 def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
@@ -126,8 +164,8 @@ def _keys(found: Sequence[Tried]) -> list[str]:
     return list(dict.fromkeys(key for one in found for key in one.point.values))
 
 
-def _values(one: Tried, found: Sequence[Tried]) -> list[str]:
-    return [str(one.point.values.get(key, "")) for key in _keys(found)]
+def _values(one: Tried, found: Sequence[Tried], spelt: Callable[[Any], str] = str) -> list[str]:
+    return [spelt(one.point.values.get(key, "")) for key in _keys(found)]
 
 
 def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
@@ -167,27 +205,41 @@ def best(found: Sequence[Tried]) -> Tried | None:
     return next((one for one in found if one.is_done and one.value is not None), None)
 
 
-def render(searched: Space, found: Sequence[Tried], style: Format, after: Confirmed | None = None) -> str:
-    """The trials as `table`, `md`, `csv` or `json`, but for csv with the confirmation; ends with a line break."""
+def render(
+    searched: Space,
+    found: Sequence[Tried],
+    style: Format,
+    after: Confirmed | None = None,
+    *,
+    ascii: bool = False,
+    width: int | None = None,
+) -> str:
+    """The trials as `table`, `md`, `csv` or `json`, but for csv with the confirmation; ends with a line break.
+
+    `ascii` and `width` are as in results/render.py.
+    """
     metric = searched.sweep.metric
     if style == "json":
         return as_json({**document(searched, found), "confirmation": after and after.document})
     if style in ("table", "md"):
-        lines, spell = (table(found, metric), str) if style == "table" else (markdown(_cells(found, metric)), _item)
-        text = "\n".join([*lines, "", *map(spell, notes(searched, found))]) + "\n"
+        spell = in_ascii if ascii else str
+        is_table = style == "table"
+        lines = table(found, metric, width=width, spell=spell) if is_table else markdown(_cells(found, metric))
+
+        def below(texts: Sequence[str]) -> list[str]:
+            each = (wrapped(spell(text), width, "  ") if is_table else [f"- {escaped(text)}"] for text in texts)
+            return [line for one in each for line in one]
+
+        lines += ["", *below(notes(searched, found))]
         if after:
             words = after.verdict.words if after.verdict else ("not every run of the confirmation is done",)
-            text = "\n".join([text, rendered(after.table, style), *map(spell, words), ""])
-        return text
-    rows: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs"]]
+            lines += ["", rendered(after.table, style, ascii=ascii, width=width), *below(words)]
+        return spell("\n".join([*lines, ""]))
+    told: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs"]]
     for one in found:
-        told = [one.value, one.sd, one.se, one.images, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
-        rows.append([*_values(one, found), *told])
-    return as_csv(rows)
-
-
-def _item(note: str) -> str:
-    return f"- {escaped(note)}"
+        more = [one.value, one.sd, one.se, one.images, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
+        told.append([*_values(one, found), *more])
+    return as_csv(told)
 
 
 def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kdcluster.states import ENDED, State
 from kdcluster.sweep.forecast import span
 from kdcluster.sweep.points import Point
-from kdcluster.sweep.report import Tried, tried
-from kdcluster.wording import count, one_line
+from kdcluster.sweep.report import Tried, rows, tried
+from kdcluster.wording import count, one_line, wrapped
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
 EVERY_S = 1.0
 BEGUN_S = 60.0
@@ -24,8 +24,6 @@ SHARE = 20
 """A look at many run directories takes time: at most this part of all."""
 SHOWN = 12
 """Trials on the screen: those that run, then the best; fewer where it is low."""
-WIDE = 100
-"""Columns from which on ids of runs have room."""
 
 
 class Screen:
@@ -129,9 +127,8 @@ def line(what: str, one: Tried, metric: str) -> str:
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
 
-def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int, left: str = "") -> Table:
+def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, height: int, left: str = "") -> Text:
     """The trials that run, then the best, and how many there are of each kind."""
-    from rich.table import Table
     from rich.text import Text
 
     begun = [one for one in found if one.state != State.PLANNED]
@@ -141,14 +138,5 @@ def screen(found: Sequence[Tried], total: int, metric: str, *, width: int, heigh
     waiting = total - len(begun)
     said = [f"{number} {state}" for state, number in kinds.items()] + ([f"{waiting} to come"] if waiting > 0 else [])
     caption = "; ".join(filter(None, [f"{count(total, 'run')}: {', '.join(said)}", left]))
-    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
-    for key in (*found[0].point.values, metric, "epochs"):
-        table.add_column(Text(one_line(key)), justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    if width >= WIDE:
-        table.add_column("run", no_wrap=True)
-    for one in chosen:
-        cells = [*map(str, one.point.values.values()), one.shown, str(one.epochs), one.state]
-        cells += [one.point.ids[0]] if width >= WIDE else []
-        table.add_row(*(Text(one_line(cell)) for cell in cells))
-    return table
+    lines = [*rows(chosen, metric, width=width), *wrapped(caption, width, "  ")]
+    return Text("\n".join(lines), no_wrap=True, overflow="crop")

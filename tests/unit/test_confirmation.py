@@ -161,8 +161,8 @@ def test_its_runs_are_named_by_arm_and_seed_while_they_run(tmp_path: Path, capsy
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(screen(tried([one, two], "test/top1", root), 3, "test/top1", width=80, height=24))
     lines = [line.split() for line in console.export_text().splitlines()]
-    assert lines[0] == ["arm", "seed", "test/top1", "epochs", "state"]
-    assert lines[2] == ["baseline", "1000", "61.50", "1", "done"]
+    assert lines[0] == ["arm", "seed", "test/top1", "epochs", "state", "runs"]
+    assert lines[2] == ["baseline", "1000", "61.50", "1", "done", one.ids[0][-8:]]
     assert lines[3][:2] == ["3", "runs:"]
 
 

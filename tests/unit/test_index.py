@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 
 from kdcluster import rereading
+from kdcluster.cli import main
 from kdcluster.results import events, index, table
 from kdcluster.results.events import Follower, Scalars, read_scalars
 from kdcluster.results.index import Index
@@ -21,6 +23,7 @@ from kdcluster.results.measured import measure
 from tests.fabricated import evaluated, put
 from tests.tiny import make_plan
 from tests.unit.test_events import NAME, content, grown, scalar, start, top1, values
+from tests.unit.test_sweep import space
 
 
 @pytest.fixture(autouse=True)
@@ -238,3 +241,21 @@ def test_the_table_leaves_an_index_without_runs_that_are_gone(
 def test_a_table_of_no_runs_makes_no_folder(tmp_path: Path) -> None:
     table.build(make_plan(tmp_path), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_trials_of_a_sweep_are_looked_up_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: list[int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    searched = space(tmp_path, {"trials": 2})
+    for point in searched.drawn(2):
+        run_dir = put(tmp_path / "runs", point.runs[0], "done")
+        run_dir.note_trial("tiny", point.values)
+        evaluated(run_dir, [{"step": 4, "val/top1": 60.0, "val/loss": 1.0}])
+    said = []
+    for _ in range(2):
+        result = CliRunner().invoke(main, ["results", "tiny.yaml", "--sweep"])
+        said.append((result.exit_code, result.stdout))
+    assert said[0] == said[1]
+    assert "60.00" in said[0][1]
+    assert len(splits) == 2  # each file once

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from kdcluster import records, rereading
+from kdcluster.cli import main
 from kdcluster.commands import progress
 from kdcluster.errors import Damaged
 from kdcluster.files import write_json
+from kdcluster.history import history
 from kdcluster.launch import status, watching
 from kdcluster.launch.status import statuses
 from kdcluster.launch.watching import Watching
@@ -42,7 +46,9 @@ def until_changed(path: Path, change: Callable[[], object]) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were read."""
     found: list[str] = []
-    monkeypatch.setattr(records, "document", lambda path, content: found.append(path.name) or document(path, content))
+    monkeypatch.setattr(
+        records, "document", lambda path, content: found.append(Path(path).name) or document(path, content)
+    )
     return found
 
 
@@ -95,6 +101,35 @@ def test_a_command_reads_each_record_once(tmp_path: Path, reads: list[str]) -> N
     reads.clear()
     statuses(made, root)
     assert len(reads) <= 1  # `put` has looked at them: the last one was written after that
+
+
+def test_an_account_of_attempts_opens_each_record_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = put(tmp_path / "runs", make_plan(tmp_path).runs[0], "failed")
+    opened: list[str] = []
+    monkeypatch.setattr(records, "once", lambda path, make: opened.append(Path(path).name) or once(path, make))
+    assert history(run_dir)
+    names = sorted(path.name for path in run_dir.attempt(1).path.glob("*.json"))
+    assert names == ["agent.json", "outcome.json", "start.json"]
+    assert sorted(opened) == names
+
+
+def test_a_table_asks_the_state_of_what_is_not_done_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of what that needs: `results` of 1,000 runs would look at all of them twice."""
+    monkeypatch.chdir(tmp_path)
+    made = make_plan(tmp_path)
+    teacher, baseline, distilled = made.runs
+    for run, state in ((teacher, "done"), (baseline, "done"), (distilled, "failed")):
+        put(tmp_path / "runs", run, state)
+    asked: list[str] = []
+
+    def noted(plan: Plan, root: Path) -> Any:
+        asked.extend(run.id for run in plan.runs)
+        return statuses(plan, root)
+
+    monkeypatch.setattr("kdcluster.commands.results.statuses", noted)
+    result = CliRunner().invoke(main, ["results", "tiny.yaml", "--json"])
+    assert asked == [teacher.id, distilled.id]
+    assert [one["run"] for one in json.loads(result.stdout)["experiments"][0]["problems"] if one["state"] == "failed"]
 
 
 # --- who watches

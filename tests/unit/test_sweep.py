@@ -314,6 +314,28 @@ def test_a_trial_on_few_images_carries_its_standard_error(
     assert (row["images"], row["metric_se"] is None) == ((None, True) if metric == "val/loss" else (400, False))
 
 
+@pytest.mark.parametrize(
+    ("width", "shown", "heading"),
+    [
+        (None, slice(None), "distill.temperature"),
+        (80, slice(-8, None), "distill.temperature"),
+        (50, None, "temperature"),
+    ],
+)
+def test_the_table_of_trials_fits_the_terminal(
+    tried: tuple[Space, list[report.Tried]], width: int | None, shown: slice | None, heading: str
+) -> None:
+    """Ids give way to the digits that name a run, too, then keys to their ends, then the ids."""
+    searched, found = tried
+    lines = report.render(searched, found, "table", width=width).splitlines()
+    assert max(map(len, lines[:5] if width else lines[:1])) <= (width or 120)
+    assert heading in lines[0].split()
+    for one, line in zip(found, lines[1:5], strict=True):
+        assert (line.split()[-1] == one.point.ids[0][shown]) if shown else (line.split()[-1] == one.state)
+    if width:
+        assert all(len(line) <= width or " " not in line.strip() for line in lines)
+
+
 def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tried]]) -> None:
     searched, found = tried
     document = json.loads(report.render(searched, found, "json"))

@@ -113,6 +113,14 @@ def test_a_runs_file_is_read_the_short_way(config: str, monkeypatch: pytest.Monk
     assert yamlfile.parse(config) == expected
 
 
+def test_what_two_files_share_is_not_one_object() -> None:
+    text = "model_args: {}\nimports: []\n"
+    one, other = yamlfile.parse(text), yamlfile.parse(text)
+    one["model_args"]["depth"] = 2
+    one["imports"].append("a.py")
+    assert other == {"model_args": {}, "imports": []}
+
+
 def test_noise_needs_all_of_yaml(tmp_path: Path) -> None:
     for text in ("", "\n", "7\n", "- a\n", "[" * 3000, "\0\n", "a: 1"):
         assert yamlfile._plain(text) is None
