@@ -42,6 +42,13 @@ class Chosen:
         """The runs directory."""
         return self.runs_dir.absolute()
 
+    def say_where_no_runs_are(self) -> None:
+        """Say which runs directory was looked into, where there is nothing in it."""
+        from kdcluster.records import entries
+
+        if all(name.startswith(".") for name in entries(self.root)):
+            say(f"there are no runs in {self.root}; --runs-dir or KDCLUSTER_RUNS_DIR names another directory")
+
     @property
     def data(self) -> Path:
         """The data directory."""
