@@ -171,8 +171,9 @@ class Chosen:
         from kdcluster.launch.backend import Options, choose
 
         place, words = choose(self.backend, Options(self.cluster, self.nodes, max_gpu_hours))
-        if words:
-            say(words)
+        line, more, _ = words.partition("\n")
+        if line:
+            say(f"{line} (see kdcluster doctor)" if more else line)
         return place
 
     # The same again, in another command
