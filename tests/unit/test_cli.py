@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", *WHERE),
     "status": (*EXP, *RUNS, "--watch", "--json"),
     "show": (*RUNS, "--json"),
-    "diff": (*RUNS, "--json"),
+    "diff": (*EXP, *RUNS, "--json"),
     "logs": (*RUNS, "--follow", "--rank", "--json"),
     "results": (
         *EXP,
@@ -72,7 +72,7 @@ ARGUMENTS = {
     "debug": "EXP",
     "status": "[EXP|RUN...]",
     "show": "RUN",
-    "diff": "A B",
+    "diff": "A [B]",
     "logs": "RUN|EXP",
     "results": "EXP...",
     "cancel": "EXP|RUN...",
