@@ -222,16 +222,19 @@ def show_(chosen: Chosen, run: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("a", shell_complete=completion.experiments_and_runs)
-@click.argument("b", shell_complete=completion.experiments_and_runs)
-@takes(arguments.runs_dir)
+@click.argument("b", required=False, shell_complete=completion.experiments_and_runs)
+@takes(arguments.settings, arguments.runs_dir)
 @arguments.as_json
-def diff(chosen: Chosen, a: str, b: str, as_json: bool) -> None:
+def diff(chosen: Chosen, a: str, b: str | None, as_json: bool) -> None:
     """The keys in which two runs, or two experiments, differ.
 
-    Of a run and an experiment: the run, and the one that the experiment has of its role and seed today.
+    Of a run and an experiment: the run, and the one that the experiment has of its role and seed today. --set
+    and --seeds hold for every experiment that is named; without B, A is compared with itself as they set it.
     """
     from kdcluster.commands import diff as command
 
+    if b is None and not chosen.settings:
+        raise click.UsageError("Missing argument 'B', or --set for A against itself as it is set.")
     command.diff(chosen, a, b, as_json=as_json)
 
 

@@ -5,6 +5,8 @@ That is so under a constant schedule, where no step knows how many are to come, 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,8 @@ def _why_not(run: Run, run_dir: RunDir, result: Mapping[str, Any], known: Mappin
     if others := [name for name, value in known.items() if facts.get(name) != value]:
         return f"it ran with other {' and '.join(others)}"
     if problem := checkpoint_problem(path_of(run_dir.checkpoints, result["steps"])):
+        if problem == os.strerror(errno.ENOENT):
+            return "its checkpoint was deleted"
         return f"its last checkpoint cannot be had: {problem}"
     wrong_weights = (f"its {which} weights are {run_dir.weights_problem(which)}" for which in ("best", "last"))
     return next((words for words in wrong_weights if not words.endswith("are ")), "")

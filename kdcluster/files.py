@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 import tempfile
 import zlib
@@ -24,6 +25,21 @@ log = logging.getLogger(__name__)
 
 CHECK = "crc32"
 """The field of a JSON object that has the check sum of the others."""
+
+
+YAML = (".yaml", ".yml")
+
+
+def is_experiment(path: Path) -> bool:
+    """Whether a YAML file looks like an experiment, without reading YAML: it may be anybody's."""
+    if path.suffix not in YAML or not path.is_file():
+        return False
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 16)
+    except OSError:
+        return False
+    return all(re.search(rf"^{key}\s*:", text, re.MULTILINE) for key in ("teacher", "student"))
 
 
 def shipped(relative: str) -> Path:

@@ -240,7 +240,7 @@ def _unknown(root: type[BaseModel], key: Key) -> tuple[str, Key]:
     """What to say of an unknown key, and the key that it may stand for."""
     name, block = str(key[-1]), _block_at(root, key[:-1])
     known = list(block.model_fields) if block else []
-    if close := difflib.get_close_matches(name, known, 1, cutoff=0.75):
+    if close := [_USUAL[name]] if _USUAL.get(name) in known else difflib.get_close_matches(name, known, 1, cutoff=0.75):
         return f"unknown key; did you mean {close[0]}?", (*key[:-1], close[0])
     if elsewhere := [other for other in _leaves(root) if other[-1] == name]:
         top = " at the top of the file" if len(elsewhere[0]) == 1 else ""
@@ -248,6 +248,20 @@ def _unknown(root: type[BaseModel], key: Key) -> tuple[str, Key]:
     if close := difflib.get_close_matches(name, known, 1, cutoff=0.5):
         return f"unknown key; did you mean {close[0]}?", (*key[:-1], close[0])
     return f"unknown key; known: {', '.join(known)}", ()
+
+
+_USUAL = {
+    **dict.fromkeys(("name", "arch", "architecture", "backbone"), "model"),
+    **dict.fromkeys(("root", "dir", "folder", "data_dir"), "path"),
+    **dict.fromkeys(("img_size", "input_size", "resolution"), "image_size"),
+    **dict.fromkeys(("learning_rate", "base_lr"), "lr"),
+    **dict.fromkeys(("T", "t", "temp", "tau"), "temperature"),
+    **dict.fromkeys(("clip_grad", "max_grad_norm", "gradient_clip_val"), "grad_clip"),
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "dataset": "name",
+}
+"""What others call a key -> the key."""
 
 
 def _leaves(block: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -42,6 +42,13 @@ class Chosen:
         """The runs directory."""
         return self.runs_dir.absolute()
 
+    def say_where_no_runs_are(self) -> None:
+        """Say which runs directory was looked into, where there is nothing in it."""
+        from kdcluster.records import entries
+
+        if all(name.startswith(".") for name in entries(self.root)):
+            say(f"there are no runs in {self.root}; --runs-dir or KDCLUSTER_RUNS_DIR names another directory")
+
     @property
     def data(self) -> Path:
         """The data directory."""
@@ -164,8 +171,9 @@ class Chosen:
         from kdcluster.launch.backend import Options, choose
 
         place, words = choose(self.backend, Options(self.cluster, self.nodes, max_gpu_hours))
-        if words:
-            say(words)
+        line, more, _ = words.partition("\n")
+        if line:
+            say(f"{line} (see kdcluster doctor)" if more else line)
         return place
 
     # The same again, in another command

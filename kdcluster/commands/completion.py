@@ -24,17 +24,18 @@ from click.shell_completion import (
     add_completion_class,
 )
 
-from kdcluster.files import shipped
+from kdcluster.files import is_experiment, shipped
 
 Items = list[CompletionItem[str]]
 
 
 def experiments(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Experiments by name, with the first line of their comment; files where none begins so."""
+    """Experiments by name, those of the working directory by file, with their first line; else files."""
     found: dict[str, Path] = {}
     for path in _listed(Path("configs"), shipped("configs")):
         if path.suffix == ".yaml":
             found.setdefault(path.stem, path)
+    found |= {path.name: path for path in _listed(Path()) if is_experiment(path)}
     items = [CompletionItem(name, help=_about(path)) for name, path in found.items()]
     return _fitting(items, ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
 

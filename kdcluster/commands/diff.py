@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from kdcluster.columns import aligned
 from kdcluster.commands.arguments import Chosen
+from kdcluster.errors import ConfigError
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run, plan
 from kdcluster.runs import RunDir
 from kdcluster.settings import NOT_IN_THE_ID, Setting, of_experiment, of_run
 from kdcluster.terminal import show, show_json
-from kdcluster.wording import count
+from kdcluster.wording import count, quoted
 
 ABSENT = "–"
 SURROUNDINGS = ("params", "batchnorm_batch", "procs", "threads", "device", "device_name", "python", "trainer_code")
@@ -46,9 +47,17 @@ class Difference(NamedTuple):
         return any(one is not None and one.hashed for one in (self.a, self.b))
 
 
-def diff(chosen: Chosen, *names: str, as_json: bool) -> None:
-    """Print what differs."""
-    both = [replace(chosen, names=(name,)) for name in names]
+def diff(chosen: Chosen, a_name: str, b_name: str | None, *, as_json: bool) -> None:
+    """Print what differs; without a second one, what the command line sets.
+
+    Raises:
+        ConfigError: it sets something, and no experiment is named.
+    """
+    both = [replace(chosen, names=(a_name,)), replace(chosen, names=(b_name or a_name,))]
+    if chosen.settings and not any(one.named for one in both):
+        raise ConfigError("--set and --seeds are of an experiment; a run has its settings: name one of the two")
+    if b_name is None:
+        both[0] = replace(both[0], overrides=(), seeds=None)
     sides = [_experiment(one) if one.named else _run_of(one.single[0]) for one in both]
     known = [side.run for side in sides if side.run]
     if len(known) == 1:
@@ -75,7 +84,8 @@ def diff(chosen: Chosen, *names: str, as_json: bool) -> None:
 def _experiment(one: Chosen) -> Side:
     loaded = one.load(one.named[0])
     runs = frozenset(run.id for run in plan([loaded]).runs)
-    return Side(f"{loaded.name} ({loaded.path})", of_experiment(loaded), runs)
+    sets = "".join(f" --set {quoted(text)}" for text in one.settings)
+    return Side(f"{loaded.name} ({loaded.path}){sets}", of_experiment(loaded), runs)
 
 
 def _run_of(run_dir: RunDir) -> Side:
@@ -83,8 +93,11 @@ def _run_of(run_dir: RunDir) -> Side:
     run, wrong = run_dir.known()
     newest, result = run_dir.newest(), run_dir.result()
     trainer = newest.read("trainer") if newest else {}
-    facts = {"state": str(run_status(run_dir).state), "what is wrong": wrong or None}
+    status = run_status(run_dir)
+    facts = {"state": str(status.state), "what is wrong": wrong or None}
     facts |= {f"{which} test/top1": f"{result[which]['test/top1']:.2f} %" for which in ("best", "last") if result}
+    if not result and (best := status.heartbeat.get("best_top1")) is not None:
+        facts["best test/top1"] = f"{best:.2f} % so far"
     facts |= {key: trainer.get(key) for key in SURROUNDINGS}
     facts |= {f"version of {name}": version for name, version in dict(trainer.get("versions") or {}).items()}
     needs = (RunDir(run_dir.root, need) for need in run.needs)
@@ -98,7 +111,7 @@ def _counterpart(one: Chosen, known: Run) -> Side:
     alike = [run for run in made.runs if run.role == known.role]
     run = next((run for run in alike if run.seed == known.seed), alike[0])
     facts = _run_of(RunDir(one.root, run.id)).facts
-    name = f"{run.id}, the {run.role} run of {one.named[0]} with seed {run.seed}"
+    name = f"{run.id}, the {run.role} run of {one.again()} with seed {run.seed}"
     return Side(name, of_run(run), frozenset([run.id]), run, tuple(made[need] for need in run.needs), facts)
 
 

@@ -70,7 +70,8 @@ def _place(plan: Plan | None, chosen: Chosen, *, with_job: bool) -> Iterator[Fin
     except KdclusterError as error:
         yield Finding("backend", False, str(error))
         return
-    yield Finding("backend", True, f"{there.name}, {words or f'running {there.described()}'}")
+    where = words.replace("\n", ": ") or f"running {there.described()}"
+    yield Finding("backend", True, f"{there.name}, {where}")
     yield from there.examine(plan, chosen.root, with_job=with_job)
     if plan is None:
         return

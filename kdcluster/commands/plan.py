@@ -57,6 +57,7 @@ def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
         for note in notes:
             _show("", f"note: {note}")
         say_notes(there, made, wanted)
+        chosen.say_where_no_runs_are()
     if checked and checked.get("refused"):
         leave("these runs could not run there", 1)
 

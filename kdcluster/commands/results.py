@@ -53,5 +53,7 @@ def results(
             raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
     else:
         show_text(text)
+    if not of_sweep:
+        chosen.say_where_no_runs_are()
     if strict and not complete:
         sys.exit(1)

@@ -81,7 +81,8 @@ def rm_checkpoints(chosen: Chosen, *, yes: bool) -> None:
     if not wanted:
         return say("no checkpoint to delete")
     if not yes:
-        return say(f"nothing was deleted; --yes deletes {what}, {total}; weights, events and results stay")
+        say("weights, events and results stay, but with more train.epochs such a run starts from scratch")
+        return say(f"nothing was deleted; --yes deletes {what}, {total}")
     cancelling.remove_checkpoints(list(wanted), root)
     say(f"{what} deleted, {total}")
 

@@ -48,6 +48,8 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
         made = [_status_row(shown, run, found[run.id], records[run.id]) for run in order]
         return show_json({"schema": "kdcluster.status/1", "runs": made, "seconds_left": left})
     _show(shown, found)
+    if chosen.names:
+        chosen.say_where_no_runs_are()
     if not chosen.names and not found:
         say(f"nothing was started yet in {desk.root}; name an experiment")
     held = spent(cost(record for one in records.values() for record in one))

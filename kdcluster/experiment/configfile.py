@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from kdcluster.errors import ConfigError, NotFound
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import DATASETS, Experiment
 from kdcluster.experiment.yamlfile import Source
-from kdcluster.files import file_digest, shipped, write_aside
+from kdcluster.files import YAML, file_digest, is_experiment, shipped, write_aside
 from kdcluster.wording import Key, Problem
 
 
@@ -40,21 +39,8 @@ def experiments() -> dict[str, Path]:
     for folder in (Path("configs"), shipped("configs")):
         for path in sorted(folder.glob("*.yaml")):
             found.setdefault(path.stem, path)
-    beside = sorted(path for path in Path().glob("*.y*ml") if path.suffix in SUFFIXES)
-    return {**found, **{f"./{path}": path for path in beside if _is_experiment(path)}}
-
-
-SUFFIXES = (".yaml", ".yml")
-
-
-def _is_experiment(path: Path) -> bool:
-    """Whether a file looks like one, without reading YAML: it may be anybody's."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(1 << 16)
-    except OSError:
-        return False
-    return all(re.search(rf"^{key}\s*:", text, re.MULTILINE) for key in ("teacher", "student"))
+    beside = sorted(path for path in Path().glob("*.y*ml") if is_experiment(path))
+    return {**found, **{f"./{path}": path for path in beside}}
 
 
 def find(name: str) -> Path:
@@ -68,10 +54,10 @@ def find(name: str) -> Path:
             return path
     if Path(name).is_file():
         return Path(name)
-    if "/" in name or name.endswith(SUFFIXES):
+    if "/" in name or name.endswith(YAML):
         raise NotFound(f"no experiment file {name}")
     known = experiments()
-    close = [f"./{name}{end}" for end in SUFFIXES if Path(name + end).is_file()]
+    close = [f"./{name}{end}" for end in YAML if Path(name + end).is_file()]
     close = close or difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     raise NotFound(f"no experiment {name!r}, neither ./configs/{name}.yaml nor a shipped one nor a file; {hint}")

@@ -114,7 +114,10 @@ class Backend(Protocol):
 
     @classmethod
     def is_wanted(cls, options: Options) -> tuple[bool, str]:
-        """Whether runs go there where no backend was named, and what to say where that may surprise."""
+        """Whether runs go there where no backend was named, and what to say where that may surprise.
+
+        What stands below its first line says `doctor` alone.
+        """
         return False, ""
 
     def described(self) -> str:

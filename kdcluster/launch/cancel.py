@@ -27,7 +27,7 @@ from kdcluster.plan import Plan
 from kdcluster.processes import is_alive, is_stopped, kill_tree
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import LIVE, State
-from kdcluster.wording import one_line
+from kdcluster.wording import command, count, one_line
 
 GRACE_S = 45.0
 """How long runs have to save: torchrun gives its processes 30 s before it kills them itself."""
@@ -140,7 +140,7 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
     Raises:
         ConfigError: each such run, with what to do.
     """
-    ids = {run_dir.id for run_dir in chosen}
+    ids = [run_dir.id for run_dir in chosen]
     found = statuses_of(run_dirs(root))
     _refuse_closed(chosen)
     problems = []
@@ -149,12 +149,16 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
         if status and (status.state in LIVE or status.unknown):
             what = f"{status.state}, as far as is known ({status.unknown})" if status.unknown else status.state
             problems.append(f"{run_dir.id} is {what}; cancel it first")
-    for run_id, users in needing(chosen, root).items():
-        for user in users:
-            if user.id not in ids:
-                done = found[user].state == State.DONE if user in found else False
-                what = "and its retention in the table" if done else "which is not done"
-                problems.append(f"{run_id} is needed by {user.id}, {what}; delete that too, or not this")
+    too = list(ids)
+    for run_id, needed_by in needing(chosen, root).items():
+        if users := [user for user in needed_by if user.id not in ids]:
+            done = sum(user in found and found[user].state == State.DONE for user in users)
+            why = f"{done} done, whose retention in the table would be gone" if done else "none of them done"
+            problems.append(f"{run_id} is needed by {count(len(users), 'run')} ({why})")
+            too += [user.id for user in users if user.id not in too]
+    if len(too) > len(ids):
+        where = () if root == Path("runs").absolute() else ("--runs-dir", str(root))
+        problems.append(f"to delete these, too: kdcluster rm {command([*too, *where])}")
     if problems:
         raise ConfigError(*problems)
 

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", *WHERE),
     "status": (*EXP, *RUNS, "--watch", "--json"),
     "show": (*RUNS, "--json"),
-    "diff": (*RUNS, "--json"),
+    "diff": (*EXP, *RUNS, "--json"),
     "logs": (*RUNS, "--follow", "--rank", "--json"),
     "results": (
         *EXP,
@@ -72,7 +72,7 @@ ARGUMENTS = {
     "debug": "EXP",
     "status": "[EXP|RUN...]",
     "show": "RUN",
-    "diff": "A B",
+    "diff": "A [B]",
     "logs": "RUN|EXP",
     "results": "EXP...",
     "cancel": "EXP|RUN...",
@@ -235,7 +235,7 @@ def test_two_experiments_on_eight_gpus_are_five_runs(empty_folder: Path) -> None
 def test_a_plan_to_read(empty_folder: Path) -> None:
     result = run("plan", "demo", "--procs", "2", "--seeds", "0")
     rows = planned("demo", "--procs", "2", "--seeds", "0")
-    assert result.stderr == ""
+    assert result.stderr.startswith(f"there are no runs in {empty_folder}/runs; ")
     *lines, sees = result.stdout.splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == [row["id"] for row in rows]
     assert sees == DEMO
@@ -435,7 +435,7 @@ def test_logs_of_a_run(empty_folder: Path) -> None:
 
 def test_results_of_what_was_never_started(empty_folder: Path) -> None:
     result = run("results", "demo")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (0, 1)
     assert "planned" in result.stdout
     assert run("results", "demo", "--strict").exit_code == 1
     assert json.loads(run("results", "demo", "--json").stdout)["schema"] == "kdcluster.results/1"
@@ -627,3 +627,12 @@ def test_any_other_error_of_the_system_keeps_its_traceback(empty_folder, monkeyp
     monkeypatch.setattr("kdcluster.launch.submission.submit", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         run("submit", "demo")
+
+
+def test_a_runs_directory_without_runs_is_named(empty_folder: Path) -> None:
+    said = f"there are no runs in {empty_folder}/runs; --runs-dir or KDCLUSTER_RUNS_DIR names another directory\n"
+    for command in ("plan", "status", "results"):
+        assert said in run(command, "demo", "--seeds", "0").stderr
+    put(empty_folder / "runs", make_run(empty_folder, "baseline"), "planned")
+    for command in ("plan", "status", "results"):
+        assert "there are no runs" not in run(command, "demo", "--seeds", "0").stderr

@@ -71,6 +71,16 @@ def test_experiments_and_runs(command: str, here: Path) -> None:
     assert offered(f"kdcluster {command} x") == ["FILES"]
 
 
+@pytest.mark.parametrize("command", ["plan", "status", "diff tiny"])
+def test_experiment_files_of_the_working_directory(command: str, here: Path) -> None:
+    shutil.copy(here / "configs" / "tiny.yaml", here / "digits.yaml")
+    (here / "other.yaml").write_text("somebody: else\n")
+    os.mkfifo(here / "pipe.yaml")
+    assert offered(f"kdcluster {command} di")[0] == "digits.yaml"
+    assert not {"other.yaml", "pipe.yaml"} & set(offered(f"kdcluster {command} "))
+    assert offered(f"kdcluster {command} ../") == ["FILES"]
+
+
 def test_runs_of_the_runs_directory_that_is_meant(here: Path, tmp_path: Path) -> None:
     assert offered("kdcluster show ") == ids(here)
     (here / "runs").rename(tmp_path / "others")

@@ -134,6 +134,20 @@ def test_a_key_that_pydantic_uses_itself(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_by_the_name_that_others_have_for_it(tmp_path: Path) -> None:
+    train = ("learning_rate", "lr"), ("wd", "weight_decay"), ("bs", "batch_size"), ("num_epochs", "epochs")
+    meant = {f"train.{name}": ours for name, ours in train}
+    meant |= {"distill.T": "temperature", "distill.temp": "temperature", "student.img_size": "image_size"}
+    meant |= {"teacher.name": "model", "data.root": "path"}
+    for key, ours in meant.items():
+        [said] = refused(tmp_path, GOOD, f"{key}=1")
+        assert said == f"--set {key}=1: {key}: unknown key; did you mean {ours}?"
+    [said] = refused(tmp_path, GOOD.replace("model: resnet18", "name: resnet18"))  # and not that model is missing
+    assert said == "4:3: teacher.name: unknown key; did you mean model?"
+    [said] = refused(tmp_path, GOOD, "sweep.wd=1")  # not a key of that block
+    assert "weight_decay" not in said
+
+
 def test_keys_that_are_no_text(tmp_path: Path) -> None:
     known = "known: data, teacher, student, distill, train, seeds, variant, resources, imports, sweep, reference"
     assert refused(tmp_path, GOOD + "3: 4\n") == [f"7:1: 3: unknown key; {known}"]

@@ -15,7 +15,7 @@ from tests.tiny import make_plan
 from tests.unit.test_slurm import fake as fake
 
 UNCONFIGURED = "echo 'x: error: fetch_config: DNS SRV lookup failed\nx: fatal: no configuration source' >&2; exit 1"
-WARNING = "running on this machine: SLURM is installed here, but not configured (x: fatal: no configuration source)"
+WARNING = "running on this machine: SLURM is not configured here"
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_sbatch_without_a_slurm_is_a_warning_and_runs_stay_on_this_machine(folde
     fake(sbatch="exit 1", **dict.fromkeys(("scontrol", "sinfo"), UNCONFIGURED))
     said = run("submit", "tiny.yaml", "--dry-run")
     assert (said.exit_code, said.stderr.count("running on this machine")) == (0, 1)
-    assert said.stderr.startswith(WARNING)
+    assert said.stderr.startswith(f"{WARNING} (see kdcluster doctor)\n")
     found = told("tiny.yaml")
-    assert found["backend"].startswith(f"ok   local, {WARNING}")
+    assert found["backend"].startswith(f"ok   local, {WARNING}: x: fatal: no configuration source; SLURM_CONF says")
     assert found["submit"] == "ok   3 of 3 runs would be started"
 
 

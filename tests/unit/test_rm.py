@@ -89,7 +89,22 @@ def test_what_a_run_of_nobody_needs_stays_and_a_run_that_is_named_is_refused(roo
     _, said = rm("one", "--yes")
     assert f"{made.runs[0].id} stays: {stray.id} needs it\n" in said
     assert left(root) == {made.runs[0].id, stray.id}
-    assert "is needed by" in rm(made.runs[0].id, code=2)[1]
+    refused = rm(made.runs[0].id, code=2)[1].splitlines()
+    assert refused[0].startswith(f"{made.runs[0].id} is needed by 1 run (none of them done)")
+    assert refused[1:] == [f"to delete these, too: kdcluster rm {made.runs[0].id} {stray.id}"]
+
+
+def test_a_refusal_names_once_all_that_need_a_run_in_a_command_to_copy(root: Path) -> None:
+    made = submitted(root, "one")
+    others = [put(root, plan([load("one", [f"seeds=[{seed}]"])]).runs[-1], "planned") for seed in (7, 8)]
+    teacher = made.runs[0].id
+    said, command = rm(teacher, code=2)[1].splitlines()
+    assert said.startswith(f"{teacher} is needed by 3 runs (1 done, whose retention")
+    words = command.removeprefix("to delete these, too: ").split()
+    assert words[:3] == ["kdcluster", "rm", teacher]
+    assert set(words[3:]) == {made.runs[-1].id, *(one.id for one in others)}
+    assert rm(*words[2:], "--yes")[1].startswith("4 runs deleted, ")
+    assert left(root) == {made.runs[1].id}
 
 
 def test_what_is_going_on_is_refused_as_a_whole(root: Path) -> None:
@@ -125,7 +140,8 @@ def test_the_checkpoints_of_what_is_done_go_after_their_sizes_were_shown(root: P
         f"{root / run.id}/checkpoints  24 B" for run in (teacher, baseline, distilled)
     )
     assert said.splitlines()[0].endswith(" keeps them: it is stopped")
-    assert "--yes deletes the checkpoints of 3 runs, 72 B; weights, events and results stay" in said
+    assert "--yes deletes the checkpoints of 3 runs, 72 B" in said
+    assert "weights, events and results stay, but with more train.epochs such a run starts from scratch" in said
     assert all(kept(root).values())
     rm("--checkpoints", "--yes")  # of all
     assert sorted(kept(root).values()) == [[], [], [], [8]]

@@ -226,6 +226,23 @@ def test_a_run_against_an_experiment_is_against_its_run_of_the_same_role_and_see
     assert said[1].endswith(", the baseline run of tiny with seed 0")
 
 
+def test_an_experiment_against_itself_as_the_command_line_sets_it(made: Plan) -> None:
+    assert differing("tiny", "--set", "train.epochs=7") == {"train.epochs": (2, 7)}
+    said = say("diff", "tiny", "--set", "train.epochs=7", "--seeds", "1").splitlines()
+    assert said[0] == "A  tiny (configs/tiny.yaml)"
+    assert said[1] == "B  tiny (configs/tiny.yaml) --set train.epochs=7 --set 'seeds=[1]'"
+    assert differing("tiny", "tiny", "--set", "train.epochs=7") == {}
+    assert differing(made.runs[1].id, "tiny", "--set", "train.epochs=7") == {"train.epochs": (2, 7)}
+    assert "--seeds are of an experiment" in say("diff", made.runs[1].id, "--set", "train.epochs=7", code=2)
+
+
+def test_how_good_a_run_is_that_is_going_on(made: Plan, root: Path) -> None:
+    running = put(root, plan([load("tiny", ["seeds=[5]"])]).runs[1], "running")
+    running.attempt(1).write("heartbeat", {**fabricated.BEAT, "best_top1": 96.2})
+    said = say("diff", made.runs[0].id, running.id)
+    assert re.search(r"^best test/top1  +\S+ %  +96\.20 % so far$", said, re.MULTILINE), said
+
+
 def test_what_neither_a_run_nor_an_experiment_is(made: Plan) -> None:
     assert "no experiment 'tinny', neither" in say("diff", "tiny", "tinny", code=5)
     assert "Missing argument 'B'" in say("diff", "tiny", code=2)

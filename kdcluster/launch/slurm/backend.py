@@ -73,7 +73,8 @@ class Slurm:
             return False, "running on this machine: this is inside a job; --backend slurm submits from here"
         is_meant = options.cluster is not None or own() or "SLURM_CONF" in os.environ
         if not is_meant and (why := unconfigured()):
-            return False, f"running on this machine: {why}; SLURM_CONF says where its configuration is"
+            todo = "SLURM_CONF says where its configuration is, --backend local that it is not meant"
+            return False, f"running on this machine: SLURM is not configured here\n{why}; {todo}"
         return True, ""
 
     def described(self) -> str:

@@ -43,9 +43,11 @@ class Unconfigured(SchedulerError):
     """SLURM's commands are here, and know no SLURM."""
 
     def __init__(self, why: str) -> None:
-        self.why = f"SLURM is installed here, but not configured ({why})"
+        self.why = why
         where = "on a login node, SLURM_CONF says where its configuration is"
-        super().__init__(f"{self.why}: --backend local runs on this machine; {where}")
+        super().__init__(
+            f"SLURM is installed here, but not configured ({why}): --backend local runs on this machine; {where}"
+        )
 
 
 class Refused(KdclusterError):
