@@ -11,7 +11,7 @@ from typing import TextIO
 
 from kdcluster.columns import in_ascii
 from kdcluster.commands.overview import Group, grouped, screen, total
-from kdcluster.commands.remaining import in_words, seconds_left
+from kdcluster.commands.remaining import in_words, until_done
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
 from kdcluster.launch.watching import Watching
@@ -37,6 +37,8 @@ class Shown:
     unread: frozenset[str] = frozenset()
     """Of those whose config.yaml is damaged, or another version's."""
     groups: list[Group] = field(init=False)
+    at_once: int = 1
+    """The most that ran together while they were looked at: between two runs a place is not gone."""
 
     def __post_init__(self) -> None:
         self.groups = grouped(self.plan, self.root, self.ids, self.unread)
@@ -48,7 +50,9 @@ class Shown:
 
     def of(self, found: Mapping[str, Status]) -> dict[str, Status]:
         """What was found of the runs that are shown."""
-        return {run_id: found[run_id] for run_id in self.ids}
+        ours = {run_id: found[run_id] for run_id in self.ids}
+        self.at_once = max(self.at_once, sum(one.state == State.RUNNING for one in ours.values()))
+        return ours
 
 
 Look = Callable[[Shown], Shown]
@@ -144,7 +148,7 @@ def drawn(
 ) -> list[str]:
     """The screen: the runs, and a last line with the clock."""
     runs = [run for group in shown.groups for run in group.runs]
-    now = f"{time.strftime('%H:%M:%S')}  {total(found.values(), in_words(seconds_left(runs, found)))}"
+    now = f"{time.strftime('%H:%M:%S')}  {total(found.values(), in_words(until_done(runs, found, shown.at_once)))}"
     last = [spell(line) for line in wrapped(now, room.columns, "  ")]
     above = os.terminal_size((room.columns, room.lines - len(last) - 1))  # the cursor has a line of its own
     return [*screen(shown.groups, found, above, spell=spell, colour=has_colour()), *last]

@@ -9,7 +9,7 @@ import pytest
 
 from kdcluster.columns import in_ascii
 from kdcluster.commands.overview import grouped, rows, screen, short_name, total
-from kdcluster.commands.remaining import in_words, seconds_left
+from kdcluster.commands.remaining import Left, in_words, until_done
 from kdcluster.experiment import configfile
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan, trial
@@ -166,33 +166,59 @@ def tiny(tmp_path: Path) -> list[Run]:
         ("done running:0 queued queued " + "planned " * 3, 300.0),  # one at a time
         ("done running:0 running:0 queued " + "planned " * 3, 200.0),  # two at a time
         ("done running:50 planned planned queued planned planned", 150.0),  # its kind is the baselines'
-        ("running:0 queued " + "planned " * 5, None),  # of students nothing is known
+        ("running:0 queued " + "planned " * 5, "100.0+"),  # of students nothing is known
         ("running:0 done planned planned queued planned planned", 200.0),  # waits for its teacher
         ("done done queued " + "planned " * 4, 100.0),  # as fast as before
         ("failed blocked lost stopped cancelled preempted done", None),
     ],
 )
-def test_the_time_that_is_left(tiny: list[Run], states: str, seconds: float | None) -> None:
+def test_the_time_that_is_left(tiny: list[Run], states: str, seconds: float | str | None) -> None:
     found = {}
     for run, word in zip(tiny, states.split(), strict=True):
         state, _, step = word.partition(":")
         heartbeat = beat(int(step or 100)) if state in ("running", "done") else {}
         found[run.id] = Status(State(state), heartbeat=heartbeat)
-    assert seconds_left(tiny, found) == seconds
+    left = until_done(tiny, found)
+    assert (left and (left.seconds if left.whole else f"{left.seconds}+")) == seconds
 
 
 def test_a_run_that_goes_on_has_less_left(tiny: list[Run]) -> None:
     found = {run.id: Status(State.DONE, heartbeat=beat(100)) for run in tiny}
     found[tiny[1].id] = Status(State.QUEUED, heartbeat={"step": 75, "steps": 100, "epochs": 2})
-    assert seconds_left(tiny, found) == 25.0
+    assert until_done(tiny, found) == Left(25.0, True)
     found[tiny[2].id] = Status(State.RUNNING)  # it starts
-    assert seconds_left(tiny, found) == 125.0
+    assert until_done(tiny, found) == Left(125.0, True)
+    found = {**dict.fromkeys(found, Status(State.PLANNED)), tiny[1].id: Status(State.RUNNING)}  # the first of all
+    assert until_done(tiny, found) is None
+    found[tiny[0].id] = Status(State.RUNNING, heartbeat=beat(40))
+    assert until_done(tiny, found) == Left(60.0, False)
+
+
+def test_a_place_between_two_runs_is_not_gone(tiny: list[Run]) -> None:
+    found = {run.id: Status(State.PLANNED) for run in tiny}
+    found[tiny[1].id] = Status(State.RUNNING, heartbeat=beat(0))
+    found |= {run.id: Status(State.QUEUED) for run in tiny[2:4]}
+    assert [until_done(tiny, found, at_once) for at_once in (1, 2)] == [Left(300.0, True), Left(200.0, True)]
+
+
+def test_finished_runs_tell_how_fast_the_next_are(tiny: list[Run]) -> None:
+    speeds = (1.0, 1.0, 1.0, 0.01)
+    found = {run.id: Status(State.PLANNED) for run in tiny}
+    for run, speed in zip(tiny, speeds, strict=False):
+        found[run.id] = Status(State.DONE, heartbeat=beat(100, steps_per_s=speed))
+    found[tiny[4].id] = Status(State.QUEUED)
+    assert until_done(tiny, found) == Left(100.0, True)  # the median: one slow one is no rule
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(None, ""), (3.0, "less than a minute left"), (50.0, "about 1 min left"), (240.0, "about 4 min left"),
+    [(3.0, "less than a minute left"), (50.0, "about 1 min left"), (240.0, "about 4 min left"),
      (7000.0, "about 117 min left"), (9000.0, "about 2 h left")],
 )  # fmt: skip
-def test_time_in_words(seconds: float | None, said: str) -> None:
-    assert in_words(seconds) == said
+def test_time_in_words(seconds: float, said: str) -> None:
+    assert in_words(Left(seconds, True)) == said
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(3.0, ""), (38.0, "at least 30 s left"), (240.0, "at least 4 min left")])
+def test_time_of_which_a_part_is_known(seconds: float, said: str) -> None:
+    assert (in_words(Left(seconds, False)), in_words(None)) == (said, "")

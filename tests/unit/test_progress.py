@@ -327,7 +327,7 @@ def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, var
         [student.id, "queued", *["waits", "for", "its", "turn"] * wide],
         [baseline.id, "done", "55.50", "%"],
     ]
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  1 of 3 done; 1 running, 1 queued", first.shown[-2])
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  1 of 3 done, at least 10 min left; 1 running, 1 queued", first.shown[-2])
     shown = " ".join(map(str.strip, last.shown))
     assert f"failed: {teacher.id}: rank 1, step 7: ValueError: no; nothing is saved yet" in shown
     assert ("\x1b[32m" in terminal.text) == (not variables)
