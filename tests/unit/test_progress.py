@@ -21,11 +21,12 @@ import pytest
 from kdcluster import terminal
 from kdcluster.commands import progress
 from kdcluster.commands.overview import time_left
-from kdcluster.commands.progress import Shown, drawn, follow, line
+from kdcluster.commands.progress import Shown, as_known, drawn, follow, line
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 from kdcluster.terminal import Screen
 from tests import fabricated
 from tests.fabricated import BEAT, LIVE, STATES, ended, publish, put, started
@@ -355,3 +356,22 @@ def test_time_left(seconds: int, text: str) -> None:
     assert time_left(Status("running", heartbeat={"step": 10, "steps": 10 + seconds, "steps_per_s": 1.0})) == text
     assert time_left(Status("failed", heartbeat={"step": 10, "steps": 99, "steps_per_s": 1.0})) == ""
     assert time_left(Status("running", heartbeat={"step": 0, "steps": 99, "steps_per_s": 0.0})) == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "teacher", "said"),
+    [
+        ("waits for 2 cores, held by t-s0-1 (pid 7)", "running", "waits for 2 cores, held by t-s0-1 (pid 7)"),
+        ("waits for 2 cores, held by t-s0-1 (pid 7)", "done", "waits for 2 cores"),
+        ("waits for 2 cores, held by t-s0-1 (pid 7) and 1 other; heard of 3 s ago", "failed",
+         "waits for 2 cores; heard of 3 s ago"),
+        ("waits for 2 cores, held by stranger (pid 7)", "done", "waits for 2 cores, held by stranger (pid 7)"),
+        ("waits for t-s0-1", "queued", "waits for t-s0-1"),
+        ("waits for t-s0-1", "done", "waits for its turn"),
+        ("waits for its turn", "done", "waits for its turn"),
+    ],
+)  # fmt: skip
+def test_no_run_waits_for_one_that_is_known_to_be_done(reason: str, teacher: str, said: str) -> None:
+    """The word of its place is a few seconds old."""
+    found = {"t-s0-1": Status(State(teacher)), "x": Status(State.QUEUED, reason)}
+    assert as_known(found["x"], found).reason == said
