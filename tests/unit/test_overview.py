@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdcluster.columns import in_ascii
-from kdcluster.commands.overview import grouped, rows, screen, short_name, total
+from kdcluster.commands.overview import Group, grouped, rows, screen, short_name, total
 from kdcluster.commands.remaining import Left, in_words, until_done
 from kdcluster.experiment import configfile
 from kdcluster.launch.status import Status, statuses
@@ -85,11 +85,38 @@ def test_a_short_screen_folds_what_does_not_run(made: Plan, root: Path, lines: i
     assert len(names) == max(0, 9 - folded)
     if lines >= 5:
         assert "sweep of one: 2 of 3 done" in shown
-        assert ("  2 done, best 50.00 %" in " ".join(shown)) == (folded > 0)
+        assert ("  2 done, best student 50.00 %" in " ".join(shown)) == (folded > 0)
     if lines == 5:
         assert shown[-1] == "2 other groups: 0 of 6 done; 6 planned"
     if lines == 2:
         assert shown[-1].startswith("more lines than the window has")
+
+
+def test_the_best_of_what_is_folded_is_a_student(tiny: list[Run]) -> None:
+    """A teacher is better than them, and not what one wants to know."""
+    groups = [Group("tiny", tuple(tiny), dict.fromkeys((run.id for run in tiny), ""))]
+    tops = (93.9, 50.0, 52.5)
+    found = {run.id: Status(State.QUEUED) for run in tiny}
+    for run, top1 in zip(tiny, tops, strict=False):
+        found[run.id] = Status(State.DONE, top1=top1)
+        folded = screen(groups, found, os.terminal_size((80, 3)), colour=False)[1].strip()
+        done = sum(one.state == State.DONE for one in found.values())
+        best = "teacher 93.90 %" if done == 1 else f"student {top1:.2f} %"
+        assert folded.startswith(f"{done} done, best {best}")
+
+
+def test_runs_keep_the_order_of_the_plan(tiny: list[Run]) -> None:
+    groups = [Group("tiny", tuple(tiny), dict.fromkeys((run.id for run in tiny), ""))]
+
+    def order(*states: str) -> list[int]:
+        found = {run.id: Status(State(state)) for run, state in zip(tiny, states, strict=True)}
+        names = [line.split()[0] for line in rows(groups, found)[2:]]
+        return [next(at for at, run in enumerate(tiny) if run.id == name) for name in names]
+
+    assert order(*["queued"] * 7) == order(*["done"] * 7) == order("queued", *["planned"] * 6) == list(range(7))
+    assert order("planned", "queued", "cancelled", *["queued"] * 4) == list(range(7))
+    assert order("failed", "running", *["blocked"] * 5) == [1, 0, 2, 3, 4, 5, 6]
+    assert order("done", "queued", "running", "done", *["queued"] * 3) == [2, 1, 4, 5, 6, 0, 3]
 
 
 def test_nothing_is_folded_or_left_out_without_a_screen(made: Plan, root: Path) -> None:
