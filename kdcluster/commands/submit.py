@@ -17,7 +17,7 @@ from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.states import ENDED, State
 from kdcluster.terminal import leave, say
-from kdcluster.wording import count
+from kdcluster.wording import command, count
 
 
 def submit(
@@ -75,7 +75,9 @@ def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
         found = follow(made, chosen.root, sys.stderr, timeout_min=timeout)
     except KeyboardInterrupt:
         going = [i for i, status in statuses(made, chosen.root).items() if status.state not in (*ENDED, State.PLANNED)]
-        look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or kdcluster cancel to stop them"
+        which = command(going) if chosen.roles else chosen.again()  # cancel takes no --role
+        stop = f"kdcluster cancel {which}{chosen.where}"
+        look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or {stop} to stop them"
         leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}" + (f"\nnext: {look}" if going else ""), 130)
     if any(status.state != State.DONE for status in found.values()):
         say_next_steps(found, chosen.submit_again(), chosen)

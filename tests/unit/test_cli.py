@@ -350,6 +350,19 @@ def test_a_retry_is_told_with_the_options_of_the_submit(empty_folder: Path, monk
     )
 
 
+def test_who_detaches_is_told_what_stops_the_runs(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = planned("demo", "--seeds", "0")
+    going = {row["id"]: Status("running") for row in rows}
+    monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: Submission([*going], {}, "here"))
+    monkeypatch.setattr("kdcluster.commands.submit.follow", _raiser(KeyboardInterrupt()))
+    monkeypatch.setattr("kdcluster.commands.submit.statuses", lambda *_: going)
+    for options, told in (((), "demo --seeds 0"), (("--role", "distilled"), " ".join(going))):
+        result = run("submit", "demo", "--seeds", "0", *options, "--wait")
+        assert result.exit_code == 130
+        look = f"next: kdcluster status demo --seeds 0 --watch, or kdcluster cancel {told} to stop them\n"
+        assert result.stderr.endswith(look)
+
+
 @pytest.mark.parametrize(
     ("environment", "options", "told"),
     [
