@@ -375,3 +375,16 @@ def test_no_run_waits_for_one_that_is_known_to_be_done(reason: str, teacher: str
     """The word of its place is a few seconds old."""
     found = {"t-s0-1": Status(State(teacher)), "x": Status(State.QUEUED, reason)}
     assert as_known(found["x"], found).reason == said
+
+
+def test_a_line_goes_on_deeper_than_it_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that no line that goes on looks like the next item of a list."""
+    monkeypatch.setattr(terminal, "size", lambda _: os.terminal_size((20, 24)))
+    with pytest.raises(SystemExit):
+        terminal.leave("  item of many words\nno item, but words", 1)
+    assert capsys.readouterr().err == "  item of many words\nno item, but words\n"
+    with pytest.raises(SystemExit):
+        terminal.leave("  item of so many words\nno item, but many words", 1)
+    assert capsys.readouterr().err == "  item of so many\n    words\nno item, but many\n  words\n"
