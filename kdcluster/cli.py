@@ -324,6 +324,7 @@ def tensorboard(chosen: Chosen, port: int | None) -> None:
 @click.option("--shared", is_flag=True, help="Also runs that other live experiments need.")
 def cancel(chosen: Chosen, shared: bool) -> None:
     """Stop runs, keep what they have."""
+    from kdcluster.commands.next_steps import say_how_to_go_on
     from kdcluster.launch import cancel as cancelling
 
     root, ids = chosen.root, [run_dir.id for run_dir in chosen.single]
@@ -344,6 +345,7 @@ def cancel(chosen: Chosen, shared: bool) -> None:
         if stopped
         else "nothing to stop: none of these runs is queued or running"
     )
+    say_how_to_go_on(stopped, chosen)
 
 
 @main.command()

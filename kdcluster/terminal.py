@@ -54,7 +54,8 @@ def leave(message: str, code: int) -> NoReturn:
 def _talk(line: str) -> None:
     """A line on stderr; a terminal gets it broken at words, but for a command, which is to be copied as a whole."""
     there = None if "kdcluster " in line else size(sys.stderr)
-    for part in wrapped(line, there.columns if there else None, "  "):
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    for part in wrapped(line, there.columns if there else None, indent):
         click.echo(part, file=sys.stderr)
 
 

@@ -39,8 +39,8 @@ def next_steps(found: Mapping[str, Status], again: Mapping[str, str], where: str
         retry = " --retry" if seen & set(GIVEN_UP) else ""
         if not retry and not seen & {*INTERRUPTED, State.PLANNED}:  # what a search has stopped early needs nobody
             continue
-        if words in found:
-            by_id[retry].append(words)
+        if words in found:  # what is named one by one goes on where it was cancelled
+            by_id[" --retry" if State.FAILED in seen else ""].append(words)
         else:
             steps.append(f"kdcluster submit {words}{where}{retry}")
     for retry, ids in by_id.items():
@@ -66,6 +66,15 @@ def say_next_steps(found: Mapping[str, Status], again: Mapping[str, str] | str, 
     words = {run_id: _submitted(RunDir(chosen.root, run_id), is_found) or fresh[run_id] or run_id for run_id in found}
     for step in next_steps(found, words, chosen.where):
         say(f"next: {step}")
+
+
+def say_how_to_go_on(stopped: Mapping[str, State], chosen: Chosen) -> None:
+    """After a cancel, of runs and the states that they have now: those named one by one go on one by one."""
+    found = {run_id: Status(state) for run_id, state in stopped.items()}
+    single = {one.id: found.pop(one.id) for one in chosen.single if one.id in found}
+    for step in next_steps(single, dict(zip(single, single, strict=True)), chosen.where):
+        say(f"next: {step}")
+    say_next_steps(found, chosen.again(*chosen.named), chosen)
 
 
 def _submitted(run_dir: RunDir, is_found: Callable[[str], bool]) -> str:

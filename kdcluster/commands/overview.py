@@ -210,7 +210,10 @@ def short_name(run_id: str) -> str:
 
 
 def _sorted(group: Group, found: Mapping[str, Status]) -> list[Run]:
-    return sorted(group.runs, key=lambda run: ORDER.index(found[run.id].state))
+    """As the plan has them, but first what runs, then what is in trouble, then what may still run."""
+    classes = ((State.RUNNING,), TROUBLE, LATER, (State.DONE,))
+    rank = {state: number for number, states in enumerate(classes) for state in states}
+    return sorted(group.runs, key=lambda run: rank[found[run.id].state])
 
 
 def _title(group: Group, found: Mapping[str, Status]) -> str:
@@ -224,14 +227,22 @@ def _title(group: Group, found: Mapping[str, Status]) -> str:
 
 
 def _hidden(group: Group, found: Mapping[str, Status], folded: Sequence[State]) -> str:
-    """The runs that are only counted: `14 done, best 91.25 %; 3 queued`."""
+    """The runs that are only counted: `14 done, best student 91.25 %; 3 queued`."""
     words = []
     for state in reversed(ORDER):
-        ours = [found[run.id] for run in group.runs if found[run.id].state == state]
+        ours = [run for run in group.runs if found[run.id].state == state]
         if state in folded and ours:
-            best = max((one.top1 for one in ours if one.top1 is not None), default=None)
-            words.append(f"{len(ours)} {state}" + (f", best {best:.2f} %" if best is not None else ""))
+            words.append(", ".join(filter(None, (f"{len(ours)} {state}", _best(ours, found)))))
     return "; ".join(words)
+
+
+def _best(runs: Iterable[Run], found: Mapping[str, Status]) -> str:
+    """The best student of some runs; the best teacher where there is no other."""
+    known = [(run.role != "teacher", top1) for run in runs if (top1 := found[run.id].top1) is not None]
+    if not known:
+        return ""
+    is_student, top1 = max(known)
+    return f"best {'student' if is_student else 'teacher'} {top1:.2f} %"
 
 
 def _reasons(runs: Iterable[Run], found: Mapping[str, Status]) -> list[str]:

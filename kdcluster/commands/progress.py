@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
 from kdcluster.columns import in_ascii
 from kdcluster.commands.overview import Group, grouped, screen, total
-from kdcluster.commands.remaining import in_words, seconds_left
+from kdcluster.commands.remaining import in_words, until_done
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
 from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan
-from kdcluster.states import ENDED, State
+from kdcluster.states import ENDED, LIVE, State
 from kdcluster.terminal import Screen, has_colour, size
 from kdcluster.wording import one_line, wrapped
 
@@ -37,6 +38,8 @@ class Shown:
     unread: frozenset[str] = frozenset()
     """Of those whose config.yaml is damaged, or another version's."""
     groups: list[Group] = field(init=False)
+    at_once: int = 1
+    """The most that ran together while they were looked at: between two runs a place is not gone."""
 
     def __post_init__(self) -> None:
         self.groups = grouped(self.plan, self.root, self.ids, self.unread)
@@ -47,8 +50,27 @@ class Shown:
         return cls(plan, root, tuple(run.id for run in plan.runs))
 
     def of(self, found: Mapping[str, Status]) -> dict[str, Status]:
-        """What was found of the runs that are shown."""
-        return {run_id: found[run_id] for run_id in self.ids}
+        """What was found of the runs that are shown; their reasons without what is known better by now."""
+        ours = {run_id: as_known(found[run_id], found) for run_id in self.ids}
+        self.at_once = max(self.at_once, sum(one.state == State.RUNNING for one in ours.values()))
+        return ours
+
+
+def as_known(status: Status, found: Mapping[str, Status]) -> Status:
+    """A queued run's reason without a run that it no longer waits for: its place may have said so seconds ago."""
+    if status.state != State.QUEUED:
+        return status
+
+    def going(run_id: str) -> bool:
+        return run_id not in found or found[run_id].state in LIVE
+
+    held = re.search(r", held by ([\w.-]+) \(pid \d+\)( and \d+ others?)?", status.reason)
+    if held and not going(held[1]):
+        return replace(status, reason=status.reason.replace(held[0], ""))
+    needs = re.fullmatch(r"waits for ([\w.-]+(?:, [\w.-]+)*)", status.reason)
+    if needs and not any(map(going, needs[1].split(", "))):
+        return replace(status, reason="waits for its turn")
+    return status
 
 
 Look = Callable[[Shown], Shown]
@@ -144,7 +166,7 @@ def drawn(
 ) -> list[str]:
     """The screen: the runs, and a last line with the clock."""
     runs = [run for group in shown.groups for run in group.runs]
-    now = f"{time.strftime('%H:%M:%S')}  {total(found.values(), in_words(seconds_left(runs, found)))}"
+    now = f"{time.strftime('%H:%M:%S')}  {total(found.values(), in_words(until_done(runs, found, shown.at_once)))}"
     last = [spell(line) for line in wrapped(now, room.columns, "  ")]
     above = os.terminal_size((room.columns, room.lines - len(last) - 1))  # the cursor has a line of its own
     return [*screen(shown.groups, found, above, spell=spell, colour=has_colour()), *last]

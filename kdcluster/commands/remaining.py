@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from kdcluster.launch.status import Status
 from kdcluster.plan import Run
@@ -17,30 +20,33 @@ def kind(run: Run) -> Kind:
     return run.role, run.model.model_dump_json(), run.train and run.train.batch_size, run.data and run.data.path
 
 
-def seconds_left(runs: Sequence[Run], found: Mapping[str, Status]) -> float | None:
-    """Seconds until the last of the runs that go on, or wait, has trained; None: nobody can know.
+@dataclass(frozen=True)
+class Left:
+    """Seconds until the last of some runs has trained."""
 
-    Those that wait take turns on as many places as have a run now, and run as fast as others like them did.
-    Evaluations and start-up are not counted.
+    seconds: float
+    whole: bool
+    """Whether that is known of every run; else it takes at least so long."""
+
+
+def until_done(runs: Sequence[Run], found: Mapping[str, Status], at_once: int = 1) -> Left | None:
+    """How long the runs take that go on, or wait; None: nothing is known of any of them.
+
+    Those that wait take turns on as many places as have a run now, but at least `at_once`, and run as fast as others
+    like them did. Evaluations and start-up are not counted.
     """
     going = [run for run in runs if found[run.id].state in LIVE]
     speeds = _epochs_per_s(runs, found) if going else {}
-    ends: dict[str, float] = {}
-    for run in (run for run in going if found[run.id].state == State.RUNNING):
-        left = _left(run, found[run.id], speeds)
-        if left is None:
-            return None
-        ends[run.id] = left
-    places = list(ends.values()) or [0.0]
+    each = {run.id: _left(run, found[run.id], speeds) for run in going}
+    known = {run_id: seconds for run_id, seconds in each.items() if seconds is not None}
+    ends = {run.id: known.get(run.id, 0.0) for run in going if found[run.id].state == State.RUNNING}
+    places = [*ends.values(), *[0.0] * (at_once - len(ends))]
     heapq.heapify(places)
     for run in (run for run in going if found[run.id].state == State.QUEUED):
-        left = _left(run, found[run.id], speeds)
-        if left is None:
-            return None
         begin = max([heapq.heappop(places), *(ends.get(need, 0.0) for need in run.needs)])
-        ends[run.id] = begin + left
+        ends[run.id] = begin + known.get(run.id, 0.0)
         heapq.heappush(places, ends[run.id])
-    return max(ends.values(), default=None)
+    return Left(max(ends.values()), len(known) == len(going)) if known else None
 
 
 def _left(run: Run, status: Status, speeds: Mapping[Kind, float]) -> float | None:
@@ -55,24 +61,28 @@ def _left(run: Run, status: Status, speeds: Mapping[Kind, float]) -> float | Non
 
 
 def _epochs_per_s(runs: Iterable[Run], found: Mapping[str, Status]) -> dict[Kind, float]:
-    """Of each kind, with its role and, where that has none, of the same model in another; the newest counts."""
-    speeds: dict[Kind, float] = {}
+    """Of each kind, with its role and, where that has none, of the same model in another; of done ones if there are."""
+    done: defaultdict[Kind, list[float]] = defaultdict(list)
+    others: defaultdict[Kind, list[float]] = defaultdict(list)
     for run in runs:
         beat = found[run.id].heartbeat
         if beat.get("steps_per_s") and beat.get("steps") and beat.get("epochs"):
-            speed = beat["steps_per_s"] * beat["epochs"] / beat["steps"]
-            speeds[kind(run)] = speeds[kind(run)[1:]] = speed
-    return speeds
+            speeds = done if found[run.id].state == State.DONE else others
+            for key in (kind(run), kind(run)[1:]):
+                speeds[key].append(beat["steps_per_s"] * beat["epochs"] / beat["steps"])
+    return {key: statistics.median(speeds) for key, speeds in {**others, **done}.items()}
 
 
-def in_words(seconds: float | None) -> str:
-    """`about 4 min left`; empty for None."""
-    if seconds is None:
+def in_words(left: Left | None) -> str:
+    """`about 4 min left`, `at least 4 min left`; empty for None."""
+    if left is None:
         return ""
-    if seconds < 45:
-        return "less than a minute left"
-    minutes = round(seconds / 60) or 1
-    return f"about {minutes} min left" if minutes < 120 else f"about {seconds / 3600:.0f} h left"
+    if left.seconds < 45:
+        tens = int(left.seconds // 10) * 10
+        return "less than a minute left" if left.whole else f"at least {tens} s left" if tens else ""
+    minutes = round(left.seconds / 60) or 1
+    span = f"{minutes} min" if minutes < 120 else f"{left.seconds / 3600:.0f} h"
+    return f"{'about' if left.whole else 'at least'} {span} left"
 
 
 def clock(seconds: float) -> str:

@@ -13,7 +13,7 @@ from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_next_steps
 from kdcluster.commands.overview import rows, screen, sweeps_of, total
 from kdcluster.commands.progress import Shown, follow
-from kdcluster.commands.remaining import in_words, seconds_left
+from kdcluster.commands.remaining import in_words, until_done
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile
 from kdcluster.history import Record, cost, history, spent
@@ -42,11 +42,12 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
         found[run_id] = replace(found[run_id], reason="; ".join(filter(None, (found[run_id].reason, wrong))))
     found = shown.of(found)
     records = {run_id: history(RunDir(desk.root, run_id)) for run_id in found}
-    left = seconds_left([run for group in shown.groups for run in group.runs], found)
+    left = until_done([run for group in shown.groups for run in group.runs], found, shown.at_once)
     if as_json:
         order = [run for run in shown.plan.runs if run.id in found]
         made = [_status_row(shown, run, found[run.id], records[run.id]) for run in order]
-        return show_json({"schema": "kdcluster.status/1", "runs": made, "seconds_left": left})
+        seconds = left.seconds if left and left.whole else None
+        return show_json({"schema": "kdcluster.status/1", "runs": made, "seconds_left": seconds})
     _show(shown, found)
     if chosen.names:
         chosen.say_where_no_runs_are()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import left_out, say_next_steps
@@ -17,7 +19,7 @@ from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.states import ENDED, State
 from kdcluster.terminal import leave, say
-from kdcluster.wording import count
+from kdcluster.wording import command, count
 
 
 def submit(
@@ -48,11 +50,10 @@ def submit(
 
 
 def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> None:
-    for run_id, status in done.left.items():
-        why = f" ({status.reason})" if status.reason else ""
-        say(f"  {run_id}  {status.state}{why}")
-    for run_id in done.started:
-        say(f"  {run_id}  {done.waits.get(run_id, done.word)}")
+    waits = {run_id: done.waits.get(run_id, "") for run_id in done.started}
+    rows = [(run_id, status.state, status.reason) for run_id, status in done.left.items()]
+    for line in listed([*rows, *((i, State.QUEUED if why else done.word, why) for i, why in waits.items())]):
+        say(line)
     if words := left_out(done.left.values()):
         say(words)
     before = [RunDir(chosen.root, i).newest() for i, status in done.left.items() if status.state == State.DONE]
@@ -69,13 +70,27 @@ def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> 
     say(f"next: kdcluster status {chosen.again()} --watch{where}{table}")
 
 
+def listed(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Runs with a word each and why, in lines; why, where it is the same for several, once below them."""
+    alike = Counter((word, why) for _, word, why in rows)
+    lines = []
+    for run_id, word, why in rows:
+        own = f" ({why})" if why and alike[word, why] == 1 else ""
+        lines.append(f"  {run_id}  {word}{own}")
+    return lines + [
+        f"  {word}: {count(number, 'run')}: {why}" for (word, why), number in alike.items() if why and number > 1
+    ]
+
+
 def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
     """Until every run has ended."""
     try:
         found = follow(made, chosen.root, sys.stderr, timeout_min=timeout)
     except KeyboardInterrupt:
         going = [i for i, status in statuses(made, chosen.root).items() if status.state not in (*ENDED, State.PLANNED)]
-        look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or kdcluster cancel to stop them"
+        which = command(going) if chosen.roles else chosen.again()  # cancel takes no --role
+        stop = f"kdcluster cancel {which}{chosen.where}"
+        look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or {stop} to stop them"
         leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}" + (f"\nnext: {look}" if going else ""), 130)
     if any(status.state != State.DONE for status in found.values()):
         say_next_steps(found, chosen.submit_again(), chosen)

@@ -11,7 +11,7 @@ from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdo
 from kdcluster.results import seeds
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 from kdcluster.states import State
-from kdcluster.wording import one_line, wide, wrapped
+from kdcluster.wording import count, one_line, wide, wrapped
 
 Format = Literal["table", "md", "csv", "json"]
 SCHEMA = "kdcluster.results/1"
@@ -89,7 +89,7 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_see
             fit = fitted(each, range(1, len(each[0])), width=width)
             lines += ["", *(line for row in fit.rows for line in row)]
         for title, problems in _by_kind(experiment.problems):
-            told = [["", "", ""], *([p.run, p.state, spell(_why(p))] for p in problems)]
+            told = [["", "", ""], *([who, p.state, spell(_why(p))] for who, p in _alike(problems))]
             room = width and width - 2
             shown = fitted(told, width=room, wraps={2: room or 0}).rows[1:]
             if room and any(wide(line) > room for row in shown for line in row):
@@ -109,7 +109,7 @@ def _markdown(table: Table, per_seed: bool) -> str:
             lines += ["", *markdown(each, right=range(1, len(each[0])))]
         for title, problems in _by_kind(experiment.problems):
             lines += ["", f"**{title}**", ""]
-            lines += [f"- {escaped(f'{p.run}: {p.state}: {_why(p)}')}" for p in problems]
+            lines += [f"- {escaped(f'{who}: {p.state}: {_why(p)}')}" for who, p in _alike(problems)]
         blocks.append("\n".join([*lines, "", *(f"- {escaped(note)}" for note in experiment.notes)]))
     return "\n\n".join([*blocks, "\n".join(f"- {escaped(note)}" for note in table.notes)]) + "\n"
 
@@ -130,6 +130,15 @@ def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
     odd = [p for p in problems if p.state == State.DONE]
     kinds = [("not in the means", unfinished), ("finished runs with contradicting or lost records", odd)]
     return [(title, found) for title, found in kinds if found]
+
+
+def _alike(problems: Iterable[Problem]) -> list[tuple[str, Problem]]:
+    """Each problem once, with its run, or with how many of those that are not done have the same."""
+    runs: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        same = (problem.run,) if problem.state == State.DONE else (problem.state, _why(problem))
+        runs.setdefault(same, []).append(problem)
+    return [(ours[0].run if len(ours) == 1 else count(len(ours), "run"), ours[0]) for ours in runs.values()]
 
 
 def _why(problem: Problem) -> str:

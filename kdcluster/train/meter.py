@@ -82,6 +82,8 @@ class Meter:
     first: int
     last: int
     """Step of the epoch at which it ends: the last one, or where a debug run stops."""
+    before: tuple[int, float] = (0, 0.0)
+    """Steps and seconds of the attempt's epochs before: speeds are the mean over them, too, and do not jump."""
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     since: list[list[float]] = field(default_factory=list)
@@ -124,17 +126,35 @@ class Meter:
                 values["train/kd"] = kd
             self.publish.tracker.scalars(values, step)
             self.since.clear()
-        steps_per_s = (done - self.first) / (time.perf_counter() - self.started)
-        images_per_s = steps_per_s * run.train.batch_size
-        self.publish.beat(self.epoch, step, loss=means[0], steps_per_s=steps_per_s, images_per_s=images_per_s)
-        left = duration((self.last - done) / steps_per_s)
-        after = f"{done}/{self.last} loss {means[0]:.3f} {images_per_s:.0f} images/s {left} left"
+        speed, after = self._speed(done), f"{done}/{self.last} loss {means[0]:.3f}"
+        if speed is None:
+            self.publish.beat(self.epoch, step, loss=means[0])
+        else:
+            images_per_s = speed * run.train.batch_size
+            self.publish.beat(self.epoch, step, loss=means[0], steps_per_s=speed, images_per_s=images_per_s)
+            after += f" {images_per_s:.0f} images/s {duration((self.last - done) / speed)} left"
         self.bar.draw(f"epoch {self.epoch + 1}/{run.train.epochs}", done / self.last, after)
+
+    def _speed(self, done: int) -> float | None:
+        """Steps a second, the mean of the attempt without its first step, which may take many times as long as others.
+
+        None: that one alone is done.
+        """
+        now = time.perf_counter()
+        if not self.before[0] and done == self.first + 1:
+            self.before = -1, self.started - now
+        steps, seconds = self._took(done, now)
+        return steps / seconds if steps > 0 else None
+
+    def _took(self, done: int, now: float) -> tuple[int, float]:
+        return self.before[0] + done - self.first, self.before[1] + now - self.started
 
     def finish(self, step: int, saver: Saver) -> None:
         """Say in the events how fast the epoch was, and what share of it was waiting for data and checkpoints."""
         assert self.training.run.train is not None
-        elapsed = time.perf_counter() - self.started
+        now = time.perf_counter()
+        elapsed = now - self.started
+        self.before = self._took(self.steps_per_epoch, now)
         self.images_per_s = (self.steps_per_epoch - self.first) * self.training.run.train.batch_size / elapsed
         values = {
             "perf/images_per_s": self.images_per_s,

@@ -159,8 +159,9 @@ class Loop:
         training.model.train()
         before = epoch * self.steps_per_epoch
         last = min(self.steps_per_epoch, self.max_steps - before) if self.max_steps else self.steps_per_epoch
+        trained = self.meter.before if self.meter else (0, 0.0)
         meter = self.meter = Meter(
-            training, self.publish, self.bar, self.norms, epoch, self.steps_per_epoch, first, last
+            training, self.publish, self.bar, self.norms, epoch, self.steps_per_epoch, first, last, trained
         )
         lagged = Lagged()
         for shards in meter.waiting(

@@ -269,7 +269,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     assert (waiting.returncode, out) == (130, "")
     assert err.endswith(
         f"\ndetached; still going: {teacher.id}, {distilled.id}\n"
-        "next: kdcluster status tiny.yaml --watch, or kdcluster cancel to stop them\n"
+        "next: kdcluster status tiny.yaml --watch, or kdcluster cancel tiny.yaml to stop them\n"
     )
     assert place.status(teacher).state == "running"
     code, _, err = place.run(*two, "--wait", "--timeout", "0.02")

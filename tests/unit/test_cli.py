@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 import kdcluster
 from kdcluster.cli import main
+from kdcluster.commands.submit import listed
 from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
 from kdcluster.experiment.configfile import load
 from kdcluster.launch.status import Status
@@ -350,6 +351,19 @@ def test_a_retry_is_told_with_the_options_of_the_submit(empty_folder: Path, monk
     )
 
 
+def test_who_detaches_is_told_what_stops_the_runs(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = planned("demo", "--seeds", "0")
+    going = {row["id"]: Status("running") for row in rows}
+    monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: Submission([*going], {}, "here"))
+    monkeypatch.setattr("kdcluster.commands.submit.follow", _raiser(KeyboardInterrupt()))
+    monkeypatch.setattr("kdcluster.commands.submit.statuses", lambda *_: going)
+    for options, told in (((), "demo --seeds 0"), (("--role", "distilled"), " ".join(going))):
+        result = run("submit", "demo", "--seeds", "0", *options, "--wait")
+        assert result.exit_code == 130
+        look = f"next: kdcluster status demo --seeds 0 --watch, or kdcluster cancel {told} to stop them\n"
+        assert result.stderr.endswith(look)
+
+
 @pytest.mark.parametrize(
     ("environment", "options", "told"),
     [
@@ -533,8 +547,20 @@ def test_submit_says_started_of_what_has_started(empty_folder: Path, monkeypatch
     monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: done)
     assert run("submit", "demo", "--seeds", "0").stderr.splitlines()[:3] == [
         f"  {teacher}  started",
-        f"  {baseline}  waits for 2 cores, held by other (pid 7)",
-        f"  {distilled}  waits for {teacher}",
+        f"  {baseline}  queued (waits for 2 cores, held by other (pid 7))",
+        f"  {distilled}  queued (waits for {teacher})",
+    ]
+
+
+def test_submit_says_a_reason_of_several_runs_once() -> None:
+    held = "waits for 2 cores, held by t"
+    rows = [("t", "started", ""), ("b0", "queued", held), ("b1", "queued", held), ("d0", "queued", "waits for t")]
+    assert listed(rows) == [
+        "  t  started",
+        "  b0  queued",
+        "  b1  queued",
+        "  d0  queued (waits for t)",
+        f"  queued: 2 runs: {held}",
     ]
 
 

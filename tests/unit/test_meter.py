@@ -175,6 +175,34 @@ def test_a_run_on_a_terminal_leaves_no_bar_behind(tmp_path, data_dir, terminal, 
     assert shown.endswith("\r\x1b[K")
 
 
+# --- the speed
+
+
+def test_the_speed_is_the_attempts_mean_without_its_first_step(tmp_path, monkeypatch):
+    """Of one step an epoch after an evaluation it would be anything; a slow first step would spoil minutes of it."""
+    now = 0.0
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now))
+    run, beats = tiny.make_run(tmp_path, "baseline", {"train.epochs": 3}), []
+    publish = SimpleNamespace(
+        attempt=1,
+        beat=lambda epoch, step, **values: beats.append(values.get("steps_per_s")),
+        tracker=SimpleNamespace(scalars=lambda *_: None),
+    )
+    training = SimpleNamespace(run=run, lr=0.1)
+    saver = SimpleNamespace(take_seconds=lambda: 0.0)
+    trained = (0, 0.0)
+    for epoch, seconds in enumerate(((60.0, 1.0, 1.0, 1.0), (5.0, 1.0, 1.0, 1.0))):
+        one = meter.Meter(training, publish, Bar(active=False), [], epoch, 4, 0, 4, trained, started=now)
+        for at, took in enumerate(seconds, 1):
+            now += took
+            one.read((4 * epoch + at, [1.0, 1.0, 0.0]))
+        one.finish(4 * epoch + 4, saver)
+        trained, now = one.before, now + 100.0  # an evaluation
+    assert beats[:4] == [None, 1.0, 1.0, 1.0]
+    assert beats[4:] == pytest.approx([4 / 8, 5 / 9, 6 / 10, 7 / 11])
+    assert one.images_per_s == pytest.approx(4 * run.train.batch_size / 8)  # the epoch's own, for its line
+
+
 # --- the lines themselves
 
 

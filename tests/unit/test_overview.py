@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kdcluster.columns import in_ascii
-from kdcluster.commands.overview import grouped, rows, screen, short_name, total
-from kdcluster.commands.remaining import in_words, seconds_left
+from kdcluster.commands.overview import Group, grouped, rows, screen, short_name, total
+from kdcluster.commands.remaining import Left, in_words, until_done
 from kdcluster.experiment import configfile
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan, trial
@@ -85,11 +85,38 @@ def test_a_short_screen_folds_what_does_not_run(made: Plan, root: Path, lines: i
     assert len(names) == max(0, 9 - folded)
     if lines >= 5:
         assert "sweep of one: 2 of 3 done" in shown
-        assert ("  2 done, best 50.00 %" in " ".join(shown)) == (folded > 0)
+        assert ("  2 done, best student 50.00 %" in " ".join(shown)) == (folded > 0)
     if lines == 5:
         assert shown[-1] == "2 other groups: 0 of 6 done; 6 planned"
     if lines == 2:
         assert shown[-1].startswith("more lines than the window has")
+
+
+def test_the_best_of_what_is_folded_is_a_student(tiny: list[Run]) -> None:
+    """A teacher is better than them, and not what one wants to know."""
+    groups = [Group("tiny", tuple(tiny), dict.fromkeys((run.id for run in tiny), ""))]
+    tops = (93.9, 50.0, 52.5)
+    found = {run.id: Status(State.QUEUED) for run in tiny}
+    for run, top1 in zip(tiny, tops, strict=False):
+        found[run.id] = Status(State.DONE, top1=top1)
+        folded = screen(groups, found, os.terminal_size((80, 3)), colour=False)[1].strip()
+        done = sum(one.state == State.DONE for one in found.values())
+        best = "teacher 93.90 %" if done == 1 else f"student {top1:.2f} %"
+        assert folded.startswith(f"{done} done, best {best}")
+
+
+def test_runs_keep_the_order_of_the_plan(tiny: list[Run]) -> None:
+    groups = [Group("tiny", tuple(tiny), dict.fromkeys((run.id for run in tiny), ""))]
+
+    def order(*states: str) -> list[int]:
+        found = {run.id: Status(State(state)) for run, state in zip(tiny, states, strict=True)}
+        names = [line.split()[0] for line in rows(groups, found)[2:]]
+        return [next(at for at, run in enumerate(tiny) if run.id == name) for name in names]
+
+    assert order(*["queued"] * 7) == order(*["done"] * 7) == order("queued", *["planned"] * 6) == list(range(7))
+    assert order("planned", "queued", "cancelled", *["queued"] * 4) == list(range(7))
+    assert order("failed", "running", *["blocked"] * 5) == [1, 0, 2, 3, 4, 5, 6]
+    assert order("done", "queued", "running", "done", *["queued"] * 3) == [2, 1, 4, 5, 6, 0, 3]
 
 
 def test_nothing_is_folded_or_left_out_without_a_screen(made: Plan, root: Path) -> None:
@@ -166,33 +193,59 @@ def tiny(tmp_path: Path) -> list[Run]:
         ("done running:0 queued queued " + "planned " * 3, 300.0),  # one at a time
         ("done running:0 running:0 queued " + "planned " * 3, 200.0),  # two at a time
         ("done running:50 planned planned queued planned planned", 150.0),  # its kind is the baselines'
-        ("running:0 queued " + "planned " * 5, None),  # of students nothing is known
+        ("running:0 queued " + "planned " * 5, "100.0+"),  # of students nothing is known
         ("running:0 done planned planned queued planned planned", 200.0),  # waits for its teacher
         ("done done queued " + "planned " * 4, 100.0),  # as fast as before
         ("failed blocked lost stopped cancelled preempted done", None),
     ],
 )
-def test_the_time_that_is_left(tiny: list[Run], states: str, seconds: float | None) -> None:
+def test_the_time_that_is_left(tiny: list[Run], states: str, seconds: float | str | None) -> None:
     found = {}
     for run, word in zip(tiny, states.split(), strict=True):
         state, _, step = word.partition(":")
         heartbeat = beat(int(step or 100)) if state in ("running", "done") else {}
         found[run.id] = Status(State(state), heartbeat=heartbeat)
-    assert seconds_left(tiny, found) == seconds
+    left = until_done(tiny, found)
+    assert (left and (left.seconds if left.whole else f"{left.seconds}+")) == seconds
 
 
 def test_a_run_that_goes_on_has_less_left(tiny: list[Run]) -> None:
     found = {run.id: Status(State.DONE, heartbeat=beat(100)) for run in tiny}
     found[tiny[1].id] = Status(State.QUEUED, heartbeat={"step": 75, "steps": 100, "epochs": 2})
-    assert seconds_left(tiny, found) == 25.0
+    assert until_done(tiny, found) == Left(25.0, True)
     found[tiny[2].id] = Status(State.RUNNING)  # it starts
-    assert seconds_left(tiny, found) == 125.0
+    assert until_done(tiny, found) == Left(125.0, True)
+    found = {**dict.fromkeys(found, Status(State.PLANNED)), tiny[1].id: Status(State.RUNNING)}  # the first of all
+    assert until_done(tiny, found) is None
+    found[tiny[0].id] = Status(State.RUNNING, heartbeat=beat(40))
+    assert until_done(tiny, found) == Left(60.0, False)
+
+
+def test_a_place_between_two_runs_is_not_gone(tiny: list[Run]) -> None:
+    found = {run.id: Status(State.PLANNED) for run in tiny}
+    found[tiny[1].id] = Status(State.RUNNING, heartbeat=beat(0))
+    found |= {run.id: Status(State.QUEUED) for run in tiny[2:4]}
+    assert [until_done(tiny, found, at_once) for at_once in (1, 2)] == [Left(300.0, True), Left(200.0, True)]
+
+
+def test_finished_runs_tell_how_fast_the_next_are(tiny: list[Run]) -> None:
+    speeds = (1.0, 1.0, 1.0, 0.01)
+    found = {run.id: Status(State.PLANNED) for run in tiny}
+    for run, speed in zip(tiny, speeds, strict=False):
+        found[run.id] = Status(State.DONE, heartbeat=beat(100, steps_per_s=speed))
+    found[tiny[4].id] = Status(State.QUEUED)
+    assert until_done(tiny, found) == Left(100.0, True)  # the median: one slow one is no rule
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(None, ""), (3.0, "less than a minute left"), (50.0, "about 1 min left"), (240.0, "about 4 min left"),
+    [(3.0, "less than a minute left"), (50.0, "about 1 min left"), (240.0, "about 4 min left"),
      (7000.0, "about 117 min left"), (9000.0, "about 2 h left")],
 )  # fmt: skip
-def test_time_in_words(seconds: float | None, said: str) -> None:
-    assert in_words(seconds) == said
+def test_time_in_words(seconds: float, said: str) -> None:
+    assert in_words(Left(seconds, True)) == said
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(3.0, ""), (38.0, "at least 30 s left"), (240.0, "at least 4 min left")])
+def test_time_of_which_a_part_is_known(seconds: float, said: str) -> None:
+    assert (in_words(Left(seconds, False)), in_words(None)) == (said, "")

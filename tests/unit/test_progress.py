@@ -21,11 +21,12 @@ import pytest
 from kdcluster import terminal
 from kdcluster.commands import progress
 from kdcluster.commands.overview import time_left
-from kdcluster.commands.progress import Shown, drawn, follow, line
+from kdcluster.commands.progress import Shown, as_known, drawn, follow, line
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 from kdcluster.terminal import Screen
 from tests import fabricated
 from tests.fabricated import BEAT, LIVE, STATES, ended, publish, put, started
@@ -327,7 +328,7 @@ def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, var
         [student.id, "queued", *["waits", "for", "its", "turn"] * wide],
         [baseline.id, "done", "55.50", "%"],
     ]
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  1 of 3 done; 1 running, 1 queued", first.shown[-2])
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  1 of 3 done, at least 10 min left; 1 running, 1 queued", first.shown[-2])
     shown = " ".join(map(str.strip, last.shown))
     assert f"failed: {teacher.id}: rank 1, step 7: ValueError: no; nothing is saved yet" in shown
     assert ("\x1b[32m" in terminal.text) == (not variables)
@@ -355,3 +356,35 @@ def test_time_left(seconds: int, text: str) -> None:
     assert time_left(Status("running", heartbeat={"step": 10, "steps": 10 + seconds, "steps_per_s": 1.0})) == text
     assert time_left(Status("failed", heartbeat={"step": 10, "steps": 99, "steps_per_s": 1.0})) == ""
     assert time_left(Status("running", heartbeat={"step": 0, "steps": 99, "steps_per_s": 0.0})) == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "teacher", "said"),
+    [
+        ("waits for 2 cores, held by t-s0-1 (pid 7)", "running", "waits for 2 cores, held by t-s0-1 (pid 7)"),
+        ("waits for 2 cores, held by t-s0-1 (pid 7)", "done", "waits for 2 cores"),
+        ("waits for 2 cores, held by t-s0-1 (pid 7) and 1 other; heard of 3 s ago", "failed",
+         "waits for 2 cores; heard of 3 s ago"),
+        ("waits for 2 cores, held by stranger (pid 7)", "done", "waits for 2 cores, held by stranger (pid 7)"),
+        ("waits for t-s0-1", "queued", "waits for t-s0-1"),
+        ("waits for t-s0-1", "done", "waits for its turn"),
+        ("waits for its turn", "done", "waits for its turn"),
+    ],
+)  # fmt: skip
+def test_no_run_waits_for_one_that_is_known_to_be_done(reason: str, teacher: str, said: str) -> None:
+    """The word of its place is a few seconds old."""
+    found = {"t-s0-1": Status(State(teacher)), "x": Status(State.QUEUED, reason)}
+    assert as_known(found["x"], found).reason == said
+
+
+def test_a_line_goes_on_deeper_than_it_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that no line that goes on looks like the next item of a list."""
+    monkeypatch.setattr(terminal, "size", lambda _: os.terminal_size((20, 24)))
+    with pytest.raises(SystemExit):
+        terminal.leave("  item of many words\nno item, but words", 1)
+    assert capsys.readouterr().err == "  item of many words\nno item, but words\n"
+    with pytest.raises(SystemExit):
+        terminal.leave("  item of so many words\nno item, but many words", 1)
+    assert capsys.readouterr().err == "  item of so many\n    words\nno item, but many\n  words\n"

@@ -95,6 +95,18 @@ def test_problems_and_notes_stand_below():
     assert "not in the means" not in render(table(DISTILLED))
 
 
+def test_a_reason_of_several_runs_is_said_once():
+    why = "waits for 2 cores, held by run-x (pid 7)"
+    waiting = [Problem(f"run-{number}", "queued", why, None) for number in range(12)]
+    odd = [Problem(f"run-{name}", "done", "its events are lost", None) for name in "ab"]
+    problems = (*waiting, Problem("run-f", "failed", "no", "x.log"), *odd)
+    text = render(table(DISTILLED, problems=problems))
+    assert f"not in the means:\n  12 runs  queued  {why}\n  run-f    failed  no (log: x.log)\n" in text
+    assert "  run-a  done  its events are lost\n  run-b  done  its events are lost\n" in text
+    assert f"\n- 12 runs: queued: {why}\n- run-f: failed" in render(table(DISTILLED, problems=problems), "md")
+    assert len(json.loads(render(table(DISTILLED, problems=problems), "json"))["experiments"][0]["problems"]) == 15
+
+
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
 def test_ascii_is_ascii_and_says_the_same(form):
     problems = (Problem("run", "failed", "café ± 1", None),)

@@ -151,7 +151,7 @@ def test_what_waits_and_what_runs_there_is_cancelled_and_goes_on_with_retry(fold
     wait_for(lambda: list((folder / "runs").glob("began-*")))
     assert "is running; cancel it first" in kdcluster("rm", rows()["teacher"]["id"], expect=2).stderr
     said = kdcluster("cancel", "tiny.yaml").stderr
-    assert "2 runs stopped" in said
+    assert said.endswith("2 runs stopped\nnext: kdcluster submit tiny.yaml --role distilled --retry\n")
     assert (rows()["teacher"]["state"], rows()["distilled"]["state"]) == ("cancelled", "cancelled")
     assert rows()["teacher"]["reason"].startswith("stopped at step 7")
     assert rows()["distilled"]["attempts"] == 0

@@ -240,6 +240,12 @@ def test_each_run_goes_on_with_the_words_that_started_it() -> None:
     assert next_steps(found, words, "") == steps
 
 
+def test_a_run_that_is_named_goes_on_where_it_was_cancelled() -> None:
+    found = {name: status.Status(state) for name, state in (("a", "cancelled"), ("b", "failed"), ("c", "preempted"))}
+    steps = ["kdcluster logs b", "kdcluster submit a c", "kdcluster submit b --retry"]
+    assert next_steps(found, dict(zip(found, found, strict=True)), "") == steps
+
+
 def test_a_teacher_without_whole_weights_is_lost_to_a_student_that_needs_them(made: Plan, root: Path) -> None:
     teacher, baseline, student = (put(root, run, "planned") for run in made.runs)
     fabricated.done(teacher, 90.0)

@@ -17,6 +17,7 @@ from kdcluster.commands.status import _Desk
 from kdcluster.experiment import configfile
 from kdcluster.plan import Plan, plan, trial
 from kdcluster.runs import RunDir
+from kdcluster.states import State
 from tests.fabricated import BEAT, put
 from tests.tiny import write_experiment
 
@@ -188,6 +189,15 @@ def test_what_was_never_submitted_is_advised_by_the_name_of_its_file(folder: Pat
         for one in made.runs[1:]:
             (folder / "runs" / one.id / name).unlink(missing_ok=True)
     assert next_steps()[1:] == ["kdcluster submit ./fashion.yaml --retry"]
+
+
+def test_a_cancel_ends_with_how_to_go_on(folder: Path, made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = made.runs[1].id
+    monkeypatch.setattr("kdcluster.launch.cancel.cancel", lambda *_: {one: State.CANCELLED})
+    for name, again in (("fashion.yaml", "fashion.yaml --procs 1 --retry"), (one, one)):
+        assert run("cancel", name).stderr.splitlines()[-2:] == ["1 run stopped", f"next: kdcluster submit {again}"]
+    monkeypatch.setattr("kdcluster.launch.cancel.cancel", lambda *_: {})
+    assert "next" not in run("cancel", one).stderr
 
 
 def test_many_single_runs_are_advised_in_one_command(folder: Path, made: Plan) -> None:
