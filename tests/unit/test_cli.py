@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": (*EXP, *RUNS, "--watch", "--json"),
     "show": (*RUNS, "--json"),
     "diff": (*RUNS, "--json"),
-    "logs": (*RUNS, "--follow", "--rank", "--json"),
+    "logs": (*RUNS, "--follow", "--lines", "--rank", "--json"),
     "results": (
         *EXP,
         "--role",
