@@ -24,7 +24,7 @@ from kdcluster.launch.preflight import preflight
 from kdcluster.launch.status import statuses
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
-from kdcluster.terminal import show, show_json
+from kdcluster.terminal import show_json, show_wrapped
 from kdcluster.wording import count, one_line
 
 ENOUGH_GIB = 5.0
@@ -38,9 +38,9 @@ def doctor(chosen: Chosen, *, with_job: bool, as_json: bool) -> None:
     for finding in examine(made, chosen, with_job=with_job):
         findings.append(finding)
         if not as_json:
-            show(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
+            show_wrapped("ok    " if finding.ok else "FAIL  ", f"{finding.what}: {finding.found}")
             if not finding.ok and finding.todo:
-                show(f"      do: {finding.todo}")
+                show_wrapped("      ", f"do: {finding.todo}")
     if as_json:
         show_json({"schema": "kdcluster.doctor/1", "findings": [asdict(finding) for finding in findings]})
     if not all(finding.ok for finding in findings):
