@@ -25,7 +25,7 @@ from kdcluster.launch.preflight import preflight
 from kdcluster.launch.status import statuses
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
-from kdcluster.states import GIVEN_UP
+from kdcluster.states import GIVEN_UP, State
 from kdcluster.terminal import say, show_json, show_wrapped, width
 from kdcluster.wording import count, one_line
 
@@ -89,6 +89,7 @@ def _place(plan: Plan | None, chosen: Chosen, *, with_job: bool) -> Iterator[Fin
     others = [one for run_id, one in found.items() if run_id not in wanted]
     states = Counter(one.state for one in others if one.state not in GIVEN_UP)
     rest = ", ".join(f"{number} {state}" for state, number in states.items())
+    rest = "all are done" if states[State.DONE] == len(plan.runs) else rest
     yield Finding("submit", True, "; ".join(filter(None, (starts, rest, left_out(others), *notes))))
 
 

@@ -183,7 +183,7 @@ def say_start(run: Run, world: World, net: models.Classifier, teacher: torch.nn.
     log.info("on %s: %s%s; precision %s", where, count(world.size, "process"), threads, precision)
     if run.train:
         whole = f"{count(steps, 'step')} an epoch, {steps * run.train.epochs:,} in {count(run.train.epochs, 'epoch')}"
-        batch = f"batch of {count(run.train.batch_size, 'image')}, lr {run.train.lr:g} ({run.train.schedule})"
+        batch = f"batch of {run.train.batch_size}; lr {run.train.lr:g}, {run.train.schedule}"
         log.info("%s; %s", whole, batch)
 
 

@@ -101,5 +101,8 @@ def test_the_doctor_counts_what_would_be_started(folder: Path, monkeypatch: pyte
     assert told("tiny.yaml")["submit"] == (
         "ok   none of 3 runs would be started; 1 done, 1 running; 1 cancelled is left out (--retry)"
     )
+    for one in (baseline, distilled):
+        put(folder / "runs", one, "done").weights("best").touch()
+    assert told("tiny.yaml")["submit"] == "ok   none of 3 runs would be started; all are done"
     assert "submit" not in told()
     assert "on this machine there are no jobs" in run("doctor", "--with-job").stderr
