@@ -26,7 +26,10 @@ def show(line: str) -> None:
 
 def show_wrapped(before: str, text: str) -> None:
     """A line of data; on a terminal it goes on below the end of `before`, and no word or command is cut."""
-    for part in _broken(before + text, width(), " " * (len(before) or 4)):
+    if width() is None:
+        return show(before + text)
+    first = before.rstrip(" ").ljust(len(before), "\xa0") if before.strip() else before
+    for part in _broken(first + text, width(), " " * (len(before) or 4)):
         show(part)
 
 
@@ -69,8 +72,21 @@ def _talk(line: str) -> None:
 
 
 def _broken(line: str, columns: int | None, indent: str) -> list[str]:
-    """A line as a terminal gets it, broken at words, but for a command, which is to be copied as a whole."""
-    return wrapped(_COMMAND.sub(lambda found: found[0].replace(" ", "\xa0"), line), columns, indent)
+    """A line as a terminal gets it, broken at words, but for a command, which is to be copied as a whole.
+
+    Of one that has no room the lines end in a backslash, which a shell takes as one, unless a quoted word holds blanks.
+    """
+    if columns is None:
+        return [one_line(line)]
+    lines = wrapped(_COMMAND.sub(lambda found: found[0].replace(" ", "\xa0"), line), columns, indent)
+    return [part for whole in lines for part in _continued(whole, columns, indent)]
+
+
+def _continued(line: str, columns: int, indent: str) -> list[str]:
+    if wide(line) <= columns or not _COMMAND.search(line) or "'" in line:
+        return [line]
+    *before, last = wrapped(line, columns - 2, f"{indent}  ")
+    return [*(f"{part} \\" for part in before), last]
 
 
 _COMMAND = re.compile(r"(?:\w+: )?\bkdcluster .*?(?=[,;:)](?: |$)|   |$)")

@@ -146,7 +146,8 @@ class _Reader:
             alone = self.short and not any(label.startswith("rank") and label != "rank 0" for label, _ in logs_of)
             for label, path in logs_of:
                 if self.rank is None or label == f"rank {self.rank}":
-                    yield from self._labelled(_new(path, self._read, whole), where, "" if alone else label)
+                    shown = "" if alone and label == "rank 0" else label
+                    yield from self._labelled(_new(path, self._read, whole), where, shown)
 
     def _labelled(self, new: Iterable[str], *words: str) -> Iterator[str]:
         """Lines that begin with whose they are, as far as that is not clear."""

@@ -71,7 +71,7 @@ def main() -> None:
     except SignalException as error:
         ended["signal"] = int(error.sigval)
         if error.sigval == signal.SIGTERM:
-            sys.exit("torchrun was stopped by SIGTERM")  # as asked: no traceback, and the same exit code, 1
+            sys.exit("torchrun was stopped on request (SIGTERM)")  # no traceback, and the same exit code, 1
         raise
     except Exception as error:
         ended["error"] = f"{type(error).__name__}: {error}"

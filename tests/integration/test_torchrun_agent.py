@@ -104,7 +104,7 @@ def test_the_signal_that_stopped_the_agent(tmp_path: Path, monkeypatch: pytest.M
     report = run.wait()
     assert (report["signal"], report["failures"]) == (signal.SIGTERM, [])
     assert run.returncode == 1
-    assert run.attempt.log().read_text() == "torchrun was stopped by SIGTERM\n"
+    assert run.attempt.log().read_text() == "torchrun was stopped on request (SIGTERM)\n"
     assert list(run.left.iterdir()) == []
 
 

@@ -299,6 +299,30 @@ def test_a_long_line_on_a_terminal_is_broken_at_words(failed: RunDir) -> None:
     assert subprocess.run(words, capture_output=True, check=True).stdout.decode() == f"[attempt 1 rank 0] {text}\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            f"{'words ' * 11}and kdcluster results demo --seeds 0,1; then more",
+            [f"ok    {'words ' * 11}and", "      kdcluster results demo --seeds 0,1; then more"],
+        ),
+        (
+            f"next: kdcluster submit demo {'--set train.epochs=6 ' * 3}",
+            [
+                "ok    next: kdcluster submit demo --set train.epochs=6 --set train.epochs=6 \\",
+                "        --set train.epochs=6",
+            ],
+        ),
+        ("no\tcommand", ["ok    no command"]),
+    ],
+)
+def test_a_command_on_a_terminal_can_be_copied(text: str, expected: list[str]) -> None:
+    script = "import sys; from kdcluster.terminal import show_wrapped; show_wrapped('ok    ', sys.argv[1])"
+    assert on_terminal([sys.executable, "-c", script, text]) == expected
+    piped = subprocess.run([sys.executable, "-c", script, text], capture_output=True, check=True, text=True).stdout
+    assert piped.splitlines() == [f"ok    {text}".replace("\t", " ")]
+
+
 def test_where_an_attempt_ran_is_one_line_of_the_log(failed: RunDir) -> None:
     started(failed, agent=DEAD)
     heads = [line for line in run("logs", failed.id).stdout.splitlines() if line.startswith("[attempt 1] on ")]

@@ -84,6 +84,9 @@ def test_what_a_terminal_need_not_be_told(run_dir: RunDir) -> None:
     attempt = started(run_dir, agent=DEAD)
     attempt.log(0).write_text(f"{time.strftime('%Y-%m-%d')} 08:00:00 a\n1999-12-31 09:00:00 b\n")
     assert list(lines(run_dir, short=True)) == ["08:00:00 a", "1999-12-31 09:00:00 b"]
+    attempt.log().write_text("banner\n")
+    assert list(lines(run_dir, short=True))[:2] == ["[torchrun] banner", "08:00:00 a"]
+    attempt.log().unlink()
     attempt.log(1).write_text("c\n")
     assert list(lines(run_dir, short=True))[-1] == "[rank 1] c"
     assert next(lines(run_dir, short=True)) == "[rank 0] 08:00:00 a"
