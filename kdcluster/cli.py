@@ -242,6 +242,7 @@ def diff(chosen: Chosen, a: str, b: str | None, as_json: bool) -> None:
 @click.argument("name", metavar="RUN|EXP", shell_complete=completion.experiments_and_runs)
 @takes(arguments.runs_dir)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option("-n", "--lines", "last", type=click.IntRange(0), default=None, help="The last so many lines alone.")
 @click.option("--rank", type=click.IntRange(0), default=None, help="This rank alone.")
 @arguments.as_json
 def logs(chosen: Chosen, name: str, **options: Any) -> None:

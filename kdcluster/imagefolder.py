@@ -87,6 +87,8 @@ class _Walk:
     """Sub-folder -> its own sub-folders."""
     others: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Sub-folder -> how many files of a kind are no images for us."""
+    hidden: list[str] = field(default_factory=list)
+    """Of those the paths that would be images but for their name."""
     loops: list[str] = field(default_factory=list)
     """Links that lead back to a folder above them."""
 
@@ -130,6 +132,7 @@ def _walk(folder: str, inside: str, above: tuple[tuple[int, int], ...], found: _
                     found.others[split][Path(name).suffix.lower() or "without suffix"] += 1
             elif hidden:  # ._a.png: what a Mac has to say about a.png
                 found.others[split]["hidden"] += 1
+                found.hidden.append(inside + name)
             else:
                 found.images.append((inside + name, entry.stat().st_size))
 
@@ -211,14 +214,18 @@ def _notes(root: Path, folders: Mapping[str, str], found: _Walk, held: Mapping[s
             yield f"no images in {folder}/ of {count(len(empty), 'class')}: {_some(empty)}"
     ignored = found.others["train"] + found.others[tested]
     if ignored:
-        yield f"left out of train/ and {tested}/: {_kinds(ignored)} ({_READ})"
+        hidden = min((name for name in found.hidden if name.startswith(("train/", f"{tested}/"))), default="")
+        kinds = _kinds(ignored, f"as {hidden}" if ignored["hidden"] > 1 else hidden)
+        yield f"left out of train/ and {tested}/: {kinds} ({_READ})"
     if loops := [name for name in found.loops if name.startswith(("train/", f"{tested}/"))]:
         yield f"not followed, since it leads back to a folder above it: {_some(loops)}"
 
 
-def _kinds(files: Counter[str]) -> str:
-    """`3 .heic, 2 hidden, 1 .txt`."""
-    return ", ".join(f"{n} {kind}" for kind, n in sorted(files.items(), key=lambda pair: (-pair[1], pair[0])))
+def _kinds(files: Counter[str], hidden: str = "") -> str:
+    """`3 .heic, 2 hidden (as train/cat/._a.png), 1 .txt`; `hidden`: what to say of those."""
+    more = {"hidden": f" ({hidden})" if hidden else ""}
+    ordered = sorted(files.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{n} {kind}{more.get(kind, '')}" for kind, n in ordered)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TextIO
@@ -15,12 +16,21 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from kdcluster.columns import as_json
-from kdcluster.wording import one_line, printable, wrapped
+from kdcluster.wording import one_line, printable, wide, wrapped
 
 
 def show(line: str) -> None:
     """A line of data, on stdout; named, because click sends UTF-8 to a stdout of its own choice where this is ASCII."""
     click.echo(one_line(line), file=sys.stdout)
+
+
+def show_wrapped(before: str, text: str) -> None:
+    """A line of data; on a terminal it goes on below the end of `before`, and no word or command is cut."""
+    if width() is None:
+        return show(before + text)
+    first = before.rstrip(" ").ljust(len(before), "\xa0") if before.strip() else before
+    for part in _broken(first + text, width(), " " * (len(before) or 4)):
+        show(part)
 
 
 def show_text(text: str) -> None:
@@ -29,8 +39,11 @@ def show_text(text: str) -> None:
 
 
 def show_log(line: str) -> None:
-    """A line of a log: in a file or a pipe as it was written."""
-    click.echo(printable(line) if sys.stdout.isatty() else line, file=sys.stdout)
+    """A line of a log: in a file or a pipe as it was written, on a terminal broken at words where it is too long."""
+    text, columns = printable(line) if sys.stdout.isatty() else line, width()
+    fits = columns is None or wide(text.expandtabs()) <= columns
+    for part in [text] if fits else _broken(text, columns, "  "):
+        click.echo(part, file=sys.stdout)
 
 
 def show_json(document: Any) -> None:
@@ -52,11 +65,33 @@ def leave(message: str, code: int) -> NoReturn:
 
 
 def _talk(line: str) -> None:
-    """A line on stderr; a terminal gets it broken at words, but for a command, which is to be copied as a whole."""
-    there = None if "kdcluster " in line else size(sys.stderr)
+    """A line on stderr; a terminal gets it broken at words."""
+    there = size(sys.stderr)
     indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
-    for part in wrapped(line, there.columns if there else None, indent):
+    for part in _broken(line, there.columns if there else None, indent):
         click.echo(part, file=sys.stderr)
+
+
+def _broken(line: str, columns: int | None, indent: str) -> list[str]:
+    """A line as a terminal gets it, broken at words, but for a command, which is to be copied as a whole.
+
+    Of one that has no room the lines end in a backslash, which a shell takes as one, unless a quoted word holds blanks.
+    """
+    if columns is None:
+        return [one_line(line)]
+    lines = wrapped(_COMMAND.sub(lambda found: found[0].replace(" ", "\xa0"), line), columns, indent)
+    return [part for whole in lines for part in _continued(whole, columns, indent)]
+
+
+def _continued(line: str, columns: int, indent: str) -> list[str]:
+    if wide(line) <= columns or not _COMMAND.search(line) or "'" in line:
+        return [line]
+    *before, last = wrapped(line, columns - 2, f"{indent}  ")
+    return [*(f"{part} \\" for part in before), last]
+
+
+_COMMAND = re.compile(r"(?:\w+: )?\bkdcluster .*?(?=[,;:)](?: |$)|   |$)")
+"""One to type, with what introduces it, up to the end of its clause."""
 
 
 def size(stream: TextIO) -> os.terminal_size | None:

@@ -91,7 +91,7 @@ def wrapped(text: str, width: int | None, indent: str = "") -> list[str]:
 
     No width: no break. There is none at a no-break space, either, which is shown as a blank.
     """
-    text = re.sub(r"(?<=\d) (?=%)", "\xa0", one_line(text))
+    text = re.sub(r"(?<=\d) (?=%|px\b)", "\xa0", one_line(text))
     if width is None or wide(text) <= width:
         return [text.replace("\xa0", " ")]
     within = max(1, width - (wide(text) - len(text)))

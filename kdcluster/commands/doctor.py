@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,8 @@ from kdcluster.launch.preflight import preflight
 from kdcluster.launch.status import statuses
 from kdcluster.plan import Plan
 from kdcluster.processes import threads_available
-from kdcluster.terminal import show, show_json
+from kdcluster.states import GIVEN_UP, State
+from kdcluster.terminal import say, show_json, show_wrapped, width
 from kdcluster.wording import count, one_line
 
 ENOUGH_GIB = 5.0
@@ -34,13 +36,15 @@ ENOUGH_GIB = 5.0
 def doctor(chosen: Chosen, *, with_job: bool, as_json: bool) -> None:
     """Print each finding as soon as it is there; leave with 1 where one is not good."""
     made = chosen.plan() if chosen.experiments else None
+    if not as_json and width() is not None:
+        say("looking at this machine; that takes some seconds")
     findings = []
     for finding in examine(made, chosen, with_job=with_job):
         findings.append(finding)
         if not as_json:
-            show(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
+            show_wrapped("ok    " if finding.ok else "FAIL  ", f"{finding.what}: {finding.found}")
             if not finding.ok and finding.todo:
-                show(f"      do: {finding.todo}")
+                show_wrapped("      ", f"do: {finding.todo}")
     if as_json:
         show_json({"schema": "kdcluster.doctor/1", "findings": [asdict(finding) for finding in findings]})
     if not all(finding.ok for finding in findings):
@@ -83,8 +87,11 @@ def _place(plan: Plan | None, chosen: Chosen, *, with_job: bool) -> Iterator[Fin
         yield Finding("submit", False, one_line(str(error)))
         return
     starts = f"{len(wanted) or 'none'} of {count(len(plan.runs), 'run')} would be {there.word}"
-    left = left_out(one for run_id, one in found.items() if run_id not in wanted)
-    yield Finding("submit", True, "; ".join(filter(None, (starts, left, *notes))))
+    others = [one for run_id, one in found.items() if run_id not in wanted]
+    states = Counter(one.state for one in others if one.state not in GIVEN_UP)
+    rest = ", ".join(f"{number} {state}" for state, number in states.items())
+    rest = "all are done" if states[State.DONE] == len(plan.runs) else rest
+    yield Finding("submit", True, "; ".join(filter(None, (starts, rest, left_out(others), *notes))))
 
 
 def _gpus() -> Finding:

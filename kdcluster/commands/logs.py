@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from kdcluster import records
@@ -16,7 +17,7 @@ from kdcluster.history import headline, history
 from kdcluster.launch.status import KNOWN_S, Status, last_sign, statuses_of
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import ENDED, State
-from kdcluster.terminal import say, show_json, show_log
+from kdcluster.terminal import say, show_json, show_log, width
 from kdcluster.wording import count
 
 POLL_S = 0.2
@@ -24,7 +25,7 @@ ASK_S = 1.0
 """How often the runs' states are asked for, which costs more than a look at their files."""
 
 
-def logs(chosen: Chosen, name: str, *, follow: bool, rank: int | None, as_json: bool) -> None:
+def logs(chosen: Chosen, name: str, *, follow: bool, rank: int | None, last: int | None, as_json: bool) -> None:
     """Print the log of a run, or of those of an experiment that one wants to read now."""
     experiment, run_dirs = of_name(chosen.root, name)
     found = statuses_of(run_dirs)
@@ -39,7 +40,8 @@ def logs(chosen: Chosen, name: str, *, follow: bool, rank: int | None, as_json: 
             status = found[run_dir]
             say(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}")
     try:
-        text = lines(labels, follow=follow, rank=rank)
+        short = width() is not None and not as_json
+        text = lines(labels, follow=follow, rank=rank, last=last, short=short)
         if as_json:
             ids = [run_dir.id for run_dir in run_dirs]
             document = {"run": ids[0] if len(ids) == 1 else None, "runs": ids, "lines": list(text)}
@@ -81,7 +83,14 @@ def _labels(run_dirs: Iterable[RunDir]) -> dict[RunDir, str]:
     return {one: label if often[label] == 1 else f"{label} {one.id[-8:]}" for one, label in short.items()}
 
 
-def lines(labels: Mapping[RunDir, str], *, follow: bool = False, rank: int | None = None) -> Iterator[str]:
+def lines(
+    labels: Mapping[RunDir, str],
+    *,
+    follow: bool = False,
+    rank: int | None = None,
+    last: int | None = None,
+    short: bool = False,
+) -> Iterator[str]:
     """`[attempt 1 rank 0] …` for every line of every attempt, oldest first; before them what SLURM jobs said.
 
     Of several attempts, each begins with where and when it ran, and how it ended.
@@ -90,16 +99,20 @@ def lines(labels: Mapping[RunDir, str], *, follow: bool = False, rank: int | Non
         labels: of each run, what its lines begin with before the attempt; "" for one run alone.
         follow: go on until the runs have ended; a new attempt is picked up.
         rank: this rank alone.
+        last: of what is there at the beginning, so many lines.
+        short: for a terminal: the attempt is named where there are several, rank 0 where it is not alone, and of times
+            the date only where it is not today's.
     """
-    readers = {run_dir: _Reader(run_dir, f"{label} ".lstrip(), rank) for run_dir, label in labels.items()}
+    readers = {run_dir: _Reader(run_dir, label, rank, short) for run_dir, label in labels.items()}
     ended: set[RunDir] = set()
     asked = -math.inf
     while True:
         if time.monotonic() >= asked + ASK_S:  # before reading, so that nothing is missed
             found, asked = statuses_of(readers, KNOWN_S), time.monotonic()
             ended = {run_dir for run_dir, status in found.items() if status.state in (*ENDED, State.PLANNED)}
-        for run_dir, reader in readers.items():
-            yield from reader.new(whole=run_dir in ended or not follow)
+        new = (line for one, reader in readers.items() for line in reader.new(whole=one in ended or not follow))
+        yield from new if last is None else deque(new, last)
+        last = None
         if len(ended) == len(readers) or not follow:
             return
         time.sleep(POLL_S)
@@ -108,29 +121,40 @@ def lines(labels: Mapping[RunDir, str], *, follow: bool = False, rank: int | Non
 class _Reader:
     """One run's logs, and how much of them has been read."""
 
-    def __init__(self, run_dir: RunDir, label: str, rank: int | None) -> None:
-        self.run_dir, self.label, self.rank = run_dir, label, rank
+    def __init__(self, run_dir: RunDir, label: str, rank: int | None, short: bool) -> None:
+        self.run_dir, self.label, self.rank, self.short = run_dir, label, rank, short
         self._read: dict[Path, int] = {}
         self._said: set[tuple[int, bool]] = set()
+        self._today = f"{datetime.now():%Y-%m-%d} "
 
     def new(self, *, whole: bool) -> Iterator[str]:
         """Lines that were added since the last call; an unfinished last line only where `whole`."""
         if self.rank is None:
             logs = {path.name: path for path in self.run_dir.path.glob("slurm/*/*.log")}
             for job, name in records.numbered(logs, "", ".log"):
-                yield from (f"[{self.label}job {job}] {line}" for line in _new(logs[name], self._read, whole))
+                yield from self._labelled(_new(logs[name], self._read, whole), f"job {job}")
         attempts = history(self.run_dir)
         for record in attempts:
             attempt = self.run_dir.attempt(record.attempt)
-            where = f"{self.label}attempt {attempt.number}"
+            where = "" if self.short and len(attempts) == 1 else f"attempt {attempt.number}"
             stage = (attempt.number, record.state is not None)
             several = len(attempts) > 1 or self.label
             if self.rank is None and several and stage not in self._said:  # once when it starts, once when it has ended
                 self._said.add(stage)
-                yield f"[{where}] {headline(record)}"
-            for label, path in attempt.logs():
+                yield from self._labelled([headline(record)], where)
+            logs_of = attempt.logs()
+            alone = self.short and not any(label.startswith("rank") and label != "rank 0" for label, _ in logs_of)
+            for label, path in logs_of:
                 if self.rank is None or label == f"rank {self.rank}":
-                    yield from (f"[{where} {label}] {line}" for line in _new(path, self._read, whole))
+                    shown = "" if alone and label == "rank 0" else label
+                    yield from self._labelled(_new(path, self._read, whole), where, shown)
+
+    def _labelled(self, new: Iterable[str], *words: str) -> Iterator[str]:
+        """Lines that begin with whose they are, as far as that is not clear."""
+        before = " ".join(filter(None, (self.label, *words)))
+        for line in new:
+            shown = line.removeprefix(self._today) if self.short else line
+            yield f"[{before}] {shown}" if before else shown
 
 
 def _new(path: Path, read: dict[Path, int], whole: bool) -> list[str]:

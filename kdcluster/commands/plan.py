@@ -18,9 +18,9 @@ from kdcluster.launch.submission import to_start
 from kdcluster.launch.torchrun import Layout, Meeting, command
 from kdcluster.plan import Plan, Run
 from kdcluster.states import State
-from kdcluster.terminal import leave, say, show, show_json, show_text, width
+from kdcluster.terminal import leave, say, show, show_json, show_text, show_wrapped, width
 from kdcluster.wording import command as typed
-from kdcluster.wording import count, quoted, wide, wrapped
+from kdcluster.wording import count, quoted, wide
 
 
 def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
@@ -53,9 +53,9 @@ def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
     else:
         _show_plan(made, rows, where)
         for line in (line for one in seen for line in one.lines):
-            _show("", line)
+            show_wrapped("", line)
         for note in notes:
-            _show("", f"note: {note}")
+            show_wrapped("", f"note: {note}")
         say_notes(there, made, wanted)
         chosen.say_where_no_runs_are()
     if checked and checked.get("refused"):
@@ -108,20 +108,22 @@ def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout])
     teacher_params = {row["id"]: row.get("params") for row in rows if row["role"] == "teacher"}
     for row in rows:
         run = made[row["id"]]
-        _show("", f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
-        _show("  for      ", f"{', '.join(row['experiments'])}; on {where[run.id]}")
+        show_wrapped("", f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
+        show_wrapped("  for      ", f"{', '.join(row['experiments'])}; on {where[run.id]}")
         if row.get("params"):
             of = [teacher_params[need] for need in row["needs"] if teacher_params.get(need)]
             smaller = f", {of[0] / row['params']:.1f}× smaller than its teacher" if of else ""
-            _show("  params   ", f"{row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
+            show_wrapped("  params   ", f"{row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
         if row["needs"]:
-            _show("  needs    ", ", ".join(row["needs"]))
+            show_wrapped("  needs    ", ", ".join(row["needs"]))
         if row["state"] == State.DONE:
             continue
         if begins := row["begins"]:
             at = f"at the end of {begins['run']}"
             why_not = f"from scratch, and not {at}: {begins['why_not']}"
-            _show("  begins   ", why_not if begins["why_not"] else f"{at}, with the same numbers as from scratch")
+            show_wrapped(
+                "  begins   ", why_not if begins["why_not"] else f"{at}, with the same numbers as from scratch"
+            )
         for line in _typed(row["command"], "  command  ", width()):
             show(line)
         if row["sbatch"]:
@@ -133,12 +135,6 @@ def say_inputs(runs: Iterable[Run], data: Path) -> None:
     for one in inputs.told(runs, data):
         for line in one.lines:
             say(line)
-
-
-def _show(before: str, text: str) -> None:
-    """A line; on a terminal it goes on below its own beginning."""
-    for line in wrapped(before + text, width(), " " * (len(before) or 4)):
-        show(line)
 
 
 def _typed(argv: list[str], before: str, width: int | None) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -22,13 +20,15 @@ from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir, find_run
 from kdcluster.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
 from kdcluster.terminal import show as show_line
-from kdcluster.terminal import show_json
-from kdcluster.wording import count, one_line, quoted, size
+from kdcluster.terminal import show_json, width
+from kdcluster.wording import count, one_line, quoted, size, wrapped
 
 MOST_NAMED = 6
 """So many runs that need it are named; a teacher of a sweep has dozens."""
 IN_ITS_NAME = ("role", "seed", "teacher")
 """Settings that stand in its id, or among its needs."""
+RECORDS = "records"
+"""All small files beside the others, as ticket.json and an empty lock."""
 JOINED = "\u00a0"
 """A blank at which no line is broken."""
 WIDTH = 100
@@ -47,8 +47,8 @@ def show(chosen: Chosen, name: str, *, as_json: bool) -> None:
         return show_json(_document(run_dir, run, wrong, found, [user.id for user in users], sizes))
     for line in (
         *_about(run_dir, run, wrong, found, users),
-        *_settings({key: one for key, one in of_run(run).items() if key not in IN_ITS_NAME}),
         *_attempts(run_dir),
+        *_settings({key: one for key, one in of_run(run).items() if key not in IN_ITS_NAME}),
         *_files(sizes),
     ):
         show_line(line)
@@ -90,8 +90,7 @@ def _about(run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], u
 
 def _wrapped(text: str, before: str = "  ") -> list[str]:
     """Text as lines that fit the terminal, each below the beginning of the first."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    wrapper = textwrap.TextWrapper(max(width, 40), before, " " * len(before))
+    wrapper = textwrap.TextWrapper(max(width() or WIDTH, 40), before, " " * len(before))
     wrapper.break_on_hyphens = wrapper.break_long_words = False  # an id or a path stays whole
     return wrapper.wrap(one_line(text))
 
@@ -123,7 +122,8 @@ def _settings(settings: Mapping[str, Setting]) -> Iterator[str]:
     changed = {key: one for key, one in settings.items() if not one.is_default}
     yield from ("", "settings that are not the default")
     rows = ([key, one.text, "" if one.hashed else NOT_IN_THE_ID] for key, one in changed.items())
-    yield from (f"  {line}" for line in aligned(rows))
+    for line in aligned(rows):
+        yield from wrapped(f"  {line}", width(), "      ")
     yield "settings at their default"
     rest = (f"{key}{JOINED}{one.text}" for key, one in settings.items() if one.is_default)
     yield from (line.replace(JOINED, " ") for line in _wrapped(", ".join(rest)))
@@ -132,18 +132,20 @@ def _settings(settings: Mapping[str, Setting]) -> Iterator[str]:
 def _attempts(run_dir: RunDir) -> Iterator[str]:
     records = history(run_dir)
     yield from ("", "attempts" if records else "no attempt yet")
-    yield from (f"  {line}" for line in post_mortem(records))
+    for line in post_mortem(records):
+        yield from wrapped(f"  {line}", width(), "      ")
 
 
 def _files(sizes: Mapping[Path, int]) -> Iterator[str]:
-    """The files, those of a folder together, but each checkpoint, which may be large."""
+    """The files: each checkpoint and each of weights, which may be large, those of a folder, and the small records."""
     groups: dict[str, list[int]] = {}
     for path, bytes_ in sizes.items():
-        name = str(path) if len(path.parts) == 1 or path.parts[0] == "checkpoints" else f"{path.parts[0]}/"
+        each = path.suffix in (".ckpt", ".safetensors") or path.name == "config.yaml"
+        name = str(path) if each else f"{path.parts[0]}/" if len(path.parts) > 1 else RECORDS
         groups.setdefault(name, []).append(bytes_)
     yield from ("", f"files, {size(sum(sizes.values()))}")
     named = sorted(groups.items(), key=lambda group: -sum(group[1]))
-    counts = [f"  {count(len(each), 'file')}" if name[-1] == "/" else "" for name, each in named]
+    counts = [f"  {count(len(each), 'file')}" if name[-1] == "/" or name == RECORDS else "" for name, each in named]
     rows = [[size(sum(each)), name + number] for (name, each), number in zip(named, counts, strict=True)]
     yield from (f"  {line}" for line in aligned(rows, right=(0,)))
 

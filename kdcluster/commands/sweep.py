@@ -32,7 +32,7 @@ from kdcluster.sweep.confirmation import Confirmed, arms, confirmed
 from kdcluster.sweep.flow import Sweeping, trial_room
 from kdcluster.sweep.forecast import forecast
 from kdcluster.sweep.points import Point, Space
-from kdcluster.terminal import can_show, leave, say, show, show_text, width
+from kdcluster.terminal import can_show, leave, say, show_text, show_wrapped, width
 from kdcluster.wording import count
 
 if TYPE_CHECKING:
@@ -173,22 +173,23 @@ def _show_dry_run(
     found = statuses(teachers.joined([*confirmation.runs, *of_trials]), root)
     for number, point in enumerate(points, 1):
         known = [f"{run_id} ({found[run_id].state})" for run_id in point.ids]
-        show(f"{number:>3}  {' '.join(point.settings)}  {', '.join(known)}")
+        show_wrapped(f"{number:>3}  ", f"{' '.join(point.settings)}  {', '.join(known)}")
     to_come = wishes - len(points) if searched.is_adaptive else 0
     if searched.is_adaptive:
-        show(f"     and {to_come} more, which follow from the results of these")
+        show_wrapped("     ", f"and {to_come} more, which follow from the results of these")
     over = (State.DONE, State.STOPPED) if searched.sweep.scheduler != "none" else (State.DONE,)
     missing = [run for run in teachers.runs if found[run.id].state != State.DONE]
     for run in missing:
-        show(f"first {run.id}")
+        show_wrapped("first ", run.id)
     trials = [run for run in of_trials if found[run.id].state not in over] + to_come * list(points[0].runs)
     fresh = [run for run in students if found[run.id].state != State.DONE]
-    show(
+    show_wrapped(
+        "",
         f"{count(len(points) + to_come, 'trial')}, {count(len(teachers.runs), 'teacher')} "
-        f"({len(missing)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started"
+        f"({len(missing)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started",
     )
     if words := forecast([missing, trials, fresh], root, at_once):
-        show(words)
+        show_wrapped("", words)
 
 
 def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import urllib.parse
@@ -21,7 +22,7 @@ from kdcluster.differing import SIGNS, settings, words
 from kdcluster.errors import KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.runs import RunDir, run_dirs
-from kdcluster.terminal import say, show
+from kdcluster.terminal import say, show, show_wrapped, size
 from kdcluster.wording import count, one_line
 
 EVERY_S = 5
@@ -54,11 +55,17 @@ def tensorboard(chosen: Chosen, port: int | None) -> None:
         there = links.look()
         url = _serve(folder, port, ", ".join(sorted(wanted)) or str(chosen.root))
         at = urllib.parse.urlsplit(url).port
-        show(f"{url}?smoothing=0&pinnedCards={urllib.parse.quote(json.dumps(PINNED, separators=(',', ':')))}")
+        pins = urllib.parse.quote(json.dumps(PINNED, separators=(",", ":")))
+        show(url)
+        show_wrapped(
+            "", f"the same without smoothing, and the accuracies pinned on top: {url}?smoothing=0&pinnedCards={pins}"
+        )
         say(f"{count(there, 'run')} in {chosen.root}; those that begin come in; Ctrl-C ends it")
         say(f"from another machine: ssh -N -L {at}:{HOST}:{at} {socket.gethostname()}, then this address there")
         while not ending.wait(EVERY_S):
             links.look()
+    if size(sys.stderr):
+        say("")  # the shell's prompt would stand behind ^C
 
 
 def _name(root: Path, experiment: str) -> str:

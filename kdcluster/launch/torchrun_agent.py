@@ -33,6 +33,8 @@ from kdcluster.runs import Attempt
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+AGENT = "torch.distributed.elastic.agent.server.api"
+"""The logger that says by which signal torchrun was stopped."""
 STOPPER = "torch.distributed.elastic.multiprocessing.api"
 """The logger that says which processes torchrun stops itself; it says so nowhere else."""
 
@@ -68,6 +70,8 @@ def main() -> None:
         raise
     except SignalException as error:
         ended["signal"] = int(error.sigval)
+        if error.sigval == signal.SIGTERM:
+            sys.exit("torchrun was stopped on request (SIGTERM)")  # no traceback, and the same exit code, 1
         raise
     except Exception as error:
         ended["error"] = f"{type(error).__name__}: {error}"
@@ -92,14 +96,27 @@ def open_store(address: str) -> Any:
 
 
 class Stopped(logging.Handler):
-    """Which processes torchrun has sent which signals, as its logger says."""
+    """Which processes torchrun has sent which signals, as its logger says.
+
+    After SIGTERM, which is how a run is asked to stop, the loggers say nothing of the signals that are passed on.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.signals: set[tuple[int, int]] = set()
+        self._asked = False
         stopper = logging.getLogger(STOPPER)
         stopper.setLevel(logging.WARNING)
         stopper.addHandler(self)
+        for logger in (logging.getLogger(AGENT), stopper):
+            logger.addFilter(self._wanted)
+
+    def _wanted(self, record: logging.LogRecord) -> bool:
+        """Not "Received %s death signal", nor after it "Sending process %s closing signal %s"."""
+        if record.name == AGENT:
+            self._asked |= record.args == (signal.SIGTERM,)
+            return record.args != (signal.SIGTERM,)
+        return not self._asked or len(record.args or ()) != 2
 
     def emit(self, record: logging.LogRecord) -> None:
         """Read "Sending process %s closing signal %s" and "Unable to shutdown process %s via %s, … via %s"."""

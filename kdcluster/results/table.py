@@ -156,6 +156,8 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
     top1 = [m.top1 for m in ours if m.top1 is not None]
     params, mean = _params(ours), _mean(top1)
     teacher = runs["teacher"] if role != "teacher" else ()
+    if params is None and role != "teacher":  # baseline and distilled are one model
+        params = _params((*runs["baseline"], *runs["distilled"]))
     teacher_params, teacher_mean = _params(teacher), _mean([m.top1 for m in teacher if m.top1 is not None])
     gains = list(_gains(runs).values()) if role == "distilled" else []
     return Row(

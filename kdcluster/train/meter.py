@@ -164,9 +164,9 @@ class Meter:
         self.publish.tracker.scalars(values, step)
 
     def said(self) -> list[str]:
-        """The epoch's mean loss, its last learning rate and its speed, for its line in the log."""
+        """The epoch's mean loss and its speed, for its line in the log, which is to fit 80 columns."""
         loss = sum(self.losses) / len(self.losses)
-        return [f"loss {loss:.4f}", f"lr {self.training.lr:.3g}", f"{self.images_per_s:.0f} images/s"]
+        return [f"loss {loss:.4f}", f"{self.images_per_s:.0f} images/s"]
 
     def _not_finite(self, step: int, means: list[float]) -> str:
         """A loss that is not finite: where that began, and what to try."""
@@ -203,7 +203,8 @@ def say_start(run: Run, world: World, net: models.Classifier, teacher: torch.nn.
     log.info("on %s: %s%s; precision %s", where, count(world.size, "process"), threads, precision)
     if run.train:
         whole = f"{count(steps, 'step')} an epoch, {steps * run.train.epochs:,} in {count(run.train.epochs, 'epoch')}"
-        log.info("%s; batch of %s", whole, count(run.train.batch_size, "image"))
+        batch = f"batch of {run.train.batch_size}; lr {run.train.lr:g}, {run.train.schedule}"
+        log.info("%s; %s", whole, batch)
 
 
 def say_epoch(epoch: int, run: Run, metrics: Mapping[str, float], meter: Meter | None, left_s: float) -> None:

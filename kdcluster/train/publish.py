@@ -144,7 +144,7 @@ class Publisher:
         if self.active and self.attempt is not None:
             self.beat(epoch, step, force=True)  # where it stands while it waits to go on
             self.attempt.write("preempted", {"step": step})
-            log.info("stopped on request at step %d; the next submit goes on from there", step)
+            log.info("stopped on request, saved at step %d: goes on from there", step)
 
     def may_write(self) -> bool:
         """Whether this process writes checkpoints: rank 0 of an attempt that is the newest.

@@ -66,7 +66,9 @@ def test_runs_have_readable_names_and_come_in_while_it_runs(tmp_path: Path) -> N
     process = start(tmp_path, "tiny")
     try:
         assert process.stdout is not None
-        page = urllib.parse.urlsplit(process.stdout.readline().strip())
+        plain, pins = process.stdout.readline().strip(), process.stdout.readline()
+        page = urllib.parse.urlsplit(pins.split(" ")[-1].strip())
+        assert plain == f"http://{page.netloc}/"
         pinned = json.loads(urllib.parse.parse_qs(page.query)["pinnedCards"][0])
         assert pinned[0] == {"plugin": "scalars", "tag": "test/top1"}
         url = f"http://{page.netloc}/data"

@@ -103,7 +103,21 @@ def test_the_signal_that_stopped_the_agent(tmp_path: Path, monkeypatch: pytest.M
     run.process.terminate()
     report = run.wait()
     assert (report["signal"], report["failures"]) == (signal.SIGTERM, [])
+    assert run.returncode == 1
+    assert run.attempt.log().read_text() == "torchrun was stopped on request (SIGTERM)\n"
     assert list(run.left.iterdir()) == []
+
+
+def test_a_signal_that_asks_for_no_stop_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Torchrun(tmp_path, monkeypatch, "waits")
+    while len(list(run.run_dir.path.glob("here*"))) < 2:
+        assert run.process.poll() is None
+        time.sleep(0.05)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait()["signal"] == signal.SIGINT
+    assert run.returncode == 1
+    log = run.attempt.log().read_text()
+    assert all(words in log for words in ("death signal", "closing signal", "Traceback", "SignalException"))
 
 
 def test_what_the_ranks_could_not_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

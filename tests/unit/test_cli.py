@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": (*EXP, *RUNS, "--watch", "--json"),
     "show": (*RUNS, "--json"),
     "diff": (*EXP, *RUNS, "--json"),
-    "logs": (*RUNS, "--follow", "--rank", "--json"),
+    "logs": (*RUNS, "--follow", "--lines", "--rank", "--json"),
     "results": (
         *EXP,
         "--role",

@@ -95,9 +95,14 @@ def test_the_doctor_counts_what_would_be_started(folder: Path, monkeypatch: pyte
     put(folder / "runs", baseline, "cancelled")
     assert told("tiny.yaml") == {
         "backend": "ok   local, running on this machine",
-        "submit": "ok   1 of 3 runs would be started; 1 cancelled is left out (--retry)",
+        "submit": "ok   1 of 3 runs would be started; 1 done; 1 cancelled is left out (--retry)",
     }
     put(folder / "runs", distilled, "running")
-    assert told("tiny.yaml")["submit"].startswith("ok   none of 3 runs would be started")
+    assert told("tiny.yaml")["submit"] == (
+        "ok   none of 3 runs would be started; 1 done, 1 running; 1 cancelled is left out (--retry)"
+    )
+    for one in (baseline, distilled):
+        put(folder / "runs", one, "done").weights("best").touch()
+    assert told("tiny.yaml")["submit"] == "ok   none of 3 runs would be started; all are done"
     assert "submit" not in told()
     assert "on this machine there are no jobs" in run("doctor", "--with-job").stderr

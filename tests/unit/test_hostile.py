@@ -265,7 +265,7 @@ def test_a_log_on_a_terminal_and_in_a_pipe(failed: RunDir) -> None:
     attempt.log(0).write_bytes(b"\x1b[2Jone\xff\n 10%|#\r 100%|####\r\n\x9b31m two\t2\n")
     words = [sys.executable, "-m", "kdcluster.cli", "logs", failed.id, "--rank", "0"]
     expected = ["\\x1b[2Jone\ufffd", " 10%|#", " 100%|####", "\ufffd31m two\t2"]
-    assert on_terminal(words) == [f"[attempt 1 rank 0] {line}" for line in expected]
+    assert on_terminal(words) == expected
     piped = subprocess.run(words, capture_output=True, check=True).stdout.decode()
     assert "one\ufffd\n[attempt 1 rank 0]  10%|#\n" in piped
 
@@ -287,6 +287,40 @@ def _chunks(master: int) -> Iterator[bytes]:
     except OSError:  # Linux' way to say that nobody holds the other side any more
         pass
     os.close(master)
+
+
+def test_a_long_line_on_a_terminal_is_broken_at_words(failed: RunDir) -> None:
+    attempt, text = failed.attempt(1), " ".join(["syllables"] * 12)
+    attempt.log(0).write_text(text + "\n")
+    words = [sys.executable, "-m", "kdcluster.cli", "logs", failed.id, "--rank", "0"]
+    shown = on_terminal(words)
+    assert [len(line) <= 80 for line in shown] == [True, True]
+    assert " ".join(map(str.strip, shown)) == text
+    assert subprocess.run(words, capture_output=True, check=True).stdout.decode() == f"[attempt 1 rank 0] {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            f"{'words ' * 11}and kdcluster results demo --seeds 0,1; then more",
+            [f"ok    {'words ' * 11}and", "      kdcluster results demo --seeds 0,1; then more"],
+        ),
+        (
+            f"next: kdcluster submit demo {'--set train.epochs=6 ' * 3}",
+            [
+                "ok    next: kdcluster submit demo --set train.epochs=6 --set train.epochs=6 \\",
+                "        --set train.epochs=6",
+            ],
+        ),
+        ("no\tcommand", ["ok    no command"]),
+    ],
+)
+def test_a_command_on_a_terminal_can_be_copied(text: str, expected: list[str]) -> None:
+    script = "import sys; from kdcluster.terminal import show_wrapped; show_wrapped('ok    ', sys.argv[1])"
+    assert on_terminal([sys.executable, "-c", script, text]) == expected
+    piped = subprocess.run([sys.executable, "-c", script, text], capture_output=True, check=True, text=True).stdout
+    assert piped.splitlines() == [f"ok    {text}".replace("\t", " ")]
 
 
 def test_where_an_attempt_ran_is_one_line_of_the_log(failed: RunDir) -> None:

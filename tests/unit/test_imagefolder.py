@@ -169,7 +169,10 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     found = look(images(root, "train/cat/._a.png", "train/cat/.DS_Store", "train/.x/b.png", "__MACOSX/train/cat/b.png"))
     assert found.digest == look(pets(tmp_path / "two")).digest
     assert found.images["train"] == ("train/cat/a.png", "train/dog/a.png")
-    assert [note.partition(" (")[0] for note in found.notes] == ["left out of train/ and test/: 1 hidden"]
+    what = "left out of train/ and test/: {} (images are "
+    assert [note.partition(".jpg")[0] for note in found.notes] == [what.format("1 hidden (train/cat/._a.png)")]
+    (note,) = look(images(root, "test/dog/.b.png")).notes
+    assert note.startswith(what.format("2 hidden (as test/dog/.b.png)"))
 
 
 def test_other_kinds_of_files_are_counted(tmp_path: Path) -> None:

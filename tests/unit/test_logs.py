@@ -79,6 +79,32 @@ def test_labels_and_order(run_dir: RunDir) -> None:
     assert len(found) == 2 * (1 + 4 * 2) + 1
 
 
+def test_what_a_terminal_need_not_be_told(run_dir: RunDir) -> None:
+    """An attempt and a rank that are alone, and today's date."""
+    attempt = started(run_dir, agent=DEAD)
+    attempt.log(0).write_text(f"{time.strftime('%Y-%m-%d')} 08:00:00 a\n1999-12-31 09:00:00 b\n")
+    assert list(lines(run_dir, short=True)) == ["08:00:00 a", "1999-12-31 09:00:00 b"]
+    attempt.log().write_text("banner\n")
+    assert list(lines(run_dir, short=True))[:2] == ["[torchrun] banner", "08:00:00 a"]
+    attempt.log().unlink()
+    attempt.log(1).write_text("c\n")
+    assert list(lines(run_dir, short=True))[-1] == "[rank 1] c"
+    assert next(lines(run_dir, short=True)) == "[rank 0] 08:00:00 a"
+    started(run_dir, agent=DEAD).log(0).write_text("d\n")
+    assert list(lines(run_dir, short=True))[-1] == "[attempt 2] d"
+
+
+def test_the_last_lines_alone(run_dir: RunDir, script: Script) -> None:
+    attempt = started(run_dir, agent=LIVE)
+    log = attempt.log(0)
+    log.write_text("one\ntwo\nthree\n")
+    assert list(lines(run_dir, last=2)) == ["[attempt 1 rank 0] two", "[attempt 1 rank 0] three"]
+    assert list(lines(run_dir, last=0)) == []
+    script(say(log, "four\nfive\n"), lambda: ended(attempt, "done"))
+    found = list(lines(run_dir, last=1, follow=True))
+    assert found == [f"[attempt 1 rank 0] {number}" for number in ("three", "four", "five")]
+
+
 def test_one_rank_alone(run_dir: RunDir) -> None:
     attempt = started(run_dir, agent=DEAD)
     attempt.log().write_text("banner\n")

@@ -70,12 +70,15 @@ def test_all_of_a_run_on_one_screen(made: Plan, root: Path) -> None:
     assert re.search(r"^  train\.lr +0\.5$", changed, re.MULTILINE)
     assert re.search(r"^  model_args\.patch_size +8$", changed, re.MULTILINE)
     assert re.search(r"^  resources\.threads +1 +\(not in the id\)$", changed, re.MULTILINE)
+    before = said.partition("settings that")[0]
+    assert before.index("needs") < before.index("attempt 1 on ")
     at_default, _, after = rest.partition("\n\n")
     assert "train.optimizer adamw" in " ".join(at_default.split())
     assert "train.lr" not in at_default
-    assert "attempt 1 on " in after
     assert "24 B  checkpoints/step-00000010.ckpt" in after
     assert re.search(r"attempts/  \d files", after)
+    assert re.search(r" B  records  \d files\n", after)
+    assert not re.search(r"trainer\.lock|\.json", after)
 
 
 def test_of_a_run_that_failed_the_traceback_and_what_to_do(made: Plan, root: Path) -> None:

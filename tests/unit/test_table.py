@@ -434,6 +434,15 @@ def test_without_trainer_json_its_facts_come_from_result_json(tmp_path):
     assert "there is no trainer.json; its facts are taken from result.json" in reasons(table)
 
 
+def test_the_size_of_a_student_is_known_from_the_other_role(tmp_path):
+    plan = planned(tmp_path, seeds=[0])
+    fabricate(tmp_path, of(plan, "teacher"), TEACHER)
+    fabricate(tmp_path, of(plan, "baseline"), BASELINE[0])
+    found = rows(build(plan, tmp_path))
+    assert (found["distilled"].n, found["distilled"].params) == (0, 5_543_716)
+    assert found["distilled"].reduction == found["baseline"].reduction
+
+
 # --- notes
 
 
