@@ -57,7 +57,6 @@ def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
         for note in notes:
             show_wrapped("", f"note: {note}")
         say_notes(there, made, wanted)
-        chosen.say_where_no_runs_are()
     if checked and checked.get("refused"):
         leave("these runs could not run there", 1)
 

@@ -236,7 +236,7 @@ def test_two_experiments_on_eight_gpus_are_five_runs(empty_folder: Path) -> None
 def test_a_plan_to_read(empty_folder: Path) -> None:
     result = run("plan", "demo", "--procs", "2", "--seeds", "0")
     rows = planned("demo", "--procs", "2", "--seeds", "0")
-    assert result.stderr.startswith(f"there are no runs in {empty_folder}/runs; ")
+    assert result.stderr == ""
     *lines, sees = result.stdout.splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == [row["id"] for row in rows]
     assert sees == DEMO
@@ -449,7 +449,7 @@ def test_logs_of_a_run(empty_folder: Path) -> None:
 
 def test_results_of_what_was_never_started(empty_folder: Path) -> None:
     result = run("results", "demo")
-    assert (result.exit_code, len(result.stderr.splitlines())) == (0, 1)
+    assert (result.exit_code, result.stderr) == (0, "")
     assert "planned" in result.stdout
     assert run("results", "demo", "--strict").exit_code == 1
     assert json.loads(run("results", "demo", "--json").stdout)["schema"] == "kdcluster.results/1"
@@ -657,8 +657,8 @@ def test_any_other_error_of_the_system_keeps_its_traceback(empty_folder, monkeyp
 
 def test_a_runs_directory_without_runs_is_named(empty_folder: Path) -> None:
     said = f"there are no runs in {empty_folder}/runs; --runs-dir or KDCLUSTER_RUNS_DIR names another directory\n"
-    for command in ("plan", "status", "results"):
+    for command in ("status", "results"):
         assert said in run(command, "demo", "--seeds", "0").stderr
     put(empty_folder / "runs", make_run(empty_folder, "baseline"), "planned")
-    for command in ("plan", "status", "results"):
+    for command in ("status", "results"):
         assert "there are no runs" not in run(command, "demo", "--seeds", "0").stderr
