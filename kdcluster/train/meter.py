@@ -164,9 +164,9 @@ class Meter:
         self.publish.tracker.scalars(values, step)
 
     def said(self) -> list[str]:
-        """The epoch's mean loss and its speed, for its line in the log, which is to fit 80 columns."""
+        """The epoch's mean loss, its last learning rate and its speed, for its line in the log."""
         loss = sum(self.losses) / len(self.losses)
-        return [f"loss {loss:.4f}", f"{self.images_per_s:.0f} images/s"]
+        return [f"loss {loss:.4f}", f"lr {self.training.lr:.2g}", f"{self.images_per_s:.0f} images/s"]
 
     def _not_finite(self, step: int, means: list[float]) -> str:
         """A loss that is not finite: where that began, and what to try."""
@@ -207,20 +207,18 @@ def say_start(run: Run, world: World, net: models.Classifier, teacher: torch.nn.
         log.info("%s; %s", whole, batch)
 
 
-def say_epoch(epoch: int, run: Run, metrics: Mapping[str, float], meter: Meter | None, left_s: float) -> None:
-    """An epoch in one line of the log.
+def say_epoch(epoch: int, run: Run, metrics: Mapping[str, float], meter: Meter | None) -> None:
+    """An epoch in one line of the log, which fits 80 columns.
 
     Args:
         metrics: of the evaluation after it, as `test/top1`.
         meter: of the epoch; None where it was trained by an earlier attempt, or not at all.
-        left_s: seconds to the end of the run; 0 at the end, and where nobody knows.
     """
     found = [f"{name} {metrics[f'{name}/top1']:.2f} %" for name in ("test", "val") if f"{name}/top1" in metrics]
     if run.train is None:
         return log.info("%s", "  ".join(found))
     loss, *others = meter.said() if meter else [""]
-    left = f"{duration(left_s)} left" if left_s else ""
-    log.info("  ".join(filter(None, [f"epoch {epoch}/{run.train.epochs}", loss, *found, *others, left])))
+    log.info("  ".join(filter(None, [f"epoch {epoch}/{run.train.epochs}", loss, *found, *others])))
 
 
 def duration(seconds: float) -> str:

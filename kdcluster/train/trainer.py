@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -125,7 +124,6 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.bar = Bar(active=self.training.world.rank == 0)
-        self._began = time.perf_counter(), self.progress.step
 
     def run(self) -> bool:
         """To the end; False if the run was stopped before."""
@@ -143,7 +141,7 @@ class Loop:
                     return False
                 self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
                 if self.training.world.rank == 0:
-                    say_epoch(epoch, run, metrics, self.meter, self.left_s())
+                    say_epoch(epoch, run, metrics, self.meter)
                 self.save()
             if epoch == run.train.epochs:
                 return True
@@ -190,14 +188,6 @@ class Loop:
         meter.finish(progress.step, self.saver)
         return True
 
-    def left_s(self) -> float:
-        """Seconds to the end, evaluations and all, at the mean speed of this process; 0 before its first step."""
-        began, first = self._began
-        assert self.training.run.train is not None
-        left = self.training.run.train.epochs * self.steps_per_epoch - self.progress.step
-        done = self.progress.step - first
-        return left * (time.perf_counter() - began) / done if done else 0.0
-
     def save(self) -> None:
         """Checkpoint, unless this is a debug run or its attempt was overtaken."""
         if self.publish.may_write():
@@ -242,7 +232,7 @@ def _evaluate_only(
         metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))
         publish.epoch(0, 0, metrics, net)
         if world.rank == 0:
-            say_epoch(0, run, metrics, None, 0.0)
+            say_epoch(0, run, metrics, None)
         publish.result()
         finished = True
     except Stopped:
