@@ -34,7 +34,7 @@ pytestmark = pytest.mark.integration
 CPU = torch.device("cpu")
 CNN = {"student": tiny.CNN, "teacher": tiny.CNN}
 TAGS = {"train/loss", "train/ce", "train/kd", "train/lr", "test/top1", "test/top5", "test/loss"}
-TAGS |= {"perf/images_per_s", "perf/data_wait_pct", "perf/checkpoint_pct"}
+TAGS |= {"best/top1", "perf/images_per_s", "perf/data_wait_pct", "perf/checkpoint_pct"}
 VAL_TAGS = {"val/top1", "val/top5", "val/loss"}
 
 
@@ -295,7 +295,7 @@ def test_a_teacher_taken_as_it_is_is_only_evaluated(trained):
     run_dir, _ = trained
     result = run_dir.result()
     found = events.read_scalars(run_dir.events, ("",)).points
-    assert set(found) == {"test/top1", "test/top5", "test/loss"} | VAL_TAGS
+    assert set(found) == {"test/top1", "test/top5", "test/loss", "best/top1"} | VAL_TAGS
     assert {point.step for points in found.values() for point in points} == {0}
     assert result["best"] == result["last"]
     assert (result["epochs"], result["steps"], result["last"]["epoch"]) == (0, 0, 0)

@@ -17,6 +17,7 @@ import pytest
 from kdcluster.files import read_json
 from kdcluster.processes import is_alive
 from kdcluster.runs import RunDir, run_dirs
+from kdcluster.states import State
 from tests.desk import SLOW_MODEL, processes_of, wait_until
 from tests.disk import fill, small_disk
 from tests.tiny import VIT, put_images, write_experiment
@@ -211,6 +212,11 @@ def on_a_small_disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
+def states_shown(out: str, trials: int) -> list[str]:
+    """The states in the first rows of the table that a sweep ends with."""
+    return [next(word for word in line.split() if word in set(State)) for line in out.splitlines()[1 : trials + 1]]
+
+
 def test_kills_of_driver_trial_and_ray_and_a_full_disk_lose_nothing(
     on_a_small_disk: Path, nothing_left: list[Desk]
 ) -> None:
@@ -249,7 +255,7 @@ def test_kills_of_driver_trial_and_ray_and_a_full_disk_lose_nothing(
     assert "Ray has died under the sweep" in err
 
     out, _ = desk.run(*words)
-    assert [line.split()[4] for line in out.splitlines()[1:5]] == ["done"] * 4
+    assert states_shown(out, 4) == ["done"] * 4
     ended = desk.ended_attempts()
     assert {len(states) for run_id, states in ended.items() if run_id.startswith("teacher")} == {1}
     for states in ended.values():
@@ -283,7 +289,7 @@ def test_ctrl_c_has_trials_save_and_one_that_fails_ends_nothing_else(tmp_path: P
 
     before = failures()
     out, err = desk.run("sweep", "tiny.yaml", "--confirm", "0")
-    assert [line.split()[4] for line in out.splitlines()[1:3]] == ["done", "failed"]
+    assert states_shown(out, 2) == ["done", "failed"]
     assert re.search("broken.*: failed: .*ValueError: as it is", out.splitlines()[3])
     assert run_dir.attempt(2).read("start")["from_step"] == saved
     assert failures() == [*before, "failed", "failed"]  # once more than once, as sweep.max_failures says
