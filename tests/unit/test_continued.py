@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,13 @@ from kdcluster.runs import RunDir
 from kdcluster.train import begin
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHANGES = {
     "train.ema_decay": 0.9,
     "train.warmup_epochs": 1.0,
     "student.model_args": {**tiny.VIT["model_args"], "drop_path_rate": 0.2, "proj_drop_rate": 0.1},  # random numbers
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

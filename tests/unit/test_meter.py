@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,19 +20,7 @@ from kdcluster.train.meter import Bar, duration, say_epoch, say_start
 from kdcluster.train.worker import Stamped
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    tiny.put_images(tmp_path / "data")
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_first_lines_say_what_is_trained_where_and_how_long(tmp_path, data_dir, caplog):

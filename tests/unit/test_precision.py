@@ -18,24 +18,12 @@ from kdcluster.train.distributed import World
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = World(0, 1, torch.device("cpu"))
 CUDA = World(0, 1, torch.device("cuda"))
 UNSAID: dict[str, Any] = {"train": {"epochs": 2, "batch_size": 16, "lr": 1e-2}, "train.checkpoint_every": "3steps"}
 """Says nothing of precision. 2 epochs of 4 steps."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    tiny.put_images(tmp_path / "data")
-    return tmp_path / "data"
 
 
 def with_bf16(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:

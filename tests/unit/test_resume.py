@@ -26,6 +26,8 @@ from kdcluster.train.trainer import Progress, train
 from tests import tiny
 from tests.disk import fill, small_disk
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHANGES = {
     "train.epochs": 2,
     "train.checkpoint_every": "3steps",
@@ -37,14 +39,6 @@ CHANGES = {
 
 class Crash(BaseException):
     """The machine is gone; nothing may catch it."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from kdcluster.train.trainer import Progress
 from tests import golden_loss, tiny
 from tests.fabricated import NO_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 CNN_TEACHER = {"teacher": tiny.CNN}
@@ -47,21 +49,6 @@ class NoHostSync(TorchDispatchMode):
         if func.overloadpacket in self.WAITING or (func.overloadpacket is torch.ops.aten.index and masks):
             raise AssertionError(f"a host sync: {func}")
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: a second thread only costs time, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    tiny.put_images(tmp_path / "data")
-    return tmp_path / "data"
 
 
 def set_up(
