@@ -98,12 +98,16 @@ def list_(as_json: bool) -> None:
     *(arguments.runs_dir, arguments.data_dir, arguments.place),
 )
 @click.option("--check", is_flag=True, help="Also try the models, look for data and weights, and ask the scheduler.")
+@click.option("--commands", is_flag=True, help="Each run's own command and batch script, also on a terminal.")
 @arguments.as_json
-def plan(chosen: Chosen, check: bool, as_json: bool) -> None:
-    """The DAG of runs: state, needs, command, batch script."""
+def plan(chosen: Chosen, **options: bool) -> None:
+    """The DAG of runs: state, needs, command, batch script.
+
+    A terminal gets the command once, with RUN for the id of a run; a pipe gets everything.
+    """
     from kdcluster.commands import plan as command
 
-    command.plan(chosen, check=check, as_json=as_json)
+    command.plan(chosen, **options)
 
 
 @main.command()

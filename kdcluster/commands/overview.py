@@ -138,7 +138,7 @@ def screen(
                 return shown
     busy = [group for group in groups if any(found[run.id].state == State.RUNNING for run in group.runs)]
     idle = [group for group in groups if group not in busy]
-    shown = _lines(busy, found, FOLDS[-1], paper, reasons=False)
+    shown = _lines(busy, found, FOLDS[-1], paper, with_reasons=False)
     if idle:
         said = total((found[run.id] for group in idle for run in group.runs), "")
         shown += paper.text(f"{count(len(idle), 'other group')}: {said}", "  ")
@@ -154,7 +154,7 @@ def _lines(
     folded: Sequence[State],
     paper: Paper,
     *,
-    reasons: bool = True,
+    with_reasons: bool = True,
 ) -> list[str]:
     chosen = [[run for run in _sorted(group, found) if found[run.id].state not in folded] for group in groups]
     shown = [run for runs in chosen for run in runs]
@@ -170,9 +170,9 @@ def _lines(
             lines += next(rest)
         if hidden := _hidden(group, found, folded):
             lines += paper.text(f"  {hidden}", "  ")
-    if reasons and "why" in fit.left_out:
+    if with_reasons and "why" in fit.left_out:
         lines += [""] if not folded else []
-        lines += [line for why in _reasons(shown, found) for line in paper.text(why, "  ")]
+        lines += [line for why in reasons(shown, found) for line in paper.text(why, "  ")]
     return lines
 
 
@@ -245,7 +245,7 @@ def _best(runs: Iterable[Run], found: Mapping[str, Status]) -> str:
     return f"best {'student' if is_student else 'teacher'} {top1:.2f} %"
 
 
-def _reasons(runs: Iterable[Run], found: Mapping[str, Status]) -> list[str]:
+def reasons(runs: Iterable[Run], found: Mapping[str, Status]) -> list[str]:
     """Why runs are as they are, each reason once, what is wrong first."""
     why: dict[tuple[State, str], list[str]] = {}
     for run in runs:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kdcluster import inputs, records
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.planned import counted, show_commands, show_common_commands, show_runs
 from kdcluster.continued import begins_from
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.launch.backend import Backend, Options, find
@@ -17,14 +17,16 @@ from kdcluster.launch.status import Status, statuses
 from kdcluster.launch.submission import to_start
 from kdcluster.launch.torchrun import Layout, Meeting, command
 from kdcluster.plan import Plan, Run
+from kdcluster.processes import threads_available
 from kdcluster.states import State
+from kdcluster.sweep.forecast import took
 from kdcluster.terminal import leave, say, show, show_json, show_text, show_wrapped, width
 from kdcluster.wording import command as typed
-from kdcluster.wording import count, quoted, wide
+from kdcluster.wording import count, wrapped
 
 
-def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
-    """Print the DAG; with `check`, also what stands in its way."""
+def plan(chosen: Chosen, *, check: bool, commands: bool, as_json: bool) -> None:
+    """Print the DAG; with `check`, also what stands in its way; with `commands`, each run's own on a terminal, too."""
     made, root, data = chosen.plan(), chosen.root, chosen.data
     there = chosen.place()
     try:
@@ -51,11 +53,18 @@ def plan(chosen: Chosen, *, check: bool, as_json: bool) -> None:
         lines = [one.line for one in seen]
         show_json({"schema": "kdcluster.plan/1", "runs": rows, "inputs": lines, "notes": notes})
     else:
-        _show_plan(made, rows, where)
+        show_runs(made, rows, found, where)
+        (show_commands if commands or width() is None else show_common_commands)(rows, where)
+        show("")
         for line in (line for one in seen for line in one.lines):
             show_wrapped("", line)
         for note in notes:
             show_wrapped("", f"note: {note}")
+        for line in wrapped(counted(made, found, _takes(made, wanted, root, there, where)), width(), "    "):
+            show(line)
+        if not commands and width() is not None and any(row["state"] != State.DONE for row in rows):
+            every = "all commands" + (" and batch scripts" if scripts else "")
+            say(f"{every}: kdcluster plan {chosen.submit_again()}{chosen.where} --commands")
         say_notes(there, made, wanted)
     if checked and checked.get("refused"):
         leave("these runs could not run there", 1)
@@ -103,30 +112,13 @@ def _command(run_dir: Path, data: Path, where: Layout) -> list[str]:
     return command(run_dir, data, where, several)
 
 
-def _show_plan(made: Plan, rows: list[dict[str, Any]], where: dict[str, Layout]) -> None:
-    teacher_params = {row["id"]: row.get("params") for row in rows if row["role"] == "teacher"}
-    for row in rows:
-        run = made[row["id"]]
-        show_wrapped("", f"{row['id']}  {row['state']}" + (f"  ({row['reason']})" if row["reason"] else ""))
-        show_wrapped("  for      ", f"{', '.join(row['experiments'])}; on {where[run.id]}")
-        if row.get("params"):
-            of = [teacher_params[need] for need in row["needs"] if teacher_params.get(need)]
-            smaller = f", {of[0] / row['params']:.1f}× smaller than its teacher" if of else ""
-            show_wrapped("  params   ", f"{row['params']:,} ({row['params'] / 1e6:.1f} M{smaller})")
-        if row["needs"]:
-            show_wrapped("  needs    ", ", ".join(row["needs"]))
-        if row["state"] == State.DONE:
-            continue
-        if begins := row["begins"]:
-            at = f"at the end of {begins['run']}"
-            why_not = f"from scratch, and not {at}: {begins['why_not']}"
-            show_wrapped(
-                "  begins   ", why_not if begins["why_not"] else f"{at}, with the same numbers as from scratch"
-            )
-        for line in _typed(row["command"], "  command  ", width()):
-            show(line)
-        if row["sbatch"]:
-            show_text(f"  sbatch\n{textwrap.indent(row['sbatch'].rstrip(), '    ')}")
+def _takes(made: Plan, wanted: list[str], root: Path, there: Backend, where: Mapping[str, Layout]) -> str:
+    """How long what a submit would start takes, as such runs took on as much; empty where none was ever done."""
+    cores = max((where[run_id].cores for run_id in wanted), default=0)
+    on_gpu = any(where[run_id].device != "cpu" for run_id in wanted)
+    at_once = threads_available() // cores if there.name == "local" and cores and not on_gpu else 1
+    words = took([[made[run_id] for run_id in wanted]], root, max(1, at_once), where)
+    return f"{count(len(wanted), 'run')} to start: {words}" if words else ""
 
 
 def say_inputs(runs: Iterable[Run], data: Path) -> None:
@@ -134,19 +126,6 @@ def say_inputs(runs: Iterable[Run], data: Path) -> None:
     for one in inputs.told(runs, data):
         for line in one.lines:
             say(line)
-
-
-def _typed(argv: list[str], before: str, width: int | None) -> list[str]:
-    """A command to type; on a terminal in lines that end in a backslash, which a shell takes as one."""
-    words = list(map(quoted, argv))
-    if width is None:
-        return [before + " ".join(words)]
-    lines = [before]
-    for word in words:
-        if lines[-1].strip() and wide(f"{lines[-1]}{word} ") + 1 > width:
-            lines.append(" " * len(before))
-        lines[-1] += f"{word} "
-    return [f"{line}\\" for line in lines[:-1]] + [lines[-1].rstrip()]
 
 
 def say_notes(place: Backend, made: Plan, chosen: list[str]) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 
 import kdcluster
 from kdcluster.cli import main
+from kdcluster.commands.overview import short_name
 from kdcluster.commands.submit import listed
 from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
 from kdcluster.experiment.configfile import load
@@ -24,6 +26,7 @@ from kdcluster.launch.status import Status
 from kdcluster.launch.submission import Submission
 from kdcluster.plan import plan
 from kdcluster.runs import RunDir
+from kdcluster.wording import command as typed
 from tests.fabricated import put
 from tests.tiny import make_run
 
@@ -33,7 +36,7 @@ WHERE = (*RUNS, "--data-dir")
 PLACE = ("--backend", "--cluster", "--nodes")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "list": ("--json",),
-    "plan": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--check", "--json"),
+    "plan": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--check", "--commands", "--json"),
     "submit": (
         *(*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--max-gpu-hours"),
         *("--retry", "--dry-run", "--wait", "--timeout"),
@@ -237,12 +240,97 @@ def test_a_plan_to_read(empty_folder: Path) -> None:
     result = run("plan", "demo", "--procs", "2", "--seeds", "0")
     rows = planned("demo", "--procs", "2", "--seeds", "0")
     assert result.stderr == ""
-    *lines, sees = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines if line[0] != " "] == [row["id"] for row in rows]
-    assert sees == DEMO
-    assert result.stdout.count("for      demo; on 2 CPU processes of 1 thread") == 3
-    assert f"needs    {rows[0]['id']}" in result.stdout
+    table, *each, last = result.stdout.split("\n\n")
+    teacher, baseline, distilled = (row["id"] for row in rows)
+    assert [line.split() for line in table.splitlines()] == [
+        ["run", "state", "needs"],
+        [teacher, "planned"],
+        [baseline, "planned"],
+        [distilled, "planned", teacher],
+    ]
+    assert each == [f"{row['id']} on 2 CPU processes of 1 thread\n  command  {typed(row['command'])}" for row in rows]
+    assert last == f"{DEMO}\n3 runs: 1 teacher, 1 baseline, 1 distilled; 0 done\n"
     assert everything(empty_folder) == []
+
+
+def argv(text: str) -> list[str]:
+    """A command that may stand in several lines."""
+    return shlex.split(text.replace("\\\n", ""))
+
+
+def test_a_plan_on_a_terminal_shows_a_command_once(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdcluster.terminal.size", lambda stream: os.terminal_size((80, 24)))
+    rows = planned("demo")
+    result = run("plan", "demo")
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:8]] == [row["id"] for row in rows]
+    assert max(map(len, lines)) <= 80
+    (shown,) = re.findall(r"^each run on .*; RUN stands for its id:\n((?:.+\n)+)", result.stdout, re.MULTILINE)
+    for row in rows:
+        assert argv(shown.replace("/runs/RUN", f"/runs/{row['id']}")) == row["command"]
+    assert lines[-1] == "7 runs: 1 teacher, 3 baseline, 3 distilled; 0 done"
+    assert result.stderr == "all commands: kdcluster plan demo --commands\n"
+    monkeypatch.setattr("kdcluster.launch.local.backend.Local.scripts", lambda *_: {rows[0]["id"]: "#SBATCH -J a\n"})
+    assert "#SBATCH" not in run("plan", "demo").stdout
+    assert "all commands and batch scripts: kdcluster plan demo --commands" in run("plan", "demo").stderr
+    result = run("plan", "demo", "--commands")
+    assert result.stderr == ""
+    assert "  sbatch\n    #SBATCH -J a\n" in result.stdout
+    found = re.findall(r"^  command  ((?:.+\\\n)*.+)", result.stdout, re.MULTILINE)
+    assert list(map(argv, found)) == [row["command"] for row in rows]
+
+
+@pytest.mark.parametrize(("columns", "short"), [(120, []), (80, ["needs"]), (60, ["run", "needs"])])
+def test_a_plan_on_a_terminal_leaves_out_no_column(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, columns: int, short: list[str]
+) -> None:
+    options = ("exp1", "exp2", "--gpus", "8")
+    teacher, *_, last = (row["id"] for row in planned(*options))
+    monkeypatch.setattr("kdcluster.terminal.size", lambda stream: os.terminal_size((columns, 24)))
+    table = run("plan", *options).stdout.partition("\n\n")[0].splitlines()
+    assert table[0].split() == ["run", "state", "needs", "for"]
+    assert max(map(len, table)) <= columns
+    cells = {"run": last, "needs": teacher}
+    cells |= {name: short_name(cells[name]).replace("\xa0", " ") for name in short}
+    assert re.split("  +", table[-1]) == [cells["run"], "planned", cells["needs"], "exp2"]
+
+
+def test_a_plan_says_on_what_runs_run_where_they_differ(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for procs in (1, 2):
+        text = f"resources: {{device: cpu, procs: {procs}, threads: 1}}\nvariant: {'ab'[procs - 1]}\nseeds: [0]\n"
+        block = "data: {name: mnist5k}\nteacher: {model: t}\nstudent: {model: s}\ntrain: {epochs: 1}\n"
+        (empty_folder / f"x{procs}.yaml").write_text(block + text)
+    monkeypatch.setattr("kdcluster.terminal.size", lambda stream: os.terminal_size((120, 24)))
+    text = run("plan", "x1.yaml", "x2.yaml").stdout
+    assert re.search(r"distilled-s-s0-\w+  planned  teacher-t-s0-\w+  x2 +2 CPU processes of 1 thread\n", text)
+    assert "\n3 runs on 1 CPU process of 1 thread; RUN stands for its id:\n" in text
+    assert "\n2 runs on 2 CPU processes of 1 thread; RUN stands for its id:\n" in text
+
+
+def test_a_plan_counts_states_and_says_how_long_the_rest_takes(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdcluster.commands.plan.threads_available", lambda: 2)
+    root = Path("runs")
+    made = plan([load("demo", ["seeds=[0,1,2,3]"])])
+
+    def last(*options: str) -> str:
+        return run("plan", "demo", "--seeds", "0,1,2,3", *options).stdout.splitlines()[-1]
+
+    for number, seconds, state in ((0, 40, "done"), (1, 60, "done"), (2, 0, "failed")):
+        run_dir = put(root, made.runs[number], state)
+        start = {"started": 1000.0, "host": "here", "device": "cpu", "procs": 1, "threads": 1}
+        run_dir.attempt(1).write("start", start)
+        run_dir.attempt(1).write("outcome", {"state": state, "time": 1000.0 + seconds})
+    counted = "9 runs: 1 teacher, 4 baseline, 4 distilled; 2 done, 1 failed"
+    less = ", without 4 runs of a kind that was never done here"
+    assert last() == f"{counted}; 6 runs to start: about 60 s, 2 at a time, as such runs took here{less}"
+    assert last("--procs", "2") == counted  # nothing is known of two processes
+    for run_id in [one.id for one in made.runs[5:]]:
+        put(root, made[run_id], "done")
+    assert last().startswith(
+        "9 runs: 1 teacher, 4 baseline, 4 distilled; 6 done, 1 failed; 2 runs to start: about 60 s"
+    )
 
 
 def test_plan_needs_no_torch(empty_folder: Path) -> None:
@@ -398,7 +486,7 @@ def test_plan_says_where_a_longer_run_begins(empty_folder: Path, monkeypatch: py
     for why, said in (("", "at the end of short, with the same numbers"), ("no", "from scratch, and not at the end")):
         answer = RunDir(empty_folder / "runs", "short"), why
         monkeypatch.setattr("kdcluster.commands.plan.begins_from", lambda *_, answer=answer: answer)
-        assert f"\n  begins   {said}" in run("plan", "exp1").stdout
+        assert f"\n3 runs begin {said}" in run("plan", "exp1").stdout
         assert {row["begins"]["why_not"] for row in planned("exp1")} == {why}
     put(Path("runs"), plan([load("exp1", [])])[teacher], "failed")
     assert next(row for row in planned("exp1") if row["id"] == teacher)["begins"] is None

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from kdcluster.columns import aligned, fitted
-from kdcluster.commands.plan import _typed
+from kdcluster.commands.planned import typed
 from kdcluster.wording import wide, wrapped
 
 ROWS = [["name", "some text", "long heading", "n"], ["a", "one two three four", "1", "2"], ["b", "five", "10", "20"]]
@@ -70,7 +70,7 @@ def test_lines_break_at_words_alone() -> None:
 @pytest.mark.parametrize("width", [None, 20, 40, 80])
 def test_a_command_on_several_lines_is_the_same_command(width: int | None) -> None:
     argv = ["printf", "%s|", "a b", "it's", "--option=1", "$(id)", "a\nb", "x" * 30, "\\"]
-    lines = _typed(argv, "  command  ", width)
+    lines = typed(argv, "  command  ", width)
     assert width is not None or len(lines) == 1
     assert all(len(line) <= max(width or 999, 11 + 30 + 2) for line in lines)
     text = "\n".join(lines).removeprefix("  command  ")

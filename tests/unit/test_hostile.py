@@ -213,7 +213,8 @@ def test_an_experiment_with_a_hostile_name(folder: Path) -> None:
     (folder / "configs").mkdir()
     name = "a\x1b]0;x\x07\nforged \u202e|[red]"
     write_experiment(folder / "configs").rename(folder / "configs" / f"{name}.yaml")
-    assert "for      a\\x1b]0;x\\x07 forged \\u202e|[red]; on" in run("plan", name).stdout
+    (folder / "tiny.yaml").write_text(write_experiment(folder, {"seeds": [1]}).read_text())
+    assert "  a\\x1b]0;x\\x07 forged \\u202e|[red], tiny\n" in run("plan", name, "tiny.yaml").stdout
     for words in (["list"], ["status", name], ["results", name], ["submit", name, "--dry-run"], ["plan", f"{name}x"]):
         run(*words)
     for form in ("md", "csv"):
