@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from kdcluster.commands import arguments, completion
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
 from kdcluster.imagefolder import looked_at_once
-from kdcluster.terminal import Warnings, leave, say, show, show_json, show_text, width
-from kdcluster.wording import count, one_line, printable
+from kdcluster.terminal import Warnings, leave, say, show, show_json, show_wrapped, width
+from kdcluster.wording import count, one_line, printable, wrapped
 
 
 class _Group(click.Group):
@@ -402,8 +401,9 @@ def schema(as_json: bool) -> None:
         kind = " ".join(filter(None, [doc.type, f"[{doc.unit}]" if doc.unit else ""]))
         default = f", default {doc.default}" if doc.default not in ("", "required") else ""
         where = "" if doc.hashed else "  (not in the id)"
-        show(f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
-        show_text(textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    "))
+        show_wrapped("", f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
+        for line in wrapped(f"    {doc.meaning}", width() or 100, "    "):
+            show(line)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -381,3 +382,14 @@ def test_no_state_is_a_bare_string(path: Path) -> None:
         if isinstance(node, ast.Constant) and node.value in states and id(node) not in named
     ]
     assert bare == [] or path.name in NO_STATES
+
+
+# What a person sees
+
+
+def test_colours_can_be_read_on_white_and_on_black() -> None:
+    """Bold, red and green, and the end of them: dim, yellow, white or grey vanish on one of the two."""
+    used = {code for path in FILES for code in re.findall(r"(?:\\x1b|\\033|\\e)\[([\d;]*)m", path.read_text("utf-8"))}
+    assert used == {"0", "1", "31", "32"}
+    styled = r"click\.(style|secho)|\bfg=|\bstyle="  # of click and rich, which bring colours by name
+    assert [path.name for path in FILES if re.search(styled, path.read_text("utf-8"))] == []

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from kdcluster.columns import aligned
+from kdcluster.columns import aligned, fitted
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run, plan
 from kdcluster.runs import RunDir
 from kdcluster.settings import NOT_IN_THE_ID, Setting, of_experiment, of_run
-from kdcluster.terminal import show, show_json
-from kdcluster.wording import count, quoted
+from kdcluster.terminal import show, show_json, show_wrapped, width
+from kdcluster.wording import count, quoted, wide, wrapped
 
 ABSENT = "–"
 SURROUNDINGS = ("params", "batchnorm_batch", "procs", "threads", "device", "device_name", "python", "trainer_code")
@@ -69,16 +69,16 @@ def diff(chosen: Chosen, a_name: str, b_name: str | None, *, as_json: bool) -> N
     if as_json:
         return show_json(_document(a, b, found, facts))
     for name, side in (("A", a), ("B", b)):
-        show(f"{name}  {side.name}")
+        show_wrapped(f"{name}  ", side.name)
     show("")
     rows = [[one.key, _text(one.a), _text(one.b), "" if one.hashed else NOT_IN_THE_ID] for one in found]
     rows += [[key, *(ABSENT if value is None else str(value) for value in values), ""] for key, *values in facts]
-    for line in aligned([["", "A", "B", ""], *rows]) if rows else ():
+    for line in _table(rows, width()) if rows else ():
         show(line)
     same = len({**a.settings, **b.settings}) - sum(one.key in a.settings or one.key in b.settings for one in found)
     show(f"{count(same, 'key')} of both {'is' if same == 1 else 'are'} the same" if rows else "no key differs")
     if not known and rows and (shared := sorted(a.runs & b.runs)):
-        show(f"both want {', '.join(shared)}")
+        show_wrapped("both want ", ", ".join(shared))
 
 
 def _experiment(one: Chosen) -> Side:
@@ -137,6 +137,19 @@ def _differing(ours: Mapping[str, Setting], theirs: Mapping[str, Setting]) -> li
 
 def _text(one: Setting | None) -> str:
     return ABSENT if one is None else one.text
+
+
+def _table(rows: list[list[str]], room: int | None) -> list[str]:
+    """Key, both values and what is to be noted side by side; where there is no room, the note below its key, and where
+    the values have none, either, they below each other.
+    """
+    beside = [["", "A", "B"], *([f"{key} {note}".rstrip(), *values] for key, *values, note in rows)]
+    narrow = [line for row in fitted(beside, width=room, wraps={0: 0, 1: 0, 2: 0}).rows for line in row]
+    for lines in (aligned([["", "A", "B", ""], *rows]), narrow):
+        if room is None or max(map(wide, lines)) <= room:
+            return lines
+    below = ((key, f"  A  {a}", f"  B  {b}") for key, a, b in beside[1:])
+    return [part for one in below for line in one for part in wrapped(line, room, "     ")]
 
 
 def _document(a: Side, b: Side, found: list[Difference], facts: list[tuple[str, Any, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcluster import inputs, records
 from kdcluster.commands.arguments import Chosen
-from kdcluster.commands.planned import counted, show_commands, show_common_commands, show_runs
+from kdcluster.commands.planned import counted, show_commands, show_common_commands, show_runs, typed
 from kdcluster.continued import begins_from
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.launch.backend import Backend, Options, find
@@ -21,7 +21,6 @@ from kdcluster.processes import threads_available
 from kdcluster.states import State
 from kdcluster.sweep.forecast import took
 from kdcluster.terminal import leave, say, show, show_json, show_text, show_wrapped, width
-from kdcluster.wording import command as typed
 from kdcluster.wording import count, wrapped
 
 
@@ -141,7 +140,8 @@ def show_dry_run(made: Plan, chosen: list[str], root: Path, data: Path, backend:
         show(f"# {root / run_id / 'config.yaml'}")
         show_text(made[run_id].to_yaml() + "\n")
         show(f"# started on {where[run_id]} as")
-        show_text(f"{typed(_command(root / run_id, data, where[run_id]))}\n\n")
+        for line in (*typed(_command(root / run_id, data, where[run_id]), "", width()), ""):
+            show(line)
         if run_id in scripts:
             show_text(f"# sent to sbatch\n{scripts[run_id]}\n")
     show(f"# {len(chosen)} of {count(len(made.runs), 'run')} would be started; nothing was written")

@@ -27,6 +27,7 @@ from kdcluster.launch.submission import Submission
 from kdcluster.plan import plan
 from kdcluster.runs import RunDir
 from kdcluster.wording import command as typed
+from kdcluster.wording import wide
 from tests.fabricated import put
 from tests.tiny import make_run
 
@@ -671,6 +672,51 @@ def test_prefetch_fetches_for_the_chosen_roles(empty_folder: Path, no_start: lis
     assert (result.exit_code, result.stdout, no_start) == (0, "", [1])
     said = f"data and weights of demo are here: {empty_folder}/data\n"
     assert result.stderr == f"{DEMO.partition(', test_vit')[0]}\n{said}"
+
+
+# A terminal of 80 columns
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("plan", "demo"),
+        ("plan", "exp1", "exp2", "--gpus", "8"),
+        ("plan", "demo", "--commands"),
+        ("submit", "demo", "--dry-run"),
+        ("sweep", "demo", "--dry-run"),
+        ("status", "demo"),
+        ("results", "demo"),
+        ("diff", "exp1", "exp2"),
+        ("diff", "demo", "exp1"),
+        ("diff", "demo", "--set", "teacher.min_top1=99"),
+        ("schema",),
+        ("plan", "demos"),
+        ("plan", "demo", "--set", "train.epoch=3"),
+        ("submit", "demo", "--gpus", "999"),
+    ],
+    ids=" ".join,
+)
+def test_what_newcomers_read_fits(empty_folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.setattr("kdcluster.terminal.size", lambda stream: os.terminal_size((80, 24)))
+    monkeypatch.setenv("KDCLUSTER_RUNS_DIR", "/nowhere/runs")
+    result = run(*words)
+    lines = [*result.stdout.splitlines(), *result.stderr.splitlines()]
+    assert lines
+    # a path, as of the interpreter, may have no room, and is not cut
+    assert [line for line in lines if wide(line) > 80 and max(map(wide, line.split())) <= 80 - len("  command  ")] == []
+
+
+def test_values_without_room_beside_each_other_stand_below(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = run("diff", "exp1", "exp2").stdout.splitlines()
+    assert lines[5].endswith("  (not in the id)")
+    for columns, shown in (
+        (80, "reference.baseline   76.91                                      78.44\n  (not in the id)\n"),
+        (50, "reference.baseline (not in the id)\n  A  76.91\n  B  78.44\n"),
+    ):
+        monkeypatch.setattr("kdcluster.terminal.size", lambda _, columns=columns: os.terminal_size((columns, 24)))
+        assert shown in run("diff", "exp1", "exp2").stdout
 
 
 # A stdout that can only take ASCII
