@@ -42,8 +42,18 @@ def show_log(line: str) -> None:
     """A line of a log: in a file or a pipe as it was written, on a terminal broken at words where it is too long."""
     text, columns = printable(line) if sys.stdout.isatty() else line, width()
     fits = columns is None or wide(text.expandtabs()) <= columns
-    for part in [text] if fits else _broken(text, columns, "  "):
+    for part in [text] if fits else by_depth(text, columns):
         click.echo(part, file=sys.stdout)
+
+
+def by_depth(line: str, columns: int | None) -> list[str]:
+    """A line as a terminal gets it that is read by its depth, as of a traceback: what has no room stands deeper.
+
+    The marks below a line of code, which mean nothing once it is broken, are then left out.
+    """
+    if columns is not None and wide(line) > columns and not line.strip(" ^~"):
+        return []
+    return _broken(line, columns, " " * (len(line) - len(line.lstrip(" ")) + 4))
 
 
 def show_json(document: Any) -> None:

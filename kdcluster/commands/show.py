@@ -19,8 +19,8 @@ from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir, find_run
 from kdcluster.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
+from kdcluster.terminal import by_depth, show_json, width
 from kdcluster.terminal import show as show_line
-from kdcluster.terminal import show_json, width
 from kdcluster.wording import count, one_line, quoted, size, wrapped
 
 MOST_NAMED = 6
@@ -133,7 +133,7 @@ def _attempts(run_dir: RunDir) -> Iterator[str]:
     records = history(run_dir)
     yield from ("", "attempts" if records else "no attempt yet")
     for line in post_mortem(records):
-        yield from wrapped(f"  {line}", width(), "      ")
+        yield from by_depth(f"  {line}", width())
 
 
 def _files(sizes: Mapping[Path, int]) -> Iterator[str]:

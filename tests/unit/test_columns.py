@@ -10,6 +10,7 @@ import pytest
 
 from kdcluster.columns import aligned, fitted
 from kdcluster.commands.planned import typed
+from kdcluster.terminal import by_depth
 from kdcluster.wording import wide, wrapped
 
 ROWS = [["name", "some text", "long heading", "n"], ["a", "one two three four", "1", "2"], ["b", "five", "10", "20"]]
@@ -77,3 +78,22 @@ def test_a_command_on_several_lines_is_the_same_command(width: int | None) -> No
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout == "|".join(argv[2:]) + "|"
     assert shlex.split(text.replace("\\\n", ""))[0] == "printf"
+
+
+def test_a_traceback_without_room_keeps_its_depth() -> None:
+    lines = [
+        "Traceback:",
+        '  File "a.py", line 3, in one',
+        "    raise ValueError(1, 2)",
+        f"    {'^' * 27}",
+        "    ~~^~~",
+    ]
+    assert [part for line in lines for part in by_depth(line, 24)] == [
+        "Traceback:",
+        '  File "a.py", line 3,',
+        "      in one",
+        "    raise ValueError(1,",
+        "        2)",
+        "    ~~^~~",
+    ]
+    assert [part for line in lines for part in by_depth(line, None)] == lines
