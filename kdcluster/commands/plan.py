@@ -62,8 +62,8 @@ def plan(chosen: Chosen, *, check: bool, commands: bool, as_json: bool) -> None:
         for line in wrapped(counted(made, found, _takes(made, wanted, root, there, where)), width(), "    "):
             show(line)
         if not commands and width() is not None and any(row["state"] != State.DONE for row in rows):
-            every = "all commands" + (" and batch scripts" if scripts else "")
-            say(f"{every}: kdcluster plan {chosen.submit_again()}{chosen.where} --commands")
+            more = "batch scripts" if scripts else "all commands"
+            say(f"{more}: kdcluster plan {chosen.submit_again()}{chosen.where} --commands")
         say_notes(there, made, wanted)
     if checked and checked.get("refused"):
         leave("these runs could not run there", 1)

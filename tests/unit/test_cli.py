@@ -273,7 +273,7 @@ def test_a_plan_on_a_terminal_shows_a_command_once(empty_folder: Path, monkeypat
     assert result.stderr == "all commands: kdcluster plan demo --commands\n"
     monkeypatch.setattr("kdcluster.launch.local.backend.Local.scripts", lambda *_: {rows[0]["id"]: "#SBATCH -J a\n"})
     assert "#SBATCH" not in run("plan", "demo").stdout
-    assert "all commands and batch scripts: kdcluster plan demo --commands" in run("plan", "demo").stderr
+    assert "batch scripts: kdcluster plan demo --commands" in run("plan", "demo").stderr
     result = run("plan", "demo", "--commands")
     assert result.stderr == ""
     assert "  sbatch\n    #SBATCH -J a\n" in result.stdout
