@@ -5,14 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from kdcluster.wording import one_line, wide, wrapped
 
 _SIGNS = {"±": "+/-", "–": "-", "─": "-", "━": "=", "α": "alpha", "×": "x", "…": "...", "\xa0": " "}
+
+
+def has_cursor(stream: TextIO) -> bool:
+    """Whether lines can be written again there: a terminal, and not one (TERM=dumb) that shows orders as text."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def aligned(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from kdcluster.columns import as_json
+from kdcluster.columns import as_json, has_cursor
 from kdcluster.wording import one_line, printable, wide, wrapped
 
 
@@ -106,7 +106,7 @@ _COMMAND = re.compile(r"(?:\w+: )?\bkdcluster .*?(?=[,;:)](?: |$)|   |$)")
 
 def size(stream: TextIO) -> os.terminal_size | None:
     """Columns and lines of the terminal behind a stream; None: it is none that can move its cursor."""
-    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+    if not has_cursor(stream):
         return None
     try:
         found = os.get_terminal_size(stream.fileno())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from kdcluster.columns import has_cursor
 from kdcluster.states import ENDED, State
 from kdcluster.sweep.forecast import span
 from kdcluster.sweep.points import Point
@@ -58,7 +59,7 @@ class Screen:
         self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Screen:
-        if self.stream.isatty():
+        if has_cursor(self.stream):
             from rich.console import Console
             from rich.live import Live
 

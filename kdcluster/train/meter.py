@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kdcluster.columns import has_cursor
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.train import models
@@ -36,7 +37,7 @@ class Bar(logging.Filter):
     def __init__(self, active: bool) -> None:
         super().__init__()
         self._stream = sys.stderr
-        self._active = active and self._stream.isatty()
+        self._active = active and has_cursor(self._stream)
         self._drawn_at = -math.inf
         self._shown = False
         if self._active:

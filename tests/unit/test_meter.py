@@ -119,6 +119,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(meter, "sys", SimpleNamespace(stderr=stream))  # pytest has sys.stderr to itself
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
     return stream
@@ -151,9 +152,12 @@ def test_the_bar_in_ascii(terminal):
     assert terminal.getvalue().isascii()
 
 
-def test_no_bar_off_a_terminal_or_on_another_rank(terminal, monkeypatch):
+def test_no_bar_without_a_cursor_or_on_another_rank(terminal, monkeypatch):
     Bar(active=False).draw("epoch 1/2", 0.5, "")
     assert terminal.getvalue() == ""
+    monkeypatch.setenv("TERM", "dumb")
+    Bar(active=True).draw("epoch 1/2", 0.5, "")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(Terminal, "isatty", lambda _: False)
     Bar(active=True).draw("epoch 1/2", 0.5, "")
     assert terminal.getvalue() == ""

@@ -400,10 +400,17 @@ def test_the_best_is_written_as_an_experiment_with_its_comments(tmp_path: Path) 
         report.write_best(searched, {"distill.alpha": 0.5}, target)
 
 
-def test_off_a_terminal_each_change_is_one_line(
-    tried: tuple[Space, list[report.Tried]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("dumb", [False, True])
+def test_without_a_cursor_each_change_is_one_line(
+    tried: tuple[Space, list[report.Tried]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dumb: bool,
 ) -> None:
     searched, found = tried
+    monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: dumb)
     with Screen([one.point for one in found], 4, searched.sweep.metric, tmp_path / "runs", sys.stderr) as screen:
         screen.show()
         screen.show()
