@@ -36,12 +36,14 @@ def show_runs(made: Plan, rows: Sequence[Row], found: Mapping[str, Status], wher
 
 
 def _table(made: Plan, rows: Sequence[Row], where: Mapping[str, Layout]) -> list[str]:
+    layouts = {run_id: str(layout) for run_id, layout in where.items()}
+    is_one_place, is_one_experiment = len(set(layouts.values())) == 1, len(made.wanted) == 1
     cells = {
         "run": [[row["id"]] for row in rows],
         "state": [[str(row["state"])] for row in rows],
         "needs": [row["needs"] for row in rows],
-        "for": [row["experiments"] if len(made.wanted) > 1 else [] for row in rows],
-        "on": [[str(where[row["id"]])] if len(set(map(str, where.values()))) > 1 else [] for row in rows],
+        "for": [[] if is_one_experiment else row["experiments"] for row in rows],
+        "on": [[] if is_one_place else [layouts[row["id"]]] for row in rows],
     }
     used = {name: column for name, column in cells.items() if any(column)}
     room, lines = width(), list[str]()

@@ -69,8 +69,8 @@ def _seconds_per_epoch(kinds: Mapping[str, Run], root: Path, *, by_place: bool) 
     looked: defaultdict[str, int] = defaultdict(int)
     for run_dir in run_dirs(root):
         beginning = run_dir.id.rpartition("-s")[0]
-        if beginning not in beginnings or looked[beginning] == ENOUGH:
-            continue
+        if beginning not in beginnings or looked[beginning] == ENOUGH or not run_dir.result():
+            continue  # before its settings and attempts are read, which takes milliseconds
         run, attempts = run_dir.known()[0], history(run_dir)
         if not attempts or attempts[-1].state != State.DONE:
             continue
