@@ -121,7 +121,7 @@ class RunDir:
         return folder.is_file() or (os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK))
 
     def with_needs(self) -> list[Run]:
-        """The runs that it needs, then itself, as their directories have them, without another user's `imports`.
+        """The runs that it needs, or waits for, and itself, as their directories say, without another user's `imports`.
 
         Raises:
             NotFound: the directory of one is gone.
@@ -132,7 +132,8 @@ class RunDir:
             raise NotFound(
                 f"{self.id} needs {gone[0]}, whose directory is gone from {self.root}; submit makes it again"
             )
-        return [*(RunDir(self.root, need)._as_needed() for need in run.needs), run]
+        there = [one for one in run.after if RunDir(self.root, one).config.exists()]
+        return [*(RunDir(self.root, need)._as_needed() for need in (*run.needs, *there)), run]
 
     def _as_needed(self) -> Run:
         run, problem = self.known()
@@ -151,8 +152,17 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.exists() and self.known()[0].hash not in (run.hash, ""):  # "": damaged, and made again
             raise ConfigError(f"{self.path} holds another run with the same id; set `variant` in the experiment")
-        write_aside(self.config, run.to_yaml())
+        write_aside(self.config, self._with_its_views(run).to_yaml())
         (self.path / "cancel.json").unlink(missing_ok=True)
+
+    def _with_its_views(self, run: Run) -> Run:
+        """A store never becomes smaller: another experiment may count on what it asked for."""
+        known = self.known()[0].views if run.views and self.config.exists() else None
+        return run.model_copy(update={"views": max(run.views or 0, known)}) if known else run
+
+    def widen(self, run: Run) -> None:
+        """Have a store that is being made go on to as many views as `run` wants."""
+        write_aside(self.config, self.load().model_copy(update={"views": self._with_its_views(run).views}).to_yaml())
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first; a file or a folder without a record is none, whatever its name."""
