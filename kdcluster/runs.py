@@ -90,8 +90,7 @@ class RunDir:
     def load(self) -> Run:
         """The run as its directory has it, to be started.
 
-        Raises:
-            ConfigError: it cannot be: its config.yaml is damaged, another version's, another run's or another user's.
+        Raises ConfigError where it cannot be: its config.yaml is damaged, another version's, run's or user's.
         """
         run = Run.from_yaml(self.config)
         if run.id != self.id:
@@ -145,9 +144,7 @@ class RunDir:
         """Write the resolved configuration of a run that is about to be started.
 
         What is not in the hash (micro-batch, resources) may have changed; a cancel marker is lifted.
-
-        Raises:
-            ConfigError: another run with the same id lies here.
+        Raises ConfigError where another run with the same id lies here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.exists() and self.known()[0].hash not in (run.hash, ""):  # "": damaged, and made again
@@ -297,7 +294,6 @@ def find_run(root: Path, beginning: str) -> RunDir:
     if not matches:
         raise NotFound(f"no run {beginning!r} in {root}; kdcluster status EXP shows the runs of an experiment")
     if len(matches) > 1:
-        raise ConfigError(
-            f"{beginning!r} is the beginning of {len(matches)} runs, give more of it: {', '.join(matches[:6])}"
-        )
+        what = f"{beginning!r} is the beginning of {len(matches)} runs"
+        raise ConfigError(f"{what}, give more of it: {', '.join(matches[:6])}")
     return RunDir(root, matches[0])

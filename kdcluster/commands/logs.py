@@ -14,8 +14,7 @@ from kdcluster import records
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.named import of_name
 from kdcluster.history import headline, history
-from kdcluster.launch.derived import last_sign
-from kdcluster.launch.status import KNOWN_S, Status, statuses_of
+from kdcluster.launch.status import KNOWN_S, Status, last_sign, statuses_of
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.states import ENDED, State
 from kdcluster.terminal import say, show_json, show_log, width

@@ -39,7 +39,6 @@ from kdcluster.wording import count
 if TYPE_CHECKING:
     from kdcluster.plan import Plan, Run
 
-
 CONFIRM = 3
 """Seeds of the confirmation, unless told otherwise."""
 
@@ -179,8 +178,7 @@ def _show_dry_run(
     if searched.is_adaptive:
         show_wrapped("     ", f"and {to_come} more, which follow from the results of these")
     over = (State.DONE, State.STOPPED) if searched.sweep.scheduler != "none" else (State.DONE,)
-    of_teachers = teachers.only(["teacher"]).runs
-    untrained = [run for run in of_teachers if found[run.id].state != State.DONE]
+    of_teachers = [run for run in teachers.runs if run.role == "teacher"]
     missing = [run for run in teachers.runs if found[run.id].state != State.DONE]
     for run in missing:
         show_wrapped("first ", run.id)
@@ -189,7 +187,7 @@ def _show_dry_run(
     show_wrapped(
         "",
         f"{count(len(points) + to_come, 'trial')}, {count(len(of_teachers), 'teacher')} "
-        f"({len(untrained)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started",
+        f"({sum(run in missing for run in of_teachers)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started",
     )
     if words := forecast([missing, trials, fresh], root, at_once):
         show_wrapped("", words)
@@ -265,13 +263,7 @@ def recommended(chosen: Chosen, best: Point, after: Confirmed, again: str) -> st
 
 
 def _queue(
-    chosen: Chosen,
-    searched: Space,
-    wanted: Wanted,
-    teachers: Plan,
-    students: Iterable[Run],
-    slurm: Slurm,
-    again: str,
+    chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, students: Iterable[Run], slurm: Slurm, again: str
 ) -> None:
     """The teachers as jobs of their own, everything else as one job after them."""
     loaded, root = searched.loaded, chosen.root
@@ -293,8 +285,8 @@ def _queue(
         [job_id for run in teachers.runs if run.role == role and (job_id := waited_for(RunDir(root, run.id)))]
         for role in FIRST
     )
-    of_teachers = teachers.only(["teacher"]).runs
-    undone = [run.id for run in of_teachers if run_status(RunDir(root, run.id)).state not in (State.DONE, *LIVE)]
+    states = {run.id: run_status(RunDir(root, run.id)).state for run in teachers.runs if run.role == "teacher"}
+    undone = [run_id for run_id, state in states.items() if state not in (State.DONE, *LIVE)]
     if undone:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
     given = [*(word for one in searched.overrides for word in ("--set", one)), *words]

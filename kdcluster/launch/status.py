@@ -10,6 +10,7 @@ from kdcluster import teacherlogits
 from kdcluster.launch import backend
 from kdcluster.launch.derived import Status as Status
 from kdcluster.launch.derived import derived as derived
+from kdcluster.launch.derived import last_sign as last_sign
 from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan, Run
 from kdcluster.run import STORE

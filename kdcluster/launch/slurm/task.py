@@ -23,13 +23,12 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import trainer_code, write_json
 from kdcluster.history import began_at
 from kdcluster.launch.attempt import begin, start_torchrun
-from kdcluster.launch.derived import last_sign
 from kdcluster.launch.outcome import outcome
 from kdcluster.launch.slurm import ask, meeting, ownjob
 from kdcluster.launch.slurm.command import ANSWER_S
 from kdcluster.launch.slurm.profile import Profile
 from kdcluster.launch.slurm.requeue import judged
-from kdcluster.launch.status import blocked_by, run_status
+from kdcluster.launch.status import blocked_by, last_sign, run_status
 from kdcluster.launch.torchrun import Layout, Meeting, command, environment
 from kdcluster.ownership import keep_to_oneself
 from kdcluster.processes import process_record
