@@ -77,10 +77,10 @@ def aside(path: Path, *, sync: bool = True, mode: int = 0o644) -> Iterator[IO[by
         Path(name).unlink(missing_ok=True)
         raise
     if sync:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last: it is an entry of the folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:

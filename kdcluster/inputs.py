@@ -17,7 +17,7 @@ from typing import Any
 from kdcluster import files, imagefolder
 from kdcluster.errors import ConfigError, Damaged
 from kdcluster.experiment.config import Model
-from kdcluster.plan import Run
+from kdcluster.run import STORE, Run
 from kdcluster.wording import count
 
 ARRAYS = "kdcluster.arrays/1"
@@ -226,7 +226,8 @@ def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
         ConfigError: as `images`.
     """
     groups: dict[tuple[Path, float], list[Run]] = {}
-    for run in runs:
+    runs = list(runs)
+    for run in [run for run in runs if run.role != STORE] or runs:  # a store sees what its teacher and students see
         groups.setdefault((arrays_folder(run, data_dir), run.data.val_fraction), []).append(run)
     found = []
     for group in groups.values():
@@ -242,7 +243,7 @@ def eyes(runs: Iterable[Run], sized: Sized = recalled) -> list[Eye]:
     models: dict[tuple[bool, str], tuple[Model, list[str]]] = {}
     for run in runs:
         imports = [run.digests[path] for path in run.imports]
-        seeing = [(run.role == "teacher", run.model), *([(True, run.teacher.model)] if run.teacher else [])]
+        seeing = [(run.role in ("teacher", STORE), run.model), *([(True, run.teacher.model)] if run.teacher else [])]
         for is_teacher, model in seeing:
             models.setdefault((is_teacher, f"{model!r} {imports}"), (model, imports))
     found = []

@@ -1,8 +1,4 @@
-"""Experiments to the DAG of training runs, and each run's content-addressed id. Pure.
-
-A run id is `<role>-<model>-s<seed>-<hash8>`. The hash covers what decides the numbers, and of that only what
-differs from its default, so that a default written out, a new field or another order of keys moves nothing.
-"""
+"""Experiments to the DAG of runs. Pure."""
 
 from __future__ import annotations
 
@@ -11,149 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcluster.errors import ConfigError
-from kdcluster.experiment import yamlfile
-from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Resources, Train
+from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Train
 from kdcluster.experiment.configfile import LoadedExperiment
-from kdcluster.experiment.identity import changed, digest
-from kdcluster.ownership import own_text
-from kdcluster.wording import first_problem
-
-RECIPE = 1
-"""Raised by hand when the trainer's numerics or a default change: runs made before are then other runs."""
-
-Role = Literal["teacher", "baseline", "distilled"]
-ROLES: tuple[Role, ...] = ("teacher", "baseline", "distilled")
-
-
-RunId = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-"""Also the name of a folder, and of no other."""
-
-
-class TeacherRef(BaseModel):
-    """The run whose best weights a student is distilled from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    id: RunId
-    model: Model
-    min_top1: float | None
-    hash: str = ""
-    """Of that run; empty in what earlier versions wrote."""
-
-
-class Run(BaseModel):
-    """One training run, fully resolved: all that a trainer needs to know, written to the run's config.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    id: RunId
-    hash: str
-    recipe: int
-    role: Role
-    seed: int
-    model: Model
-    data: Data
-    num_classes: int
-    channels: int
-    train: Train | None
-    distill: Distill | None
-    teacher: TeacherRef | None
-    variant: str
-    imports: tuple[str, ...]
-    digests: dict[str, str]
-    resources: Resources
-
-    @property
-    def needs(self) -> list[str]:
-        """Ids of the runs that must be done before this one starts."""
-        return [self.teacher.id] if self.teacher else []
-
-    @property
-    def amp(self) -> str:
-        """Autocast type; a model that is only evaluated runs in float32."""
-        return self.train.amp if self.train else "none"
-
-    def with_amp(self, amp: Literal["auto", "bf16", "none"]) -> Run:
-        """The same run in a precision that the place has decided (train/precision.py); its id stays."""
-        assert self.train is not None
-        return self.model_copy(update={"train": self.train.model_copy(update={"amp": amp})})
-
-    def as_today(self) -> Run:
-        """The run with today's default precision where an earlier version has written out its own, bf16."""
-        if self.amp == "bf16" and (auto := self.with_amp("auto")).has_identity():
-            return auto
-        return self
-
-    def to_yaml(self) -> str:
-        """The run's config.yaml."""
-        return yamlfile.dump(self.model_dump(mode="json"))
-
-    def digest(self) -> str:
-        """The hash that its settings give: SHA-256 over what decides the numbers, of that what is not the default.
-
-        Raises:
-            KeyError: `digests` lacks a file.
-        """
-        model, distill = changed(self.model), self.distill and changed(self.distill)
-        if isinstance(self.model.pretrained, str):
-            model["pretrained"] = self.digests[self.model.pretrained]
-        if self.teacher:
-            distill = {**(distill or {}), "teacher": self.teacher.hash}
-        data = changed(self.data)
-        if not self.train:  # a model that is only evaluated sees no augmented view
-            data = {key: value for key, value in data.items() if key not in ("augment", "view_seed")}
-        identity = {
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "model": model,
-            "data": data,
-            "folder": self.digests.get(self.data.path or ""),
-            "train": changed(self.train) if self.train else "none",
-            "distill": distill,
-            "variant": self.variant or None,
-            "imports": [self.digests[path] for path in self.imports] or None,
-        }
-        return digest({key: value for key, value in identity.items() if value is not None})
-
-    def has_identity(self) -> bool | None:
-        """Whether id and hash are those of its settings; None where an earlier version has not written all of them."""
-        if self.teacher and not self.teacher.hash:
-            return None
-        try:
-            return self.hash == self.digest() and self.id.endswith(f"-{self.hash[:8]}")
-        except KeyError:
-            return False
-
-    def check_identity(self) -> None:
-        """Hold id and hash against the settings, as far as all of them are known.
-
-        Raises:
-            ConfigError: they are not those of these settings.
-        """
-        if self.has_identity() is False:
-            raise ConfigError(
-                f"{self.id}: its config.yaml was changed, or written by another version: these settings are another "
-                f"run's; submit its experiment instead"
-            )
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> Run:
-        """Read a run's config.yaml.
-
-        Raises:
-            ConfigError: it is not one, was written by another version, or can have been written by another user.
-        """
-        try:
-            return cls.model_validate(yamlfile.parse(own_text(path)), strict=False).as_today()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError as error:  # not YAML, or not such a one
-            why = first_problem(error) if isinstance(error, ValidationError) else error
-            raise ConfigError(f"{path}: not a run's configuration of this version: {why}") from None
+from kdcluster.run import FIRST, RECIPES, STORE, TeacherRef
+from kdcluster.run import ROLES as ROLES
+from kdcluster.run import Role as Role
+from kdcluster.run import Run as Run
 
 
 @dataclass(frozen=True)
@@ -185,19 +46,22 @@ class Plan:
         return found
 
     def only(self, roles: Sequence[str]) -> Plan:
-        """The plan cut down to some roles and what they need."""
+        """The plan cut down to some roles, what they need, and what they wait for."""
         return self.cut({run.id for run in self.runs if run.role in roles})
 
     def cut(self, ids: Set[str]) -> Plan:
-        """The plan cut down to some runs and what they need."""
+        """The plan cut down to some runs, what they need, and what they wait for."""
         kept = set(ids)
-        kept |= {need for run in self.runs if run.id in kept for need in run.needs}
+        kept |= {need for run in self.runs if run.id in kept for need in (*run.needs, *run.after)}
         return Plan(tuple(run for run in self.runs if run.id in kept), self.wanted, self.experiments)
 
     def joined(self, runs: Iterable[Run]) -> Plan:
         """The plan with further runs, each after what it needs, which no experiment here wants."""
-        every = {run.id: run for run in (*self.runs, *runs)}
-        return Plan(tuple(every.values()), self.wanted, self.experiments)
+        return Plan(tuple(_unique((*self.runs, *runs))), self.wanted, self.experiments)
+
+    def readers(self, run_id: str) -> list[Run]:
+        """The runs that read a store."""
+        return [run for run in self.runs if run_id in run.after]
 
 
 def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
@@ -207,20 +71,36 @@ def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
         ConfigError: two different runs have the same id (eight equal digits of different hashes), or two
             experiments the same name.
     """
-    runs: dict[str, Run] = {}
+    runs: list[Run] = []
     wanted: dict[str, Mapping[Role, tuple[str, ...]]] = {}
     experiments: dict[str, Experiment] = {}
     for experiment in loaded:
         if experiments.get(experiment.name, experiment.config) != experiment.config:
             raise ConfigError(f"two different experiments are named {experiment.name}; rename one of the files")
         ours = _runs_of(experiment)
-        for run in (run for role in ROLES for run in ours[role]):
-            if runs.setdefault(run.id, run).hash != run.hash:
-                raise ConfigError(f"two different runs have the id {run.id}; set `variant` in one of them")
+        runs += [run for role in ROLES for run in ours[role]]
         wanted[experiment.name] = {role: tuple(run.id for run in ours[role]) for role in ROLES}
         experiments[experiment.name] = experiment.config
-    ordered = sorted(runs.values(), key=lambda run: run.role != "teacher")
+    ordered = sorted(_unique(runs), key=lambda run: FIRST.index(run.role) if run.role in FIRST else len(FIRST))
     return Plan(tuple(ordered), wanted, experiments)
+
+
+def _unique(runs: Iterable[Run]) -> list[Run]:
+    """Each run once; a store that several ask for has the views, and the gate, of the one that asks for most.
+
+    Raises:
+        ConfigError: two different runs have the same id.
+    """
+    found: dict[str, Run] = {}
+    for run in runs:
+        known = found.setdefault(run.id, run)
+        if known.hash != run.hash:
+            raise ConfigError(f"two different runs have the id {run.id}; set `variant` in one of them")
+        if known.views and run.views and known.teacher and run.teacher:
+            gates = [one.min_top1 for one in (known.teacher, run.teacher) if one.min_top1 is not None]
+            teacher = known.teacher.model_copy(update={"min_top1": min(gates) if len(gates) == 2 else None})
+            found[run.id] = known.model_copy(update={"views": max(known.views, run.views), "teacher": teacher})
+    return list(found.values())
 
 
 def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float) -> list[Run]:
@@ -242,18 +122,31 @@ def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float) -
 def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None) -> dict[Role, list[Run]]:
     """All runs; `students`: the experiment as they see it, where that differs from how the teacher does."""
     config = loaded.config
-    teacher = _run(loaded, "teacher", config.teacher.seed, config.teacher, config.teacher_train())
+    own = {"views": None, "augment": config.teacher.augment or config.data.augment}
+    seen = config.data.model_copy(update=own)
+    teacher = _run(loaded, "teacher", config.teacher.seed, config.teacher, config.teacher_train(), data=seen)
     loaded = students or loaded
     config = loaded.config
     ref = TeacherRef(id=teacher.id, model=teacher.model, min_top1=config.teacher.min_top1, hash=teacher.hash)
     baseline = [_run(loaded, "baseline", seed, config.student, config.train) for seed in config.seeds]
-    if config.distill.alpha == 0:
-        distilled = baseline  # the teacher's term has no weight: the same numbers, hence the same runs
-    else:
-        distilled = [
-            _run(loaded, "distilled", seed, config.student, config.train, config.distill, ref) for seed in config.seeds
-        ]
-    return {"teacher": [teacher], "baseline": baseline, "distilled": distilled}
+    if config.distill.alpha == 0:  # the teacher's term has no weight: the same numbers, hence the same runs
+        return {"teacher": [teacher], STORE: [], "baseline": baseline, "distilled": baseline}
+    stores = [_store(loaded, ref)] if config.distill.logits == "stored" else []
+    distilled = [
+        _run(loaded, "distilled", seed, config.student, config.train, config.distill, ref).model_copy(
+            update={"store": stores[0].id if stores else None}
+        )
+        for seed in config.seeds
+    ]
+    return {"teacher": [teacher], STORE: stores, "baseline": baseline, "distilled": distilled}
+
+
+def _store(loaded: LoadedExperiment, teacher: TeacherRef) -> Run:
+    """The store of a teacher's logits of all views that students see, of the whole training set."""
+    config = loaded.config
+    seen = config.data.model_copy(update={"views": None, "val_fraction": 0.0})
+    run = _run(loaded, STORE, config.teacher.seed, config.teacher, None, None, teacher, data=seen)
+    return run.model_copy(update={"views": min(config.data.views or config.train.epochs, config.train.epochs)})
 
 
 def _run(
@@ -264,22 +157,25 @@ def _run(
     train: Train | None,
     distill: Distill | None = None,
     teacher: TeacherRef | None = None,
+    *,
+    data: Data | None = None,
 ) -> Run:
+    """`data`: as it sees them, where that is not as the file has them."""
     config = loaded.config
     run = Run(
         id="unknown",
         hash="",
-        recipe=RECIPE,
+        recipe=RECIPES[role],
         role=role,
         seed=seed,
         model=Model(**{name: getattr(model, name) for name in Model.model_fields}),
-        data=config.data,
+        data=data or config.data,
         num_classes=loaded.num_classes,
         channels=DATASETS.get(config.data.name, (0, 3))[1],
         train=train,
         distill=distill,
         teacher=teacher,
-        variant="" if role == "teacher" else config.variant,
+        variant="" if role in ("teacher", STORE) else config.variant,
         imports=config.imports,
         digests=dict(loaded.digests),
         resources=config.resources,

@@ -21,8 +21,8 @@ from kdcluster.errors import Damaged
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import Model, Resources
 from kdcluster.files import document, read_json
-from kdcluster.plan import Run
 from kdcluster.rereading import once
+from kdcluster.run import Run
 from kdcluster.shapes import NUMBERED, OF_A_RUN, OF_AN_ATTEMPT, OTHERS, Record
 from kdcluster.wording import block_of, first_problem
 
@@ -196,7 +196,7 @@ def _known_of(name: str, values: Any, problem: str) -> tuple[Run, str]:
         run = Run.model_validate(values, strict=False).as_today()
         return run if run.id == name else run.model_copy(update={"id": name}), ""
     kept, unknown = _pruned(values, Run)
-    role, seed = re.match(r"([a-z]*)(?:.*-s(\d{1,9})-)?", name).groups()  # type: ignore[union-attr]
+    role, seed = re.match(r"([a-z]*(?:-logits)?)(?:.*-s(\d{1,9})-)?", name).groups()  # type: ignore[union-attr]
     read: dict[str, Any] = {**_NOTHING, "role": role, "seed": seed and int(seed), "model": Model(model=name)}
     wrong = []
     for key in Run.model_fields:
@@ -223,6 +223,7 @@ def _adapter(key: str) -> TypeAdapter[Any]:
 
 _NOTHING = {"hash": "", "recipe": 0, "data": None, "num_classes": 0, "channels": 0, "train": None, "distill": None}
 _NOTHING |= {"teacher": None, "variant": "", "imports": (), "digests": {}, "resources": Resources()}
+_NOTHING |= {"store": None, "views": None}
 
 
 def _pruned(values: Mapping[str, Any], block: type[BaseModel], above: str = "") -> tuple[dict[str, Any], list[str]]:

@@ -90,8 +90,7 @@ class RunDir:
     def load(self) -> Run:
         """The run as its directory has it, to be started.
 
-        Raises:
-            ConfigError: it cannot be: its config.yaml is damaged, another version's, another run's or another user's.
+        Raises ConfigError where it cannot be: its config.yaml is damaged, another version's, run's or user's.
         """
         run = Run.from_yaml(self.config)
         if run.id != self.id:
@@ -121,7 +120,7 @@ class RunDir:
         return folder.is_file() or (os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK))
 
     def with_needs(self) -> list[Run]:
-        """The runs that it needs, then itself, as their directories have them, without another user's `imports`.
+        """The runs that it needs, or waits for, and itself, as their directories say, without another user's `imports`.
 
         Raises:
             NotFound: the directory of one is gone.
@@ -132,7 +131,8 @@ class RunDir:
             raise NotFound(
                 f"{self.id} needs {gone[0]}, whose directory is gone from {self.root}; submit makes it again"
             )
-        return [*(RunDir(self.root, need)._as_needed() for need in run.needs), run]
+        there = [one for one in run.after if RunDir(self.root, one).config.exists()]
+        return [*(RunDir(self.root, need)._as_needed() for need in (*run.needs, *there)), run]
 
     def _as_needed(self) -> Run:
         run, problem = self.known()
@@ -144,15 +144,22 @@ class RunDir:
         """Write the resolved configuration of a run that is about to be started.
 
         What is not in the hash (micro-batch, resources) may have changed; a cancel marker is lifted.
-
-        Raises:
-            ConfigError: another run with the same id lies here.
+        Raises ConfigError where another run with the same id lies here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.exists() and self.known()[0].hash not in (run.hash, ""):  # "": damaged, and made again
             raise ConfigError(f"{self.path} holds another run with the same id; set `variant` in the experiment")
-        write_aside(self.config, run.to_yaml())
+        write_aside(self.config, self._with_its_views(run).to_yaml())
         (self.path / "cancel.json").unlink(missing_ok=True)
+
+    def _with_its_views(self, run: Run) -> Run:
+        """A store never becomes smaller: another experiment may count on what it asked for."""
+        known = self.known()[0].views if run.views and self.config.exists() else None
+        return run.model_copy(update={"views": max(run.views or 0, known)}) if known else run
+
+    def widen(self, run: Run) -> None:
+        """Have a store that is being made go on to as many views as `run` wants."""
+        write_aside(self.config, self.load().model_copy(update={"views": self._with_its_views(run).views}).to_yaml())
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first; a file or a folder without a record is none, whatever its name."""
@@ -287,7 +294,6 @@ def find_run(root: Path, beginning: str) -> RunDir:
     if not matches:
         raise NotFound(f"no run {beginning!r} in {root}; kdcluster status EXP shows the runs of an experiment")
     if len(matches) > 1:
-        raise ConfigError(
-            f"{beginning!r} is the beginning of {len(matches)} runs, give more of it: {', '.join(matches[:6])}"
-        )
+        what = f"{beginning!r} is the beginning of {len(matches)} runs"
+        raise ConfigError(f"{what}, give more of it: {', '.join(matches[:6])}")
     return RunDir(root, matches[0])

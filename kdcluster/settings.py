@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from kdcluster.experiment import identity
 from kdcluster.experiment.configfile import LoadedExperiment
-from kdcluster.plan import RECIPE, Run
+from kdcluster.run import RECIPES, Run
 from kdcluster.wording import spelt
 
 REQUIRED = PydanticUndefined
@@ -53,7 +53,7 @@ def of_run(run: Run) -> dict[str, Setting]:
 
     Of a file or folder that it names, the content is what counts: a key `… (content)` has the beginning of its digest.
     """
-    found = {"role": Setting(run.role), "seed": Setting(run.seed), "recipe": Setting(run.recipe, RECIPE)}
+    found = {"role": Setting(run.role), "seed": Setting(run.seed), "recipe": Setting(run.recipe, RECIPES.get(run.role))}
     for prefix, block in (("", run.model), ("data.", run.data), ("distill.", run.distill), ("train.", run.train)):
         found.update(_flat(block, prefix, run.digests) if block else ())
     if run.train is None:

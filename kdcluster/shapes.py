@@ -166,8 +166,9 @@ class Result(Record):
     hash: str
     attempt: Number
     params: Number
-    best: Evaluation
-    last: Evaluation
+    best: Evaluation | None = None
+    """None of a store."""
+    last: Evaluation | None = None
 
 
 class Submit(Record):

@@ -23,6 +23,7 @@ from kdcluster.launch.slurm.ask import is_here, is_inside_job
 from kdcluster.launch.slurm.backend import Slurm, waited_for
 from kdcluster.launch.status import run_status, statuses
 from kdcluster.results import render
+from kdcluster.run import FIRST
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
 from kdcluster.sweep import job, report
@@ -37,7 +38,6 @@ from kdcluster.wording import count
 
 if TYPE_CHECKING:
     from kdcluster.plan import Plan, Run
-
 
 CONFIRM = 3
 """Seeds of the confirmation, unless told otherwise."""
@@ -97,7 +97,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         report.refuse_target(searched, target)
     wishes = searched.size(wanted.trials)
     points = searched.corners() if searched.is_adaptive else searched.drawn(wishes)
-    teachers = searched.teachers(points if wanted.allow_teacher else [])
+    teachers = searched.teachers(points)
     if not searched.is_adaptive and len(points) < wishes:
         say(f"the space has {count(len(points), 'point')}, fewer than the {wishes} trials asked for: all are tried")
     there = for_teacher.place()
@@ -141,7 +141,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         unwritten = _write_best(searched, best, target) if wanted.write_best else ""
         if wanted.confirm:
             made = searched.confirmation(best, wanted.confirm)
-            teachers_first.train(teachers, made.runs, chosen, there, again)
+            teachers_first.train(teachers.joined(made.only(FIRST).runs), made.runs, chosen, there, again)
             _confirm(swept, made, chosen, best, again)
         else:
             say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
@@ -178,6 +178,7 @@ def _show_dry_run(
     if searched.is_adaptive:
         show_wrapped("     ", f"and {to_come} more, which follow from the results of these")
     over = (State.DONE, State.STOPPED) if searched.sweep.scheduler != "none" else (State.DONE,)
+    of_teachers = [run for run in teachers.runs if run.role == "teacher"]
     missing = [run for run in teachers.runs if found[run.id].state != State.DONE]
     for run in missing:
         show_wrapped("first ", run.id)
@@ -185,8 +186,8 @@ def _show_dry_run(
     fresh = [run for run in students if found[run.id].state != State.DONE]
     show_wrapped(
         "",
-        f"{count(len(points) + to_come, 'trial')}, {count(len(teachers.runs), 'teacher')} "
-        f"({len(missing)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started",
+        f"{count(len(points) + to_come, 'trial')}, {count(len(of_teachers), 'teacher')} "
+        f"({sum(run in missing for run in of_teachers)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started",
     )
     if words := forecast([missing, trials, fresh], root, at_once):
         show_wrapped("", words)
@@ -262,13 +263,7 @@ def recommended(chosen: Chosen, best: Point, after: Confirmed, again: str) -> st
 
 
 def _queue(
-    chosen: Chosen,
-    searched: Space,
-    wanted: Wanted,
-    teachers: Plan,
-    students: Iterable[Run],
-    slurm: Slurm,
-    again: str,
+    chosen: Chosen, searched: Space, wanted: Wanted, teachers: Plan, students: Iterable[Run], slurm: Slurm, again: str
 ) -> None:
     """The teachers as jobs of their own, everything else as one job after them."""
     loaded, root = searched.loaded, chosen.root
@@ -286,13 +281,17 @@ def _queue(
         say(f"worst case of the sweep: {layout.gpus * limit / 60 * (1 + slurm.profile.max_requeues):.4g} GPU-hours")
     for_teachers = slurm if chosen.gpus else Slurm(slurm.given, slurm.cluster)  # without GPUs --nodes is of the trials
     teachers_first.submit(teachers, students, chosen, for_teachers)
-    after = [job_id for run in teachers.runs if (job_id := waited_for(RunDir(root, run.id)))]
-    undone = [run.id for run in teachers.runs if run_status(RunDir(root, run.id)).state not in (State.DONE, *LIVE)]
+    after, ended = (
+        [job_id for run in teachers.runs if run.role == role and (job_id := waited_for(RunDir(root, run.id)))]
+        for role in FIRST
+    )
+    states = {run.id: run_status(RunDir(root, run.id)).state for run in teachers.runs if run.role == "teacher"}
+    undone = [run_id for run_id, state in states.items() if state not in (State.DONE, *LIVE)]
     if undone:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
     given = [*(word for one in searched.overrides for word in ("--set", one)), *words]
     given += ["--runs-dir", str(root), "--data-dir", str(chosen.data), *wanted.words]
-    job_id, log = job.submit(folder, layout, slurm, after, loaded, given, again)
+    job_id, log = job.submit(folder, layout, slurm, after, loaded, given, again, ended)
     say(f"job {job_id} sweeps {loaded.name} on {layout}; log: {log}")
     say(f"next: kdcluster results {chosen.again()} --sweep{chosen.where}")
     say(f"scancel {job_id} stops it; then: {again}")

@@ -1,4 +1,4 @@
-"""The teachers of a sweep: ordinary runs that are trained before it, once."""
+"""The teachers of a sweep, and the stores of their logits: ordinary runs that are made before it, once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def with_gpus(teachers: Plan, gpus: int) -> Plan:
 
 
 def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend, again: str) -> None:
-    """Train the teachers that these students need, ordinary runs that are made once, and wait for them."""
+    """Make the teachers that these students need and the stores that they read, and wait for them.
+
+    A store that is not to be had costs time alone.
+    """
     done = submit(made, students, chosen, there)
     if not done.started and all(done.left[run.id].state == State.DONE for run in made.runs):
         return
@@ -36,7 +39,7 @@ def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend, a
         found = follow(made, chosen.root, sys.stderr)
     except KeyboardInterrupt:
         leave(f"\ndetached; the teacher goes on\nnext: {again}", 130)
-    if any(status.state != State.DONE for status in found.values()):
+    if any(found[run.id].state != State.DONE for run in made.only(["teacher"]).runs):
         for run_id, status in found.items():
             say(f"{run_id}: {status.state}: {status.reason}" if status.reason else f"{run_id}: {status.state}")
         for step in next_steps(found, {run_id: chosen.submit_again(run_id) for run_id in found}, chosen.where):

@@ -70,6 +70,12 @@ class Data(Block):
         lt=1.0,
     )
     augment: Augment = field("Random views of the training images.", Augment())
+    views: int | None = field(
+        "How many views of each image the students see, over and over: epoch e shows view e mod N, to baseline and "
+        "distilled alike. null: another one in each epoch.",
+        None,
+        ge=1,
+    )
     view_seed: int = field("Seed of the views; all runs of an experiment see the same views.", 0, ge=0, lt=2**31)
 
 
@@ -167,6 +173,9 @@ class Teacher(Model):
         ge=0.0,
         le=100.0,
     )
+    augment: Augment | None = field(
+        "Random views of the images that the teacher is trained on; null: as `data.augment`.", None
+    )
     train: Annotated[Train | None, BeforeValidator(_none_word)] = field(
         "What differs from the experiment's `train`; `none` takes the weights as they are and only evaluates them.",
         Train(),
@@ -182,6 +191,12 @@ class Distill(Block):
 
     alpha: float = field("Weight of the teacher's term; 0 is the baseline.", 0.5, ge=0.0, le=1.0)
     temperature: float = field("T: softens both distributions.", 4.0, gt=0.0)
+    logits: Literal["stored", "computed"] = field(
+        "Where the teacher's logits come from: a store that is made once and shared by all students, seeds and trials "
+        "(what it lacks is computed), or its forward pass in every student's run. The numbers are the same.",
+        "stored",
+        hashed=False,
+    )
 
 
 class Resources(Block):

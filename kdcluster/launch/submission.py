@@ -102,6 +102,8 @@ def submit(
             if run.id in chosen:
                 run_dir.prepare(run)
                 run_dir.note_submit(words)
+            elif run.views and found[run.id].state in LIVE:
+                run_dir.widen(run)
             if os.access(run_dir.path, os.W_OK):  # a finished one may be another user's
                 run_dir.add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from kdcluster.plan import ROLES, Role
 from kdcluster.results.measured import Measured
+from kdcluster.run import TRAINED, Role
 from kdcluster.wording import count
 
 
@@ -27,8 +27,8 @@ def unlike(role: Role, runs: Mapping[Role, Sequence[Measured]]) -> Iterator[str]
     if role == "distilled" and (differing := _batchnorm(runs)):
         counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
         yield f"BatchNorm took its statistics over another number of images than the baseline's: {counts}"
-    found = {other: _precisions(runs[other]) for other in ROLES}
-    if len(set().union(*(found[other] for other in ROLES[: ROLES.index(role) + 1]))) > 1:
+    found = {other: _precisions(runs[other]) for other in TRAINED}
+    if len(set().union(*(found[other] for other in TRAINED[: TRAINED.index(role) + 1]))) > 1:
         each = ", ".join(f"{other} {' and '.join(sorted(kinds))}" for other, kinds in found.items() if kinds)
         yield f"the runs were not all trained in one precision: {each}"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kdcluster.history import Cost, cost, span, spent
-from kdcluster.plan import ROLES, Role
 from kdcluster.results.measured import Measured
+from kdcluster.run import TRAINED, Role
 from kdcluster.wording import count
 
 MISSING = "–"
@@ -34,7 +34,7 @@ def by_seed(runs: Mapping[Role, Sequence[Measured]], costs: Mapping[str, Cost]) 
     """Every run, by role and in the order of the seeds."""
     baseline = {m.run.seed: m.top1 for m in runs["baseline"]}
     rows = []
-    for role in ROLES:
+    for role in TRAINED:
         for m in runs[role]:
             other = baseline.get(m.run.seed) if role == "distilled" else None
             gain = m.top1 - other if m.top1 is not None and other is not None else None

@@ -7,20 +7,21 @@ Accuracies are test/top1 in percent, gains in percentage points. A number that c
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, Record, cost, history
-from kdcluster.plan import ROLES, Plan, Role
+from kdcluster.plan import Plan, Role
 from kdcluster.results.conditions import local_batchnorm, unlike, where
 from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure, selected_by
 from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import compared, interval95
+from kdcluster.run import STORE, TRAINED
 from kdcluster.runs import RunDir
-from kdcluster.states import State
+from kdcluster.states import GIVEN_UP, State
 from kdcluster.wording import count
 
 Standing = tuple[State, str, str | None]
@@ -118,22 +119,24 @@ def build(
         trainer_code: digest of today's trainer; runs that were made by another are named.
     """
     index = Index(root)
-    measured = {run.id: measure(run, RunDir(root, run.id), protocol, index) for run in plan.runs}
+    trained = [run for run in plan.runs if run.role in TRAINED]
+    measured = {run.id: measure(run, RunDir(root, run.id), protocol, index) for run in trained}
     index.save()
     experiments = []
     for name, wanted in plan.wanted.items():
         runs: dict[Role, list[Measured]] = {
-            role: [measured[run_id] for run_id in wanted[role] if run_id in measured] for role in ROLES
+            role: [measured[run_id] for run_id in wanted[role] if run_id in measured] for role in TRAINED
         }
         config = plan.experiments[name]
-        unique = list({m.run.id: m for role in ROLES for m in runs[role]}.values())
-        records = {m.run.id: history(RunDir(root, m.run.id)) for m in unique}
+        unique = list({m.run.id: m for role in TRAINED for m in runs[role]}.values())
+        stores = [run_id for run_id in wanted.get(STORE, ()) if run_id in {run.id for run in plan.runs}]
+        records = {run_id: history(RunDir(root, run_id)) for run_id in (*(m.run.id for m in unique), *stores)}
         costs = {run_id: cost(found) for run_id, found in records.items() if found}
         experiments.append(
             ExperimentTable(
                 name,
-                tuple(_row(role, runs, config) for role in ROLES if runs[role]),
-                tuple(_problems(unique, states or {})),
+                tuple(_row(role, runs, config) for role in TRAINED if runs[role]),
+                (*_problems(unique, states or {}), *_of_stores(stores, states or {})),
                 (*_notes(runs, unique, config, protocol, trainer_code), *took(costs.values()), *_uncounted(records)),
                 cost(costs.values()),
                 costs,
@@ -211,6 +214,14 @@ def _problems(runs: Iterable[Measured], states: Mapping[str, Standing]) -> Itera
         yield from (Problem(m.run.id, State.DONE, reason, m.log) for reason in m.problems)
 
 
+def _of_stores(stores: Iterable[str], states: Mapping[str, Standing]) -> Iterator[Problem]:
+    """Stores of the teacher's logits that failed, which costs students time and no number."""
+    for run_id in stores:
+        state, reason, log = states.get(run_id, NEVER_STARTED)
+        if state in GIVEN_UP:
+            yield Problem(run_id, state, f"{reason}; students computed its logits themselves", log)
+
+
 def _notes(
     runs: Mapping[Role, Sequence[Measured]],
     unique: Sequence[Measured],
@@ -219,7 +230,7 @@ def _notes(
     trainer_code: str | None,
 ) -> Iterable[str]:
     """What a reader of the rows has to know, the numbered note first."""
-    if odd := [what for role in ROLES for what in unlike(role, runs)]:
+    if odd := [what for role in TRAINED for what in unlike(role, runs)]:
         yield f"[1] {'; '.join(dict.fromkeys(odd))}"
     if protocol == "last":
         yield f"protocol last: {TOP1} of the last epoch"

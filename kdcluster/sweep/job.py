@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdcluster.experiment import configfile
@@ -62,7 +63,14 @@ def _set(*resources: str) -> list[str]:
 
 
 def script(
-    name: str, layout: Layout, profile: Profile, folder: Path, after: list[str], words: list[str], again: str = ""
+    name: str,
+    layout: Layout,
+    profile: Profile,
+    folder: Path,
+    after: list[str],
+    words: list[str],
+    again: str = "",
+    ended: Sequence[str] = (),
 ) -> str:
     """The batch script.
 
@@ -74,8 +82,9 @@ def script(
         after: jobs that must have succeeded before, as the teacher's.
         words: arguments of `kdcluster sweep`.
         again: the command that goes on with it, for messages.
+        ended: jobs that must have ended before, however, as that of the teacher's logits.
     """
-    given = sbatch.options(name, layout, profile, folder, after)
+    given = sbatch.options(name, layout, profile, folder, after, ended)
     given |= {"no-kill": True, "signal": f"B:USR2@{profile.signal_lead_s}"}
     lines = [
         *sbatch.setup(profile, folder),
@@ -119,6 +128,7 @@ def submit(
     loaded: LoadedExperiment,
     words: list[str],
     again: str,
+    ended: Sequence[str] = (),
 ) -> tuple[str, Path]:
     """Queue the sweep; returns the job's id and its log.
 
@@ -130,6 +140,7 @@ def submit(
         loaded: the experiment; the job gets a copy of its file.
         words: arguments of `kdcluster sweep` beside it.
         again: the command that goes on with it, for messages.
+        ended: jobs that must have ended before, however.
 
     Raises:
         Refused: SLURM does not take it.
@@ -141,7 +152,7 @@ def submit(
     name = _name(folder, number)
     path = own / "job.sh"
     words = [str(configfile.kept(loaded, own).path), *words]
-    text = script(name, layout, slurm.profile, own, after, words, again)
+    text = script(name, layout, slurm.profile, own, after, words, again, ended)
     write_aside(path, text.encode("utf-8", "surrogateescape"))
     job_id = ask.submit(path, name, time.time())
     return job_id, Path(os.path.realpath(own)) / f"{job_id}.log"

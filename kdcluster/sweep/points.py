@@ -16,6 +16,7 @@ from kdcluster.experiment import configfile, space
 from kdcluster.experiment.config import Sweep
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.plan import Plan, Run, plan, trial
+from kdcluster.run import FIRST
 from kdcluster.runs import RunDir, run_dirs
 
 FRESH = 1000
@@ -165,10 +166,15 @@ class Space:
         return problems
 
     def teachers(self, points: Sequence[Point]) -> Plan:
-        """The teachers of the experiment and of all points, as a plan."""
+        """The teachers of the experiment and of these points, and the stores of their logits, as a plan.
+
+        Of points that follow from others only what the experiment has, too: who knows whether another is ever tried.
+        """
         there = [configfile.load(str(self.loaded.path), [*self.overrides, *point.settings]) for point in points]
-        own = plan([self.loaded]).only(["teacher"])
-        return own.joined(run for one in there for run in plan([one]).only(["teacher"]).runs)
+        own = plan([self.loaded]).only(FIRST)
+        known = {run.id for run in own.runs}
+        others = (run for one in there for run in plan([one]).only(FIRST).runs)
+        return own.joined(run for run in others if run.id in known or not self.is_adaptive)
 
     def confirmation(self, best: Point, count: int) -> Plan:
         """The winner, the file's own settings, and the baseline on all images, with seeds that no trial had."""

@@ -80,6 +80,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """On rank 0 every rank's rows, CPU tensors of one shape, in the order of the ranks; elsewhere nothing."""
+        if self.size == 1:
+            return [rows]
+        found = [torch.empty_like(rows) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(rows, found)
+        return found or []
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:

@@ -184,7 +184,7 @@ class Meter:
         )
 
 
-def say_start(run: Run, world: World, net: models.Classifier, teacher: torch.nn.Module | None, steps: int) -> None:
+def say_start(run: Run, world: World, net: models.Classifier, steps: int) -> None:
     """The model, where it runs and how long, in the first lines of the first rank's log.
 
     Args:
@@ -193,8 +193,8 @@ def say_start(run: Run, world: World, net: models.Classifier, teacher: torch.nn.
     if world.rank != 0:
         return
     model = f"{run.role}: {run.model.model}, {models.parameters(net):,} parameters"
-    if run.teacher and run.distill and teacher is not None:
-        model += f"; from {run.teacher.model.model}, {models.parameters(teacher):,}"
+    if run.teacher and run.distill:
+        model += f"; from {run.teacher.model.model}"
         model += f" (alpha {run.distill.alpha:g}, temperature {run.distill.temperature:g})"
     log.info(model if run.train else f"{model}, taken as it is")
     cuda = world.device.type == "cuda"

@@ -24,7 +24,7 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Model
 from kdcluster.imagefolder import looked_at_once
 from kdcluster.inputs import arrays_folder
-from kdcluster.plan import Run
+from kdcluster.run import STORE, Run
 from kdcluster.train import data, models
 
 
@@ -60,10 +60,13 @@ def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]
     built: dict[Any, dict[str, int]] = {}
     tried: set[Any] = set()
     for run in runs:
+        if run.role == STORE:  # its model is its teacher's, which has been trained
+            continue
         key = (run.model.model_dump_json(), *_fits(run))
         if key not in built:
             built[key] = _attempt(lambda run=run: _build(run, fetch, notes, tried), f"{run.id}: ", problems)
         found[run.id] = built[key]
+    found |= {run.id: found.get(run.needs[0]) for run in runs if run.role == STORE}
     for run in {arrays_folder(run, data_dir): run for run in runs}.values():
         _attempt(lambda run=run: _data(run, data_dir, fetch, notes), "", problems)
     devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

@@ -113,8 +113,8 @@ class Publisher:
         if self.tracker.heartbeat(force=force, **at, **values):
             self.check_newest()
 
-    def result(self) -> None:
-        """Write result.json: the run is done, and needs no checkpoint but the last."""
+    def result(self, more: Mapping[str, Any]) -> None:
+        """Write result.json, with `more`: the run is done, and needs no checkpoint but the last."""
         self.check_newest()
         if not self.active:
             return
@@ -131,6 +131,7 @@ class Publisher:
             "last": last,
             "weights": {which: weights_record(self.run_dir.weights(which)) for which in ("best", "last")},
             **self.facts,
+            **more,
         }
         write_json(self.run_dir.path / "result.json", result)
         keep_last(self.run_dir.checkpoints)
@@ -157,12 +158,22 @@ class Publisher:
 
     def check_newest(self) -> None:
         """Raise if another attempt has started since."""
-        newest = self.run_dir.newest()
-        if self.active and self.attempt is not None and newest is not None and newest.number != self.attempt.number:
-            raise KdclusterError(
-                f"attempt {self.attempt.number} was overtaken by attempt {newest.number}, which goes on from what is "
-                f"saved; this one stops and publishes nothing more"
-            )
+        if self.active and self.attempt is not None:
+            check_newest(self.run_dir, self.attempt)
+
+
+def check_newest(run_dir: RunDir, attempt: Attempt) -> None:
+    """Refuse to publish anything once another attempt has started.
+
+    Raises:
+        KdclusterError: it has.
+    """
+    newest = run_dir.newest()
+    if newest is not None and newest.number != attempt.number:
+        raise KdclusterError(
+            f"attempt {attempt.number} was overtaken by attempt {newest.number}, which goes on from what is "
+            f"saved; this one stops and publishes nothing more"
+        )
 
 
 def batchnorm_batch(net: nn.Module, run: Run, world: World) -> int | None:

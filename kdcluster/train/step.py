@@ -9,7 +9,6 @@ the B images on any number of processes; a rank without images sends one through
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -23,14 +22,11 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
-from kdcluster.runs import RunDir
 from kdcluster.train import data, models, optim, views
 from kdcluster.train.distributed import World
-from kdcluster.train.losses import distillation_loss, round_logits
-
-log = logging.getLogger(__name__)
+from kdcluster.train.losses import distillation_loss
+from kdcluster.train.teacher_logits import Targets
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class Shard:
     images: Tensor
     labels: Tensor
     weight: float
+    soft: Tensor | None = None
+    """The teacher's logits (b, C), float16, where they are stored."""
 
 
 @dataclass
@@ -50,7 +48,8 @@ class Training:
     world: World
     student: models.Classifier
     model: nn.Module  # the student as it is called: compiled, in DDP
-    teacher: nn.Module | None
+    targets: Targets | None
+    """The teacher's logits, of a distilled run."""
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
     ema: ModelEmaV3 | None
@@ -69,6 +68,7 @@ class Training:
             "student": self.student.net.state_dict(),
             "ema": None if self.ema is None else self.ema.module.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "logits": dict(self.targets.origin) if self.targets else {},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -77,10 +77,12 @@ class Training:
         if self.ema is not None:
             self.ema.module.net.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.targets is not None:
+            self.targets.origin.update(state.get("logits", {}))
 
 
-def set_up(run_dir: RunDir, run: Run, world: World, steps_per_epoch: int, *, debug: bool = False) -> Training:
-    """Student, teacher, optimizer and schedule of a run, on this rank's device."""
+def set_up(run: Run, world: World, steps_per_epoch: int, targets: Targets | None = None) -> Training:
+    """Student, optimizer and schedule of a run, on this rank's device; `targets`: of a distilled run."""
     assert run.train is not None
     torch.manual_seed(run.seed)  # the same start on every rank, and for baseline and distilled alike
     student = models.build(run.model, run.num_classes, run.channels).to(world.device)
@@ -94,40 +96,11 @@ def set_up(run_dir: RunDir, run: Run, world: World, steps_per_epoch: int, *, deb
         world,
         student,
         world.parallel(model),
-        load_teacher(run_dir, run, world, debug) if run.teacher else None,
+        targets,
         optimizer,
         optim.build_schedule(optimizer, run.train, steps_per_epoch),
         ModelEmaV3(student, decay=run.train.ema_decay) if run.train.ema_decay else None,
     )
-
-
-def load_teacher(run_dir: RunDir, run: Run, world: World, debug: bool) -> nn.Module:
-    """The teacher with its best weights, in eval mode, without gradients.
-
-    Raises:
-        KdclusterError: it has no best weights, where a debug run takes its start weights instead; they are damaged.
-    """
-    assert run.teacher is not None
-    assert run.train is not None
-    place = RunDir(run_dir.root, run.teacher.id)
-    weights, problem = place.weights("best"), place.weights_problem("best")
-    trained = problem != "gone"
-    if not trained and not debug:
-        raise KdclusterError(
-            f"the teacher {run.teacher.id} has no best weights yet ({weights}); "
-            f"submit the experiment, which trains it first"
-        )
-    if trained and problem:
-        raise KdclusterError(f"{weights} is {problem}; submit the experiment with --retry, which makes it again")
-    teacher = models.build(run.teacher.model, run.num_classes, run.channels, start=not trained)
-    if trained:
-        models.load_saved(teacher.net, weights)
-    else:
-        log.warning("the teacher %s is not trained yet: debugging with its start weights", run.teacher.id)
-    teacher.to(world.device).eval().requires_grad_(False)
-    if run.train.channels_last:
-        teacher.in_channels_last()
-    return torch.compile(teacher) if run.train.compile else teacher  # type: ignore[return-value]
 
 
 def settle_buckets(training: Training, images: Tensor) -> None:
@@ -147,26 +120,39 @@ def settle_buckets(training: Training, images: Tensor) -> None:
 
 
 def epoch_batches(
-    run: Run, images: data.Split, train_index: Tensor, epoch: int, world: World, *, first: int = 0
+    run: Run,
+    images: data.Split,
+    train_index: Tensor,
+    epoch: int,
+    world: World,
+    *,
+    first: int = 0,
+    targets: Targets | None = None,
 ) -> Iterator[list[Shard]]:
-    """This rank's shards of every batch of an epoch from batch `first` on; all ranks yield equally many shards."""
+    """This rank's shards of every batch of an epoch from batch `first` on; all ranks yield equally many shards.
+
+    A batch holds one view: the teacher's logits that go with it are rows of one array, at the images' own indices.
+    """
     assert run.train is not None
     size = run.train.batch_size
     order = train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)]
     mine = data.share(size, world.rank, world.size)
     pieces = micro_batches(size, world.size, run.train.micro_batch)
     parts = [data.share(len(mine), piece, pieces) for piece in range(pieces)]
-    for number in range(first, len(train_index) // size):
-        batch = order[number * size : (number + 1) * size]
-        index = batch[mine.start : mine.stop] if len(mine) else batch[:1]
+    view = views.view_of(run, epoch)
+    batches = [order[at * size : (at + 1) * size] for at in range(first, len(train_index) // size)]
+    indices = [batch[mine.start : mine.stop] if len(mine) else batch[:1] for batch in batches]
+    soft_targets = targets.batches(indices) if targets else (None for _ in indices)
+    for index, soft in zip(indices, soft_targets, strict=True):
         pixels, labels = data.gather(images, index)
-        pixels = views.augment(pixels, index, epoch=epoch, augment=run.data.augment, view_seed=run.data.view_seed)
-        yield [
-            Shard(pixels[p.start : p.stop], labels[p.start : p.stop], 1.0)
-            if len(p)
-            else Shard(pixels[:1], labels[:1], 0.0)
-            for p in parts
-        ]
+        pixels = views.augment(pixels, index, epoch=view, augment=run.data.augment, view_seed=run.data.view_seed)
+        yield [_shard(pixels, labels, soft, part) for part in parts]
+
+
+def _shard(pixels: Tensor, labels: Tensor, soft: Tensor | None, part: range) -> Shard:
+    """Some of a rank's images; one of them, without weight, where there are none."""
+    some = slice(part.start, part.stop) if len(part) else slice(1)
+    return Shard(pixels[some], labels[some], float(len(part) > 0), None if soft is None else soft[some])
 
 
 def micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
@@ -198,12 +184,10 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
         with nullcontext() if last or world.size == 1 else training.model.no_sync():  # type: ignore[operator]
             with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
                 logits = training.model(shard.images)
-                with torch.inference_mode():
-                    soft = None if training.teacher is None else training.teacher(shard.images)
             terms = distillation_loss(
                 logits,
                 shard.labels,
-                None if soft is None else round_logits(soft),
+                training.targets.of(shard.images, shard.soft) if training.targets else None,
                 alpha=run.distill.alpha if run.distill else 0.0,
                 temperature=run.distill.temperature if run.distill else 1.0,
                 label_smoothing=run.train.label_smoothing,

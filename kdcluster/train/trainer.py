@@ -14,6 +14,7 @@ from torch import Tensor
 from kdcluster import inputs
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
+from kdcluster.run import STORE
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.train import data, models, optim, precision, views
 from kdcluster.train.begin import begin
@@ -24,6 +25,8 @@ from kdcluster.train.meter import Bar, Meter, say_epoch, say_start
 from kdcluster.train.metrics import Lagged
 from kdcluster.train.publish import Publisher
 from kdcluster.train.step import Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
+from kdcluster.train.storing import store_logits
+from kdcluster.train.teacher_logits import Targets
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +62,16 @@ def train(
         KdclusterError: the data, the weights or the loss are not usable; says what to do.
     """
     run = run_dir.load()
-    models.check_files(run)
+    if run.role != STORE:
+        models.check_files(run)
     models.import_files(run.imports)
     arrays = data.open_arrays(run, data_dir)
     if world.rank == 0:
         log.info("%s", _seen(run, arrays))
+    if run.role == STORE:
+        assert attempt is not None
+        images = data.to_device(arrays, "train", world.device)
+        return store_logits(run_dir, run, attempt, world, images, lambda: progress.stop)
     images, test = (data.to_device(arrays, split, world.device) for split in ("train", "test"))
     train_index, val_index = views.held_out(len(images.labels), run.data.val_fraction)
     splits = {"test": (test, torch.arange(len(test.labels)))}
@@ -79,19 +87,20 @@ def train(
         begin(run_dir, run, attempt, world)
     state = saver.newest() if attempt is not None else None
     run = precision.decided(run, world, state)
-    training = set_up(run_dir, run, world, steps_per_epoch, debug=attempt is None)
+    targets = Targets(run, run_dir.root, world, len(images.labels), debug=attempt is None) if run.teacher else None
+    training = set_up(run, world, steps_per_epoch, targets)
     if state is not None:
         training.restore(state)
         progress.step = state["step"]
     settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
-    say_start(run, world, training.student, training.teacher, steps_per_epoch)
+    say_start(run, world, training.student, steps_per_epoch)
     sizes = _sizes(splits)
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
     loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
     try:
         finished = loop.run()
         if finished:
-            publish.result()
+            publish.result({"views": targets.counted()} if targets else {})
     except BaseException:
         publish.tracker.close(success=False)
         raise
@@ -162,9 +171,11 @@ class Loop:
             training, self.publish, self.bar, self.norms, epoch, self.steps_per_epoch, first, last, trained
         )
         lagged = Lagged()
-        for shards in meter.waiting(
-            epoch_batches(training.run, self.images, self.train_index, epoch, training.world, first=first)
-        ):
+        run, world, targets = training.run, training.world, training.targets
+        if targets:
+            targets.begin(epoch)
+        batches = epoch_batches(run, self.images, self.train_index, epoch, world, first=first, targets=targets)
+        for shards in meter.waiting(batches):
             seed_step(training.run.seed, progress.step, training.world.rank)
             lr = optim.set_learning_rate(training.schedule, progress.step)
             sums = training.world.sum(train_step(training, shards))
@@ -224,7 +235,7 @@ def _evaluate_only(
 ) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
-    say_start(run, world, net, None, 0)
+    say_start(run, world, net, 0)
     sizes = _sizes(splits)
     publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped, images=sizes)
     finished = False
@@ -233,7 +244,7 @@ def _evaluate_only(
         publish.epoch(0, 0, metrics, net)
         if world.rank == 0:
             say_epoch(0, run, metrics, None)
-        publish.result()
+        publish.result({})
         finished = True
     except Stopped:
         publish.preempted(0, 0)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import Augment
+from kdcluster.run import Run
 
 CROP_ROW, CROP_COLUMN, FLIP, ORDER, HELD_OUT = range(5)
 """Streams: what a random number is for. Each has numbers of its own, so that one never moves another."""
@@ -79,6 +80,11 @@ def counter_bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
 def _below(bits: Tensor, limit: int) -> Tensor:
     """Uniform in range(limit), from the upper 31 bits by multiplication (bias below limit / 2³¹)."""
     return _shift_right(bits, 33) * limit >> 31
+
+
+def view_of(run: Run, epoch: int) -> int:
+    """The view that an epoch shows: its own, or one of `data.views` in turns."""
+    return epoch % run.data.views if run.data.views else epoch
 
 
 def augment(images: Tensor, index: Tensor, *, epoch: int, augment: Augment, view_seed: int) -> Tensor:

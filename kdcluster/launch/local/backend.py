@@ -162,11 +162,11 @@ def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
     run_dir = RunDir(root / "debug", run.id)
     refuse_foreign(run_dir.path)
     run_dir.prepare(run)
-    for need in run.needs:
+    for need in (*run.needs, *run.after):
         link = root / "debug" / need
         if link.is_symlink():  # it may lead to where the runs directory was before
             link.unlink()
-        if RunDir(root, need).weights("best").is_file() and not link.exists():
+        if RunDir(root, need).result() is not None and not link.exists():
             link.symlink_to(Path("..", need))
     where = layout(run.resources, Room(len(visible_gpus()), threads_available()))
     where = Layout(where.device, 1, where.threads and threads_available())

@@ -122,13 +122,14 @@ class Supervisor:
         What many runs share is looked at once, and of a run that has to wait nothing else.
         """
         self.waits = {}
-        every = dict.fromkeys(need for run in self.pending.values() for need in run.needs)
+        every = dict.fromkeys(need for run in self.pending.values() for need in (*run.needs, *run.after))
         found = {need: run_status(RunDir(self.root, need), KNOWN_S) for need in every}
         full: dict[tuple[str, int], str] = {}
         for run_id, run in list(self.pending.items()):
             needs = {need: found[need] for need in run.needs}
             why = blocked_by(run, needs) or self._abandoned(needs)
             undone = [need for need, status in needs.items() if status.state != State.DONE]
+            undone += [one for one in run.after if one in self.pending or self._goes_on(found[one])]
             slots, wanted = self._wants(run)
             waits = f"waits for {', '.join(undone)}" if undone else full.get((slots.what, wanted), "")
             if waits and not why:
@@ -171,6 +172,10 @@ class Supervisor:
             if need not in self.pending and status.state not in (State.DONE, *LIVE):
                 return f"{need} is {status.state}"
         return ""
+
+    def _goes_on(self, status: Status) -> bool:
+        """Whether somebody is known to be at it."""
+        return status.state in LIVE and not status.unknown
 
     def ref(self, run_id: str) -> dict[str, Any]:
         """This process as the ticket of one of its runs names it."""

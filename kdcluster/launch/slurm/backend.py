@@ -1,4 +1,4 @@
-"""The backend of a cluster: one job a run, with the teacher's job as the dependency of its students."""
+"""The backend of a cluster: one job a run, with the jobs of the teacher and of its logits as those it depends on."""
 
 from __future__ import annotations
 
@@ -110,10 +110,12 @@ class Slurm:
         for run in plan.runs:
             run_dir = RunDir(root, run.id)
             number = next_number(run_dir)
-            after = [f"<job of {need}>" for need in run.needs if RunDir(root, need).result() is None]
-            made[run.id] = script(
-                job_name(run_dir.path, number), layouts[run.id], self.profile, folder_of(run_dir, number), after
+            after, ended = (
+                [f"<job of {one}>" for one in ids if RunDir(root, one).result() is None]
+                for ids in (run.needs, run.after)
             )
+            name, folder = job_name(run_dir.path, number), folder_of(run_dir, number)
+            made[run.id] = script(name, layouts[run.id], self.profile, folder, after, ended=ended)
         return made
 
     def gpu_hours(self, plan: Plan, chosen: Sequence[str]) -> float | None:
@@ -195,8 +197,11 @@ class Slurm:
         wanted = [run for run in plan.runs if run.id in chosen]
         try:
             for run in wanted:
-                after = [jobs.get(need) or waited_for(RunDir(root, need)) for need in run.needs]
-                jobs[run.id] = self._queue(RunDir(root, run.id), data_dir, layouts[run.id], list(filter(None, after)))
+                after, ended = (
+                    [job for one in ids if (job := jobs.get(one) or waited_for(RunDir(root, one)))]
+                    for ids in (run.needs, run.after)
+                )
+                jobs[run.id] = self._queue(RunDir(root, run.id), data_dir, layouts[run.id], after, ended)
         except BaseException as error:
             asked = len(jobs) + (not isinstance(error, ask.Unanswered))  # else its ticket has to find it
             back = self._take_back([RunDir(root, run.id) for run in wanted[:asked]])
@@ -207,7 +212,7 @@ class Slurm:
         where = f" of cluster profile {self.cluster!r}" if self.cluster else ""
         return f"in SLURM{where}: jobs {', '.join(jobs.values())}"
 
-    def _queue(self, run_dir: RunDir, data_dir: Path, layout: Layout, after: list[str]) -> str:
+    def _queue(self, run_dir: RunDir, data_dir: Path, layout: Layout, after: list[str], ended: list[str]) -> str:
         from kdcluster.launch.slurm.task import Task
 
         number = next_number(run_dir)
@@ -216,7 +221,8 @@ class Slurm:
         name = job_name(run_dir.path, number)
         Task(run_dir, data_dir, folder, layout, self.profile, trainer_code()).write()
         path = folder / "job.sh"
-        write_aside(path, script(name, layout, self.profile, folder, after).encode("utf-8", "surrogateescape"))
+        text = script(name, layout, self.profile, folder, after, ended=ended)
+        write_aside(path, text.encode("utf-8", "surrogateescape"))
         intent: dict[str, Any] = {"id": None, "name": name, "folder": str(folder), "time": time.time()}
         intent |= {"cluster": self.cluster, "slurm": queue.cluster(), "submitter": process_record(os.getpid())}
         run_dir.write_ticket(self.name, intent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,14 @@ def job_name(run_dir: Path, number: int) -> str:
 
 
 def script(
-    name: str, layout: Layout, profile: Profile, folder: Path, after: Iterable[str] = (), module: str = TASK
+    name: str,
+    layout: Layout,
+    profile: Profile,
+    folder: Path,
+    after: Iterable[str] = (),
+    module: str = TASK,
+    *,
+    ended: Iterable[str] = (),
 ) -> str:
     """The batch script of one job: one task a node, which starts torchrun (launch/slurm/task.py).
 
@@ -42,11 +49,12 @@ def script(
         folder: of this submission: task.json, and what the job writes.
         after: ids of the jobs that must have succeeded before.
         module: that each task runs, with the folder as its argument.
+        ended: ids of the jobs that must have ended before, however.
 
     Raises:
         ConfigError: the folder's name holds what submitit would replace.
     """
-    given = options(name, layout, profile, folder, list(after))
+    given = options(name, layout, profile, folder, list(after), list(ended))
     return rendered(_command(layout, module, folder), setup(profile, folder), given, layout, profile, folder)
 
 
@@ -90,7 +98,9 @@ def log_of(folder: Path) -> str:
     return f"{folder}/%j.log"
 
 
-def options(name: str, layout: Layout, profile: Profile, folder: Path, after: list[str]) -> dict[str, Any]:
+def options(
+    name: str, layout: Layout, profile: Profile, folder: Path, after: Sequence[str], ended: Sequence[str] = ()
+) -> dict[str, Any]:
     """The options of sbatch for one job, without those of its nodes and tasks."""
     gpus, ranks = layout.gpus // layout.nodes, layout.procs // layout.nodes
     options: dict[str, Any] = {
@@ -111,8 +121,8 @@ def options(name: str, layout: Layout, profile: Profile, folder: Path, after: li
     if profile.mem_per_gpu:
         number = profile.mem_per_gpu.rstrip("KMGT")
         options["mem"] = f"{int(number) * ranks}{profile.mem_per_gpu.removeprefix(number)}"
-    if after:
-        options |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+    if waits := [f"{how}:{':'.join(jobs)}" for how, jobs in (("afterok", after), ("afterany", ended)) if jobs]:
+        options |= {"dependency": ",".join(waits), "kill-on-invalid-dep": "yes"}
     options |= profile.sbatch
     return {key: value for key, value in options.items() if value is not None and value is not False}
 

@@ -1,0 +1,175 @@
+"""The store of a teacher's logits on disk, without torch: what is in it, what of it can be trusted.
+
+runs/teacher-logits-…/logits/manifest.json      what they are of, and a check sum for each view
+                             view-00012.npy     float16 (N, C): row i is of image i of the whole training set
+                             view-00012.damaged where a reader has found its check sum wrong; the next submit heals it
+                             .partial.npy .partial.json   the view that is being made, kept where that was interrupted
+
+Letters: N images of the whole training set, C classes. View v is what epoch v shows (train/views.py).
+docs/teacher-logits.md has the format and a reader of twenty lines.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcluster import records
+from kdcluster.errors import Damaged, KdclusterError
+from kdcluster.files import read_json, write_json
+
+SCHEMA = "kdcluster.teacher-logits/1"
+ITEM = 2
+"""Bytes of a float16."""
+
+
+class Missing(KdclusterError):
+    """A view that does not stand whole in the store, with why; whoever wants it computes it."""
+
+    def __init__(self, why: str, *, damaged: bool = True) -> None:
+        super().__init__(why)
+        self.damaged = damaged
+
+
+@dataclass(frozen=True)
+class Store:
+    """The logits of one run of role teacher-logits.
+
+    Args:
+        run: the run's folder.
+        of: what the manifest has to say of what the logits are of: run, teacher, weights, precision, images, classes.
+    """
+
+    run: Path
+    of: Mapping[str, Any]
+
+    @property
+    def row(self) -> int:
+        """Bytes of the logits of an image."""
+        return int(self.of["classes"]) * ITEM
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "logits"
+
+    def path(self, view: int) -> Path:
+        return self.folder / f"view-{view:05}.npy"
+
+    def manifest(self) -> dict[str, Any]:
+        """What stands in it; with no view where there is nothing, or what is there is of something else.
+
+        Raises:
+            Missing: it cannot be read.
+        """
+        try:
+            values = read_json(self.folder / "manifest.json")
+        except (Damaged, OSError) as error:
+            raise Missing(f"its manifest cannot be read ({error})") from None
+        if values is None:
+            return self.empty()
+        for key, wanted in {"schema": SCHEMA, **self.of}.items():
+            if values.get(key) != wanted:
+                raise Missing(f"its manifest says {key} {values.get(key)!r}, and {wanted!r} is wanted")
+        return dict(values)
+
+    def empty(self) -> dict[str, Any]:
+        """The manifest of no view."""
+        return {"schema": SCHEMA, **self.of, "views": {}}
+
+    def read(self, view: int, largest: int) -> tuple[Any, bool]:
+        """A view as an array, float16 (N, C), whose check sum was right, and whether it is mapped from its file.
+
+        Args:
+            view: its number.
+            largest: bytes up to which it is read into memory, so that nobody can change it any more; else mapped.
+
+        Raises:
+            Missing: it is not there, or damaged; then that is noted for the next submit.
+        """
+        import numpy as np
+        from google_crc32c import value as crc32c
+
+        known = self.manifest()["views"].get(str(view))
+        if known is None:
+            raise Missing("not there (yet)", damaged=False)
+        path = self.path(view)
+        try:
+            is_large = path.stat().st_size > largest
+            content = b"" if is_large else path.read_bytes()
+            if (crc32c_of(path) if is_large else crc32c(content)) != known["crc32c"]:
+                raise ValueError("its check sum is wrong")
+            # c: nobody writes to it, but torch warns of what cannot be written to
+            found = np.load(path, mmap_mode="c") if is_large else np.load(io.BytesIO(content))
+            if found.dtype != np.float16 or found.shape != (self.of["images"], self.of["classes"]):
+                raise ValueError(f"it holds {found.dtype}{found.shape}")
+        except (OSError, ValueError) as error:
+            why = f"damaged ({getattr(error, 'strerror', None) or error})"
+            with suppress(OSError):  # another user's
+                write_json(path.with_suffix(".damaged"), {"why": why})
+            raise Missing(why) from None
+        return found, is_large
+
+    def list(self, manifest: Mapping[str, Any], view: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Put a view that is on disk into the manifest; returns the new one."""
+        listed = {**manifest, "views": {**manifest["views"], str(view): dict(entry)}}
+        write_json(self.folder / "manifest.json", listed)
+        self.path(view).with_suffix(".damaged").unlink(missing_ok=True)
+        return listed
+
+    def whole(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest without the views whose files are not as it says, by their check sums."""
+        views = {}
+        for view, entry in manifest["views"].items():
+            with suppress(OSError):
+                if crc32c_of(self.path(int(view))) == entry["crc32c"]:
+                    views[view] = entry
+        return {**manifest, "views": views}
+
+
+def crc32c_of(path: Path, first: int | None = None) -> int:
+    """CRC-32C of a file, or of its first bytes; without holding it in memory."""
+    from google_crc32c import extend
+
+    found, left = 0, path.stat().st_size if first is None else first
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 24))):
+            found, left = extend(found, block), left - len(block)
+    return found
+
+
+def held(run: Path) -> int:
+    """How many views a run's folder holds by its manifest; 0 for a run that is no store."""
+    return len((records.found(run / "logits" / "manifest.json") or {}).get("views", ()))
+
+
+def problem(run: Path, views: int, weights: str) -> str:
+    """Why a store has to be made further before it has so many views; empty where it has. By names and sizes alone.
+
+    `weights`: digest of the teacher's; empty where it is not known.
+    """
+    known = records.found(run / "logits" / "manifest.json") or {}
+    if weights and known.get("weights", weights) != weights:
+        return "its teacher has other weights now"
+    listed, names = known.get("views", {}), set(records.entries(run / "logits"))
+    wrong = [v for v in range(views) if f"view-{v:05}.damaged" in names and str(v) in listed]
+    wrong += [int(v) for v in listed if not _is_whole(run / "logits" / f"view-{int(v):05}.npy", known)]
+    if wrong:
+        return f"view {min(wrong)} is damaged"
+    there = sum(str(view) in listed for view in range(views))
+    return f"holds {there} of {views} views" if there < views else ""
+
+
+def _is_whole(path: Path, known: Mapping[str, Any]) -> bool:
+    try:
+        return bool(path.stat().st_size >= known["images"] * known["classes"] * ITEM)
+    except OSError:
+        return False
+
+
+def size_of(images: int, classes: int, views: int) -> int:
+    """Bytes of so many views."""
+    return images * classes * ITEM * views
