@@ -116,8 +116,9 @@ def _validated(values: Mapping[str, Any]) -> tuple[Experiment, list[Problem]]:
         wrong = {key[0] for key, _ in problems}
         sound = {name: block for name, block in values.items() if name not in wrong}
         config = Experiment.model_validate({**_STAND_INS, **sound})
-        if "train" in wrong:  # then nothing is said about the teacher's warm-up, which counts on train.epochs
-            config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 10**9})})
+        if "train" in wrong:  # then nothing is said about the teacher's length and warm-up, which count on it
+            sound_ones = [problem for problem in config.contradictions() if problem[0][:2] != ("teacher", "train")]
+            return config, problems + sound_ones
     return config, problems + config.contradictions()
 
 

@@ -27,7 +27,7 @@ def forecast(steps: Sequence[Iterable[Run]], root: Path, at_once: int) -> str:
         at_once: how many go on at the same time.
     """
     wanted = [list(runs) for runs in steps]
-    known = _seconds_per_epoch([run for runs in wanted for run in runs], root)
+    known = _seconds_each([run for runs in wanted for run in runs], root)
     unknown = [run for runs in wanted for run in runs if _kind(run) not in known]
     total = sum(max(_packed(runs, known, at_once), default=0.0) for runs in wanted)
     if not total:
@@ -41,14 +41,19 @@ def _packed(runs: Iterable[Run], known: dict[Any, float], at_once: int) -> list[
     """When each of so many places is free again if they take the runs in their order, in seconds."""
     free = [0.0] * at_once
     for run in runs:
-        seconds = known.get(_kind(run), 0.0) * (run.train.epochs if run.train else 1)
+        seconds = known.get(_kind(run), 0.0) * _length(run)
         at = free.index(min(free))
         free[at] += seconds
     return free
 
 
-def _seconds_per_epoch(runs: Iterable[Run], root: Path) -> dict[Any, float]:
-    """Kind of run -> the median, start and end of a run included."""
+def _length(run: Run) -> int:
+    """In epochs, or in steps where it is said in them."""
+    return (run.train.steps or run.train.epochs) if run.train else 1
+
+
+def _seconds_each(runs: Iterable[Run], root: Path) -> dict[Any, float]:
+    """Kind of run -> the median of an epoch or step, start and end of a run included."""
     kinds = {_kind(run): run for run in runs}
     beginnings = {run.id.rpartition("-s")[0]: run for run in kinds.values()}
     found: defaultdict[Any, list[float]] = defaultdict(list)
@@ -62,14 +67,15 @@ def _seconds_per_epoch(runs: Iterable[Run], root: Path) -> dict[Any, float]:
             continue
         looked[beginning] += 1
         spans = [one.ended - one.started for one in attempts if one.ended is not None and one.started is not None]
-        found[kind].append(sum(spans) / (run.train.epochs if run.train else 1))
+        found[kind].append(sum(spans) / _length(run))
     return {kind: statistics.median(seconds) for kind, seconds in found.items()}
 
 
 def _kind(run: Run) -> Any:
-    """What decides about the time of an epoch, as text: blocks with a dict inside have no hash."""
+    """What decides about the time of an epoch or step, as text: blocks with a dict inside have no hash."""
     teacher = run.teacher.model if run.teacher else None
-    return repr((run.role, run.model, teacher, run.data and (run.data.name, run.data.path)))
+    images = run.data and (run.data.name, run.data.path, run.data.labelled)
+    return repr((run.role, run.model, teacher, images, bool(run.train and run.train.steps)))
 
 
 def span(seconds: float) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdcluster.course import Course
 from kdcluster.experiment.config import Model
 from kdcluster.train import meter, models
 from kdcluster.train.distributed import World
@@ -185,10 +186,12 @@ def test_the_speed_is_the_attempts_mean_without_its_first_step(tmp_path, monkeyp
     saver = SimpleNamespace(take_seconds=lambda: 0.0)
     trained = (0, 0.0)
     for epoch, seconds in enumerate(((60.0, 1.0, 1.0, 1.0), (5.0, 1.0, 1.0, 1.0))):
-        one = meter.Meter(training, publish, Bar(active=False), [], epoch, 4, 0, 4, trained, started=now)
+        one = meter.Meter(
+            training, publish, Bar(active=False), [], Course(4, [4, 8, 12]), 4 * epoch, 0, 4, trained, started=now
+        )
         for at, took in enumerate(seconds, 1):
             now += took
-            one.read((4 * epoch + at, [1.0, 1.0, 0.0]))
+            one.read((4 * epoch + at, [1.0, 1.0, 0.0, 16.0]))
         one.finish(4 * epoch + 4, saver)
         trained, now = one.before, now + 100.0  # an evaluation
     assert beats[:4] == [None, 1.0, 1.0, 1.0]

@@ -146,8 +146,8 @@ def test_a_bad_sweep_stands_at_its_line(tmp_path: Path, block: dict[str, Any], s
 
 
 def test_asha_knows_the_longest_trial(tmp_path: Path) -> None:
-    assert space(tmp_path, {"trials": 1}).most_epochs() == 2
-    assert space(tmp_path, {"space": {"train.epochs": {"choice": [3, 9, 5]}}}).most_epochs() == 9
+    assert space(tmp_path, {"trials": 1}).most_evaluations() == 2
+    assert space(tmp_path, {"space": {"train.epochs": {"choice": [3, 9, 5]}}}).most_evaluations() == 9
 
 
 def test_the_confirmation_uses_seeds_that_no_trial_had_and_the_whole_training_set(tmp_path: Path) -> None:
