@@ -560,10 +560,12 @@ def test_batchnorm_stays_local_on_the_cpu():
 # --- the golden curve ---
 
 
-def test_golden_loss_curve():
+@pytest.mark.parametrize("name", golden_loss.CURVES)
+def test_golden_loss_curve(name):
     """A refactoring keeps it. Renew it only with `make golden` (or `python -m tests.golden_loss`), and say why."""
-    expected = golden_loss.read()
-    assert golden_loss.curve() == pytest.approx(expected, rel=1e-4)
+    expected = golden_loss.read(golden_loss.path(name))
+    assert len(expected) == 20
+    assert golden_loss.curve(name) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_missing_golden_file_fails(tmp_path):
