@@ -367,7 +367,7 @@ def _length(written: Train, train: Train) -> Iterator[tuple[str, str]]:
     """What is wrong with the length and the warm-up of a training, as far as a block has `written` them itself."""
     ours = written.model_fields_set
     if written.steps is not None and "epochs" in ours:
-        yield "steps", "and epochs exclude each other; leave one of them out"
+        yield "steps", "excludes epochs, and both are here; leave one of them out"
         return
     unit, other = ("epochs", "steps") if train.steps is None else ("steps", "epochs")
     if f"warmup_{other}" in ours and getattr(written, f"warmup_{other}"):
@@ -375,7 +375,7 @@ def _length(written: Train, train: Train) -> Iterator[tuple[str, str]]:
     length, warmup = getattr(train, unit), getattr(train, f"warmup_{unit}")
     if warmup >= length and ours & {unit, f"warmup_{unit}"}:
         key = unit if unit in ours and f"warmup_{unit}" not in ours else f"warmup_{unit}"
-        yield key, f"{length} {unit} leave none after {warmup:g} of warm-up; make it less"
+        yield key, f"{length} {unit} leave none after {warmup:g} of warm-up"
 
 
 def _model(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:

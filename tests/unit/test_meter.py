@@ -39,11 +39,12 @@ def test_the_first_lines_say_what_is_trained_where_and_how_long(tmp_path, data_d
     ]
 
 
-def test_a_line_of_an_epoch_fits_a_narrow_terminal(tmp_path, caplog):
+@pytest.mark.parametrize("train", [{"epochs": 50}, {"steps": 50_000}])
+def test_a_line_of_an_epoch_fits_a_narrow_terminal(tmp_path, caplog, train):
     caplog.set_level(logging.INFO)
-    run = tiny.make_run(tmp_path, "baseline", {"train.epochs": 50})
+    run = tiny.make_run(tmp_path, "baseline", {"train": train})
     measured = SimpleNamespace(said=lambda: ["loss 1.1234", "lr 9.7e-05", "12345 images/s"])
-    say_epoch(50, run, {"test/top1": 98.76}, measured)
+    say_epoch(*train.values(), run, {"test/top1": 98.76}, measured)
     assert len("08:15:00 " + caplog.messages[-1]) <= 80
 
 
