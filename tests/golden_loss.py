@@ -43,7 +43,8 @@ def curve(name: str = "loss") -> dict[int, float]:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             tiny.put_images(folder / "data")
-            for run in tiny.make_plan(folder, {"seeds": [SEED], **CURVES[name]}).only(["distilled"]).runs:  # the teacher comes first
+            made = tiny.make_plan(folder, {"seeds": [SEED], **CURVES[name]})
+            for run in made.only(["distilled"]).runs:  # the teacher comes first
                 run_dir = tiny.train_here(folder / "runs", run, folder / "data")
             points = events.read_scalars(run_dir.events, ("train/loss",)).points["train/loss"]
     finally:

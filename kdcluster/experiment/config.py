@@ -129,7 +129,7 @@ class Train(Block):
     lr: float = field("Peak learning rate.", 3e-4, gt=0.0)
     schedule: Literal["constant", "cosine"] = field("Learning rate after the warm-up.", "constant")
     warmup_epochs: float = field("Linear warm-up of the learning rate from 0.", 0.0, unit="epochs", ge=0.0)
-    warmup_steps: int = field("The same under `steps`.", 0, unit="steps", ge=0)
+    warmup_steps: int = field("Linear warm-up where the length is in `steps`.", 0, unit="steps", ge=0)
     weight_decay: float = field(
         "Weight decay: decoupled in adamw, L2 in sgd; biases and norms are left out.", 0.01, ge=0.0
     )
