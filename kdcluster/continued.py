@@ -1,6 +1,8 @@
 """Where a run begins: at the end of the same run with fewer epochs, where that gives the same numbers as from scratch.
 
-That is so under a constant schedule, where no step knows how many are to come, with the same software and layout.
+That is so under a constant schedule, where no step knows how many are to come, with the same software and layout. A
+run whose length is said in `steps` begins at no other's end: it is evaluated after each tenth of its own steps, so the
+shorter one's evaluations are not among its own, and it could choose its best from more than one from scratch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def begins_from(run: Run, root: Path, there: Collection[str], known: Mapping[str
         known: of device, procs, threads and so on (`trainer.json`), those that are known of the longer run.
     """
     stem = run.id.removesuffix(run.hash[:8])
-    if run.train is None or not any(name.startswith(stem) and name != run.id for name in there):
+    if run.train is None or run.train.steps or not any(name.startswith(stem) and name != run.id for name in there):
         return None
     refused = None
     for epochs in range(run.train.epochs - 1, 0, -1):

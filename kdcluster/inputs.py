@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kdcluster import files, imagefolder
+from kdcluster import files, imagefolder, parts
 from kdcluster.errors import ConfigError, Damaged
-from kdcluster.experiment.config import Model
+from kdcluster.experiment.config import DATASETS, Data, Model
 from kdcluster.run import STORE, Run
 from kdcluster.wording import count
 
 ARRAYS = "kdcluster.arrays/1"
 """The schema of meta.json beside decoded images."""
-PUBLISHED = {
-    "cifar100": ({"train": 50_000, "test": 10_000}, (32, 32)),
-    "cifar10": ({"train": 50_000, "test": 10_000}, (32, 32)),
-    "mnist5k": ({"train": 4_000, "test": 1_000}, (28, 28)),
-}
-"""Images of each split and their (H, W), of the built-in data sets."""
 DEFAULT_SIZE = 224
 """Side in pixels at which a folder's images are kept where their sizes differ and none was asked for."""
 SAMPLE = 64
@@ -65,20 +59,17 @@ class Images:
     looked_at: int = 0
     """The size is that of so many images, and of the others it is not known; 0: of all."""
     notes: tuple[str, ...] = ()
+    labelled: int | None = None
+    """So many of the training images have labels; None: all."""
 
     @classmethod
-    def stored(cls, meta: Mapping[str, Any], classes: int, val_fraction: float) -> Images:
+    def stored(cls, meta: Mapping[str, Any], classes: int, data: Data) -> Images:
         """Decoded images, by their meta.json."""
         shapes = {split: meta["shapes"][f"{split}_images"] for split in ("train", "test")}
-        counts = _held_out({split: shape[0] for split, shape in shapes.items()}, val_fraction)
+        counts = parts.split({split: shape[0] for split, shape in shapes.items()}, data)
+        notes = (*_size_note(meta["image_rule"]), *_stored_notes(meta))
         height, width = shapes["train"][2:]
-        return cls(classes, counts, (height, width), notes=(*_size_note(meta["image_rule"]), *_stored_notes(meta)))
-
-
-def _held_out(counts: Mapping[str, int], val_fraction: float) -> dict[str, int]:
-    """The splits once a part of the training images is held out, as train/views.py does it."""
-    held = round(counts["train"] * val_fraction)
-    return {"train": counts["train"] - held, **({"val": held} if held else {}), "test": counts["test"]}
+        return cls(classes, counts, (height, width), notes=notes, labelled=data.labelled)
 
 
 def kept_at(sizes: set[tuple[int, int]], asked: int | None = None) -> tuple[tuple[int, int], str]:
@@ -123,30 +114,31 @@ def images(run: Run, data_dir: Path) -> Images:
     Raises:
         ConfigError: an image folder that is not decoded yet, and that is none (any more).
     """
-    path, held = run.data.path, run.data.val_fraction
+    path, labelled = run.data.path, run.data.labelled
     meta = _meta(arrays_folder(run, data_dir))
     if path is None:
         if meta:
-            return Images.stored(meta, run.num_classes, held)
-        counts, size = PUBLISHED[run.data.name]
-        return Images(run.num_classes, _held_out(counts, held), size)
+            return Images.stored(meta, run.num_classes, run.data)
+        known = DATASETS[run.data.name]
+        counts = parts.split({"train": known.train, "test": known.test}, run.data)
+        return Images(run.num_classes, counts, (known.side, known.side), labelled=labelled)
     try:
         folder = imagefolder.look(Path(path))
     except (ConfigError, OSError) as error:
         if meta is None:
             raise ConfigError(f"data.path: {error}") from error
-        return Images.stored(meta, run.num_classes, held)  # decoded, and not needed any more
+        return Images.stored(meta, run.num_classes, run.data)  # decoded, and not needed any more
     if meta:
-        stored = Images.stored(meta, run.num_classes, held)
-        return Images(stored.classes, stored.counts, stored.size, notes=(*folder.notes, *stored.notes))
-    counts = {split: len(names) for split, names in folder.images.items()}
+        stored = Images.stored(meta, run.num_classes, run.data)
+        return replace(stored, notes=(*folder.notes, *stored.notes))
+    counts = parts.split({split: len(names) for split, names in folder.images.items()}, run.data)
     asked = run.data.image_size
     every = [name for names in folder.images.values() for name in names]
     some = [] if asked else every[:: -(-len(every) // SAMPLE)]
     sizes = {found for name in some if (found := imagefolder.size_of(Path(path) / name))}
     size, rule = kept_at(sizes, asked)
     of_some = len(some) if len(sizes) < 2 and len(some) < len(every) and not asked else 0  # two tell of them all
-    return Images(run.num_classes, _held_out(counts, held), size, of_some, (*_size_note(rule), *folder.notes))
+    return Images(run.num_classes, counts, size, of_some, (*_size_note(rule), *folder.notes), labelled)
 
 
 def _meta(folder: Path) -> dict[str, Any] | None:
@@ -225,16 +217,16 @@ def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
     Raises:
         ConfigError: as `images`.
     """
-    groups: dict[tuple[Path, float], list[Run]] = {}
+    groups: dict[Any, list[Run]] = {}
     runs = list(runs)
     for run in [run for run in runs if run.role != STORE] or runs:  # a store sees what its teacher and students see
-        groups.setdefault((arrays_folder(run, data_dir), run.data.val_fraction), []).append(run)
+        groups.setdefault((arrays_folder(run, data_dir), run.data.val_fraction, run.data.labelled), []).append(run)
     found = []
     for group in groups.values():
         seen, there = images(group[0], data_dir), eyes(group)
         name = f"{group[0].data.name}: " if len(groups) > 1 else ""
         notes = (*seen.notes, *_mirrored(group), *_unknown(there))
-        found.append(Told(name + line(seen, there), notes, tuple(_enlarging(seen, there))))
+        found.append(Told(name + line(seen, there), notes, (*_enlarging(seen, there), *_unequal(group))))
     return found
 
 
@@ -255,7 +247,7 @@ def eyes(runs: Iterable[Run], sized: Sized = recalled) -> list[Eye]:
 
 def line(seen: Images, eyes: Sequence[Eye]) -> str:
     """`10 classes, 4,000 train, 1,000 test, 28×28 px; resnet18 sees 224 px, test_vit 160 px`."""
-    counts = ", ".join(f"{n:,} {split}" for split, n in seen.counts.items())
+    counts = parts.with_labels(seen.counts, seen.labelled)
     height, width = seen.size
     size = f"{height}×{width} px" + ("" if height == width else " (height × width)")
     size += f" (in a sample of {seen.looked_at})" if seen.looked_at else ""
@@ -280,6 +272,13 @@ def _enlarging(seen: Images, eyes: Iterable[Eye]) -> Iterator[str]:
                 f"{one.name} enlarges {side} px to {one.size} px ({how}): set {one.role}.image_size to {fits}, or to "
                 f"{one.size} if that is meant"
             )
+
+
+def _unequal(runs: Sequence[Run]) -> Iterator[str]:
+    """Of students with and without the images that have no labels, that their epochs are not as long."""
+    unlabelled = {run.role for run in runs if run.data.labelled and run.train and run.train.steps is None}
+    if {"baseline", "distilled"} <= unlabelled:
+        yield "an epoch of distilled has more images than one of baseline: train.steps gives both as many steps"
 
 
 def _mirrored(runs: Iterable[Run]) -> Iterator[str]:

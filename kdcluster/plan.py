@@ -142,11 +142,15 @@ def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None)
 
 
 def _store(loaded: LoadedExperiment, teacher: TeacherRef) -> Run:
-    """The store of a teacher's logits of all views that students see, of the whole training set."""
+    """The store of a teacher's logits of all views that the distilled students see, of the whole training set."""
     config = loaded.config
-    seen = config.data.model_copy(update={"views": None, "val_fraction": 0.0})
+    seen = config.data.model_copy(update={"views": None, "val_fraction": 0.0, "labelled": None})
     run = _run(loaded, STORE, config.teacher.seed, config.teacher, None, None, teacher, data=seen)
-    return run.model_copy(update={"views": min(config.data.views or config.train.epochs, config.train.epochs)})
+    epochs = config.train.epochs
+    if config.train.steps is not None:  # the last time through the images perhaps not to the end
+        shown = loaded.train_images - round(loaded.train_images * config.data.val_fraction)
+        epochs = -(-config.train.steps // max(1, shown // config.train.batch_size))
+    return run.model_copy(update={"views": min(config.data.views or epochs, epochs)})
 
 
 def _run(
@@ -171,7 +175,7 @@ def _run(
         model=Model(**{name: getattr(model, name) for name in Model.model_fields}),
         data=data or config.data,
         num_classes=loaded.num_classes,
-        channels=DATASETS.get(config.data.name, (0, 3))[1],
+        channels=DATASETS[config.data.name].channels if config.data.name in DATASETS else 3,
         train=train,
         distill=distill,
         teacher=teacher,

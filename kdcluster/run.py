@@ -117,7 +117,7 @@ class Run(BaseModel):
             distill = {**(distill or {}), "teacher": self.teacher.hash}
         data = changed(self.data)
         if not self.train and self.role != STORE:  # a model that is only evaluated sees no augmented view
-            data = {key: value for key, value in data.items() if key not in ("augment", "view_seed")}
+            data = {key: value for key, value in data.items() if key not in ("augment", "view_seed", "labelled")}
         identity = {
             "recipe": self.recipe,
             "seed": self.seed,

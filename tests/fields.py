@@ -97,4 +97,4 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 
 def experiment(values: Mapping[str, Any], name: str = "exp", files: Mapping[str, str] = FILES) -> LoadedExperiment:
     """Values as if they had been read from a file, with made-up digests."""
-    return LoadedExperiment(name, Path(f"{name}.yaml"), Experiment.model_validate(values), files, 10)
+    return LoadedExperiment(name, Path(f"{name}.yaml"), Experiment.model_validate(values), files, 10, 1_000)

@@ -1,47 +1,50 @@
-"""The loss of every step of a tiny distilled run on one CPU thread, kept as a text file.
+"""The loss of every step of tiny distilled runs on one CPU thread, kept as text files.
 
-`python -m tests.golden_loss` writes the file anew: only after a change of the numbers that is meant.
+`python -m tests.golden_loss` writes the files anew: only after a change of the numbers that is meant.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kdcluster.results import events
 from tests import tiny
 
-FILE = Path(__file__).parent / "golden" / "loss.txt"
+FOLDER = Path(__file__).parent / "golden"
 SEED = 0
+TRAIN = {"batch_size": 16, "amp": "none", "schedule": "cosine", "lr": 1e-2}
+TRAIN |= {"label_smoothing": 0.1, "grad_clip": 1.0, "micro_batch": 6}
+CURVES: dict[str, dict[str, Any]] = {
+    "loss": {"train": {**TRAIN, "epochs": 5, "warmup_epochs": 1}},
+    "loss_unlabelled": {
+        "train": {**TRAIN, "steps": 20, "warmup_steps": 4},
+        "data.labelled": 20,
+        "data.val_fraction": 0.1,
+    },
+}
+"""File -> the experiment of its run."""
 HEADER = """\
-# Loss of every optimizer step of a tiny distilled run: ViT from ViT, 64 synthetic images, CPU, one thread.
+# Loss of every optimizer step of a tiny distilled run: ViT from ViT, {images}, CPU, one thread.
 # Made with torch {torch}, seed {seed}. Compared with rtol 1e-4 by tests/unit/test_step.py.
 # To renew: make golden  (python -m tests.golden_loss), only after a change of the numbers that is meant; say why.
 # step loss
 """
 
 
-def curve() -> dict[int, float]:
+def curve(name: str = "loss") -> dict[int, float]:
     """Step -> loss, from the run's own event file."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
             tiny.put_images(folder / "data")
-            changes = {
-                "seeds": [SEED],
-                "train.epochs": 5,
-                "train.schedule": "cosine",
-                "train.warmup_epochs": 1,
-                "train.lr": 1e-2,
-                "train.label_smoothing": 0.1,
-                "train.grad_clip": 1.0,
-                "train.micro_batch": 6,
-            }
-            for run in tiny.make_plan(folder, changes).only(["distilled"]).runs:  # the teacher comes first
+            made = tiny.make_plan(folder, {"seeds": [SEED], **CURVES[name]})
+            for run in made.only(["distilled"]).runs:  # the teacher comes first
                 run_dir = tiny.train_here(folder / "runs", run, folder / "data")
             points = events.read_scalars(run_dir.events, ("train/loss",)).points["train/loss"]
     finally:
@@ -49,16 +52,24 @@ def curve() -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
-def read(path: Path = FILE) -> dict[int, float]:
-    """The curve as the file has it."""
+def path(name: str) -> Path:
+    """Of a curve's file."""
+    return FOLDER / f"{name}.txt"
+
+
+def read(path: Path) -> dict[int, float]:
+    """The curve as a file has it."""
     lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
     return {int(step): float(loss) for step, loss in lines}
 
 
 def main() -> None:
-    header = HEADER.format(torch=torch.__version__.partition("+")[0], seed=SEED)
-    FILE.write_text(header + "".join(f"{step} {loss!r}\n" for step, loss in curve().items()))
-    print(f"wrote {FILE}")
+    for name, changes in CURVES.items():
+        labelled = changes.get("data.labelled")
+        images = f"64 synthetic images{f', {labelled} labelled' if labelled else ''}"
+        header = HEADER.format(images=images, torch=torch.__version__.partition("+")[0], seed=SEED)
+        path(name).write_text(header + "".join(f"{step} {loss!r}\n" for step, loss in curve(name).items()))
+        print(f"wrote {path(name)}")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def put_arrays(data_dir: Path, name: str, arrays: Mapping[str, Any]) -> Path:
         "fingerprint": f"{name}/1",
         "shapes": {key: list(array.shape) for key, array in arrays.items()},
         "dtypes": {key: str(array.dtype) for key, array in arrays.items()},
-        "num_classes": DATASETS[name][0],
-        "classes": [f"class {label}" for label in range(DATASETS[name][0])],
+        "num_classes": DATASETS[name].classes,
+        "classes": [f"class {label}" for label in range(DATASETS[name].classes)],
         "image_rule": "as made for a test",
         "crc32c": {},
     }
@@ -78,7 +78,7 @@ def put_arrays(data_dir: Path, name: str, arrays: Mapping[str, Any]) -> Path:
 
 def put_images(data_dir: Path, name: str = "cifar10", *, train: int = 64, test: int = 32, size: int = 16) -> Path:
     """`images` into the data cache under the name of a built-in data set."""
-    classes, channels = DATASETS[name]
+    classes, channels, *_ = DATASETS[name]
     splits = {
         split: images(count, classes=classes, channels=channels, size=size, seed=seed)
         for seed, (split, count) in enumerate({"train": train, "test": test}.items())

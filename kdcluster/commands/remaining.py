@@ -17,7 +17,9 @@ Kind = tuple[object, ...]
 
 def kind(run: Run) -> Kind:
     """What runs of the same speed share."""
-    return run.role, run.model.model_dump_json(), run.train and run.train.batch_size, run.data and run.data.path
+    train, data = run.train, run.data
+    settings = train and (train.batch_size, train.steps is None), data and (data.path, data.labelled)
+    return run.role, run.model.model_dump_json(), *settings
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def until_done(runs: Sequence[Run], found: Mapping[str, Status], at_once: int = 
     like them did. Evaluations and start-up are not counted.
     """
     going = [run for run in runs if found[run.id].state in LIVE]
-    speeds = _epochs_per_s(runs, found) if going else {}
+    speeds = _lengths_per_s(runs, found) if going else {}
     each = {run.id: _left(run, found[run.id], speeds) for run in going}
     known = {run_id: seconds for run_id, seconds in each.items() if seconds is not None}
     ends = {run.id: known.get(run.id, 0.0) for run in going if found[run.id].state == State.RUNNING}
@@ -57,11 +59,14 @@ def _left(run: Run, status: Status, speeds: Mapping[Kind, float]) -> float | Non
     if not run.train:
         return 0.0  # it is only evaluated
     alike = speeds.get(kind(run)) or speeds.get(kind(run)[1:])
-    return share * run.train.epochs / alike if alike else None
+    return share * (run.train.steps or run.train.epochs) / alike if alike else None
 
 
-def _epochs_per_s(runs: Iterable[Run], found: Mapping[str, Status]) -> dict[Kind, float]:
-    """Of each kind, with its role and, where that has none, of the same model in another; of done ones if there are."""
+def _lengths_per_s(runs: Iterable[Run], found: Mapping[str, Status]) -> dict[Kind, float]:
+    """Epochs, or steps where the length is said in them, a second.
+
+    Of each kind, with its role and, where that has none, of the same model in another; of done ones if there are.
+    """
     done: defaultdict[Kind, list[float]] = defaultdict(list)
     others: defaultdict[Kind, list[float]] = defaultdict(list)
     for run in runs:
@@ -69,7 +74,8 @@ def _epochs_per_s(runs: Iterable[Run], found: Mapping[str, Status]) -> dict[Kind
         if beat.get("steps_per_s") and beat.get("steps") and beat.get("epochs"):
             speeds = done if found[run.id].state == State.DONE else others
             for key in (kind(run), kind(run)[1:]):
-                speeds[key].append(beat["steps_per_s"] * beat["epochs"] / beat["steps"])
+                in_steps = bool(run.train and run.train.steps)
+                speeds[key].append(beat["steps_per_s"] * (1 if in_steps else beat["epochs"] / beat["steps"]))
     return {key: statistics.median(speeds) for key, speeds in {**others, **done}.items()}
 
 

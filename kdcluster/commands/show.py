@@ -76,7 +76,7 @@ def _about(run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], u
     rows = {
         "state": ": ".join(filter(None, (status.state, status.reason))),
         "wrong": wrong,
-        "result": _result(run_dir, status),
+        "result": _result(run_dir, run, status),
         "wanted by": ", ".join(run_dir.experiments()) or "no experiment",
         "needs": ", ".join(f"{need} ({_state(found[need])})" for need in run.needs) or "no other run",
         "needed by": ", ".join([*named, *more]) or "no run that is here",
@@ -99,12 +99,13 @@ def _state(status: Status) -> str:
     return f"{status.state}, {status.top1:.2f} %" if status.top1 is not None else status.state
 
 
-def _result(run_dir: RunDir, status: Status) -> str:
+def _result(run_dir: RunDir, run: Run, status: Status) -> str:
     """How good it is, or how far; empty before it has begun."""
     if result := run_dir.result():
         best, last = result["best"], result["last"]
         rule = f", selected on {result['selected_on']}" if "selected_on" in result else ""
-        at = f"after epoch {best['epoch']}{rule}" if "epoch" in best else f"at step {best['step']}{rule}"
+        in_epochs = "epoch" in best and not (run.train and run.train.steps)
+        at = f"after epoch {best['epoch']}{rule}" if in_epochs else f"at step {best['step']}{rule}"
         return (
             f"best test/top1 {best['test/top1']:.2f} % ({at}), last {last['test/top1']:.2f} %; "
             f"{result['params']:,} parameters"

@@ -9,14 +9,31 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from kdcluster.experiment.space import domain_problem
 
-DATASETS = {"cifar100": (100, 3), "cifar10": (10, 3), "mnist5k": (10, 1)}
-"""Built-in data sets: number of classes, colour channels. An `image_folder` has what its folders say, in RGB."""
+
+class DataSet(NamedTuple):
+    """What is known of a built-in data set."""
+
+    classes: int
+    channels: int
+    train: int
+    """Images."""
+    test: int
+    side: int
+    """Pixels."""
+
+
+DATASETS = {
+    "cifar100": DataSet(100, 3, 50_000, 10_000, 32),
+    "cifar10": DataSet(10, 3, 50_000, 10_000, 32),
+    "mnist5k": DataSet(10, 1, 4_000, 1_000, 28),
+}
+"""An `image_folder` has what its folders say, in RGB."""
 
 
 def field(meaning: str, default: Any = ..., *, unit: str = "", hashed: bool = True, **limits: Any) -> Any:
@@ -69,6 +86,14 @@ class Data(Block):
         ge=0.0,
         lt=1.0,
     )
+    labelled: int | None = field(
+        "Training images that keep their labels, the same ones in every run; null: all. Teacher and baseline train on "
+        "them alone. Distilled students train on all that are not held out, and learn from the teacher alone where "
+        "there is no label.",
+        None,
+        unit="images",
+        ge=1,
+    )
     augment: Augment = field("Random views of the training images.", Augment())
     views: int | None = field(
         "How many views of each image the students see, over and over: epoch e shows view e mod N, to baseline and "
@@ -110,6 +135,12 @@ class Train(Block):
     """How a model is trained."""
 
     epochs: int = field("Passes over the training images.", 10, ge=1)
+    steps: int | None = field(
+        "Optimizer steps in all, instead of `epochs`: as many for a few images as for many, which go round as often as "
+        "it takes. Evaluated ten times, after each tenth.",
+        None,
+        ge=1,
+    )
     batch_size: int = field(
         "Images per optimizer step, over all processes and micro-batches; an epoch's incomplete last batch is "
         "left out.",
@@ -121,6 +152,7 @@ class Train(Block):
     lr: float = field("Peak learning rate.", 3e-4, gt=0.0)
     schedule: Literal["constant", "cosine"] = field("Learning rate after the warm-up.", "constant")
     warmup_epochs: float = field("Linear warm-up of the learning rate from 0.", 0.0, unit="epochs", ge=0.0)
+    warmup_steps: int = field("Linear warm-up where the length is in `steps`.", 0, unit="steps", ge=0)
     weight_decay: float = field(
         "Weight decay: decoupled in adamw, L2 in sgd; biases and norms are left out.", 0.01, ge=0.0
     )
@@ -140,7 +172,7 @@ class Train(Block):
     channels_last: bool = field("NHWC memory layout, faster for CNNs.", True, hashed=False)
     compile: bool = field("torch.compile for student and teacher.", False, hashed=False)
     checkpoint_every: Cadence = field(
-        "How often to save, besides the end of each epoch: as in 500steps or 5min.",
+        "How often to save, besides after each evaluation: as in 500steps or 5min.",
         "5min",
         unit="steps or minutes",
         hashed=False,
@@ -177,7 +209,8 @@ class Teacher(Model):
         "Random views of the images that the teacher is trained on; null: as `data.augment`.", None
     )
     train: Annotated[Train | None, BeforeValidator(_none_word)] = field(
-        "What differs from the experiment's `train`; `none` takes the weights as they are and only evaluates them.",
+        "What differs from the experiment's `train`; `none` takes the weights as they are and only evaluates them. "
+        "`epochs` where that has `steps`, or `steps` where it has `epochs`, puts its warm-up aside, too.",
         Train(),
     )
 
@@ -257,7 +290,7 @@ class Sweep(Block):
         hashed=False,
     )
     scheduler: Literal["none", "asha"] = field(
-        "asha stops a trial early that is worse than others were after as many epochs.", "none", hashed=False
+        "asha stops a trial early that is worse than others were after as many evaluations.", "none", hashed=False
     )
     seeds: int = field(
         "Runs of each point with different seeds, whose mean is optimised; more than 1 needs scheduler none.",
@@ -327,19 +360,24 @@ class Experiment(Block):
         own = self.teacher.train
         if own is None:
             return None
-        return self.train.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
+        given = {name: getattr(own, name) for name in own.model_fields_set}
+        counts_steps = (own if given.keys() & {"epochs", "steps"} else self.train).steps is not None
+        if counts_steps != (self.train.steps is not None):  # the experiment's length and warm-up are in another unit
+            given = {name: Train.model_fields[name].default for name in _LENGTH} | given
+        return self.train.model_copy(update=given)
 
     def contradictions(self) -> Contradictions:
         """What no single field can know: (dotted key, what is wrong)."""
         found = [((role, *key), what) for role in ("teacher", "student") for key, what in _model(getattr(self, role))]
         found += [(("data", key), what) for key, what in _data(self.data)]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
-        if self.train.warmup_epochs >= self.train.epochs:
-            what = f"must be less than train.epochs, {self.train.epochs} (got {self.train.warmup_epochs:g})"
-            found.append((("train", "warmup_epochs"), what))
+        found += [(("train", key), what) for key, what in _length(self.train, self.train)]
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
             what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"
             found.append((("sweep", "seeds"), what))
+        if "train.steps" in (self.sweep.space or {}) and self.sweep.scheduler == "asha":
+            what = "asha compares trials after each tenth of their steps, so train.steps must be the same for all"
+            found.append((("sweep", "scheduler"), what))
         grids = [key for key, domain in (self.sweep.space or {}).items() if "grid" in domain]
         if grids and self.sweep.search == "optuna":
             what = f"optuna tries no grid as a whole; make {grids[0]} a choice, or search at random"
@@ -348,14 +386,28 @@ class Experiment(Block):
         if own is None or merged is None:
             if self.teacher.pretrained is False:
                 found.append((("teacher", "train"), "none needs weights: set teacher.pretrained to true or a file"))
-        elif merged.warmup_epochs >= merged.epochs and own.model_fields_set & {"epochs", "warmup_epochs"}:
-            key = "epochs" if "epochs" in own.model_fields_set else "warmup_epochs"
-            what = f"{merged.epochs} epochs leave none after {merged.warmup_epochs:g} of warm-up"
-            found.append((("teacher", "train", key), what))
+        else:
+            found += [(("teacher", "train", key), what) for key, what in _length(own, merged)]
         return found
 
 
 Contradictions = list[tuple[tuple[str, ...], str]]
+_LENGTH = ("epochs", "warmup_epochs", "steps", "warmup_steps")
+
+
+def _length(written: Train, train: Train) -> Iterator[tuple[str, str]]:
+    """What is wrong with the length and the warm-up of a training, as far as a block has `written` them itself."""
+    ours = written.model_fields_set
+    if written.steps is not None and "epochs" in ours:
+        yield "steps", "excludes epochs, and both are here; leave one of them out"
+        return
+    unit, other = ("epochs", "steps") if train.steps is None else ("steps", "epochs")
+    if f"warmup_{other}" in ours and getattr(written, f"warmup_{other}"):
+        yield f"warmup_{other}", f"counts {other}, but the length is in {unit}; set warmup_{unit} instead"
+    length, warmup = getattr(train, unit), getattr(train, f"warmup_{unit}")
+    if warmup >= length and ours & {unit, f"warmup_{unit}"}:
+        key = unit if unit in ours and f"warmup_{unit}" not in ours else f"warmup_{unit}"
+        yield key, f"{length} {unit} leave none after {warmup:g} of warm-up"
 
 
 def _model(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -28,6 +28,8 @@ class LoadedExperiment:
     config: Experiment
     digests: Mapping[str, str]
     num_classes: int
+    train_images: int
+    """Of the whole training set, broken ones included."""
 
 
 def experiments() -> dict[str, Path]:
@@ -78,10 +80,12 @@ def load(name: str, overrides: Iterable[str] = ()) -> LoadedExperiment:
     source = Source(path, "data:, teacher:, student:", _make_absolute)
     malformed = source.override(overrides)
     config, problems = _validated(source.values)
-    digests, classes, missing = _digests(source.values)
+    digests, (classes, images), missing = _digests(source.values)
     if malformed or problems or missing:
         raise ConfigError(*source.report([*problems, *missing]), *malformed)
-    return LoadedExperiment(path.stem, path, config, digests, classes or DATASETS[config.data.name][0])
+    if known := DATASETS.get(config.data.name):
+        classes, images = known.classes, known.train
+    return LoadedExperiment(path.stem, path, config, digests, classes, images)
 
 
 def located(loaded: LoadedExperiment, overrides: Iterable[str], problems: Iterable[Problem]) -> list[str]:
@@ -116,8 +120,9 @@ def _validated(values: Mapping[str, Any]) -> tuple[Experiment, list[Problem]]:
         wrong = {key[0] for key, _ in problems}
         sound = {name: block for name, block in values.items() if name not in wrong}
         config = Experiment.model_validate({**_STAND_INS, **sound})
-        if "train" in wrong:  # then nothing is said about the teacher's warm-up, which counts on train.epochs
-            config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 10**9})})
+        if "train" in wrong:  # then nothing is said about the teacher's length and warm-up, which count on it
+            sound_ones = [problem for problem in config.contradictions() if problem[0][:2] != ("teacher", "train")]
+            return config, problems + sound_ones
     return config, problems + config.contradictions()
 
 
@@ -143,10 +148,11 @@ def _make_absolute(values: dict[str, Any], base: Path) -> None:
         holder[key[-1]] = str(path.resolve())
 
 
-def _digests(values: Mapping[str, Any]) -> tuple[dict[str, str], int, list[Problem]]:
-    """Digest of every file and folder that the values name, classes of an image folder, and what is wrong with them."""
+def _digests(values: Mapping[str, Any]) -> tuple[dict[str, str], tuple[int, int], list[Problem]]:
+    """Digest of every file and folder that the values name, classes and training images of an image folder, and what
+    is wrong with them."""
     digests: dict[str, str] = {}
-    classes = 0
+    counts = 0, 0
     problems: list[Problem] = []
     for key, text in _named(values):
         path = Path(text)
@@ -157,9 +163,9 @@ def _digests(values: Mapping[str, Any]) -> tuple[dict[str, str], int, list[Probl
                 digests[text] = file_digest(path)
             elif values["data"].get("name") == "image_folder":  # else it is a contradiction
                 found = imagefolder.look(path)
-                digests[text], classes = found.digest, len(found.classes)
+                digests[text], counts = found.digest, (len(found.classes), len(found.images["train"]))
         except ConfigError as error:
             problems.append((key, str(error)))
         except OSError as error:
             problems.append((key, f"cannot read {error.filename}: {error.strerror}"))
-    return digests, classes, problems
+    return digests, counts, problems

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kdcluster.course import Course, evaluation_count
 from kdcluster.experiment.config import Data
 from kdcluster.plan import Run
 from kdcluster.results.events import Scalars, read_scalars
@@ -25,7 +26,7 @@ TOP1 = "test/top1"
 """The metric of the table, in percent."""
 
 Evaluations = Mapping[int, Mapping[str, float]]
-"""Optimizer step -> tag -> value, one for each epoch; an evaluate-only run has one, at step 0."""
+"""Optimizer step -> tag -> value, one for each evaluation; an evaluate-only run has one, at step 0."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Measured:
     log: str | None = None
     """The newest attempt's log, where there is one."""
     still_rising: bool = False
-    """Whether its best epoch is its last one, under a learning rate that no end of the schedule has lowered."""
+    """Whether its best evaluation is its last one, under a learning rate that no end of the schedule has lowered."""
 
     @property
     def params(self) -> int | None:
@@ -54,7 +55,7 @@ class Measured:
 
 
 def selected_by(data: Data) -> str:
-    """The tag that picks the best epoch: validation where a split is held out, else test."""
+    """The tag that picks the best evaluation: validation where a split is held out, else test."""
     return "val/top1" if data.val_fraction > 0 else TOP1
 
 
@@ -123,7 +124,7 @@ def _steps(run: Run, trainer: Mapping[str, Any], result: Mapping[str, Any]) -> s
     if run.train is None:
         return {0}
     if per_epoch := trainer.get("steps_per_epoch"):
-        return {epoch * per_epoch for epoch in range(1, run.train.epochs + 1)}
+        return set(Course.of(run.train, per_epoch).ends)
     return {result[protocol]["step"] for protocol in PROTOCOLS if result}
 
 
@@ -135,7 +136,7 @@ def _chosen(run: Run, evaluations: Evaluations, protocol: Protocol) -> int:
 
 
 def _still_rising(run: Run, evaluations: Evaluations) -> bool:
-    constant = run.train is not None and run.train.epochs > 1 and run.train.schedule == "constant"
+    constant = run.train is not None and evaluation_count(run.train) > 1 and run.train.schedule == "constant"
     return constant and bool(evaluations) and _chosen(run, evaluations, "best") == max(evaluations)
 
 

@@ -230,14 +230,16 @@ def _notes(
     trainer_code: str | None,
 ) -> Iterable[str]:
     """What a reader of the rows has to know, the numbered note first."""
+    length, at = ("steps", "evaluation") if config.train.steps else ("epochs", "epoch")
     if odd := [what for role in TRAINED for what in unlike(role, runs)]:
         yield f"[1] {'; '.join(dict.fromkeys(odd))}"
     if protocol == "last":
-        yield f"protocol last: {TOP1} of the last epoch"
+        yield f"protocol last: {TOP1} of the last {at}"
     elif (selector := selected_by(config.data)) == TOP1:
-        yield f"protocol best: {TOP1} of the best {selector} epoch, so the epoch is selected on test"
+        yield f"protocol best: {TOP1} of the best {selector} {at}, so the {at} is selected on test"
     else:
-        yield f"protocol best: {TOP1} of the best {selector} epoch"
+        yield f"protocol best: {TOP1} of the best {selector} {at}"
+    yield from _labels(runs, config)
     if config.distill.alpha == 0 and runs["distilled"]:
         yield "α is 0: the distilled runs are the baseline runs, and the gain is 0 by construction"
     elif runs["distilled"]:
@@ -252,7 +254,7 @@ def _notes(
     done = [m for m in unique if m.done]
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
-        yield f"{rising} of {count(len(students), 'student')} did best in the last epoch: more epochs may do better"
+        yield f"{rising} of {count(len(students), 'student')} did best in the last {at}: more {length} may do better"
     if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
         counts = " or ".join(map(str, skipped))
         yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"
@@ -267,6 +269,18 @@ def _notes(
             yield f"made by other trainer code than today's: {which}"
     for m in done:
         yield from (f"event files of {m.run.id}: {what}" for what in m.damage)
+
+
+def _labels(runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> Iterable[str]:
+    """What the rows share and what they do not, where some training images have no labels."""
+    if config.data.labelled is None or not runs["distilled"] or config.distill.alpha == 0:
+        return
+    without = sorted({n for m in runs["distilled"] if m.done and (n := m.trainer.get("images", {}).get("unlabelled"))})
+    more = f"{' or '.join(f'{n:,}' for n in without)} images" if without else "images"
+    yield f"distilled: the same labels as teacher and baseline ({config.data.labelled:,}), and {more} without"
+    distilled, baseline = ({m.trainer.get("steps_per_epoch") for m in runs[role]} for role in ("distilled", "baseline"))
+    if config.train.steps is None and None not in distilled | baseline and baseline and distilled != baseline:
+        yield "distilled took more steps than baseline, whose epochs have fewer images: train.steps gives both as many"
 
 
 def _uncounted(records: Mapping[str, Sequence[Record]]) -> Iterable[str]:

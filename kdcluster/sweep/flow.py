@@ -148,7 +148,7 @@ class Sweeping:
             over = deadline is not None and time.monotonic() > deadline
             return f"sweep.time_budget_min {sweep.time_budget_min:g} is over" if over else ""
 
-        asha = self.searched.most_epochs() if sweep.scheduler == "asha" else None
+        asha = self.searched.most_evaluations() if sweep.scheduler == "asha" else None
         return self._search(source, self.order(sweep.metric), count, asha, stream, out_of_time)
 
     def confirm(self, made: Plan, stream: TextIO) -> None:
@@ -199,7 +199,7 @@ class Sweeping:
                 source,
                 order,
                 given,
-                asha_epochs=asha,
+                asha_evaluations=asha,
                 at_once=sweep.at_once,
                 max_failures=sweep.max_failures,
                 watch=watch,

@@ -40,7 +40,7 @@ def took(steps: Sequence[Sequence[Run]], root: Path, at_once: int, where: Mappin
     """
     kinds = [[_kind(run, asdict(where[run.id]) if where else None) for run in runs] for runs in steps]
     runs_of = {kind: run for pair in zip(kinds, steps, strict=True) for kind, run in zip(*pair, strict=True)}
-    known = _seconds_per_epoch(runs_of, root, by_place=where is not None)
+    known = _seconds_each(runs_of, root, by_place=where is not None)
     unknown = [kind for of_step in kinds for kind in of_step if kind not in known]
     total = sum(
         max(_packed(runs, of_step, known, at_once), default=0.0) for runs, of_step in zip(steps, kinds, strict=True)
@@ -58,12 +58,17 @@ def _packed(runs: Sequence[Run], kinds: Sequence[str], known: Mapping[str, float
     for run, kind in zip(runs, kinds, strict=True):
         at = free.index(min(free))
         begin = max([free[at], *(ends.get(need, 0.0) for need in run.needs)])
-        free[at] = ends[run.id] = begin + known.get(kind, 0.0) * (run.train.epochs if run.train else 1)
+        free[at] = ends[run.id] = begin + known.get(kind, 0.0) * _length(run)
     return free
 
 
-def _seconds_per_epoch(kinds: Mapping[str, Run], root: Path, *, by_place: bool) -> dict[str, float]:
-    """Kind of run -> the median, start and end of a run included."""
+def _length(run: Run) -> int:
+    """In epochs, or in steps where it is said in them, or in views."""
+    return (run.train.steps or run.train.epochs) if run.train else run.views or 1
+
+
+def _seconds_each(kinds: Mapping[str, Run], root: Path, *, by_place: bool) -> dict[str, float]:
+    """Kind of run -> the median of an epoch, step or view, start and end of a run included."""
     beginnings = {run.id.rpartition("-s")[0]: run for run in kinds.values()}
     found: defaultdict[str, list[float]] = defaultdict(list)
     looked: defaultdict[str, int] = defaultdict(int)
@@ -78,15 +83,16 @@ def _seconds_per_epoch(kinds: Mapping[str, Run], root: Path, *, by_place: bool) 
             continue
         looked[beginning] += 1
         spans = [one.ended - one.started for one in attempts if one.ended is not None and one.started is not None]
-        found[kind].append(sum(spans) / (run.train.epochs if run.train else 1))
+        found[kind].append(sum(spans) / _length(run))
     return {kind: statistics.median(seconds) for kind, seconds in found.items()}
 
 
 def _kind(run: Run, on: Mapping[str, Any] | None) -> str:
-    """What decides about the time of an epoch, as text: blocks with a dict inside have no hash."""
+    """What decides about the time of an epoch or step, as text: blocks with a dict inside have no hash."""
     teacher = run.teacher.model if run.teacher else None
     place = on and [on.get(name) for name in ("device", "procs", "threads")]
-    return repr((run.role, run.model, teacher, run.data and (run.data.name, run.data.path), place))
+    images = run.data and (run.data.name, run.data.path, run.data.labelled)
+    return repr((run.role, run.model, teacher, images, bool(run.train and run.train.steps), place))
 
 
 def span(seconds: float) -> str:

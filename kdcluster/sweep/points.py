@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster import records
+from kdcluster.course import evaluation_count
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile, space
 from kdcluster.experiment.config import Sweep
@@ -46,6 +47,16 @@ class Point:
     def ids(self) -> tuple[str, ...]:
         """Of its runs: what makes it another point than others."""
         return tuple(run.id for run in self.runs)
+
+    @property
+    def unit(self) -> str:
+        """After what its runs are evaluated."""
+        return "tenth" if any(run.train and run.train.steps for run in self.runs) else "epoch"
+
+
+def counted(points: Iterable[Point]) -> str:
+    """In what the length of their runs is said: epochs, where one of them counts those."""
+    return "tenths" if {point.unit for point in points} == {"tenth"} else "epochs"
 
 
 @dataclass(frozen=True)
@@ -124,10 +135,10 @@ class Space:
                 found.setdefault(made.ids, made)
         return list(found.values())
 
-    def most_epochs(self) -> int:
-        """Epochs of the longest trial."""
+    def most_evaluations(self) -> int:
+        """Of the longest trial."""
         searched = self.domains.get("train.epochs")
-        return max(space.corners(searched)) if searched else self.loaded.config.train.epochs
+        return max(space.corners(searched)) if searched else evaluation_count(self.loaded.config.train)
 
     def check(self) -> None:
         """Every corner of the space must be an experiment, with the same teacher unless that is allowed.

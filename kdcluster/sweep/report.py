@@ -22,7 +22,7 @@ from kdcluster.results.render import render as rendered
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.sweep.confirmation import Confirmed
-from kdcluster.sweep.points import Point, Space, best_of
+from kdcluster.sweep.points import Point, Space, best_of, counted
 from kdcluster.sweep.trial import values_of
 from kdcluster.wording import wrapped
 
@@ -31,7 +31,7 @@ SCHEMA = "kdcluster.sweep/1"
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a point: the mean over its seeds of the best epoch's metric; None where a run has none."""
+    """What came of a point: the mean over its seeds of the best evaluation's metric; None where a run has none."""
 
     point: Point
     states: tuple[State, ...]
@@ -41,7 +41,7 @@ class Tried:
     images: int | None = None
     """On how many an accuracy was measured; None: it is no accuracy, or the run is of an earlier version."""
     epochs: int = 0
-    """Epochs of the run that is furthest."""
+    """Of the run that is furthest, or tenths where its length is in steps."""
     reason: str = ""
     """Why a run of it failed."""
 
@@ -136,7 +136,7 @@ def rows(
     first = [found[0].point.values.get(key) for key in keys] if found else []
     ends = [label(key, keys, {}) for key in keys]
     for names, digits in ((keys, None), (keys, -8), (ends, -8)):
-        head = [*names, metric, "epochs", "state", "runs"]
+        head = [*names, metric, counted(one.point for one in found), "state", "runs"]
         ids = ([run_id[digits:] for run_id in one.point.ids] for one in found)
         body = [[*row, one.state, " ".join(own)] for row, one, own in zip(cells, found, ids, strict=True)]
         if numbered:
@@ -153,10 +153,9 @@ def rows(
 
 def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
     """Headings and rows."""
-    rows = []
-    for one in found:
-        rows.append([*_values(one, found), one.shown or "-", str(one.epochs), one.state, " ".join(one.point.ids)])
-    return [[*_keys(found), metric, "epochs", "state", "runs"], *rows]
+    told = ([*_values(one, found), one.shown or "-", str(one.epochs)] for one in found)
+    rows = [[*row, one.state, " ".join(one.point.ids)] for row, one in zip(told, found, strict=True)]
+    return [[*_keys(found), metric, counted(one.point for one in found), "state", "runs"], *rows]
 
 
 def _keys(found: Sequence[Tried]) -> list[str]:

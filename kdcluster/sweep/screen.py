@@ -124,7 +124,7 @@ def line(what: str, one: Tried, metric: str) -> str:
     """One trial, or one run of the confirmation, for a file or a pipe."""
     words = [what, " ".join(one.point.settings), one.state]
     if one.value is not None and one.state != State.RUNNING:
-        words.append(f"{metric} {one.shown} after {count(one.epochs, 'epoch')}")
+        words.append(f"{metric} {one.shown} after {count(one.epochs, one.point.unit)}")
     return "  ".join([*words, *([f"({one.reason})"] if one.reason else [])])
 
 

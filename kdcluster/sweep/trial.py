@@ -1,4 +1,4 @@
-"""One run of a trial: started where the trial is unless somebody has done that, and followed epoch by epoch."""
+"""One run of a trial: started where the trial is unless somebody has, and followed from evaluation to evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from kdcluster.course import evaluation_count
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json
 from kdcluster.launch.attempt import Child
@@ -30,7 +31,7 @@ STOP_S = 8.0
 """How long a torchrun that is stopped has to save, before it is killed."""
 STOPPED = State.STOPPED
 """Name of the record that an attempt gets when the scheduler stops it early."""
-OTHERS_WERE_BETTER = "others were better after as many epochs"
+OTHERS_WERE_BETTER = "others were better after as many evaluations"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Trainee:
         return None if taken is None else [lock for _, lock in taken]
 
     def next(self) -> tuple[float, bool]:
-        """The metric of the next epoch, and whether it was the last one, after which the run has ended; waits for it.
+        """The metric of the next evaluation, and whether it was the last, after which the run has ended; waits for it.
 
         Raises:
             KdclusterError: the run ended without it.
@@ -136,12 +137,12 @@ class Trainee:
         while True:
             ended = self._ended()  # before the look at what it wrote
             measured = values_of(self.events, self.order.metric)
-            whole = self.run.train is not None and len(measured) >= self.run.train.epochs
+            whole = self.run.train is not None and len(measured) >= evaluation_count(self.run.train)
             last = self.reported + 1 == len(measured)
             if len(measured) > self.reported and not (last and (ended or whole)):
                 self.reported += 1
                 return measured[self.reported - 1], False
-            if ended:  # after the last epoch it still had to save, and may have failed
+            if ended:  # after the last one it still had to save, and may have failed
                 status = run_status(self.run_dir, KNOWN_S)
                 if measured and status.state in (State.DONE, *([State.STOPPED] if self.order.early else [])):
                     return measured[-1], True
@@ -199,7 +200,7 @@ class Trainee:
 
 
 def values_of(events: Follower, metric: str) -> list[float]:
-    """A metric of each epoch so far."""
+    """A metric of each evaluation so far."""
     return [point.value for point in events.look().points.get(metric, [])]
 
 

@@ -18,7 +18,7 @@ def search(
     order: Order,
     begun: list[Point],
     *,
-    asha_epochs: int | None,
+    asha_evaluations: int | None,
     at_once: int | None,
     max_failures: int,
     watch: Callable[[], bool],
@@ -29,7 +29,7 @@ def search(
         source: the points.
         order: what each trial has to know; once its `ending` is there, no further point is begun.
         begun: gets the points that were begun.
-        asha_epochs: epochs of the longest trial, for ASHA; None: no trial is stopped early.
+        asha_evaluations: of the longest trial, for ASHA; None: no trial is stopped early.
         at_once: most trials at the same time; None: as many as there is room for.
         max_failures: how often a trial that fails is started again.
         watch: called again and again meanwhile; True ends the search.
@@ -49,8 +49,8 @@ def search(
             tune_config=tune.TuneConfig(
                 metric=order.metric,
                 mode=best_of(order.metric).__name__,
-                search_alg=_searcher(source, order, begun, asha_epochs),
-                scheduler=_asha(order, asha_epochs) if asha_epochs else FIFOScheduler(),
+                search_alg=_searcher(source, order, begun, asha_evaluations),
+                scheduler=_asha(order, asha_evaluations) if asha_evaluations else FIFOScheduler(),
                 num_samples=-1,  # the source says when there are no more
                 max_concurrent_trials=at_once,
                 trial_name_creator=lambda trial: trial.trial_id,
@@ -110,7 +110,7 @@ def _stopper(watch: Callable[[], bool]) -> Any:
     return Watching()
 
 
-def _asha(order: Order, epochs: int) -> Any:
+def _asha(order: Order, evaluations: int) -> Any:
     from ray.tune.schedulers import ASHAScheduler
 
     class Noting(ASHAScheduler):
@@ -122,10 +122,10 @@ def _asha(order: Order, epochs: int) -> Any:
                 note_stopped(trial.config["point"], order)
             return decision
 
-    return Noting(max_t=epochs, grace_period=1, reduction_factor=3)
+    return Noting(max_t=evaluations, grace_period=1, reduction_factor=3)
 
 
-def _searcher(source: Source, order: Order, begun: list[Point], asha_epochs: int | None) -> Any:
+def _searcher(source: Source, order: Order, begun: list[Point], asha_evaluations: int | None) -> Any:
     from ray.tune.search import Searcher
 
     class Points(_OfThisProcess, Searcher):
@@ -159,7 +159,7 @@ def _searcher(source: Source, order: Order, begun: list[Point], asha_epochs: int
             if result:
                 self._better(trial_id, result)
             value = None if error else self.best.get(trial_id)
-            whole = bool(result) and (asha_epochs is None or bool(result.get("whole")))  # type: ignore[union-attr]
+            whole = bool(result) and (asha_evaluations is None or bool(result.get("whole")))  # type: ignore[union-attr]
             source.ended(self.given[trial_id], value, whole=whole)
 
         def save(self, checkpoint_path: str) -> None:
@@ -175,7 +175,7 @@ def _trainable() -> type:
     from ray import tune
 
     class Trial(tune.Trainable):
-        """A point: its runs, one after another; with one run each epoch is a result, with several their mean is."""
+        """A point: its runs, one after another; of one run each evaluation is a result, of several their mean."""
 
         def setup(self, config: dict[str, Any], order: Order) -> None:  # type: ignore[override]
             self.order = order

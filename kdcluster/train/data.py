@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from kdcluster.inputs import ARRAYS, Images, arrays_folder, fingerprint
 from kdcluster.plan import Run
 from kdcluster.train import decode, sources, stored
 from kdcluster.train.decode import Pixels
+from kdcluster.train.losses import UNLABELLED
 from kdcluster.train.sources import Labels
 
 SplitName = Literal["train", "test"]
@@ -111,7 +112,7 @@ def open_arrays(run: Run, data_dir: Path) -> Arrays:
         {split: files[f"{split}_labels"] for split in SPLITS},
         tuple(meta["classes"]),
         meta["image_rule"],
-        Images.stored(meta, run.num_classes, run.data.val_fraction),
+        Images.stored(meta, run.num_classes, run.data),
         sum(map(len, meta.get("skipped", {}).values())),
     )
 
@@ -195,7 +196,7 @@ class Split:
     """uint8 (N, C, H, W), on `device`, or mapped on the host where the device has no room. Never write to it:
     on the CPU it is the file, read-only."""
     labels: Tensor
-    """int64 (N,) on `device`"""
+    """int64 (N,) on `device`; UNLABELLED where there is none"""
     device: torch.device
 
 
@@ -215,6 +216,19 @@ def to_device(arrays: Arrays, split: SplitName, device: torch.device, *, budget_
     if images.nbytes <= budget_bytes:
         images = images.to(device)
     return Split(images, labels.to(device), device)
+
+
+def only_labels_of(split: Split, known: Tensor) -> Split:
+    """The same images with the labels of some; all others are UNLABELLED, so that nothing can learn from them.
+
+    Args:
+        split: from `to_device`.
+        known: int64 (K,) on the CPU, the images that keep their labels.
+    """
+    known = known.to(split.device)
+    labels = torch.full_like(split.labels, UNLABELLED)
+    labels[known] = split.labels[known]
+    return replace(split, labels=labels)
 
 
 def _tensor(array: Any) -> Tensor:

@@ -11,13 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNLABELLED = -1
+"""Label of an image that has none: of the loss it has the teacher's term alone."""
+
 
 class LossTerms(NamedTuple):
     """Loss per example, each (B,): total = (1 - alpha) · ce + alpha · kd."""
 
     total: Tensor
     ce: Tensor
+    """0 without a label."""
     kd: Tensor
+    labelled: Tensor
+    """1 with a label, 0 without."""
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -51,18 +57,25 @@ def distillation_loss(
 
     Args:
         student_logits: (B, C).
-        labels: (B,) int64.
+        labels: (B,) int64, UNLABELLED where there is none.
         teacher_logits: (B, C), or None for a teacher or a baseline: then kd is zero and total is ce.
         alpha: weight of the teacher's term, 0 to 1.
         temperature: T > 0.
         label_smoothing: of the cross-entropy, 0 to 1.
     """
     with torch.autocast(student_logits.device.type, enabled=False):
-        ce = F.cross_entropy(student_logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+        ce = F.cross_entropy(
+            student_logits.float(),
+            labels,
+            reduction="none",
+            label_smoothing=label_smoothing,
+            ignore_index=UNLABELLED,
+        )
+        labelled = (labels != UNLABELLED).float()
         if teacher_logits is None:
-            return LossTerms(ce, ce, torch.zeros_like(ce))
+            return LossTerms(ce, ce, torch.zeros_like(ce), labelled)
         kd = soft_target_loss(student_logits, teacher_logits, temperature)
-        return LossTerms((1 - alpha) * ce + alpha * kd, ce, kd)
+        return LossTerms((1 - alpha) * ce + alpha * kd, ce, kd, labelled)
 
 
 def round_logits(logits: Tensor) -> Tensor:

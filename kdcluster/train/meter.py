@@ -7,12 +7,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from kdcluster.columns import has_cursor
+from kdcluster.course import Course
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.train import models
@@ -71,20 +72,22 @@ class Bar(logging.Filter):
 
 @dataclass
 class Meter:
-    """Checks each step's loss, logs the mean over a tenth of an epoch, and takes the time."""
+    """Checks each step's loss, logs the mean over a tenth of the steps to the next evaluation, and takes the time."""
 
     training: Training
     publish: Publisher
     bar: Bar
     norms: Iterable[Norms]
     """Of the last steps: a loss is read one step late, and what spoilt it came a step before."""
-    epoch: int
-    steps_per_epoch: int
+    course: Course
+    begun: int
+    """Step after which the evaluation before was; 0 for none."""
     first: int
+    """So many steps later this attempt begins."""
     last: int
-    """Step of the epoch at which it ends: the last one, or where a debug run stops."""
+    """So many later it ends: at the next evaluation, or where a debug run stops."""
     before: tuple[int, float] = (0, 0.0)
-    """Steps and seconds of the attempt's epochs before: speeds are the mean over them, too, and do not jump."""
+    """The attempt's steps and seconds before: speeds are the mean over them, too, and do not jump."""
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     since: list[list[float]] = field(default_factory=list)
@@ -118,23 +121,32 @@ class Meter:
         self.since.append(means)
         self.losses.append(means[0])
         if self.publish.attempt is None:
-            log.info("step %d: loss %.4f, ce %.4f, kd %.4f", step, *means)
-        done = step - self.epoch * self.steps_per_epoch
-        if done % max(1, self.steps_per_epoch // 10) == 0 or done == self.steps_per_epoch:
-            loss, ce, kd = (sum(column) / len(self.since) for column in zip(*self.since, strict=True))
-            values = {"train/loss": loss, "train/ce": ce, "train/lr": self.training.lr}
+            log.info("step %d: %s", step, _terms([means]))
+        done = step - self.begun
+        if done % max(1, self.length // 10) == 0 or done == self.length:
+            loss, ce, kd = _over(self.since)
+            values = {"train/loss": loss, "train/lr": self.training.lr}
+            if ce is not None:
+                values["train/ce"] = ce
             if run.distill:
                 values["train/kd"] = kd
             self.publish.tracker.scalars(values, step)
             self.since.clear()
+        epoch, number = (step - 1) // self.course.per_epoch, self.course.due(self.begun) + 1
         speed, after = self._speed(done), f"{done}/{self.last} loss {means[0]:.3f}"
         if speed is None:
-            self.publish.beat(self.epoch, step, loss=means[0])
+            self.publish.beat(epoch, step, loss=means[0])
         else:
             images_per_s = speed * run.train.batch_size
-            self.publish.beat(self.epoch, step, loss=means[0], steps_per_s=speed, images_per_s=images_per_s)
+            self.publish.beat(epoch, step, loss=means[0], steps_per_s=speed, images_per_s=images_per_s)
             after += f" {images_per_s:.0f} images/s {duration((self.last - done) / speed)} left"
-        self.bar.draw(f"epoch {self.epoch + 1}/{run.train.epochs}", done / self.last, after)
+        part = f"{'part' if run.train.steps else 'epoch'} {number}/{len(self.course.ends)}"
+        self.bar.draw(part, done / self.last, after)
+
+    @property
+    def length(self) -> int:
+        """Steps between the two evaluations."""
+        return self.course.ends[self.course.due(self.begun)] - self.begun
 
     def _speed(self, done: int) -> float | None:
         """Steps a second, the mean of the attempt without its first step, which may take many times as long as others.
@@ -151,12 +163,12 @@ class Meter:
         return self.before[0] + done - self.first, self.before[1] + now - self.started
 
     def finish(self, step: int, saver: Saver) -> None:
-        """Say in the events how fast the epoch was, and what share of it was waiting for data and checkpoints."""
+        """Say in the events how fast these steps were, and what share of them was waiting for data and checkpoints."""
         assert self.training.run.train is not None
         now = time.perf_counter()
         elapsed = now - self.started
-        self.before = self._took(self.steps_per_epoch, now)
-        self.images_per_s = (self.steps_per_epoch - self.first) * self.training.run.train.batch_size / elapsed
+        self.before = self._took(self.length, now)
+        self.images_per_s = (self.length - self.first) * self.training.run.train.batch_size / elapsed
         values = {
             "perf/images_per_s": self.images_per_s,
             "perf/data_wait_pct": 100 * self.waited / elapsed,
@@ -165,7 +177,7 @@ class Meter:
         self.publish.tracker.scalars(values, step)
 
     def said(self) -> list[str]:
-        """The epoch's mean loss, its last learning rate and its speed, for its line in the log."""
+        """The mean loss, the last learning rate and the speed, for the line in the log."""
         loss = sum(self.losses) / len(self.losses)
         return [f"loss {loss:.4f}", f"lr {self.training.lr:.2g}", f"{self.images_per_s:.0f} images/s"]
 
@@ -178,17 +190,34 @@ class Meter:
             where = f"the gradient of {found[1]} was not finite first, at step {found[0]}"
         smaller = "a smaller train.lr or train.grad_clip"
         return (
-            f"the loss is not finite at step {step} (loss {means[0]}, ce {means[1]}, kd {means[2]}; "
+            f"the loss is not finite at step {step} ({_terms([means])}; "
             f"lr {self.training.lr:g}; run {run.id}); {where}; "
             f"try {smaller if run.amp == 'none' else f'amp: none (it was {run.amp}), then {smaller}'}"
         )
 
 
-def say_start(run: Run, world: World, net: models.Classifier, steps: int) -> None:
+def _over(steps: Sequence[Sequence[float]]) -> tuple[float, float | None, float]:
+    """Means over some steps of the loss, the cross-entropy and the teacher's term.
+
+    The cross-entropy's is over the images that have a label, None where none has; the others' over all. Of each step
+    come the means over its batch, and the share of it that has labels.
+    """
+    loss, ce, kd, labelled = (sum(column) / len(steps) for column in zip(*steps, strict=True))
+    return loss, ce / labelled if labelled else None, kd
+
+
+def _terms(steps: Sequence[Sequence[float]]) -> str:
+    """`loss 2.3026, ce 2.3026, kd 0.0000`, without a ce where no image has a label."""
+    named = zip(("loss", "ce", "kd"), _over(steps), strict=True)
+    return ", ".join(f"{name} {value:.4f}" for name, value in named if value is not None)
+
+
+def say_start(run: Run, world: World, net: models.Classifier, steps: int, images: int = 0) -> None:
     """The model, where it runs and how long, in the first lines of the first rank's log.
 
     Args:
         steps: optimizer steps of an epoch; 0 for a model that is only evaluated.
+        images: how many it trains on.
     """
     if world.rank != 0:
         return
@@ -203,23 +232,28 @@ def say_start(run: Run, world: World, net: models.Classifier, steps: int) -> Non
     precision = "float32" if run.amp == "none" else run.amp
     log.info("on %s: %s%s; precision %s", where, count(world.size, "process"), threads, precision)
     if run.train:
-        whole = f"{count(steps, 'step')} an epoch, {steps * run.train.epochs:,} in {count(run.train.epochs, 'epoch')}"
+        course = Course.of(run.train, steps)
+        whole = f"{count(steps, 'step')} an epoch, {course.steps:,} in {count(course.epochs, 'epoch')}"
+        if run.data.labelled is not None:
+            whole = whole.replace("epoch", f"epoch of {count(images, 'image')}", 1)
         batch = f"batch of {run.train.batch_size}; lr {run.train.lr:g}, {run.train.schedule}"
         log.info("%s; %s", whole, batch)
 
 
-def say_epoch(epoch: int, run: Run, metrics: Mapping[str, float], meter: Meter | None) -> None:
-    """An epoch in one line of the log, which fits 80 columns.
+def say_epoch(at: int, run: Run, metrics: Mapping[str, float], meter: Meter | None) -> None:
+    """What was trained before an evaluation in one line of the log, which fits 80 columns.
 
     Args:
-        metrics: of the evaluation after it, as `test/top1`.
-        meter: of the epoch; None where it was trained by an earlier attempt, or not at all.
+        at: the epoch, or the step where the length is in steps.
+        metrics: of the evaluation, as `test/top1`.
+        meter: of the steps before it; None where an earlier attempt did them, or nobody.
     """
     found = [f"{name} {metrics[f'{name}/top1']:.2f} %" for name in ("test", "val") if f"{name}/top1" in metrics]
     if run.train is None:
         return log.info("%s", "  ".join(found))
     loss, *others = meter.said() if meter else [""]
-    log.info("  ".join(filter(None, [f"epoch {epoch}/{run.train.epochs}", loss, *found, *others])))
+    done = f"epoch {at}/{run.train.epochs}" if run.train.steps is None else f"step {at}/{run.train.steps}"
+    log.info("  ".join(filter(None, [done, loss, *found, *others])))
 
 
 def duration(seconds: float) -> str:

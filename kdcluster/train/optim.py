@@ -8,6 +8,7 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from kdcluster.course import Course
 from kdcluster.experiment.config import Train
 
 
@@ -24,8 +25,9 @@ def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: Train, steps_per_epoch: int) -> Scheduler:
     """timm's schedule over optimizer steps: linear warm-up from 0, then constant or cosine to 0."""
-    total = train.epochs * steps_per_epoch
-    warmup = min(round(train.warmup_epochs * steps_per_epoch), total - 1)  # rounding up must not take the last step
+    total = Course.of(train, steps_per_epoch).steps
+    warmup = train.warmup_steps if train.steps else round(train.warmup_epochs * steps_per_epoch)
+    warmup = min(warmup, total - 1)  # rounding up must not take the last step
     if train.schedule == "cosine":
         return CosineLRScheduler(
             optimizer, t_initial=total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcluster.course import Course
 from kdcluster.errors import KdclusterError
 from kdcluster.files import remove_asides, trainer_code, write_json
 from kdcluster.plan import Run
@@ -43,7 +44,7 @@ class Publisher:
         skipped: int = 0,
         images: Mapping[str, int] | None = None,
     ) -> None:
-        """`images`: of each split that is evaluated, how many."""
+        """`images`: of each split that is evaluated, how many; and with and without labels, where some have none."""
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
         if self.active and attempt is not None:
@@ -52,7 +53,7 @@ class Publisher:
         self.tracker = Tracker(run_dir, attempt, run, active=self.active, first_step=step + 1)
         self.selected_on = "val" if run.data.val_fraction > 0 else "test"
         self.epochs: list[dict[str, Any]] = resumed["epochs"] if resumed else []
-        self.steps_per_epoch = steps_per_epoch
+        self.course = Course.of(run.train, steps_per_epoch) if run.train else None
         norm_batch = batchnorm_batch(net, run, world)
         self.facts = {
             "params": models.parameters(net),
@@ -108,8 +109,8 @@ class Publisher:
         Raises:
             KdclusterError: the attempt was overtaken: it leaves the lock to the newest.
         """
-        epochs = self.run.train.epochs if self.run.train else 0
-        at = {"step": step, "steps": self.steps_per_epoch * epochs, "epoch": epoch, "epochs": epochs}
+        steps, epochs = (self.course.steps, self.course.epochs) if self.course else (0, 0)
+        at = {"step": step, "steps": steps, "epoch": epoch, "epochs": epochs}
         if self.tracker.heartbeat(force=force, **at, **values):
             self.check_newest()
 

@@ -173,12 +173,12 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
     """One optimizer step on this rank's shards of a batch; no host sync.
 
     Returns:
-        (3,) sums over this rank's images of total, cross-entropy and teacher term.
+        (4,) sums over this rank's images of total, cross-entropy, teacher term, and how many have a label.
     """
     run, world = training.run, training.world
     assert run.train is not None
     scale = world.size / run.train.batch_size
-    sums = torch.zeros(3, device=world.device)
+    sums = torch.zeros(4, device=world.device)
     for number, shard in enumerate(shards):
         last = number == len(shards) - 1
         with nullcontext() if last or world.size == 1 else training.model.no_sync():  # type: ignore[operator]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdcluster import inputs
+from kdcluster.course import Course
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.run import STORE
@@ -24,7 +27,7 @@ from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
 from kdcluster.train.meter import Bar, Meter, say_epoch, say_start
 from kdcluster.train.metrics import Lagged
 from kdcluster.train.publish import Publisher
-from kdcluster.train.step import Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
+from kdcluster.train.step import Shard, Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
 from kdcluster.train.storing import store_logits
 from kdcluster.train.teacher_logits import Targets
 
@@ -74,14 +77,16 @@ def train(
         return store_logits(run_dir, run, attempt, world, images, lambda: progress.stop)
     images, test = (data.to_device(arrays, split, world.device) for split in ("train", "test"))
     train_index, val_index = views.held_out(len(images.labels), run.data.val_fraction)
-    splits = {"test": (test, torch.arange(len(test.labels)))}
+    splits: Splits = {"test": (test, torch.arange(len(test.labels)))}
     if len(val_index):
         splits["val"] = (images, val_index)
     if run.train is None:
         return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.skipped)
+    images, train_index, sizes = _taught(run, images, train_index, _sizes(splits))
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
+    course = Course.of(run.train, steps_per_epoch)
     saver = Saver(run_dir, run, world)
     if attempt is not None:
         begin(run_dir, run, attempt, world)
@@ -93,10 +98,9 @@ def train(
         training.restore(state)
         progress.step = state["step"]
     settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
-    say_start(run, world, training.student, steps_per_epoch)
-    sizes = _sizes(splits)
+    say_start(run, world, training.student, steps_per_epoch, len(train_index))
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
-    loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
+    loop = Loop(training, images, train_index, splits, course, publish, saver, progress, max_steps)
     try:
         finished = loop.run()
         if finished:
@@ -114,6 +118,24 @@ def _seen(run: Run, arrays: data.Arrays) -> str:
     return inputs.line(arrays.seen, inputs.eyes([run], lambda model, _: (models.image_size(model), 1)))
 
 
+def _taught(
+    run: Run, images: data.Split, train_index: Tensor, sizes: dict[str, int]
+) -> tuple[data.Split, Tensor, dict[str, int]]:
+    """What a run trains on: where some images have no label (it is gone then), they are for distilled students alone.
+
+    Args:
+        images: the whole training set.
+        train_index: those that are not held out.
+        sizes: how many are evaluated; comes back with how many have a label, and how many have none.
+    """
+    if run.data.labelled is None:
+        return images, train_index, sizes
+    known = views.labelled(len(images.labels), run.data.labelled, run.data.val_fraction)
+    index = train_index if run.role == "distilled" else known
+    counts = {"labelled": len(known), "unlabelled": len(index) - len(known)}
+    return data.only_labels_of(images, known), index, {**sizes, **counts}
+
+
 @dataclass
 class Loop:
     """Steps, evaluations and checkpoints of a run, from wherever `progress` stands."""
@@ -122,13 +144,13 @@ class Loop:
     images: data.Split
     train_index: Tensor
     splits: Splits
-    steps_per_epoch: int
+    course: Course
     publish: Publisher
     saver: Saver
     progress: Progress
     max_steps: int = 0
     meter: Meter | None = None
-    """Of the last epoch."""
+    """Of the steps before the last evaluation."""
     norms: deque[precision.Norms] = field(default_factory=lambda: deque(maxlen=3))
 
     def __post_init__(self) -> None:
@@ -136,11 +158,11 @@ class Loop:
 
     def run(self) -> bool:
         """To the end; False if the run was stopped before."""
-        run = self.training.run
+        run, course = self.training.run, self.course
         assert run.train is not None
         while True:
-            epoch, within = divmod(self.progress.step, self.steps_per_epoch)
-            if within == 0 and len(self.publish.epochs) < epoch:
+            due, epoch = course.due(self.progress.step), course.epoch(self.progress.step)
+            if len(self.publish.epochs) < due:
                 heed = partial(_heed, self.publish, self.training.world, self.progress, epoch)
                 try:
                     metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
@@ -150,32 +172,28 @@ class Loop:
                     return False
                 self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
                 if self.training.world.rank == 0:
-                    say_epoch(epoch, run, metrics, self.meter)
+                    say_epoch(epoch if run.train.steps is None else self.progress.step, run, metrics, self.meter)
                 self.save()
-            if epoch == run.train.epochs:
+            if due == len(course.ends):
                 return True
-            if not self.train_epoch(epoch, first=within):
+            if not self.train_until(course.ends[due], begun=course.ends[due - 1] if due else 0):
                 return False
 
-    def train_epoch(self, epoch: int, *, first: int) -> bool:
-        """The steps of an epoch from step `first` on; False if the run is to stop.
+    def train_until(self, end: int, *, begun: int) -> bool:
+        """The steps from one evaluation, after step `begun`, to the next, or what is left of them; False if the run is
+        to stop.
 
         Step N-1's loss is read, checked and logged while step N runs.
         """
         training, progress = self.training, self.progress
         training.model.train()
-        before = epoch * self.steps_per_epoch
-        last = min(self.steps_per_epoch, self.max_steps - before) if self.max_steps else self.steps_per_epoch
+        last = (min(end, self.max_steps) if self.max_steps else end) - begun
         trained = self.meter.before if self.meter else (0, 0.0)
         meter = self.meter = Meter(
-            training, self.publish, self.bar, self.norms, epoch, self.steps_per_epoch, first, last, trained
+            training, self.publish, self.bar, self.norms, self.course, begun, progress.step - begun, last, trained
         )
         lagged = Lagged()
-        run, world, targets = training.run, training.world, training.targets
-        if targets:
-            targets.begin(epoch)
-        batches = epoch_batches(run, self.images, self.train_index, epoch, world, first=first, targets=targets)
-        for shards in meter.waiting(batches):
+        for shards in meter.waiting(self.batches(progress.step, end)):
             seed_step(training.run.seed, progress.step, training.world.rank)
             lr = optim.set_learning_rate(training.schedule, progress.step)
             sums = training.world.sum(train_step(training, shards))
@@ -184,12 +202,11 @@ class Loop:
             meter.read(lagged.push(progress.step, sums))
             training.lr = lr  # only now: what was read is of the step before, and so is the rate that goes with it
             stop, save = training.world.agree(stop=progress.stop, save=self.saver.due(progress.step))
-            last = progress.step % self.steps_per_epoch == 0
-            if stop or (save and not last):  # after an epoch's last step comes the evaluation, and saves
+            if stop or (save and progress.step < end):  # after the last step comes the evaluation, and saves
                 meter.read(lagged.flush())  # no checkpoint of weights whose loss was not looked at
                 self.save()
             if stop:
-                self.publish.preempted(epoch, progress.step)
+                self.publish.preempted(self.course.epoch(progress.step), progress.step)
                 return False
             if progress.step == self.max_steps:
                 meter.read(lagged.flush())
@@ -198,6 +215,18 @@ class Loop:
         meter.read(lagged.flush())
         meter.finish(progress.step, self.saver)
         return True
+
+    def batches(self, step: int, end: int) -> Iterator[list[Shard]]:
+        """This rank's shards of every batch of the steps after `step` until `end`, from one epoch into the next."""
+        while step < end:
+            epoch, first = divmod(step, self.course.per_epoch)
+            count = min(self.course.per_epoch - first, end - step)
+            run, world, targets = self.training.run, self.training.world, self.training.targets
+            if targets:
+                targets.begin(epoch)
+            batches = epoch_batches(run, self.images, self.train_index, epoch, world, first=first, targets=targets)
+            yield from islice(batches, count)
+            step += count
 
     def save(self) -> None:
         """Checkpoint, unless this is a debug run or its attempt was overtaken."""

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcluster import parts
 from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import Augment
 from kdcluster.run import Run
@@ -156,5 +157,30 @@ def held_out(n: int, fraction: float) -> tuple[Tensor, Tensor]:
     if fraction > 0 and not 0 < size < n:
         what = f"{fraction:g} of {n} training images is {size} for validation and {n - size} for training"
         raise ConfigError(f"data.val_fraction: {what}; at least 1 each, or set it to 0")
-    order = torch.argsort(counter_bits(0, 0, torch.arange(n), HELD_OUT), stable=True)
+    order = _fixed_order(n)
     return order[size:].sort().values, order[:size].sort().values
+
+
+def labelled(n: int, count: int, fraction: float) -> Tensor:
+    """Which training images keep their labels; the same ones in every run, whatever its seed and what is held out.
+
+    They are the last of the order whose first ones `held_out` takes.
+
+    Args:
+        n: images of the whole training set.
+        count: how many keep them.
+        fraction: share held out for validation.
+
+    Returns:
+        int64 (count,), ascending.
+
+    Raises:
+        ConfigError: so many are not left.
+    """
+    parts.check_labelled(n, round(n * fraction), count)
+    return _fixed_order(n)[n - count :].sort().values
+
+
+def _fixed_order(n: int) -> Tensor:
+    """Of the n images of a training set, int64 (n,); no setting moves it."""
+    return torch.argsort(counter_bits(0, 0, torch.arange(n), HELD_OUT), stable=True)

@@ -166,7 +166,7 @@ def test_what_the_readme_has_a_newcomer_type(tmp_path: Path, nothing_left: list[
     for words in trials:
         if words[5] == "stopped":
             attempt = RunDir(desk.root, words[6]).attempt(1)
-            assert attempt.read("outcome")["reason"].endswith("others were better after as many epochs")
+            assert attempt.read("outcome")["reason"].endswith("others were better after as many evaluations")
             assert not is_alive(attempt.read("agent"))
 
     # Again: everything is known, nothing is trained, and the table is the same.

@@ -19,6 +19,7 @@ from kdcluster.errors import ConfigError, NotFound
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.experiment.config import Experiment
 from kdcluster.experiment.configfile import LoadedExperiment
+from kdcluster.experiment.identity import changed
 
 BROKEN = Path(__file__).parents[1] / "broken"
 FILES = sorted(BROKEN.glob("*.yaml"))
@@ -240,6 +241,43 @@ def test_the_teacher_takes_over_what_it_does_not_set(tmp_path: Path) -> None:
     teacher = config.teacher_train()
     assert teacher is not None
     assert (teacher.lr, teacher.epochs) == (3e-4, 7)
+
+
+@pytest.mark.parametrize(
+    ("ours", "own", "merged"),
+    [
+        ("{steps: 400, warmup_steps: 40, lr: 1e-3}", "{lr: 2e-3}", {"steps": 400, "warmup_steps": 40, "lr": 2e-3}),
+        ("{steps: 400, warmup_steps: 40}", "{steps: 200}", {"steps": 200, "warmup_steps": 40}),
+        ("{steps: 400, warmup_steps: 40, lr: 1e-3}", "{epochs: 6}", {"epochs": 6, "lr": 1e-3}),
+        ("{steps: 400, warmup_steps: 40}", "{epochs: 6, warmup_epochs: 2.0}", {"epochs": 6, "warmup_epochs": 2.0}),
+        ("{steps: 400, warmup_steps: 40}", "{steps: null}", {}),
+        ("{epochs: 16, warmup_epochs: 5.0}", "{steps: 200}", {"steps": 200}),
+        ("{epochs: 16, warmup_epochs: 5.0}", "{epochs: 6}", {"epochs": 6, "warmup_epochs": 5.0}),
+    ],
+)
+def test_a_length_in_another_unit_puts_the_experiments_warm_up_aside(
+    tmp_path: Path, ours: str, own: str, merged: dict[str, Any]
+) -> None:
+    text = GOOD.replace("  model: resnet18", f"  model: resnet18\n  train: {own}")
+    teacher = load(tmp_path, f"{text}train: {ours}\n").config.teacher_train()
+    assert teacher is not None
+    assert changed(teacher) == merged  # and so in its id
+
+
+def test_a_broken_train_says_nothing_of_the_teachers_steps(tmp_path: Path) -> None:
+    text = GOOD.replace("  model: resnet18", "  model: resnet18\n  train: {warmup_steps: 15}")
+    assert refused(tmp_path, text + "train: {steps: many}\n") == [
+        "8:9: train.steps: must be a whole number (got 'many')"
+    ]
+
+
+def test_asha_needs_trials_of_as_many_steps(tmp_path: Path) -> None:
+    sweep = "sweep: {scheduler: SCHEDULER, space: {train.steps: {choice: [100, 200]}}}\n"
+    load(tmp_path, GOOD + sweep.replace("SCHEDULER", "none"))
+    assert refused(tmp_path, GOOD + sweep.replace("SCHEDULER", "asha")) == [
+        "7:9: sweep.scheduler: asha compares trials after each tenth of their steps, so train.steps must be the same "
+        "for all"
+    ]
 
 
 def test_a_teacher_that_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -141,6 +141,15 @@ def test_where_the_numbers_could_differ_it_starts_from_scratch_and_says_why(
     assert begins_from(two, run_dir.root, [two.id, four.id], WHERE) is None
 
 
+def test_a_run_of_steps_begins_at_no_shorter_ones_end(tmp_path: Path, data: Path) -> None:
+    """That was evaluated at steps at which it is not."""
+    made = {steps: {"train": {"steps": steps, "batch_size": 16, "amp": "none"}} for steps in (10, 20)}
+    short, long = (tiny.make_run(tmp_path, "baseline", changes) for changes in made.values())
+    run_dir = tiny.train_here(tmp_path / "runs", short, data)
+    assert begins_from(long, run_dir.root, [short.id], WHERE) is None
+    assert begins_from(of(tmp_path, 4), run_dir.root, [short.id], WHERE) is None
+
+
 def test_what_became_of_the_shorter_run_decides(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,33 @@ def run(*words: str) -> Result:
     return result
 
 
+# Labels
+
+
+def test_how_many_have_labels_stands_in_the_line(tmp_path: Path) -> None:
+    changes = {"data": {"name": "mnist5k", "labelled": 500, "val_fraction": 0.1}, "train": {"steps": 400}}
+    (seen,) = told(make_plan(tmp_path, changes).runs, tmp_path)
+    assert seen.line.startswith("10 classes, 3,600 train (500 with labels, 3,100 without), 400 val, 1,000 test, 28")
+    assert seen.warnings == ()
+
+
+def test_more_labels_than_images_are_refused_in_a_plan(folder: Path) -> None:
+    write_experiment(folder, {"data": {"name": "mnist5k", "labelled": 3601, "val_fraction": 0.1}})
+    result = CliRunner().invoke(main, ["plan", "tiny.yaml"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "data.labelled: there are 3,600 training images beside 400 that are held out, not 3,601; take fewer, or null "
+        "for all"
+    ]
+
+
+def test_arms_of_unequal_length_are_warned_of(tmp_path: Path) -> None:
+    (seen,) = told(make_plan(tmp_path, {"data": {"name": "mnist5k", "labelled": 500}}).runs, tmp_path)
+    assert seen.warnings == (
+        "an epoch of distilled has more images than one of baseline: train.steps gives both as many steps",
+    )
+
+
 # The line
 
 

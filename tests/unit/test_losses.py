@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcluster.train.losses import distillation_loss, round_logits, soft_target_loss
+from kdcluster.train.losses import UNLABELLED, distillation_loss, round_logits, soft_target_loss
 
 ALPHAS = (0.0, 1e-9, 0.5, 1.0)
 seeds = st.integers(0, 2**31 - 1)
@@ -212,3 +212,31 @@ def test_rounding_costs_little_at_any_temperature():
         exact = soft_target_loss(student, teacher, temperature)
         rounded = soft_target_loss(student, round_logits(teacher), temperature)
         torch.testing.assert_close(rounded, exact, rtol=2e-3, atol=2e-3)
+
+
+# --- images without a label
+
+
+@given(
+    shape=shapes, seed=seeds, temperature=temperatures, alpha=st.floats(0.01, 1), smoothing=st.sampled_from((0.0, 0.1))
+)
+@quick
+def test_without_a_label_there_is_the_teachers_term_alone(shape, seed, temperature, alpha, smoothing):
+    student, teacher, labels = pair(shape, seed)
+    known = logits(shape[:1], seed + 2) > 0
+    options = {"alpha": alpha, "temperature": temperature, "label_smoothing": smoothing}
+    student.requires_grad_()
+    whole = distillation_loss(student, labels, teacher, **options)
+    found = distillation_loss(student, torch.where(known, labels, UNLABELLED), teacher, **options)
+    assert torch.equal(found.labelled, known.float())
+    assert torch.equal(whole.labelled, torch.ones(shape[0]))
+    for ours, theirs in zip(found[:3], whole[:3], strict=True):
+        assert torch.equal(ours[known], theirs[known])  # as without the others beside them
+    assert torch.equal(found.kd, whole.kd)
+    assert torch.equal(found.ce[~known], torch.zeros_like(found.ce[~known]))
+    torch.testing.assert_close(found.total[~known], alpha * whole.kd[~known])
+    ours, theirs = (
+        torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (found.total, alpha * found.kd)
+    )
+    torch.testing.assert_close(ours[~known], theirs[~known])
+    assert ours.isfinite().all()

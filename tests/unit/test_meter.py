@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdcluster.course import Course
 from kdcluster.experiment.config import Model
 from kdcluster.train import meter, models
 from kdcluster.train.distributed import World
@@ -38,11 +39,12 @@ def test_the_first_lines_say_what_is_trained_where_and_how_long(tmp_path, data_d
     ]
 
 
-def test_a_line_of_an_epoch_fits_a_narrow_terminal(tmp_path, caplog):
+@pytest.mark.parametrize("train", [{"epochs": 50}, {"steps": 50_000}])
+def test_a_line_of_an_epoch_fits_a_narrow_terminal(tmp_path, caplog, train):
     caplog.set_level(logging.INFO)
-    run = tiny.make_run(tmp_path, "baseline", {"train.epochs": 50})
+    run = tiny.make_run(tmp_path, "baseline", {"train": train})
     measured = SimpleNamespace(said=lambda: ["loss 1.1234", "lr 9.7e-05", "12345 images/s"])
-    say_epoch(50, run, {"test/top1": 98.76}, measured)
+    say_epoch(*train.values(), run, {"test/top1": 98.76}, measured)
     assert len("08:15:00 " + caplog.messages[-1]) <= 80
 
 
@@ -189,10 +191,12 @@ def test_the_speed_is_the_attempts_mean_without_its_first_step(tmp_path, monkeyp
     saver = SimpleNamespace(take_seconds=lambda: 0.0)
     trained = (0, 0.0)
     for epoch, seconds in enumerate(((60.0, 1.0, 1.0, 1.0), (5.0, 1.0, 1.0, 1.0))):
-        one = meter.Meter(training, publish, Bar(active=False), [], epoch, 4, 0, 4, trained, started=now)
+        one = meter.Meter(
+            training, publish, Bar(active=False), [], Course(4, [4, 8, 12]), 4 * epoch, 0, 4, trained, started=now
+        )
         for at, took in enumerate(seconds, 1):
             now += took
-            one.read((4 * epoch + at, [1.0, 1.0, 0.0]))
+            one.read((4 * epoch + at, [1.0, 1.0, 0.0, 16.0]))
         one.finish(4 * epoch + 4, saver)
         trained, now = one.before, now + 100.0  # an evaluation
     assert beats[:4] == [None, 1.0, 1.0, 1.0]

@@ -209,6 +209,19 @@ def test_the_time_that_is_left(tiny: list[Run], states: str, seconds: float | st
     assert (left and (left.seconds if left.whole else f"{left.seconds}+")) == seconds
 
 
+def test_the_time_that_is_left_of_a_length_in_steps(tmp_path: Path) -> None:
+    """Of as many steps, whatever an epoch has: baselines of few images go round more often."""
+    train = {"steps": 100, "batch_size": 16}
+    runs = list(make_plan(tmp_path, {"seeds": [0, 1], "train": train, "data.labelled": 20}).runs)
+    assert [run.role for run in runs[1:3]] == ["baseline", "baseline"]
+    found = {run.id: Status(State.PLANNED) for run in runs}
+    found[runs[1].id] = Status(State.DONE, heartbeat=beat(100, epochs=100, steps_per_s=2.0))
+    found[runs[2].id] = Status(State.QUEUED)
+    assert until_done(runs, found) == Left(50.0, True)
+    found[runs[3].id] = Status(State.QUEUED, heartbeat={"step": 60, "steps": 100, "epochs": 3})  # as fast
+    assert until_done(runs, found) == Left(70.0, True)
+
+
 def test_a_run_that_goes_on_has_less_left(tiny: list[Run]) -> None:
     found = {run.id: Status(State.DONE, heartbeat=beat(100)) for run in tiny}
     found[tiny[1].id] = Status(State.QUEUED, heartbeat={"step": 75, "steps": 100, "epochs": 2})

@@ -131,6 +131,12 @@ def test_a_teacher_that_is_taken_as_it_is_hangs_on_no_training() -> None:
     assert moved(taken, put(taken, "train.lr", 0.1)) == ["baseline", "distilled"]
 
 
+def test_how_many_labels_there_are_is_all_the_same_to_a_teacher_that_is_taken_as_it_is() -> None:
+    taken = put(BASE, "teacher.train", "none")
+    assert moved(taken, put(taken, "data.labelled", 500)) == ["baseline", "distilled"]
+    assert moved(BASE, put(BASE, "data.labelled", 500)) == ["teacher", "baseline", "distilled"]
+
+
 def test_the_teachers_seed_is_its_own() -> None:
     found = of(put(put(BASE, "teacher.seed", 5), "seeds", [0, 1, 2]))
     assert [run.split("-")[2] for run in found["teacher"]] == ["s5"]

@@ -38,7 +38,7 @@ from kdcluster.runs import RunDir
 from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.flow import Stop, Sweeping, trial_room
-from kdcluster.sweep.points import Point, Source, Space
+from kdcluster.sweep.points import Point, Source, Space, counted
 from kdcluster.sweep.screen import Screen
 from kdcluster.sweep.trial import Order, Trainee
 from tests.fabricated import BEAT, DEAD, LIVE, ended, put
@@ -146,8 +146,10 @@ def test_a_bad_sweep_stands_at_its_line(tmp_path: Path, block: dict[str, Any], s
 
 
 def test_asha_knows_the_longest_trial(tmp_path: Path) -> None:
-    assert space(tmp_path, {"trials": 1}).most_epochs() == 2
-    assert space(tmp_path, {"space": {"train.epochs": {"choice": [3, 9, 5]}}}).most_epochs() == 9
+    assert space(tmp_path, {"trials": 1}).most_evaluations() == 2
+    assert space(tmp_path, {"space": {"train.epochs": {"choice": [3, 9, 5]}}}).most_evaluations() == 9
+    for steps, times in ((400, 10), (4, 4)):
+        assert space(tmp_path, {"trials": 1}, train={"steps": steps}).most_evaluations() == times
 
 
 def test_the_confirmation_uses_seeds_that_no_trial_had_and_the_whole_training_set(tmp_path: Path) -> None:
@@ -632,6 +634,20 @@ def test_a_finished_run_reports_all_its_epochs_at_once(tmp_path: Path, monkeypat
     assert one.run.train.epochs == 2
     assert [one.next() for _ in range(3)] == [(1.0, False), (2.0, False), (3.0, True)]
     assert one.is_done
+
+
+def test_a_run_of_steps_has_ended_after_its_last_tenth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (point,) = points(space(tmp_path, {"trials": 1}, train={"steps": 4}))
+    put(tmp_path / "runs", point.runs[0], "planned")
+    one = Trainee(point.runs[0], point.values, order(tmp_path))
+    monkeypatch.setattr(trial, "POLL_S", 0.0)
+    monkeypatch.setattr(trial, "values_of", lambda *_: [0.0, 1.0, 2.0, 3.0])
+    one.child = Torchrun(one.run_dir, polls=7)  # type: ignore[assignment]
+    assert [one.next() for _ in range(4)] == [(0.0, False), (1.0, False), (2.0, False), (3.0, True)]
+    assert one.child.process.polls < 0  # type: ignore[attr-defined]
+    assert point.unit == "tenth"
+    assert counted([point]) == "tenths"
+    assert counted([]) == counted(points(space(tmp_path, {"trials": 1}))) == "epochs"
 
 
 def test_a_trial_reads_its_events_once_however_often_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from kdcluster import plan as planning
 from kdcluster.experiment import configfile
-from kdcluster.results.measured import TOP1
+from kdcluster.results.measured import TOP1, measure
 from kdcluster.results.render import render
 from kdcluster.results.spread import interval95, t_quantile
 from kdcluster.results.table import build
@@ -29,12 +29,16 @@ DISTILLED = [[75.0, 83.0, 83.5], [76.0, 83.25, 83.0], [74.0, 82.0, 83.0]]
 
 
 def planned(tmp_path, *overrides, seeds=(0, 1, 2)):
+    return planned_with(tmp_path, "train: {epochs: 3}", *overrides, seeds=seeds)
+
+
+def planned_with(tmp_path, train, *overrides, seeds=(0, 1, 2), data="{name: cifar100}"):
     path = tmp_path / "exp1.yaml"
     path.write_text(
-        "data: {name: cifar100}\n"
+        f"data: {data}\n"
         "teacher: {model: vit_base_patch16_224, pretrained: false}\n"
         "student: {model: vit_tiny_patch16_224, pretrained: false}\n"
-        f"train: {{epochs: 3}}\nseeds: {list(seeds)}\n"
+        f"{train}\nseeds: {list(seeds)}\n"
     )
     return planning.plan([configfile.load(str(path), overrides)])
 
@@ -46,7 +50,7 @@ def evaluation(epoch, top1, val=None, step=None):
     return {"epoch": epoch, "step": epoch * STEPS if step is None else step, **values}
 
 
-def fabricate(root, run, tops, *, vals=None, outcome="done", result=True, **trainer):
+def fabricate(root, run, tops, *, vals=None, outcome="done", result=True, step=STEPS, **trainer):
     """The directory of a run that was evaluated after each epoch, as the trainer leaves it."""
     directory = RunDir(root, run.id)
     attempt = directory.start_attempt({})
@@ -54,7 +58,7 @@ def fabricate(root, run, tops, *, vals=None, outcome="done", result=True, **trai
     attempt.write("trainer", {"steps_per_epoch": STEPS, "procs": 2, "device": "cpu", "threads": 1, **facts})
     attempt.write("outcome", {"state": outcome})
     attempt.log().write_text("step 1\n")
-    epochs = [evaluation(i, top1, vals[i - 1] if vals else None) for i, top1 in enumerate(tops, start=1)]
+    epochs = [evaluation(i, top1, vals[i - 1] if vals else None, i * step) for i, top1 in enumerate(tops, start=1)]
     if run.train is None:
         epochs = [evaluation(0, tops[0])]
     writer = EventFileWriter(str(directory.events), filename_suffix=f".a{attempt.number}")
@@ -234,6 +238,43 @@ def test_students_that_were_still_getting_better_are_counted(tmp_path, schedule,
     notes = [note for note in build(plan, tmp_path).experiments[0].notes if "did best in the last epoch" in note]
     assert bool(notes) is bool(said)
     assert not said or notes[0].startswith(said)
+
+
+def test_a_length_in_steps_is_of_evaluations(tmp_path):
+    plan = planned_with(tmp_path, "train: {steps: 30}", seeds=[0])
+    tops = [float(number) for number in range(10)]
+    for run in plan.runs:
+        directory = fabricate(tmp_path, run, tops, steps_per_epoch=7, step=3)
+        assert measure(run, directory, "best").problems == ()
+    notes = build(plan, tmp_path).experiments[0].notes
+    assert "protocol best: test/top1 of the best test/top1 evaluation, so the evaluation is selected on test" in notes
+    assert "2 of 2 students did best in the last evaluation: more steps may do better" in notes
+    assert build(plan, tmp_path, "last").experiments[0].notes[0] == "protocol last: test/top1 of the last evaluation"
+
+
+def test_labels_that_are_shared_and_images_without_are_said(tmp_path):
+    def notes(train, without):
+        plan = planned_with(tmp_path, f"train: {train}", seeds=[0], data="{name: cifar100, labelled: 500}")
+        for run in plan.runs:
+            fabricate(tmp_path, run, [50.0, 60.0, 70.0], steps_per_epoch=STEPS, images=without[run.role])
+        return [note for note in build(plan, tmp_path).experiments[0].notes if "label" in note or "steps" in note]
+
+    said = "distilled: the same labels as teacher and baseline (500), and 3,500 images without"
+    none, some = {"labelled": 500, "unlabelled": 0}, {"labelled": 500, "unlabelled": 3500}
+    without = {"teacher": none, "baseline": none, "distilled": some}
+    assert notes("{epochs: 3}", without)[0] == said
+    assert notes("{epochs: 3, lr: 1e-3}", {**without, "distilled": {}})[0] == said.replace("3,500 images", "images")
+    alone = planned_with(tmp_path, "train: {epochs: 2}", data="{name: cifar100, labelled: 500}").only(["baseline"])
+    assert not any("label" in note for note in build(alone, tmp_path).experiments[0].notes)
+
+
+def test_epochs_of_unequal_length_are_said(tmp_path):
+    plan = planned_with(tmp_path, "train: {epochs: 3}", seeds=[0], data="{name: cifar100, labelled: 500}")
+    for run in plan.runs:
+        step = 2 if run.role == "distilled" else 1
+        fabricate(tmp_path, run, [50.0, 60.0, 70.0], steps_per_epoch=step, step=step)
+    said = "distilled took more steps than baseline, whose epochs have fewer images: train.steps gives both as many"
+    assert said in build(plan, tmp_path).experiments[0].notes
 
 
 def test_an_evaluate_only_teacher_has_one_evaluation_at_step_0(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -248,3 +250,34 @@ def test_too_small_or_large_a_share_is_refused(n, fraction, sizes):
     with pytest.raises(ConfigError, match=rf"data\.val_fraction: .* {sizes}") as caught:
         views.held_out(n, fraction)
     assert caught.value.exit_code == 2
+
+
+@given(n=st.integers(1, 300), count=st.integers(1, 300), fraction=st.floats(0, 0.9), other=st.floats(0, 0.9))
+@settings(deadline=None, max_examples=100)
+def test_the_labelled_images_are_never_held_out_and_depend_on_nothing_else(n, count, fraction, other):
+    for one in (fraction, other):
+        if one > 0 and not 0 < round(n * one) < n:
+            return
+        if count > n - round(n * one):
+            with pytest.raises(ConfigError, match=r"data\.labelled: there are .* not .*; take fewer, or null for all"):
+                views.labelled(n, count, one)
+            return
+    known = views.labelled(n, count, fraction)
+    assert torch.equal(known, views.labelled(n, count, other))
+    assert known.dtype == torch.int64
+    assert known.tolist() == sorted(set(known.tolist()))
+    assert len(known) == count
+    train, val = (set(part.tolist()) for part in views.held_out(n, fraction))
+    assert set(known.tolist()) <= train
+    assert not set(known.tolist()) & val
+
+
+def test_fewer_labels_are_some_of_more():
+    every = [set(views.labelled(200, count, 0.1).tolist()) for count in (1, 20, 100, 180)]
+    assert all(fewer < more for fewer, more in itertools.pairwise(every))
+    assert every[-1] == set(views.held_out(200, 0.1)[0].tolist())
+
+
+def test_golden_labelled():
+    """The same images for ever: a run's id says no more than how many."""
+    assert views.labelled(64, 8, 0.0).tolist() == [0, 2, 13, 22, 33, 43, 44, 45]
