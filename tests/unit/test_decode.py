@@ -252,7 +252,7 @@ def test_the_check_of_models_and_data_ends_with_who_asked():
 def test_ten_kills_at_random_moments_leave_the_same_bytes(tmp_path, caplog, processes):
     run = folder_run(tmp_path, make_folder(tmp_path / "images", train=300, test=100, size=64), image_size=48)
     wanted = built(run, tmp_path / "undisturbed")
-    moments = sorted(random.Random(0).sample(range(400), 10))
+    moments = sorted(random.Random(0).sample(range(300), 10))
     for moment in moments:
         with building(run, tmp_path) as process:
             until(lambda moment=moment: marked(tmp_path) >= moment or not process.is_alive())
