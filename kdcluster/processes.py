@@ -1,6 +1,6 @@
 """Processes of this machine, so that they can be found again and ended, and the cores that this one may use.
 
-psutil is imported in the functions that need it: its import takes as long as all of `kdcluster --help` may.
+psutil and ctypes are imported in the functions that need them: psutil takes as long as all of `kdcluster --help` may.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -142,6 +143,28 @@ def _signal(record: Mapping[str, Any], number: int) -> bool:
             os.kill(record["pid"], number)
             return True
     return False
+
+
+def die_with(parent: int, named: str) -> None:
+    """Have this process end with its parent, however that ends (Linux, prctl(2) PR_SET_PDEATHSIG).
+
+    The signal comes when the thread ends that started this process.
+
+    Args:
+        parent: its pid, from itself: whoever dies before this call leaves its child to be adopted by another.
+        named: what it is, for the one who reads why this process ended.
+    """
+    import ctypes
+
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(1, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        sys.stderr.write(f"ending: {named} is gone\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def threads_available() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, 
         ConfigError: a model, its weights or the data are not usable; every problem at once.
     """
     argv = [sys.executable, "-P", "-m", "kdcluster.train.preflight", "--data-dir", str(data_dir)]
+    argv += ["--parent", str(os.getpid())]
     runs = list(runs)
     given = json.dumps([run.model_dump(mode="json") for run in runs])
     done = subprocess.run([*argv, *(["--fetch"] if fetch else [])], input=given, stdout=subprocess.PIPE, text=True)

@@ -29,8 +29,9 @@ from kdcluster.files import write_json
 from kdcluster.inputs import ARRAYS, Images, arrays_folder, fingerprint
 from kdcluster.plan import Run
 from kdcluster.train import decode, sources, stored
-from kdcluster.train.decode import Pixels
 from kdcluster.train.losses import UNLABELLED
+from kdcluster.train.pixels import Pixels
+from kdcluster.train.pool import Lost
 from kdcluster.train.sources import Labels
 
 SplitName = Literal["train", "test"]
@@ -141,9 +142,14 @@ def _build_lock(folder: Path) -> Iterator[None]:
 def _build(run: Run, folder: Path, downloads: Path) -> None:
     """Decode into a folder beside and rename it; the caller holds the lock."""
     aside = folder.with_name(f".{folder.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a builder that was killed, since the lock is ours
     scratch = aside / "scratch"
-    scratch.mkdir(parents=True)
+    aside.mkdir(exist_ok=True)
+    for left in aside.iterdir():  # by a builder that was killed, since the lock is ours
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.suffix != decode.MARKS and not left.match("*_images.npy"):
+            left.unlink()
+    scratch.mkdir()
     try:
         source = sources.open_source(run.data, downloads, scratch)
         path = run.data.path
@@ -152,6 +158,8 @@ def _build(run: Run, folder: Path, downloads: Path) -> None:
         log.info("writing the decoded images to %s", folder)
         digests = {split: stored.write_part(aside, split, part) for split, part in source.parts.items()}
         shutil.rmtree(scratch)
+        for marks in aside.glob(f"*{decode.MARKS}"):
+            marks.unlink()
         arrays = {name: np.load(aside / f"{name}.npy", mmap_mode="r") for name in _FILES}
         meta = {
             "schema": ARRAYS,
@@ -166,8 +174,9 @@ def _build(run: Run, folder: Path, downloads: Path) -> None:
         }
         write_json(aside / "meta.json", meta)
         aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt | Lost) and any(aside.glob(f"*{decode.MARKS}"))):
+            shutil.rmtree(aside, ignore_errors=True)
         raise
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from kdcluster.columns import has_cursor
 from kdcluster.course import Course
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.train import models
+from kdcluster.train.bar import Bar, duration
 from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
 from kdcluster.train.precision import Norms, first_not_finite
@@ -25,49 +23,6 @@ from kdcluster.train.step import Shard, Training
 from kdcluster.wording import count
 
 log = logging.getLogger(__name__)
-
-BAR_S = 0.1
-"""Seconds between two drawings of the bar."""
-BAR = 20
-"""Its width, in characters."""
-
-
-class Bar(logging.Filter):
-    """Where an epoch is, in the last line of a terminal; nowhere else. As a filter it makes way for the log."""
-
-    def __init__(self, active: bool) -> None:
-        super().__init__()
-        self._stream = sys.stderr
-        self._active = active and has_cursor(self._stream)
-        self._drawn_at = -math.inf
-        self._shown = False
-        if self._active:
-            for handler in logging.getLogger().handlers:
-                handler.addFilter(self)
-
-    def draw(self, before: str, share: float, after: str) -> None:
-        """A bar of which `share` is done, between two texts; at most ten times a second."""
-        if not self._active or time.monotonic() < self._drawn_at + BAR_S:
-            return
-        self._drawn_at, self._shown = time.monotonic(), True
-        done, left = ("━", "─") if (self._stream.encoding or "").lower().startswith("utf") else ("#", "-")
-        full = round(BAR * share)
-        text = f"{before} {done * full}{left * (BAR - full)} {after}"
-        columns = os.get_terminal_size(self._stream.fileno()).columns or 80
-        self._stream.write(f"\r{text[: columns - 1]}\x1b[K")
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Leave an empty line."""
-        if self._shown:
-            self._shown = False
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Every record passes, over an empty line."""
-        self.clear()
-        return True
 
 
 @dataclass
@@ -254,11 +209,3 @@ def say_epoch(at: int, run: Run, metrics: Mapping[str, float], meter: Meter | No
     loss, *others = meter.said() if meter else [""]
     done = f"epoch {at}/{run.train.epochs}" if run.train.steps is None else f"step {at}/{run.train.steps}"
     log.info("  ".join(filter(None, [done, loss, *found, *others])))
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `4 min`, `2 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -24,16 +24,19 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Model
 from kdcluster.imagefolder import looked_at_once
 from kdcluster.inputs import arrays_folder
+from kdcluster.processes import die_with
 from kdcluster.run import STORE, Run
 from kdcluster.train import data, models
 
 
 def main() -> None:
-    """`python -m kdcluster.train.preflight --data-dir DIR [--fetch] < runs.json`."""
+    """`python -m kdcluster.train.preflight --data-dir DIR --parent PID [--fetch] < runs.json`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--fetch", action="store_true", help="fetch what is missing, instead of only saying so")
+    parser.add_argument("--parent", type=int, required=True, help="the pid of who waits, and whom it does not outlive")
     given = parser.parse_args()
+    die_with(given.parent, "the kdcluster that asked")
     # The answer is alone on stdout: a file of `imports` may print, from C++ too, and its words go to stderr.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -27,7 +27,7 @@ from kdcluster import imagefolder
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Data
 from kdcluster.train import decode
-from kdcluster.train.decode import Pixels
+from kdcluster.train.pixels import Pixels, Unreadable
 
 Labels = NDArray[np.int64]
 Result = TypeVar("Result")
@@ -209,13 +209,14 @@ def image_folder(root: Path, size: int | None, *, skip_broken: bool, names: Path
     def all_named(work: Callable[[], Result]) -> Result:
         try:
             return work()
-        except decode.Unreadable as first:
+        except Unreadable as first:
             raise decode.refusal(decode.unreadable(every) or [first], len(every), names) from None
 
     def part(split: str) -> Part:
         labels = np.array([label_of[name.split("/")[1]] for name in kept[split]], np.int64)
         shape = (len(labels), 3, height, width)
-        return Part(shape, labels, lambda out: all_named(lambda: decode.write_images(paths[split], out)), kept[split])
+        write = decode.write_images
+        return Part(shape, labels, lambda out: all_named(lambda: write(paths[split], out, found.digest)), kept[split])
 
     (height, width), rule = all_named(lambda: decode.size_rule(every, size))
     log.info("images: %s", rule)

@@ -13,17 +13,14 @@ import numpy as np
 from kdcluster.errors import Damaged, KdclusterError
 from kdcluster.files import read_json
 from kdcluster.inputs import ARRAYS
+from kdcluster.train import pixels
 from kdcluster.train.sources import Part
 
 
 def write_part(folder: Path, split: str, part: Part) -> Sequence[bytes]:
     """The labels and, straight into their file, the images of one split; returns what `part.write` does."""
     np.save(folder / f"{split}_labels.npy", part.labels)
-    path = folder / f"{split}_images.npy"
-    images = np.lib.format.open_memmap(path, "w+", np.uint8, part.shape)
-    with path.open("rb+") as file:
-        # A full disk then says so here; a page that cannot be written later would kill the process (SIGBUS).
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    images = pixels.writable(folder / f"{split}_images.npy", np.uint8, part.shape)
     digests = part.write(images)
     images.flush()
     return digests

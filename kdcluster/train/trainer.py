@@ -20,11 +20,12 @@ from kdcluster.plan import Run
 from kdcluster.run import STORE
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.train import data, models, optim, precision, views
+from kdcluster.train.bar import Bar
 from kdcluster.train.begin import begin
 from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
-from kdcluster.train.meter import Bar, Meter, say_epoch, say_start
+from kdcluster.train.meter import Meter, say_epoch, say_start
 from kdcluster.train.metrics import Lagged
 from kdcluster.train.publish import Publisher
 from kdcluster.train.step import Shard, Training, epoch_batches, seed_step, set_up, settle_buckets, train_step

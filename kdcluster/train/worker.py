@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from filelock import Timeout
 from kdcluster.errors import KdclusterError, explain_disk
 from kdcluster.files import acquire
 from kdcluster.plan import Run
-from kdcluster.processes import AGENT_VARIABLE
+from kdcluster.processes import AGENT_VARIABLE, die_with
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.train.distributed import join
 from kdcluster.train.trainer import Progress, train
@@ -87,16 +86,8 @@ def listen(attempt: Attempt, progress: Progress) -> None:
 
 
 def die_with_parent() -> None:
-    """End with torchrun's agent, however it ends: an orphan would keep its GPU (Linux, prctl(2) PR_SET_PDEATHSIG)."""
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(1, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.environ.get(AGENT_VARIABLE) != str(os.getppid()):  # it died before that, and somebody adopted us
-        sys.stderr.write("ending: the torchrun that started this process is gone\n")
-        sys.stderr.flush()
-        os._exit(1)
+    """End with torchrun's agent, however it ends: an orphan would keep its GPU."""
+    die_with(int(os.environ.get(AGENT_VARIABLE, "0")), "the torchrun that started this process")
 
 
 def own_log(attempt: Attempt) -> None:

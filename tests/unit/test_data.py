@@ -31,7 +31,7 @@ from kdcluster import plan
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.files import read_json, write_json
-from kdcluster.train import data, decode, sources
+from kdcluster.train import data, decode, pixels, sources
 from kdcluster.train.sources import Part, Source
 
 CPU = torch.device("cpu")
@@ -431,7 +431,7 @@ def test_image_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path, tall
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30))
 def test_every_size_can_be_fitted(height, width, size):
-    fitted = decode.fitted(Image.new("RGB", (width, height), (10, 20, 30)), size, size)
+    fitted = pixels.fitted(Image.new("RGB", (width, height), (10, 20, 30)), size, size)
     assert fitted.size == (size, size)
     assert fitted.getcolors() == [(size * size, (10, 20, 30))]  # nothing from outside the image
 

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from kdcluster.course import Course
 from kdcluster.experiment.config import Model
-from kdcluster.train import meter, models
+from kdcluster.train import bar, meter, models
+from kdcluster.train.bar import Bar, duration
 from kdcluster.train.distributed import World
-from kdcluster.train.meter import Bar, duration, say_epoch, say_start
+from kdcluster.train.meter import say_epoch, say_start
 from kdcluster.train.worker import Stamped
 from tests import tiny
 
@@ -122,7 +123,7 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     stream = Terminal()
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(meter, "sys", SimpleNamespace(stderr=stream))  # pytest has sys.stderr to itself
+    monkeypatch.setattr(bar, "sys", SimpleNamespace(stderr=stream))  # pytest has sys.stderr to itself
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
     return stream
 
@@ -137,14 +138,14 @@ def log_of(terminal: Terminal):
 
 
 def test_the_bar_stays_in_its_line_and_makes_way_for_the_log(terminal, log_of):
-    bar = Bar(active=True)
-    bar.draw("epoch 1/2", 0.5, "2/4 loss 1.000 and more than there is room for")
+    one = Bar(active=True)
+    one.draw("epoch 1/2", 0.5, "2/4 loss 1.000 and more than there is room for")
     assert terminal.getvalue() == "\repoch 1/2 " + "━" * 10 + "─" * 10 + " 2/4 loss\x1b[K"
-    bar.draw("epoch 1/2", 0.75, "3/4")  # too soon
+    one.draw("epoch 1/2", 0.75, "3/4")  # too soon
     assert terminal.getvalue().count("epoch 1/2") == 1
     logging.getLogger().warning("a word")
     assert terminal.getvalue().endswith("\x1b[K\r\x1b[Ka word\n")
-    bar.clear()  # nothing is shown any more
+    one.clear()  # nothing is shown any more
     assert terminal.getvalue().endswith("a word\n")
 
 
@@ -166,7 +167,7 @@ def test_no_bar_without_a_cursor_or_on_another_rank(terminal, monkeypatch):
 
 
 def test_a_run_on_a_terminal_leaves_no_bar_behind(tmp_path, data_dir, terminal, monkeypatch):
-    monkeypatch.setattr(meter, "BAR_S", 0.0)
+    monkeypatch.setattr(bar, "BAR_S", 0.0)
     run = tiny.make_run(tmp_path, "baseline", {"train.epochs": 1})
     tiny.train_here(tmp_path, run, data_dir, max_steps=3)
     shown = terminal.getvalue()
