@@ -1,0 +1,129 @@
+"""The step on one GPU with the models of exp1 and exp2 at 224 px: bare loops beside the trainer's own steps.
+
+    PYTHONPATH=. python benchmarks/gpu.py            # about 4 minutes on one GPU
+    PYTHONPATH=. python benchmarks/gpu.py --tiny     # does everything once with tiny models, on any machine
+
+Batch 128, bf16, random weights, CIFAR-sized images on the GPU that the models enlarge; images a second, median and range of
+the rounds, all in one process. Columns: the bare loop (forward, cross-entropy, backward, fused AdamW on one batch that is
+there), and the trainer's step with cross-entropy, with stored logits, and with the teacher run along; eager, then compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.setting import STUDENT, Bench, said
+from kdcluster.train.step import Training, train_step
+
+TEACHER = {"model": "vit_base_patch16_224", "image_size": 224}
+STUDENTS = {
+    "ViT-Tiny": {"model": "vit_tiny_patch16_224", "image_size": 224},
+    "ResNet18": {"model": "resnet18", "image_size": 224},
+}
+BATCH = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    torch.backends.cudnn.benchmark = True
+    print(f"{name}, torch {torch.__version__}, n = {given.rounds} rounds of {given.steps} steps")
+    students = {"tiny": STUDENT} if given.tiny else STUDENTS
+    for number, (what, student) in enumerate(students.items()):
+        for compiled in (False, True):
+            if compiled and given.tiny and device.type == "cpu":
+                continue  # two minutes of compiling, to see nothing
+            table(what, student, STUDENT if given.tiny else TEACHER, device, given, compiled, teacher_too=number == 0)
+
+
+def table(
+    what: str,
+    student: dict[str, Any],
+    teacher: dict[str, Any],
+    device: torch.device,
+    given: argparse.Namespace,
+    compiled: bool,
+    *,
+    teacher_too: bool,
+) -> None:
+    """The rows of one student, one after the other, so that each has the memory to itself."""
+    train = {"epochs": 1, "batch_size": BATCH, "lr": 3e-4, "compile": compiled}
+    values = {"data": {"name": "cifar100"}, "teacher": teacher, "student": student, "train": train}
+    how = "compiled" if compiled else "eager"
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), values, given.steps * BATCH, 32, device)
+        started = time.perf_counter()
+        bench.store()
+        took = time.perf_counter() - started
+        rows: dict[str, Callable[[], Callable[[], object]]] = {
+            f"{what}, bare loop": lambda: bare(bench, bench.training(bench.baseline)),
+            f"{what}, cross-entropy": lambda: stepping(bench, bench.training(bench.baseline)),
+            f"{what}, stored logits": lambda: stepping(
+                bench, bench.training(bench.distilled, bench.targets(stored=True))
+            ),
+            f"{what}, teacher along": lambda: stepping(
+                bench, bench.training(bench.distilled, bench.targets(stored=False))
+            ),
+        }
+        if teacher_too:
+            rows["teacher, bare loop"] = lambda: bare(bench, bench.training(bench.teacher))
+            rows["teacher, training"] = lambda: stepping(bench, bench.training(bench.teacher))
+        for row, make in rows.items():
+            print(f"  {how:<9} {row:<26} {said(speeds(make(), given, device), 0)} images/s", flush=True)
+            gc.collect()
+        print(f"  {how:<9} {'the store, a view':<26} {len(bench.index) / took:.0f} images/s, once, with its start")
+
+
+def bare(bench: Bench, training: Training) -> Callable[[], None]:
+    """Forward, cross-entropy, backward and optimizer on one batch that is there."""
+    pixels, labels = bench.view(bench.index[:BATCH])
+    device = bench.world.device
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = training.model(pixels)
+        F.cross_entropy(logits.float(), labels).backward()
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def stepping(bench: Bench, training: Training) -> Callable[[], object]:
+    """One step of the trainer, with its batch."""
+    if training.targets:
+        training.targets.begin(0)
+    batches: Iterator[Any] = (shards for _ in cycle([0]) for shards in bench.batches(training))
+    return lambda: train_step(training, next(batches))
+
+
+def speeds(step: Callable[[], object], given: argparse.Namespace, device: torch.device) -> list[float]:
+    """Images a second of each round, after one that is not counted."""
+    found = []
+    for _ in range(given.rounds + 1):
+        started = time.perf_counter()
+        for _ in range(given.steps):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(given.steps * BATCH / (time.perf_counter() - started))
+    return found[1:]
+
+
+if __name__ == "__main__":
+    main()
