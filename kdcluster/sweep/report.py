@@ -175,14 +175,13 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
         f"the first line is the best of {many}, selected by {sweep.metric}: expect less of it on other images; "
         f"the confirmation on fresh seeds is what counts"
     )
-    said = [best] if many else []
-    if spread := _spread(found):
-        said.append(spread)
+    said = [*([best] if many else []), *filter(None, [_spread(found)])]
     if searched.loaded.config.data.val_fraction == 0:
-        share = f"{100 * sweep.val_fraction:g} %"
+        share = f"{100 * sweep.val_fraction:g} %"  # none of them is among those that keep their labels
+        of_teacher = " and was trained on these, too" if searched.loaded.config.data.labelled is None else ""
         said.append(
             f"{sweep.metric} is measured on {share} of the training images, which the trials hold out; "
-            f"their teacher is the experiment's own and was trained on these, too"
+            f"their teacher is the experiment's own{of_teacher}"
         )
     return said
 

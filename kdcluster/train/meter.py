@@ -76,7 +76,7 @@ class Meter:
         self.since.append(means)
         self.losses.append(means[0])
         if self.publish.attempt is None:
-            log.info("step %d: %s", step, _terms([means]))
+            log.info("step %d: %s", step, _terms(means))
         done = step - self.begun
         if done % max(1, self.length // 10) == 0 or done == self.length:
             loss, ce, kd = _over(self.since)
@@ -145,7 +145,7 @@ class Meter:
             where = f"the gradient of {found[1]} was not finite first, at step {found[0]}"
         smaller = "a smaller train.lr or train.grad_clip"
         return (
-            f"the loss is not finite at step {step} ({_terms([means])}; "
+            f"the loss is not finite at step {step} ({_terms(means)}; "
             f"lr {self.training.lr:g}; run {run.id}); {where}; "
             f"try {smaller if run.amp == 'none' else f'amp: none (it was {run.amp}), then {smaller}'}"
         )
@@ -161,9 +161,9 @@ def _over(steps: Sequence[Sequence[float]]) -> tuple[float, float | None, float]
     return loss, ce / labelled if labelled else None, kd
 
 
-def _terms(steps: Sequence[Sequence[float]]) -> str:
-    """`loss 2.3026, ce 2.3026, kd 0.0000`, without a ce where no image has a label."""
-    named = zip(("loss", "ce", "kd"), _over(steps), strict=True)
+def _terms(means: Sequence[float]) -> str:
+    """`loss 2.3026, ce 2.3026, kd 0.0000` of one step, without a ce where no image has a label."""
+    named = zip(("loss", "ce", "kd"), _over([means]), strict=True)
     return ", ".join(f"{name} {value:.4f}" for name, value in named if value is not None)
 
 
@@ -188,9 +188,8 @@ def say_start(run: Run, world: World, net: models.Classifier, steps: int, images
     log.info("on %s: %s%s; precision %s", where, count(world.size, "process"), threads, precision)
     if run.train:
         course = Course.of(run.train, steps)
-        whole = f"{count(steps, 'step')} an epoch, {course.steps:,} in {count(course.epochs, 'epoch')}"
-        if run.data.labelled is not None:
-            whole = whole.replace("epoch", f"epoch of {count(images, 'image')}", 1)
+        of = "" if run.data.labelled is None else f" of {count(images, 'image')}"  # not all that are there
+        whole = f"{count(steps, 'step')} an epoch{of}, {course.steps:,} in {count(course.epochs, 'epoch')}"
         batch = f"batch of {run.train.batch_size}; lr {run.train.lr:g}, {run.train.schedule}"
         log.info("%s; %s", whole, batch)
 

@@ -636,6 +636,13 @@ def test_a_finished_run_reports_all_its_epochs_at_once(tmp_path: Path, monkeypat
     assert one.is_done
 
 
+def test_a_teacher_with_few_labels_has_not_seen_what_the_trials_hold_out(tmp_path: Path) -> None:
+    (said,) = (note for note in report.notes(space(tmp_path, {"trials": 2}), []) if "hold out" in note)
+    assert said.endswith("their teacher is the experiment's own and was trained on these, too")
+    (said,) = (n for n in report.notes(space(tmp_path, {"trials": 2}, **{"data.labelled": 9}), []) if "hold out" in n)
+    assert said.endswith("their teacher is the experiment's own")
+
+
 def test_a_run_of_steps_has_ended_after_its_last_tenth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (point,) = points(space(tmp_path, {"trials": 1}, train={"steps": 4}))
     put(tmp_path / "runs", point.runs[0], "planned")
