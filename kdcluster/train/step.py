@@ -152,7 +152,9 @@ def epoch_batches(
     """This rank's shards of every batch of an epoch from batch `first` on; all ranks yield equally many shards."""
     assert run.train is not None
     size = run.train.batch_size
-    order = train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)]
+    order = data.Index.placed(
+        train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)], images.device
+    )
     mine = data.share(size, world.rank, world.size)
     pieces = micro_batches(size, world.size, run.train.micro_batch)
     parts = [data.share(len(mine), piece, pieces) for piece in range(pieces)]
@@ -160,7 +162,9 @@ def epoch_batches(
         batch = order[number * size : (number + 1) * size]
         index = batch[mine.start : mine.stop] if len(mine) else batch[:1]
         pixels, labels = data.gather(images, index)
-        pixels = views.augment(pixels, index, epoch=epoch, augment=run.data.augment, view_seed=run.data.view_seed)
+        pixels = views.augment(
+            pixels, index.device, epoch=epoch, augment=run.data.augment, view_seed=run.data.view_seed
+        )
         yield [
             Shard(pixels[p.start : p.stop], labels[p.start : p.stop], 1.0)
             if len(p)

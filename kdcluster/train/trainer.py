@@ -83,7 +83,8 @@ def train(
     if state is not None:
         training.restore(state)
         progress.step = state["step"]
-    settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
+    first = data.Index.placed(torch.arange(min(2, len(test.labels))), world.device)
+    settle_buckets(training, data.gather(test, first)[0])
     say_start(run, world, training.student, training.teacher, steps_per_epoch)
     sizes = _sizes(splits)
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
