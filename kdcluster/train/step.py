@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
-from kdcluster.train import data, models, optim, views
+from kdcluster.train import data, models, optim, speed, views
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss, round_logits
 
@@ -88,13 +88,16 @@ def set_up(run_dir: RunDir, run: Run, world: World, steps_per_epoch: int, *, deb
         student.in_channels_last()
     student.net = world.sync_batchnorm(student.net)
     optimizer = optim.build_optimizer(student.net, run.train)
-    model: nn.Module = torch.compile(student) if run.train.compile else student  # type: ignore[assignment]
+    teacher = load_teacher(run_dir, run, world, debug) if run.teacher else None
+    if world.device.type == "cuda":  # gpu only
+        torch.backends.cudnn.benchmark = speed.worth_searching(student, teacher)
+    pieces = micro_batches(run.train.batch_size, world.size, run.train.micro_batch)
     return Training(
         run,
         world,
         student,
-        world.parallel(model),
-        load_teacher(run_dir, run, world, debug) if run.teacher else None,
+        world.parallel(speed.compiled(student, run, world, pieces)),
+        None if teacher is None else speed.compiled(teacher, run, world, pieces),
         optimizer,
         optim.build_schedule(optimizer, run.train, steps_per_epoch),
         ModelEmaV3(student, decay=run.train.ema_decay) if run.train.ema_decay else None,
@@ -127,7 +130,7 @@ def load_teacher(run_dir: RunDir, run: Run, world: World, debug: bool) -> nn.Mod
     teacher.to(world.device).eval().requires_grad_(False)
     if run.train.channels_last:
         teacher.in_channels_last()
-    return torch.compile(teacher) if run.train.compile else teacher  # type: ignore[return-value]
+    return teacher
 
 
 def settle_buckets(training: Training, images: Tensor) -> None:
@@ -140,7 +143,8 @@ def settle_buckets(training: Training, images: Tensor) -> None:
         return
     buffers = {name: buffer.clone() for name, buffer in training.student.named_buffers()}
     training.model.train()
-    training.model(images).sum().backward()
+    with torch.compiler.set_stance("force_eager"):  # else it is compiled for these few images, too
+        training.model(images).sum().backward()
     training.optimizer.zero_grad(set_to_none=True)
     for name, buffer in training.student.named_buffers():
         buffer.copy_(buffers[name])

@@ -15,7 +15,7 @@ from kdcluster import inputs
 from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
-from kdcluster.train import data, models, optim, precision, views
+from kdcluster.train import data, models, optim, precision, speed, views
 from kdcluster.train.begin import begin
 from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
@@ -72,13 +72,15 @@ def train(
     if run.train is None:
         return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.skipped)
     steps_per_epoch = len(train_index) // run.train.batch_size
-    if steps_per_epoch == 0:
+    whole = run.train.epochs * steps_per_epoch
+    if whole == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
     saver = Saver(run_dir, run, world)
     if attempt is not None:
         begin(run_dir, run, attempt, world)
     state = saver.newest() if attempt is not None else None
     run = precision.decided(run, world, state)
+    run = speed.decided(run, world, max_steps or whole - (state["step"] if state else 0))
     training = set_up(run_dir, run, world, steps_per_epoch, debug=attempt is None)
     if state is not None:
         training.restore(state)

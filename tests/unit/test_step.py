@@ -505,6 +505,26 @@ def test_compiled_models_train_the_same(tmp_path, data_dir, eager_compile):
         assert found[role, True] == pytest.approx(found[role, False], rel=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: CUDA graphs")
+@pytest.mark.parametrize("micro_batch", [None, 4], ids=["CUDA graphs", "micro-batches"])
+@pytest.mark.parametrize("net", [tiny.VIT, tiny.CNN], ids=["ViT", "BatchNorm"])
+def test_compiled_on_a_gpu_is_as_eager(tmp_path, net, micro_batch):
+    """The eager path is the reference; more steps than CUDA graphs take to be recorded and replayed."""
+    device, found = torch.device("cuda"), {}
+    held = data.Split(*batch(device=device), device), torch.arange(BATCH), World(0, 1, device)
+    for compiled in (False, True):
+        changes = {"student": net, "teacher": net, "train.compile": compiled, "train.micro_batch": micro_batch}
+        training = set_up(tmp_path, "distilled", {**changes, "train.ema_decay": 0.9, "train.lr": 1e-3}, device)
+        shards = shards_of(training, *batch(device=device))
+        training.model.train()
+        found[compiled] = [step.train_step(training, shards).tolist() for _ in range(8)]
+        found[compiled].append(evaluate.sums_over(training.evaluated, training.run, *held, lambda: None))
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.tensor(found[True][:-1]), torch.tensor(found[False][:-1]), rtol=0.02, atol=0.02)
+    assert found[True][-1][3].item() == pytest.approx(found[False][-1][3].item(), rel=0.02)
+
+
 # --- evaluation ---
 
 
