@@ -22,6 +22,7 @@ from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
 from kdcluster.train.meter import Bar, Meter, say_epoch, say_start
 from kdcluster.train.metrics import Lagged
+from kdcluster.train.parts import Parts
 from kdcluster.train.publish import Publisher
 from kdcluster.train.step import Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
 
@@ -58,6 +59,7 @@ def train(
     Raises:
         KdclusterError: the data, the weights or the loss are not usable; says what to do.
     """
+    parts = Parts(attempt)
     run = run_dir.load()
     models.check_files(run)
     models.import_files(run.imports)
@@ -90,7 +92,7 @@ def train(
     say_start(run, world, training.student, training.teacher, steps_per_epoch)
     sizes = _sizes(splits)
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
-    loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
+    loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, parts, max_steps)
     try:
         finished = loop.run()
         if finished:
@@ -101,6 +103,8 @@ def train(
     finally:
         loop.bar.clear()
     publish.tracker.close(success=finished)
+    if world.rank == 0:
+        log.info("%s", parts.line())
 
 
 def _seen(run: Run, arrays: data.Arrays) -> str:
@@ -120,6 +124,7 @@ class Loop:
     publish: Publisher
     saver: Saver
     progress: Progress
+    parts: Parts
     max_steps: int = 0
     meter: Meter | None = None
     """Of the last epoch."""
@@ -132,23 +137,28 @@ class Loop:
         """To the end; False if the run was stopped before."""
         run = self.training.run
         assert run.train is not None
+        self.parts.begin("training")
         while True:
             epoch, within = divmod(self.progress.step, self.steps_per_epoch)
             if within == 0 and len(self.publish.epochs) < epoch:
                 heed = partial(_heed, self.publish, self.training.world, self.progress, epoch)
                 try:
-                    metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
+                    with self.parts.during("evaluation"):
+                        metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
                 except Stopped:  # what was trained is saved, so that the evaluation alone is done again
                     self.save()
                     self.publish.preempted(epoch, self.progress.step)
                     return False
-                self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
+                with self.parts.during("saving"):
+                    self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
                 if self.training.world.rank == 0:
                     say_epoch(epoch, run, metrics, self.meter)
                 self.save()
             if epoch == run.train.epochs:
                 return True
-            if not self.train_epoch(epoch, first=within):
+            going = self.train_epoch(epoch, first=within)
+            self.parts.waited(self.meter.waited if self.meter else 0.0)
+            if not going:
                 return False
 
     def train_epoch(self, epoch: int, *, first: int) -> bool:
@@ -197,7 +207,8 @@ class Loop:
             state = {**self.training.state(), "epochs": self.publish.epochs, "step": self.progress.step}
             state["amp"] = self.training.run.amp
             state["best_step"] = self.publish.best_step(self.progress.step)
-            self.saver.save(self.progress.step, state, self.publish.best_step)
+            with self.parts.during("saving"):
+                self.saver.save(self.progress.step, state, self.publish.best_step)
 
 
 def _heed(publish: Publisher, world: World, progress: Progress, epoch: int) -> None:
