@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,7 @@ from kdcluster.train.metrics import Lagged
 from kdcluster.train.parts import Parts
 from kdcluster.train.publish import Publisher
 from kdcluster.train.step import Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
+from kdcluster.train.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def train(
     data_dir: Path,
     progress: Progress,
     max_steps: int = 0,
+    profile: bool = False,
 ) -> None:
     """Train (or only evaluate) one run from its last checkpoint on; publish its events, weights and result.
 
@@ -55,6 +58,7 @@ def train(
         progress: kept up to date for whoever reports a failure; `stop` ends the run at the next step, or between two
             batches of an evaluation.
         max_steps: stop after so many optimizer steps, without evaluation or result; 0: to the end.
+        profile: of a debug run, write a trace of its steps and print what took longest in them.
 
     Raises:
         KdclusterError: the data, the weights or the loss are not usable; says what to do.
@@ -92,7 +96,10 @@ def train(
     say_start(run, world, training.student, training.teacher, steps_per_epoch)
     sizes = _sizes(splits)
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
-    loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, parts, max_steps)
+    trace = Trace(run_dir.path, world.device, min(max_steps, whole)) if profile else None
+    loop = Loop(
+        training, images, train_index, splits, steps_per_epoch, publish, saver, progress, parts, max_steps, trace
+    )
     try:
         finished = loop.run()
         if finished:
@@ -105,6 +112,8 @@ def train(
     publish.tracker.close(success=finished)
     if world.rank == 0:
         log.info("%s", parts.line())
+    if trace:
+        sys.stdout.write(trace.finish() + "\n")
 
 
 def _seen(run: Run, arrays: data.Arrays) -> str:
@@ -126,6 +135,7 @@ class Loop:
     progress: Progress
     parts: Parts
     max_steps: int = 0
+    trace: Trace | None = None
     meter: Meter | None = None
     """Of the last epoch."""
     norms: deque[precision.Norms] = field(default_factory=lambda: deque(maxlen=3))
@@ -182,6 +192,8 @@ class Loop:
             lr = optim.set_learning_rate(training.schedule, progress.step)
             sums = training.world.sum(train_step(training, shards))
             progress.step += 1
+            if self.trace:
+                self.trace.step()
             self.norms.append((progress.step, training.norms))
             meter.read(lagged.push(progress.step, sums))
             training.lr = lr  # only now: what was read is of the step before, and so is the rate that goes with it
