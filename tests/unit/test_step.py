@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -503,6 +504,27 @@ def test_compiled_models_train_the_same(tmp_path, data_dir, eager_compile):
                 }
     for role in ("teacher", "distilled"):
         assert found[role, True] == pytest.approx(found[role, False], rel=1e-5)
+
+
+def test_only_the_steps_shape_is_compiled(tmp_path, monkeypatch):
+    """Not for the few images that settle DDP's buckets, and not in an evaluation: each would take a minute."""
+    compiled: list[tuple[int, ...]] = []
+
+    def backend(graph: Any, inputs: list[Any]) -> Any:
+        compiled.extend(tuple(x.shape) for x in inputs if isinstance(x, Tensor) and x.dtype == torch.uint8)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    training = set_up(tmp_path, "baseline", {**CNN_STUDENT, "train.compile": True})
+    images, labels = batch()
+    step.settle_buckets(dataclasses.replace(training, world=World(0, 2, CPU)), images[:2])
+    assert compiled == []
+    for _ in range(2):
+        training.model.train()
+        step.train_step(training, [Shard(images, labels, 1.0)])
+        evaluate.evaluate(training.evaluated, training.run, data.Split(images, labels, CPU), torch.arange(7), ALONE)
+    torch._dynamo.reset()
+    assert compiled == [tuple(images.shape)]
 
 
 @pytest.mark.gpu
