@@ -41,7 +41,6 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    torch.backends.cudnn.benchmark = True
     print(f"{name}, torch {torch.__version__}, n = {given.rounds} rounds of {given.steps} steps")
     students = {"tiny": STUDENT} if given.tiny else STUDENTS
     for number, (what, student) in enumerate(students.items()):

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from benchmarks.setting import CHEAP, DEAR, Bench, in_turns, said, small
 from kdcluster.train import models, optim
-from kdcluster.train.data import gather
 
 BATCHES = 4
 """Of an epoch: ratios do not depend on it."""
@@ -54,7 +53,9 @@ def compare(name: str, bench: Bench, rounds: int) -> None:
         actions["torchdistill"] = torchdistills(bench, batches)
     times = {what: [cpu for cpu, _ in found] for what, found in in_turns(actions, rounds).items()}
     gain = 1 + statistics.median(times["bare teacher"]) / statistics.median(times["bare student"])
-    print(f"teacher {name}: n = {rounds}, epochs of {BATCHES} batches; CPU milliseconds of a batch; 1 + t/s = {gain:.2f}")
+    print(
+        f"teacher {name}: n = {rounds}, epochs of {BATCHES} batches; CPU milliseconds of a batch; 1 + t/s = {gain:.2f}"
+    )
     for what, found in times.items():
         ratios = [other / ours for other, ours in zip(found, times["kdcluster, stored"], strict=True)]
         of_it = f"{said(ratios)} times kdcluster's, {statistics.median(ratios) / gain:.2f} of 1 + t/s"
@@ -123,7 +124,12 @@ def timms(bench: Bench, batches: Batches) -> Callable[[], None]:
     """timm.task.LogitDistillationTask over timm's models; its images come normalised for the student."""
     ours, optimizer = student(bench)
     task = LogitDistillationTask(
-        ours.net, teacher(bench).net, criterion=nn.CrossEntropyLoss(), task_loss_weight=0.5, temperature=4.0, verbose=False
+        ours.net,
+        teacher(bench).net,
+        criterion=nn.CrossEntropyLoss(),
+        task_loss_weight=0.5,
+        temperature=4.0,
+        verbose=False,
     )
     task.train()
     normal = [((pixels.float() / 255 - ours.mean) / ours.std, labels) for pixels, labels in batches]

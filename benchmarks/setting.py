@@ -114,9 +114,9 @@ class Bench:
 
     def view(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch's pixels in the first view, and its labels."""
-        pixels, labels = data.gather(self.images, index)
-        seen = self.baseline.data
-        return views.augment(pixels, index, epoch=0, augment=seen.augment, view_seed=seen.view_seed), labels
+        seen, placed = self.baseline.data, data.Index.placed(index, self.world.device)
+        pixels, labels = data.gather(self.images, placed)
+        return views.augment(pixels, placed.device, epoch=0, augment=seen.augment, view_seed=seen.view_seed), labels
 
 
 STUDENT = {

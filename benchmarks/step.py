@@ -72,7 +72,7 @@ def stepping(bench: Bench, training: Training) -> Callable[[], object]:
 
 def parts(bench: Bench) -> dict[str, Callable[[], object]]:
     """What a step does beside the model."""
-    index, seen = bench.index[:128], bench.baseline.data
+    index, seen = data.Index.placed(bench.index[:128], bench.world.device), bench.baseline.data
     pixels, labels = data.gather(bench.images, index)
     targets = bench.targets(stored=True)
     targets.begin(0)
@@ -83,7 +83,7 @@ def parts(bench: Bench) -> dict[str, Callable[[], object]]:
         return lambda: distillation_loss(logits, labels, teacher, alpha=0.5, temperature=4.0).total.sum().backward()
 
     def augment() -> torch.Tensor:
-        return views.augment(pixels, index, epoch=0, augment=seen.augment, view_seed=seen.view_seed)
+        return views.augment(pixels, index.device, epoch=0, augment=seen.augment, view_seed=seen.view_seed)
 
     return {
         "gather images and labels": lambda: data.gather(bench.images, index),

@@ -36,7 +36,9 @@ def main() -> None:
         print(f"teacher {name}: n = {rounds}, {TRIALS} trials of {BATCHES} batches, seconds of CPU")
         for what, values in (("with a store", stored), ("without", computed)):
             print(f"  {what:<14} {said([value / 1e3 for value in values])}")
-        print(f"  {said(ratios)} times as fast; N(s+t)/(t+Ns) = {ideal:.2f}, {statistics.median(ratios) / ideal:.2f} of it")
+        print(
+            f"  {said(ratios)} times as fast; N(s+t)/(t+Ns) = {ideal:.2f}, {statistics.median(ratios) / ideal:.2f} of it"
+        )
 
 
 def trials(root: Path, teacher: dict[str, object], rounds: int) -> dict[str, list[float]]:

@@ -142,7 +142,8 @@ def submit(chosen: Chosen, **options: Any) -> None:
     help="Which of its runs.",
 )
 @click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Optimizer steps.")
-def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
+@click.option("--profile", is_flag=True, help="Write a torch profiler trace, and print the five dearest operations.")
+def debug(chosen: Chosen, experiment: str, role: str, steps: int, profile: bool) -> None:
     """A few steps in one foreground process: breakpoint() works.
 
     On one device, in runs/debug.
@@ -153,7 +154,7 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int) -> None:
     made = chosen.plan(experiment).only([role])
     run = made[next(iter(made.wanted.values()))[role][0]]  # type: ignore[index]
     preflight([made[need] for need in run.needs] + [run], chosen.data, fetch=True)
-    sys.exit(run_here(run, chosen.root, chosen.data, steps))
+    sys.exit(run_here(run, chosen.root, chosen.data, steps, profile))
 
 
 @main.command()

@@ -221,7 +221,8 @@ def _words(problem: Any, key: Key) -> str:
     if kind == "missing":
         return _MISSING
     if kind == "literal_error":
-        options = re.findall(r"'(.*?)'", limits["expected"])
+        named = re.split(", | or ", limits["expected"])
+        options = [name.strip("'") if name.startswith("'") else name.lower() for name in named]  # True is true
         close = difflib.get_close_matches(str(got), options, 1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"must be one of {', '.join(options)} (got {shown(got)}){hint}"

@@ -81,8 +81,8 @@ def evaluation(
     taken: list[int] = []
     gather = data.gather
 
-    def spy(split: data.Split, index: Tensor) -> tuple[Tensor, Tensor]:
-        taken.extend(index.tolist())
+    def spy(split: data.Split, index: data.Index) -> tuple[Tensor, Tensor]:
+        taken.extend(index.host.tolist())
         return gather(split, index)
 
     data.gather, evaluate.BATCH = spy, 5

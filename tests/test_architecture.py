@@ -250,7 +250,8 @@ def read_in(place: str) -> frozenset[str]:
 
 
 HASH, COMMAND, TABLE, GATE = hashes, commands, reference_column, gate
-STEP, SOURCES, CHECKPOINT = READ = ("train/step.py", "train/sources.py", "train/checkpoint.py")
+READ = ("train/step.py", "train/speed.py", "train/sources.py", "train/checkpoint.py")
+STEP, SPEED, SOURCES, CHECKPOINT = READ
 Effect = Callable[[dict[str, Any]], Any] | str
 """What a changed field changes, or the module that reads it."""
 
@@ -269,7 +270,7 @@ TRAIN: dict[str, Effect] = {
     "ema_decay": HASH,
     "amp": HASH,
     "channels_last": STEP,
-    "compile": STEP,
+    "compile": SPEED,
     "checkpoint_every": CHECKPOINT,
     "micro_batch": STEP,
 }

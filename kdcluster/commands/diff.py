@@ -17,7 +17,10 @@ from kdcluster.terminal import show, show_json, show_wrapped, width
 from kdcluster.wording import count, quoted, wide, wrapped
 
 ABSENT = "–"
-SURROUNDINGS = ("params", "batchnorm_batch", "procs", "threads", "device", "device_name", "python", "trainer_code")
+SURROUNDINGS = (
+    *("params", "batchnorm_batch", "procs", "threads", "device", "device_name", "compiled", "python"),
+    "trainer_code",
+)
 """What a trainer notes that can move a number though no setting differs."""
 
 

@@ -66,7 +66,7 @@ def _type(annotation: Any) -> str:
     if annotation is NoneType:
         return "null"
     if origin is typing.Literal:
-        return " | ".join(str(value) for value in arguments)
+        return " | ".join(map(_shown, arguments))
     if origin in (UnionType, typing.Union):
         return " | ".join(_type(argument) for argument in arguments)
     if origin is typing.Annotated:

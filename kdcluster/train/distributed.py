@@ -159,7 +159,6 @@ def join(device: str, threads: int | None, timeout_min: float = 30.0) -> Iterato
             )
         place = torch.device("cuda", local_rank)  # gpu only
         torch.cuda.set_device(place)
-        torch.backends.cudnn.benchmark = True  # shapes never change
     elif threads is not None:
         torch.set_num_threads(threads)
     agreement = None

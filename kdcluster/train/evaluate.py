@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdcluster.plan import Run
 from kdcluster.train import data
 from kdcluster.train.distributed import World
-from kdcluster.train.metrics import accuracies, evaluation_sums
+from kdcluster.train.metrics import Lagged, accuracies, evaluation_sums
 
 BATCH = 256
 """Images of one process in an evaluation step; without gradients they need little memory."""
@@ -27,7 +27,6 @@ def _go_on() -> None:
     """Nobody asks to stop."""
 
 
-@torch.inference_mode()
 def evaluate(
     net: nn.Module, run: Run, split: data.Split, index: Tensor, world: World, heed: Callable[[], None] = _go_on
 ) -> dict[str, float]:
@@ -35,21 +34,33 @@ def evaluate(
 
     `heed` is called between two batches, equally often on every rank, so that the ranks can agree in it.
     """
+    return accuracies(world.sum(sums_over(net, run, split, index, world, heed)).tolist())
+
+
+@torch.inference_mode()
+def sums_over(
+    net: nn.Module, run: Run, split: data.Split, index: Tensor, world: World, heed: Callable[[], None]
+) -> Tensor:
+    """(4,) `evaluation_sums` over this rank's share of images `index`, on its device."""
     net.eval()
     mine = data.share(len(index), world.rank, world.size)
     most = len(data.share(len(index), 0, world.size))
+    placed = data.Index.placed(index[mine.start : mine.stop], split.device)
+    lagged = Lagged()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     for first in range(0, most, BATCH):
         if first:
             heed()
-        batch = index[mine.start : mine.stop][first : first + BATCH]
+        batch = placed[first : first + BATCH]
         if len(batch) == 0:  # this rank has one batch less than others, or none
             continue
         images, labels = data.gather(split, batch)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
             logits = net(images)
-        sums += evaluation_sums(logits, labels)
-    return accuracies(world.sum(sums).tolist())
+        found = evaluation_sums(logits, labels)
+        sums += found
+        lagged.push(first, found)  # one batch ahead of the device, no more: each may hold pinned memory
+    return sums
 
 
 def evaluate_all(

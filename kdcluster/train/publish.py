@@ -63,6 +63,7 @@ class Publisher:
             "images_skipped": skipped,
         }
         went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0), "images": images or {}}
+        went_on["compiled"] = run.train is not None and run.train.compile is True
         if self.active and attempt is not None:
             attempt.write("trainer", {**self.facts, **surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)

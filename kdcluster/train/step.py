@@ -23,7 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kdcluster.plan import Run
-from kdcluster.train import data, models, optim, views
+from kdcluster.train import data, models, optim, speed, views
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss
 from kdcluster.train.teacher_logits import Targets
@@ -90,12 +90,14 @@ def set_up(run: Run, world: World, steps_per_epoch: int, targets: Targets | None
         student.in_channels_last()
     student.net = world.sync_batchnorm(student.net)
     optimizer = optim.build_optimizer(student.net, run.train)
-    model: nn.Module = torch.compile(student) if run.train.compile else student  # type: ignore[assignment]
+    if world.device.type == "cuda":  # gpu only
+        torch.backends.cudnn.benchmark = speed.worth_searching(student)
+    pieces = micro_batches(run.train.batch_size, world.size, run.train.micro_batch)
     return Training(
         run,
         world,
         student,
-        world.parallel(model),
+        world.parallel(speed.compiled(student, run, world, pieces)),
         targets,
         optimizer,
         optim.build_schedule(optimizer, run.train, steps_per_epoch),
@@ -113,7 +115,8 @@ def settle_buckets(training: Training, images: Tensor) -> None:
         return
     buffers = {name: buffer.clone() for name, buffer in training.student.named_buffers()}
     training.model.train()
-    training.model(images).sum().backward()
+    with torch.compiler.set_stance("force_eager"):  # else it is compiled for these few images, too
+        training.model(images).sum().backward()
     training.optimizer.zero_grad(set_to_none=True)
     for name, buffer in training.student.named_buffers():
         buffer.copy_(buffers[name])
@@ -135,7 +138,9 @@ def epoch_batches(
     """
     assert run.train is not None
     size = run.train.batch_size
-    order = train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)]
+    order = data.Index.placed(
+        train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)], images.device
+    )
     mine = data.share(size, world.rank, world.size)
     pieces = micro_batches(size, world.size, run.train.micro_batch)
     parts = [data.share(len(mine), piece, pieces) for piece in range(pieces)]
@@ -145,7 +150,8 @@ def epoch_batches(
     soft_targets = targets.batches(indices) if targets else (None for _ in indices)
     for index, soft in zip(indices, soft_targets, strict=True):
         pixels, labels = data.gather(images, index)
-        pixels = views.augment(pixels, index, epoch=view, augment=run.data.augment, view_seed=run.data.view_seed)
+        seen = run.data
+        pixels = views.augment(pixels, index.device, epoch=view, augment=seen.augment, view_seed=seen.view_seed)
         yield [_shard(pixels, labels, soft, part) for part in parts]
 
 

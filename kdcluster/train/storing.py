@@ -52,6 +52,8 @@ def store_logits(
     Raises:
         KdclusterError: the teacher has no usable weights; another attempt has begun.
     """
+    if world.device.type == "cuda":  # gpu only
+        torch.backends.cudnn.benchmark = True  # unless the teacher is none for that
     forward = load_teacher(run_dir.root, run, world)
     store = store_of(run_dir.root, run.id, run, len(images.labels))
     facts = {"params": models.parameters(forward.net), "amp": forward.amp, "trainer_code": trainer_code()}
@@ -151,8 +153,9 @@ class Maker:
 
     def _pixels(self, view: int, index: Tensor) -> Tensor:
         seen = self.run.data
-        pixels, _ = data.gather(self.images, index)
-        return views.augment(pixels, index, epoch=view, augment=seen.augment, view_seed=seen.view_seed)
+        placed = data.Index.placed(index, self.images.device)
+        pixels, _ = data.gather(self.images, placed)
+        return views.augment(pixels, placed.device, epoch=view, augment=seen.augment, view_seed=seen.view_seed)
 
     def _tolerance(self, view: int) -> float:
         """How far logits lie apart that were computed among other images, and on a GPU among fewer."""

@@ -27,7 +27,7 @@ from kdcluster.files import file_digest
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
 from kdcluster.teacherlogits import Missing, Store
-from kdcluster.train import models, views
+from kdcluster.train import data, models, speed, views
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import round_logits
 
@@ -93,6 +93,8 @@ def load_teacher(root: Path, run: Run, world: World, *, debug: bool = False) -> 
     else:
         log.warning("the teacher %s is not trained yet: debugging with its start weights", run.teacher.id)
     net.to(world.device).eval().requires_grad_(False)
+    if world.device.type == "cuda":  # gpu only
+        torch.backends.cudnn.benchmark &= speed.worth_searching(net)
     return Forward(net.in_channels_last(), precision(place))
 
 
@@ -172,8 +174,8 @@ class Targets:
         found, self._is_far = store.read(view, _free(device) // 10)
         self._view = torch.from_numpy(found) if self._is_far else torch.from_numpy(found).to(device)
 
-    def batches(self, batches: Sequence[Tensor]) -> Iterator[Tensor | None]:
-        """The logits of each batch of image indices (B,), float16 (B, C) on the device; None: they are to be computed.
+    def batches(self, batches: Sequence[data.Index]) -> Iterator[Tensor | None]:
+        """The logits of each batch of images, float16 (B, C) on the device; None: they are to be computed.
 
         A thread reads ahead in a view that lies on the host because it is large.
         """
@@ -181,7 +183,7 @@ class Targets:
         if view is None:
             yield from (None for _ in batches)
         elif not self._is_far:
-            yield from (view.index_select(0, index.to(view.device)) for index in batches)
+            yield from (view.index_select(0, index.device) for index in batches)
         else:
             with ThreadPoolExecutor(1) as reader:
                 coming = deque(reader.submit(self._rows, view, index) for index in batches[:AHEAD])
@@ -191,8 +193,8 @@ class Targets:
                         coming.append(reader.submit(self._rows, view, batches[number + AHEAD]))
                     yield rows.to(self.world.device, non_blocking=True)
 
-    def _rows(self, view: Tensor, index: Tensor) -> Tensor:
-        rows = view.index_select(0, index)
+    def _rows(self, view: Tensor, index: data.Index) -> Tensor:
+        rows = view.index_select(0, index.host)
         return rows.pin_memory() if self.world.device.type == "cuda" else rows
 
     def of(self, images: Tensor, stored: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.run import STORE
 from kdcluster.runs import Attempt, RunDir
-from kdcluster.train import data, models, optim, precision, views
+from kdcluster.train import data, models, optim, precision, speed, views
 from kdcluster.train.bar import Bar
 from kdcluster.train.begin import begin
 from kdcluster.train.checkpoint import Saver
@@ -27,10 +28,12 @@ from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
 from kdcluster.train.meter import Meter, say_epoch, say_start
 from kdcluster.train.metrics import Lagged
+from kdcluster.train.parts import Parts
 from kdcluster.train.publish import Publisher
 from kdcluster.train.step import Shard, Training, epoch_batches, seed_step, set_up, settle_buckets, train_step
 from kdcluster.train.storing import store_logits
 from kdcluster.train.teacher_logits import Targets
+from kdcluster.train.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ def train(
     data_dir: Path,
     progress: Progress,
     max_steps: int = 0,
+    profile: bool = False,
 ) -> None:
     """Train (or only evaluate) one run from its last checkpoint on; publish its events, weights and result.
 
@@ -61,10 +65,12 @@ def train(
         progress: kept up to date for whoever reports a failure; `stop` ends the run at the next step, or between two
             batches of an evaluation.
         max_steps: stop after so many optimizer steps, without evaluation or result; 0: to the end.
+        profile: of a debug run, write a trace of its steps and print what took longest in them.
 
     Raises:
         KdclusterError: the data, the weights or the loss are not usable; says what to do.
     """
+    parts = Parts(attempt)
     run = run_dir.load()
     if run.role != STORE:
         models.check_files(run)
@@ -93,15 +99,18 @@ def train(
         begin(run_dir, run, attempt, world)
     state = saver.newest() if attempt is not None else None
     run = precision.decided(run, world, state)
+    run = speed.decided(run, world, max_steps or course.steps - (state["step"] if state else 0))
     targets = Targets(run, run_dir.root, world, len(images.labels), debug=attempt is None) if run.teacher else None
     training = set_up(run, world, steps_per_epoch, targets)
     if state is not None:
         training.restore(state)
         progress.step = state["step"]
-    settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
+    first = data.Index.placed(torch.arange(min(2, len(test.labels))), world.device)
+    settle_buckets(training, data.gather(test, first)[0])
     say_start(run, world, training.student, steps_per_epoch, len(train_index))
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
-    loop = Loop(training, images, train_index, splits, course, publish, saver, progress, max_steps)
+    trace = Trace(run_dir.path, world.device, min(max_steps, course.steps)) if profile else None
+    loop = Loop(training, images, train_index, splits, course, publish, saver, progress, parts, max_steps, trace)
     try:
         finished = loop.run()
         if finished:
@@ -112,6 +121,10 @@ def train(
     finally:
         loop.bar.clear()
     publish.tracker.close(success=finished)
+    if world.rank == 0:
+        log.info("%s", parts.line())
+    if trace:
+        sys.stdout.write(trace.finish() + "\n")
 
 
 def _seen(run: Run, arrays: data.Arrays) -> str:
@@ -149,7 +162,9 @@ class Loop:
     publish: Publisher
     saver: Saver
     progress: Progress
+    parts: Parts
     max_steps: int = 0
+    trace: Trace | None = None
     meter: Meter | None = None
     """Of the steps before the last evaluation."""
     norms: deque[precision.Norms] = field(default_factory=lambda: deque(maxlen=3))
@@ -161,23 +176,28 @@ class Loop:
         """To the end; False if the run was stopped before."""
         run, course = self.training.run, self.course
         assert run.train is not None
+        self.parts.begin("training")
         while True:
             due, epoch = course.due(self.progress.step), course.epoch(self.progress.step)
             if len(self.publish.epochs) < due:
                 heed = partial(_heed, self.publish, self.training.world, self.progress, epoch)
                 try:
-                    metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
+                    with self.parts.during("evaluation"):
+                        metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
                 except Stopped:  # what was trained is saved, so that the evaluation alone is done again
                     self.save()
                     self.publish.preempted(epoch, self.progress.step)
                     return False
-                self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
+                with self.parts.during("saving"):
+                    self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
                 if self.training.world.rank == 0:
                     say_epoch(epoch if run.train.steps is None else self.progress.step, run, metrics, self.meter)
                 self.save()
             if due == len(course.ends):
                 return True
-            if not self.train_until(course.ends[due], begun=course.ends[due - 1] if due else 0):
+            going = self.train_until(course.ends[due], begun=course.ends[due - 1] if due else 0)
+            self.parts.waited(self.meter.waited if self.meter else 0.0)
+            if not going:
                 return False
 
     def train_until(self, end: int, *, begun: int) -> bool:
@@ -199,6 +219,8 @@ class Loop:
             lr = optim.set_learning_rate(training.schedule, progress.step)
             sums = training.world.sum(train_step(training, shards))
             progress.step += 1
+            if self.trace:
+                self.trace.step()
             self.norms.append((progress.step, training.norms))
             meter.read(lagged.push(progress.step, sums))
             training.lr = lr  # only now: what was read is of the step before, and so is the rate that goes with it
@@ -235,7 +257,8 @@ class Loop:
             state = {**self.training.state(), "epochs": self.publish.epochs, "step": self.progress.step}
             state["amp"] = self.training.run.amp
             state["best_step"] = self.publish.best_step(self.progress.step)
-            self.saver.save(self.progress.step, state, self.publish.best_step)
+            with self.parts.during("saving"):
+                self.saver.save(self.progress.step, state, self.publish.best_step)
 
 
 def _heed(publish: Publisher, world: World, progress: Progress, epoch: int) -> None:

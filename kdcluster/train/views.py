@@ -93,7 +93,7 @@ def augment(images: Tensor, index: Tensor, *, epoch: int, augment: Augment, view
 
     Args:
         images: uint8 (B, C, H, W).
-        index: int64 (B,), the images' indices in the whole training set.
+        index: int64 (B,), the images' indices in the whole training set, on the device of `images`.
         epoch: from 0.
         augment: padding in pixels, and whether to mirror.
         view_seed: seed of the views, not of the run.
@@ -101,7 +101,6 @@ def augment(images: Tensor, index: Tensor, *, epoch: int, augment: Augment, view
     Returns:
         uint8 (B, C, H, W) on the device of `images`.
     """
-    index = index.to(images.device)
     if augment.pad and len(index):
         places = 2 * augment.pad + 1
         top = _below(counter_bits(view_seed, epoch, index, CROP_ROW), places)

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--attempt", type=int, default=None, help="its number; without one this is a debug run")
     parser.add_argument("--max-steps", type=int, default=0)
+    parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     run_dir = RunDir(given.run_dir.parent, given.run_dir.name)
     progress = Progress()
@@ -55,7 +56,7 @@ def main() -> None:
     try:
         timeout_min = run_dir.load().resources.collective_timeout_min
         with _lock(run_dir, attempt), join(given.device, given.threads, timeout_min) as world:
-            train(run_dir, attempt, world, given.data_dir, progress, given.max_steps)
+            train(run_dir, attempt, world, given.data_dir, progress, given.max_steps, given.profile)
     except BaseException as error:
         if attempt is None:
             raise

@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *(*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--max-gpu-hours"),
         *("--retry", "--dry-run", "--wait", "--timeout"),
     ),
-    "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", *WHERE),
+    "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", "--profile", *WHERE),
     "status": (*EXP, *RUNS, "--watch", "--json"),
     "show": (*RUNS, "--json"),
     "diff": (*EXP, *RUNS, "--json"),
@@ -583,8 +583,8 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         left = {plan.runs[0].id: Status("failed", "why")}
         return Submission([r.id for r in plan.runs[1:]], left, f"on this machine; log: {root / 'supervisor.log'}")
 
-    def debug(run: Any, root: Path, data: Path, steps: int) -> int:
-        calls.append((run.role, run.seed, steps))
+    def debug(run: Any, root: Path, data: Path, steps: int, profile: bool) -> int:
+        calls.append((run.role, run.seed, steps, profile))
         return 7
 
     monkeypatch.setattr("kdcluster.launch.submission.submit", submit)
@@ -662,8 +662,8 @@ def test_gpus_that_are_not_there_are_an_error(empty_folder: Path, monkeypatch: p
 def test_debug_leaves_with_the_trainers_code(empty_folder: Path, no_start: list[Any]) -> None:
     assert run("debug", "demo").exit_code == 7
     assert run("debug", "demo", "--role", "teacher", "--steps", "2").exit_code == 7
-    assert run("debug", "demo", "--role", "baseline", "--seeds", "4").exit_code == 7
-    assert no_start == [2, ("distilled", 0, 5), 1, ("teacher", 0, 2), 1, ("baseline", 4, 5)]
+    assert run("debug", "demo", "--role", "baseline", "--seeds", "4", "--profile").exit_code == 7
+    assert no_start == [2, ("distilled", 0, 5, False), 1, ("teacher", 0, 2, False), 1, ("baseline", 4, 5, True)]
 
 
 def test_prefetch_fetches_for_the_chosen_roles(empty_folder: Path, no_start: list[Any]) -> None:

@@ -33,6 +33,7 @@ from kdcluster.experiment import configfile, yamlfile
 from kdcluster.files import read_json, write_json
 from kdcluster.train import data, decode, pixels, sources
 from kdcluster.train.sources import Part, Source
+from tests.standin import cuda_refuses_to_wait
 
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork")  # the children only need what is imported already: 3 s less than spawn
@@ -619,17 +620,18 @@ def test_a_split_on_the_cpu_is_the_file_itself(run, tmp_path):
 
 def test_batches_are_the_same_whatever_the_budget(run, tmp_path):
     arrays = data.prepare(run, tmp_path)
-    index = torch.tensor([7, 0, 7, 29])
+    taken = torch.tensor([7, 0, 7, 29])
+    index = data.Index.placed(taken, CPU)
     for budget in (None, 0, 10**9):
         images, labels = data.gather(data.to_device(arrays, "train", CPU, budget_bytes=budget), index)
-        np.testing.assert_array_equal(images, arrays.images["train"][index.numpy()])
-        np.testing.assert_array_equal(labels, arrays.labels["train"][index.numpy()])
+        np.testing.assert_array_equal(images, arrays.images["train"][taken.numpy()])
+        np.testing.assert_array_equal(labels, arrays.labels["train"][taken.numpy()])
         images.zero_()  # a copy: the file cannot be written
 
 
 def test_an_empty_share_is_an_empty_batch(run, tmp_path):
     split = data.to_device(data.prepare(run, tmp_path), "test", CPU)
-    images, labels = data.gather(split, torch.arange(0))
+    images, labels = data.gather(split, data.Index.placed(torch.arange(0), CPU))
     assert images.shape == (0, 3, 4, 5)
     assert labels.shape == (0,)
 
@@ -642,11 +644,8 @@ def test_gpu_batches(run, tmp_path, budget):
     split = data.to_device(arrays, "train", torch.device("cuda"), budget_bytes=budget)
     assert split.images.is_cuda == (budget is None)
     index = torch.tensor([7, 0, 29])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        images, labels = data.gather(split, index)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with cuda_refuses_to_wait():
+        images, labels = data.gather(split, data.Index.placed(index, split.device))
     assert images.is_cuda
     np.testing.assert_array_equal(images.cpu(), arrays.images["train"][index.numpy()])
     np.testing.assert_array_equal(labels.cpu(), arrays.labels["train"][index.numpy()])

@@ -314,6 +314,8 @@ def test_debug_is_one_process_in_a_folder_of_its_own(
     assert not {"RANK"} & env.keys()
     assert run_status(RunDir(root, student.id)).state == "planned"  # the real run knows nothing of it
     assert not (root / "debug" / teacher.id).exists()
+    local.debug(student, root, tmp_path / "data", 3, profile=True)
+    assert calls[-1][0] == [*argv, "--profile"]
     run_dir = put(root, teacher, "done")
     run_dir.weights("best").touch()
     for _ in range(2):

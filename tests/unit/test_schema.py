@@ -54,7 +54,7 @@ def test_types_are_in_the_files_words() -> None:
     assert DOCS["student.model_args"].type == "mapping"
     assert DOCS["teacher.min_top1"].type == "float | null"
     assert DOCS["teacher.train"].type == "block"
-    assert DOCS["train.compile"].default == "false"
+    assert (DOCS["train.compile"].type, DOCS["train.compile"].default) == ("auto | true | false", "auto")
     assert DOCS["variant"].default == "''"
     assert DOCS["train.batch_size"].unit == "images"
     assert DOCS["distill"].default == ""

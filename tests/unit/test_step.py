@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -16,19 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kdcluster.errors import KdclusterError
 from kdcluster.results import events
 from kdcluster.runs import RunDir
-from kdcluster.train import data, distributed, models, step, tracking, trainer, worker
+from kdcluster.train import data, distributed, evaluate, models, step, tracking, trainer, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss, round_logits
+from kdcluster.train.metrics import Lagged
 from kdcluster.train.step import Shard, Training
 from kdcluster.train.trainer import Progress
 from tests import golden_loss, tiny
 from tests.fabricated import NO_WEIGHTS
+from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,18 +38,6 @@ ALONE = World(0, 1, CPU)
 CNN_TEACHER = {"teacher": tiny.CNN}
 CNN_STUDENT = {"student": tiny.CNN}
 BATCH = 10
-
-
-class NoHostSync(TorchDispatchMode):
-    """Raises where the host would read something back from a GPU: .item(), `if x`, nonzero, equal, boolean masks."""
-
-    WAITING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        masks = [x for x in tree_leaves(args[1:]) if isinstance(x, Tensor) and x.dtype == torch.bool]
-        if func.overloadpacket in self.WAITING or (func.overloadpacket is torch.ops.aten.index and masks):
-            raise AssertionError(f"a host sync: {func}")
-        return func(*args, **(kwargs or {}))
 
 
 def set_up(
@@ -105,11 +94,40 @@ def difference(one: Tensor, other: Tensor) -> float:
 # --- no host sync ---
 
 
-def test_the_guard_sees_a_host_sync():
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x, on: on[0].item(),
+        lambda x, on: bool(on[1]),
+        lambda x, on: on.nonzero(),
+        lambda x, on: on[on > 1],
+        lambda x, on: torch.equal(on, on),
+        lambda x, on: on.tolist(),
+        lambda x, on: on.to("cpu"),
+        lambda x, on: x.to(PLACE, non_blocking=True),  # the host's memory is not pinned
+        lambda x, on: x.pin_memory().to(PLACE),
+        lambda x, on: on.copy_(x, non_blocking=True),
+        lambda x, on: torch.tensor(1.0, device=PLACE),
+        lambda x, on: on[x.long()],
+        lambda x, on: on + x,
+    ],
+)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_the_guard_sees_a_host_sync(wait, mode):
     x = torch.arange(3.0)
-    for wait in (lambda: x[0].item(), lambda: bool(x[1]), x.nonzero, lambda: x[x > 1], lambda: torch.equal(x, x)):
-        with pytest.raises(AssertionError, match="a host sync"), NoHostSync():
-            wait()
+    with StandIn() as device, mode():
+        on = x.to(PLACE)
+        device.watching = True
+        x.pin_memory().to(PLACE, non_blocking=True).mul_(on + 1).to(torch.int64)
+        with pytest.raises(AssertionError, match="a host sync"):
+            wait(x, on)
+
+
+class Unread(Lagged):
+    """Takes the numbers of a step, and never asks for them: this one read is meant."""
+
+    def push(self, step: int, values: Tensor) -> None:
+        pass
 
 
 @pytest.mark.parametrize(
@@ -123,18 +141,27 @@ def test_the_guard_sees_a_host_sync():
     ],
     ids=["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16"],
 )
-def test_a_step_never_waits_for_the_device(tmp_path, role, changes):
-    training = set_up(tmp_path, role, changes)
-    shards = shards_of(training, *batch())
-    training.model.train()
-    with NoHostSync():
-        for _ in range(2):  # the first one makes the optimizer's state
-            step.train_step(training, shards)
+@pytest.mark.parametrize("budget", [10**9, 0], ids=["images on the device", "on the host"])
+def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_dir, monkeypatch, role, changes, budget):
+    monkeypatch.setattr(evaluate, "Lagged", Unread)
+    monkeypatch.setattr(evaluate, "BATCH", 20)
+    with StandIn() as device:
+        training = set_up(tmp_path, role, changes, PLACE)
+        arrays = data.open_arrays(training.run, data_dir)
+        images = data.to_device(arrays, "train", PLACE, budget_bytes=budget)
+        index = torch.arange(64)
+        training.model.train()
+        device.watching = True
+        for number, shards in enumerate(step.epoch_batches(training.run, images, index, 0, training.world)):
+            step.seed_step(0, number, 0)
+            sums = step.train_step(training, shards)
+        found = evaluate.sums_over(training.evaluated, training.run, images, index, training.world, lambda: None)
+        assert device.where(sums) == device.where(found) == "device"
+    assert found[0] == 64
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: CUDA itself reports syncs")
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_step_never_waits_for_the_gpu(tmp_path, data_dir, optimizer):
     device = torch.device("cuda")
@@ -145,14 +172,14 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, data_dir, optimizer):
     training.model.train()
     batches = step.epoch_batches(training.run, images, torch.arange(64), 0, training.world)
     step.train_step(training, next(batches))  # cuDNN looks for its algorithms, the optimizer makes its state
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with cuda_refuses_to_wait():
         for shards in batches:
             sums = step.train_step(training, shards)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        found = evaluate.sums_over(
+            training.evaluated, training.run, images, torch.arange(64), training.world, lambda: None
+        )
     assert sums.isfinite().all()
+    assert found[0] == 64
 
 
 @pytest.mark.gpu
@@ -479,6 +506,47 @@ def test_compiled_models_train_the_same(tmp_path, data_dir, eager_compile):
                 }
     for role in ("teacher", "distilled"):
         assert found[role, True] == pytest.approx(found[role, False], rel=1e-5)
+
+
+def test_only_the_steps_shape_is_compiled(tmp_path, monkeypatch):
+    """Not for the few images that settle DDP's buckets, and not in an evaluation: each would take a minute."""
+    compiled: list[tuple[int, ...]] = []
+
+    def backend(graph: Any, inputs: list[Any]) -> Any:
+        compiled.extend(tuple(x.shape) for x in inputs if isinstance(x, Tensor) and x.dtype == torch.uint8)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    training = set_up(tmp_path, "baseline", {**CNN_STUDENT, "train.compile": True})
+    images, labels = batch()
+    step.settle_buckets(dataclasses.replace(training, world=World(0, 2, CPU)), images[:2])
+    assert compiled == []
+    for _ in range(2):
+        training.model.train()
+        step.train_step(training, [Shard(images, labels, 1.0)])
+        evaluate.evaluate(training.evaluated, training.run, data.Split(images, labels, CPU), torch.arange(7), ALONE)
+    torch._dynamo.reset()
+    assert compiled == [tuple(images.shape)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: CUDA graphs")
+@pytest.mark.parametrize("micro_batch", [None, 4], ids=["CUDA graphs", "micro-batches"])
+@pytest.mark.parametrize("net", [tiny.VIT, tiny.CNN], ids=["ViT", "BatchNorm"])
+def test_compiled_on_a_gpu_is_as_eager(tmp_path, net, micro_batch):
+    """The eager path is the reference; more steps than CUDA graphs take to be recorded and replayed."""
+    device, found = torch.device("cuda"), {}
+    held = data.Split(*batch(device=device), device), torch.arange(BATCH), World(0, 1, device)
+    for compiled in (False, True):
+        changes = {"student": net, "teacher": net, "train.compile": compiled, "train.micro_batch": micro_batch}
+        training = set_up(tmp_path, "distilled", {**changes, "train.ema_decay": 0.9, "train.lr": 1e-3}, device)
+        shards = shards_of(training, *batch(device=device))
+        training.model.train()
+        found[compiled] = [step.train_step(training, shards).tolist() for _ in range(8)]
+        found[compiled].append(evaluate.sums_over(training.evaluated, training.run, *held, lambda: None))
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.tensor(found[True][:-1]), torch.tensor(found[False][:-1]), rtol=0.02, atol=0.02)
+    assert found[True][-1][3].item() == pytest.approx(found[False][-1][3].item(), rel=0.02)
 
 
 # --- evaluation ---

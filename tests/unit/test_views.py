@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import Augment
 from kdcluster.train import data, views
+from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 
 N = 20_000
 GOLDEN_FIRST = [-592002589467784176, -4173711985663314437, 4437306630329540544, -5502598453543694284]
@@ -178,21 +178,10 @@ def test_nothing_off_is_nothing_done():
     assert torch.equal(views.augment(images, torch.arange(3), epoch=0, augment=still, view_seed=0), images)
 
 
-class NoWaiting(TorchFunctionMode):
-    """Refuses what would make the host wait for a GPU's numbers: to read one, or to count those that are true."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        reads = {"item", "tolist", "cpu", "numpy", "equal", "__bool__", "__int__", "__index__", "__float__"}
-        counts = {"nonzero", "argwhere", "masked_select", "unique", "bincount"}
-        assert func.__name__ not in reads | counts
-        if func.__name__ in ("__getitem__", "__setitem__"):
-            assert getattr(args[1], "dtype", None) is not torch.bool
-        return func(*args, **(kwargs or {}))
-
-
 def test_augment_never_waits():
-    images, index = random_images(8), torch.arange(8)
-    with NoWaiting():
+    with StandIn() as device:
+        images, index = random_images(8).to(PLACE), torch.arange(8).to(PLACE)
+        device.watching = True
         views.augment(images, index, epoch=0, augment=Augment(), view_seed=0)
 
 
@@ -201,11 +190,8 @@ def test_augment_never_waits():
 def test_gpu_makes_the_same_views_without_waiting():
     images, index = random_images(256, (3, 32, 32)), torch.arange(1000, 1256)
     on_gpu = images.cuda(), index.cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with cuda_refuses_to_wait():
         got = views.augment(*on_gpu, epoch=2, augment=Augment(), view_seed=1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(got.cpu(), views.augment(images, index, epoch=2, augment=Augment(), view_seed=1))
 
 

@@ -61,7 +61,7 @@ def fake_training(monkeypatch: pytest.MonkeyPatch, seen: list[str], error: BaseE
         yield
         seen.append("left")
 
-    def train(run_dir: RunDir, attempt: Any, world: Any, data_dir: Path, progress: Progress, max_steps: int) -> None:
+    def train(run_dir: RunDir, attempt: Any, world: Any, data_dir: Path, progress: Progress, *_: object) -> None:
         seen.append("trained")
         progress.step = 7
         if error is not None:

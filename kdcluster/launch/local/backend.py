@@ -151,10 +151,12 @@ def reference(pid: int, folder: Path | None) -> dict[str, Any]:
     return process_record(pid) | ({"folder": str(folder)} if folder else {})
 
 
-def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
+def debug(run: Run, root: Path, data_dir: Path, steps: int, profile: bool = False) -> int:
     """A few steps of one run in one foreground process, in `<root>/debug`, where `breakpoint()` works.
 
     It takes no cores and no GPUs from others and waits for none: somebody sits in front of it.
+
+    With `profile`, it writes a trace there and prints the dearest operations.
 
     Returns the process's exit code. A trained teacher is used where there is one, else its start weights.
     """
@@ -171,4 +173,7 @@ def debug(run: Run, root: Path, data_dir: Path, steps: int) -> int:
     where = layout(run.resources, Room(len(visible_gpus()), threads_available()))
     where = Layout(where.device, 1, where.threads and threads_available())
     argv = [sys.executable, *trainer(run_dir.path, data_dir, where), "--max-steps", str(steps)]
-    return subprocess.run(argv, env=environment(os.environ, where)).returncode
+    quiet = {"KINETO_LOG_LEVEL": "99"}  # where there is no GPU, the profiler calls that an error
+    if profile:
+        argv.append("--profile")
+    return subprocess.run(argv, env=environment({**quiet, **os.environ}, where)).returncode
