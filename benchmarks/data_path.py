@@ -54,9 +54,7 @@ def main() -> None:
 
         ours = {"kdcluster": lambda: drain(bench.batches(training))}
         found = in_turns({**ours, "DataLoader, 0 workers": loaded(0), "DataLoader, 2 workers": loaded(2)}, rounds)
-    print(
-        f"n = {rounds}; {IMAGES} images at 32 px; images a second by CPU and by wall clock, and wall clock / kdcluster's"
-    )
+    print(f"n = {rounds}; {IMAGES} images at 32 px; images a second by CPU and by wall clock, wall clock / ours")
     for what, times in found.items():
         speeds = [said([1e3 * IMAGES / one[at] for one in times], 0) for at in (0, 1)]
         ratios = [theirs[1] / ours[1] for theirs, ours in zip(times, found["kdcluster"], strict=True)]

@@ -37,7 +37,7 @@ def main() -> None:
         for what, values in (("with a store", stored), ("without", computed)):
             print(f"  {what:<14} {said([value / 1e3 for value in values])}")
         print(
-            f"  {said(ratios)} times as fast; N(s+t)/(t+Ns) = {ideal:.2f}, {statistics.median(ratios) / ideal:.2f} of it"
+            f"  {said(ratios)} times as fast; N(s+t)/(t+Ns) = {ideal:.2f}, {said([one / ideal for one in ratios])} of it"
         )
 
 
