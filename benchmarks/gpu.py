@@ -3,10 +3,10 @@
     PYTHONPATH=. python benchmarks/gpu.py            # about 4 minutes on one GPU
     PYTHONPATH=. python benchmarks/gpu.py --tiny     # does everything once with tiny models, on any machine
 
-Batch 128, bf16, random weights, CIFAR-sized images on the GPU that the models enlarge; images a second, median and range
-of the rounds, all in one process. Rows: the bare loop (forward, cross-entropy, backward, fused AdamW on one batch that is
-there), and the trainer's step with cross-entropy, with stored logits, and with the teacher run along; eager, then
-compiled.
+Batch 128, bf16, random weights, CIFAR-sized images on the GPU that the models enlarge; images a second, median and
+range of the rounds, all in one process. Rows: the bare loop (forward, cross-entropy, backward, fused AdamW on one batch
+that is there), and the trainer's step with cross-entropy, with stored logits, and with the teacher run along; eager,
+then compiled.
 """
 
 from __future__ import annotations

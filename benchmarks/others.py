@@ -5,7 +5,8 @@
 Everybody gets the same models, the same augmented batches (gathered and augmented by kdcluster and not timed for the
 others, whose own data paths are slower), one thread, batch 128, fused AdamW; in one process and in turns. t is the
 teacher's bare forward pass and s the student's bare step, from the same run: without a teacher an epoch could be
-1 + t/s times as fast. torchdistill is not a dependency: `pip install torchdistill`; where it is missing its row is, too.
+1 + t/s times as fast. torchdistill is not a dependency (`pip install torchdistill`); where it is missing its row is,
+too.
 """
 
 from __future__ import annotations

@@ -36,9 +36,8 @@ def main() -> None:
         print(f"teacher {name}: n = {rounds}, {TRIALS} trials of {BATCHES} batches, seconds of CPU")
         for what, values in (("with a store", stored), ("without", computed)):
             print(f"  {what:<14} {said([value / 1e3 for value in values])}")
-        print(
-            f"  {said(ratios)} times as fast; N(s+t)/(t+Ns) = {ideal:.2f}, {said([one / ideal for one in ratios])} of it"
-        )
+        shares = [one / ideal for one in ratios]
+        print(f"  {said(ratios)} times as fast; N(s+t)/(t+Ns) = {ideal:.2f}, {said(shares)} of it")
 
 
 def trials(root: Path, teacher: dict[str, object], rounds: int) -> dict[str, list[float]]:
