@@ -187,7 +187,8 @@ def _show_dry_run(
     show_wrapped(
         "",
         f"{count(len(points) + to_come, 'trial')}, {count(len(of_teachers), 'teacher')} "
-        f"({sum(run in missing for run in of_teachers)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started",
+        f"({sum(run in missing for run in of_teachers)} to be trained), {count(len(students), 'run')} to confirm the "
+        f"best; nothing was started",
     )
     if words := forecast([missing, trials, fresh], root, at_once):
         show_wrapped("", words)

@@ -90,7 +90,7 @@ def test_what_a_run_of_nobody_needs_stays_and_a_run_that_is_named_is_refused(roo
     assert f"{made.runs[0].id} stays: {stray.id} needs it\n" in said
     assert left(root) == {made.runs[0].id, stray.id}
     refused = rm(made.runs[0].id, code=2)[1].splitlines()
-    assert refused[0].startswith(f"{made.runs[0].id} is needed by 1 run (none of them done)")
+    assert refused[0].startswith(f"{made.runs[0].id} is needed by 1 run (no student is done)")
     assert refused[1:] == [f"to delete these, too: kdcluster rm {made.runs[0].id} {stray.id}"]
 
 
