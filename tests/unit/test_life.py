@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
+from kdcluster.errors import Damaged, KdclusterError, SchedulerError, WaitTimeout
 from kdcluster.launch import backend, cancel, derived, submission, watching
 from kdcluster.launch.backend import End, Seen
 from kdcluster.launch.derived import LATE_S, STALE_S
@@ -604,5 +604,5 @@ def test_the_life_in_which_a_fault_shows(fault: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("fault", ["4"])
 def test_it_finds_by_itself_what_was_mended(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[fault](monkeypatch)
-    with pytest.raises(Untrue):
+    with pytest.raises((Untrue, Damaged)):  # a ticket may come to hold the other place's reference
         lives(max_examples=300)
