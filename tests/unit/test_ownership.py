@@ -17,12 +17,13 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.launch import cancel, preflight, submission
 from kdcluster.launch.local.backend import Local
+from kdcluster.launch.status import statuses
 from kdcluster.ownership import foreign, keep_to_oneself, own_text, refuse_foreign, shared_folder
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, process_record
 from kdcluster.runs import RunDir
 from kdcluster.sweep.cluster import Session
-from tests.fabricated import put, started
+from tests.fabricated import LIVE, put, started
 from tests.tiny import make_plan, put_images
 
 
@@ -92,6 +93,31 @@ def test_a_colleagues_finished_teacher_is_used_and_executes_nothing(
     assert done.started == [run.id for run in planned.runs[1:]]
     assert teacher.id not in {run.id for run in checked}
     assert {path: path.read_bytes() for path in teacher.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_colleagues_store_that_is_too_short_is_left_alone_and_stops_nobody(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it lacks students compute; a store under way is not told to go on to more views either."""
+    root = tmp_path / "runs"
+    teacher, store, *students = planned.runs
+    put(root, teacher, "done")
+    run_dir = put(root, store.model_copy(update={"views": 1}), "done")
+    run_dir.path.chmod(0o775)
+    found = statuses(planned, root)[store.id]
+    assert (found.state, found.reason.split("; ")[0]) == ("done", "holds 1 of 2 views")
+    monkeypatch.setattr(Local, "start", lambda *_: "here")
+    done = submission.submit(planned, root, tmp_path / "data", Local(), lambda runs: None)
+    assert done.started == [run.id for run in students]
+    run_dir.path.chmod(0o755)
+    assert statuses(planned, root)[store.id].state == "planned"
+    started(run_dir, agent=LIVE)
+    run_dir.path.chmod(0o775)
+    submission.submit(planned, root, tmp_path / "data", Local(), lambda runs: None)
+    assert run_dir.known()[0].views == 1
+    run_dir.path.chmod(0o755)
+    submission.submit(planned, root, tmp_path / "data", Local(), lambda runs: None)
+    assert run_dir.known()[0].views == 2
 
 
 def test_a_teacher_that_is_not_finished_and_not_ours_is_not_started(planned: Plan, tmp_path: Path) -> None:

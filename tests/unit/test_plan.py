@@ -261,6 +261,19 @@ def test_a_store_that_two_ask_for_has_the_views_and_the_gate_of_whoever_asks_for
     assert stores((5, None), (9, 70.0)) == [(9, None)]
 
 
+def test_a_run_as_its_directory_has_it_takes_the_place_of_the_planned_one() -> None:
+    """Also where nothing but its name can be read; a store there may have been asked for more views."""
+    made = plan.plan([experiment(put(BASE, "train.epochs", 5))])
+    teacher, store, baseline, _ = made.runs
+    here = [
+        teacher.model_copy(update={"hash": ""}),
+        store.model_copy(update={"views": 9}),
+        baseline.model_copy(update={"variant": "x"}),
+    ]
+    assert made.joined(here).runs == (*here, made.runs[3])
+    assert made.joined([store.model_copy(update={"views": 3})])[store.id].views == 5
+
+
 # Files
 
 
