@@ -171,6 +171,19 @@ class Result(Record):
     last: Evaluation | None = None
 
 
+class View(Record):
+    crc32c: Number
+
+
+class Manifest(Record):
+    """Of the teacher's logits (teacherlogits.py)."""
+
+    images: Number
+    classes: Number
+    views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
+    weights: str = ""
+
+
 class Submit(Record):
     words: str | list[str]
 
@@ -210,3 +223,4 @@ OF_AN_ATTEMPT = {"start": Start, "agent": Process, "outcome": Outcome, "heartbea
 OF_AN_ATTEMPT |= {"preempted": Preempted, "failure-rank": Failure, "node": Node}
 NUMBERED = ("failure-rank", "node")
 OTHERS = {"submission": Submission, "task": Task, "supervisor": Process, ".submit": Holder, "begun": Begun}
+OTHERS |= {"manifest": Manifest}

@@ -20,7 +20,7 @@ from typing import Any
 
 from kdcluster import records
 from kdcluster.errors import Damaged, KdclusterError
-from kdcluster.files import read_json, write_json
+from kdcluster.files import write_json
 
 SCHEMA = "kdcluster.teacher-logits/1"
 ITEM = 2
@@ -66,7 +66,7 @@ class Store:
             Missing: it cannot be read.
         """
         try:
-            values = read_json(self.folder / "manifest.json")
+            values = records.read(self.folder / "manifest.json")
         except (Damaged, OSError) as error:
             raise Missing(f"its manifest cannot be read ({error})") from None
         if values is None:

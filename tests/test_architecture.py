@@ -230,6 +230,11 @@ def reference_column(values: dict[str, Any]) -> Any:
     return [row.reference for row in built.experiments[0].rows]
 
 
+def waits(values: dict[str, Any]) -> Any:
+    """What a student waits for."""
+    return plan.plan([experiment(values)]).runs[-1].after
+
+
 def gate(values: dict[str, Any]) -> Any:
     """Whether a student is held back from a teacher of 0.1 %."""
     made = plan.plan([experiment(values)])
@@ -249,7 +254,7 @@ def read_in(place: str) -> frozenset[str]:
     return frozenset(found)
 
 
-HASH, COMMAND, TABLE, GATE = hashes, commands, reference_column, gate
+HASH, COMMAND, TABLE, GATE, WAITS = hashes, commands, reference_column, gate, waits
 READ = ("train/step.py", "train/speed.py", "train/sources.py", "train/checkpoint.py")
 STEP, SPEED, SOURCES, CHECKPOINT = READ
 Effect = Callable[[dict[str, Any]], Any] | str
@@ -284,7 +289,10 @@ EFFECTS: dict[str, Effect] = {
     "data.labelled": HASH,
     "data.augment.pad": HASH,
     "data.augment.flip": HASH,
+    "data.views": HASH,
     "data.view_seed": HASH,
+    "teacher.augment.pad": HASH,
+    "teacher.augment.flip": HASH,
     **{f"teacher.{key}": effect for key, effect in MODEL.items()},
     "teacher.seed": HASH,
     "teacher.min_top1": GATE,
@@ -292,6 +300,7 @@ EFFECTS: dict[str, Effect] = {
     **{f"student.{key}": effect for key, effect in MODEL.items()},
     "distill.alpha": HASH,
     "distill.temperature": HASH,
+    "distill.logits": WAITS,
     **{f"train.{key}": effect for key, effect in TRAIN.items()},
     "seeds": HASH,
     "variant": HASH,
@@ -327,6 +336,7 @@ READERS = {
     "data.labelled": "data.labelled",
     "data.augment.pad": "augment.pad",
     "data.augment.flip": "augment.flip",
+    "data.views": "data.views",
     "data.view_seed": "data.view_seed",
     "student.model": "model.model",
     "student.pretrained": "model.pretrained",
@@ -363,6 +373,7 @@ def test_the_trainer_reads_what_is_hashed(key: str) -> None:
 def test_every_hashed_field_has_a_reader_in_the_trainer() -> None:
     hashed = {key.removeprefix("teacher.") for key, effect in EFFECTS.items() if effect in (HASH, *READ)}
     hashed = {f"student.{key}" if key in MODEL else key for key in hashed}
+    hashed = {f"data.{key}" if key.startswith("augment.") else key for key in hashed}  # of the teacher's own run
     labels = {"variant", "seed"}  # a free label; the teacher's seed is a run's seed, as `seeds` are
     assert hashed - labels == set(READERS)
 

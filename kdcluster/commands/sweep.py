@@ -141,7 +141,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         unwritten = _write_best(searched, best, target) if wanted.write_best else ""
         if wanted.confirm:
             made = searched.confirmation(best, wanted.confirm)
-            teachers_first.train(teachers.joined(made.only(FIRST).runs), made.runs, chosen, there, again)
+            needed = replace(teachers, runs=made.only(FIRST).joined(teachers.runs).runs)  # on the GPUs of these
+            teachers_first.train(needed, made.runs, chosen, there, again)
             _confirm(swept, made, chosen, best, again)
         else:
             say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
