@@ -2,7 +2,7 @@
 
 runs/teacher-logits-…/logits/manifest.json      what they are of, and a check sum for each view
                              view-00012.npy     float16 (N, C): row i is of image i of the whole training set
-                             view-00012.damaged where a reader has found its check sum wrong; the next submit heals it
+                             view-00012.damaged where it was found wrong: nobody reads it, the next submit heals it
                              .partial.npy .partial.json   the view that is being made, kept where that was interrupted
 
 Letters: N images of the whole training set, C classes. View v is what epoch v shows (train/views.py).
@@ -80,12 +80,13 @@ class Store:
         """The manifest of no view."""
         return {"schema": SCHEMA, **self.of, "views": {}}
 
-    def read(self, view: int, largest: int) -> tuple[Any, bool]:
+    def read(self, view: int, largest: int, *, summed: bool = True) -> tuple[Any, bool]:
         """A view as an array, float16 (N, C), whose check sum was right, and whether it is mapped from its file.
 
         Args:
             view: its number.
             largest: bytes up to which it is read into memory, so that nobody can change it any more; else mapped.
+            summed: False leaves out the check sum of one that is mapped, for whoever reads a few rows of it.
 
         Raises:
             Missing: it is not there, or damaged; then that is noted for the next submit.
@@ -97,10 +98,12 @@ class Store:
         if known is None:
             raise Missing("not there (yet)", damaged=False)
         path = self.path(view)
+        if (marker := path.with_suffix(".damaged")).exists():
+            raise Missing((records.found(marker) or {}).get("why", "damaged"))
         try:
             is_large = path.stat().st_size > largest
             content = b"" if is_large else path.read_bytes()
-            if (crc32c_of(path) if is_large else crc32c(content)) != known["crc32c"]:
+            if (summed or not is_large) and (crc32c_of(path) if is_large else crc32c(content)) != known["crc32c"]:
                 raise ValueError("its check sum is wrong")
             # c: nobody writes to it, but torch warns of what cannot be written to
             found = np.load(path, mmap_mode="c") if is_large else np.load(io.BytesIO(content))
@@ -108,10 +111,14 @@ class Store:
                 raise ValueError(f"it holds {found.dtype}{found.shape}")
         except (OSError, ValueError) as error:
             why = f"damaged ({getattr(error, 'strerror', None) or error})"
-            with suppress(OSError):  # another user's
-                write_json(path.with_suffix(".damaged"), {"why": why})
+            self.mark(view, why)
             raise Missing(why) from None
         return found, is_large
+
+    def mark(self, view: int, why: str) -> None:
+        """Have a view that is not right be read by nobody, and made again by the next submit."""
+        with suppress(OSError):  # another user's
+            write_json(self.path(view).with_suffix(".damaged"), {"why": why})
 
     def list(self, manifest: Mapping[str, Any], view: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Put a view that is on disk into the manifest; returns the new one."""
@@ -121,11 +128,12 @@ class Store:
         return listed
 
     def whole(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest without the views whose files are not as it says, by their check sums."""
+        """The manifest without the views whose files are not as it says, by their check sums, or are marked."""
         views = {}
         for view, entry in manifest["views"].items():
+            path = self.path(int(view))
             with suppress(OSError):
-                if crc32c_of(self.path(int(view))) == entry["crc32c"]:
+                if not path.with_suffix(".damaged").exists() and crc32c_of(path) == entry["crc32c"]:
                     views[view] = entry
         return {**manifest, "views": views}
 

@@ -27,7 +27,7 @@ from kdcluster.teacherlogits import Missing, Store, crc32c_of
 from kdcluster.train import data, models, views
 from kdcluster.train.distributed import World
 from kdcluster.train.publish import check_newest, surroundings
-from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, store_of
+from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, made_by, store_of
 from kdcluster.wording import count
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ class Maker:
                 return False
         if part:
             check_newest(self.run_dir, self.attempt)
-            entry = part.finish() | {"device": self.world.device.type, "tolerance": self._tolerance(view)}
+            entry = part.finish() | {"device": self.world.device.type, "by": made_by(self.world.device)}
+            entry["tolerance"] = self._tolerance(view)
             self.manifest = self.store.list(self.manifest, view, entry)
             log.info("view %d: %.2f %% of its images as labelled", view, entry["top1"])
         return True
@@ -146,18 +147,13 @@ class Maker:
         rows = torch.zeros(ROWS, self.run.num_classes, dtype=torch.float16)
         index = torch.arange(first, min(first + ROWS, total))
         if len(index):
-            rows[: len(index)] = self.forward(self._pixels(view, index)).cpu()
+            rows[: len(index)] = self.forward(pixels_of(self.run, self.images, view, index)).cpu()
         return rows
-
-    def _pixels(self, view: int, index: Tensor) -> Tensor:
-        seen = self.run.data
-        pixels, _ = data.gather(self.images, index)
-        return views.augment(pixels, index, epoch=view, augment=seen.augment, view_seed=seen.view_seed)
 
     def _tolerance(self, view: int) -> float:
         """How far logits lie apart that were computed among other images, and on a GPU among fewer."""
         index = torch.arange(min(2 * ROWS, len(self.images.labels)))
-        pixels, other = self._pixels(view, index), index.flip(0)
+        pixels, other = pixels_of(self.run, self.images, view, index), index.flip(0)
         size = ROWS // 4 if self.world.device.type == "cuda" else ROWS
         again = torch.cat([self.forward(some) for some in pixels[other].split(size)])
         return float((self.forward(pixels)[other].float() - again.float()).abs().max())
@@ -175,6 +171,12 @@ class Maker:
         values |= {"epoch": len(self.manifest["views"]), "epochs": self.run.views or 0}
         beat = {"time": time.time(), **values, "steps_per_s": speed, "images_per_s": speed * each}
         self.attempt.write("heartbeat", beat, sync=False)
+
+
+def pixels_of(run: Run, images: data.Split, view: int, index: Tensor) -> Tensor:
+    """What a view shows of some images of the whole training set, uint8 (b, channels, H, W)."""
+    pixels, _ = data.gather(images, index)
+    return views.augment(pixels, index, epoch=view, augment=run.data.augment, view_seed=run.data.view_seed)
 
 
 @dataclass

@@ -10,6 +10,7 @@ Letters: b images of a forward pass, N images of the whole training set, C class
 from __future__ import annotations
 
 import logging
+import platform
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,17 @@ def load_teacher(root: Path, run: Run, world: World, *, debug: bool = False) -> 
 def precision(teacher: RunDir) -> str:
     """The precision in which a teacher was trained and evaluated; float32 where it has not said."""
     return str((teacher.result() or {}).get("amp") or "none")
+
+
+def made_by(device: torch.device) -> str:
+    """What else decides the last bits of logits: torch, and the processor that computes them."""
+    if device.type == "cuda":
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"torch {torch.__version__}, {line.partition(':')[2].strip()}"
+    return f"torch {torch.__version__}, {platform.machine()}"
 
 
 def store_of(root: Path, store: str, run: Run, images: int) -> Store:

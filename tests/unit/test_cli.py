@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "--json",
     ),
     "prefetch": (*EXP, "--role", *WHERE),
+    "verify": ("--set", *WHERE, "--images", "--seed", "--json"),
     "schema": ("--json",),
     "cancel": (*EXP, *RUNS, "--shared"),
     "rm": (*RUNS, "--checkpoints", "--yes"),
@@ -80,6 +81,7 @@ ARGUMENTS = {
     "rm": "[RUN|EXP...]",
     "sweep": "EXP",
     "doctor": "[EXP...]",
+    "verify": "EXP...",
     "tensorboard": "[EXP...]",
 }
 
