@@ -169,6 +169,27 @@ class Result(Record):
     best: Evaluation | None = None
     """None of a store."""
     last: Evaluation | None = None
+    views: Number | dict[str, Number] | None = None
+    """Of a store how many it holds; of a distilled run `read` and `computed`."""
+
+
+class View(Record):
+    crc32c: Number
+    top1: Percent
+    device: str
+    tolerance: Annotated[float, Field(ge=0)]
+    by: str = ""
+
+
+class Manifest(Record):
+    """Of a store of the teacher's logits."""
+
+    document: str = Field(alias="schema")
+    images: Number
+    classes: Number
+    precision: str
+    weights: str = ""
+    views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
 
 
 class Submit(Record):
@@ -210,3 +231,4 @@ OF_AN_ATTEMPT = {"start": Start, "agent": Process, "outcome": Outcome, "heartbea
 OF_AN_ATTEMPT |= {"preempted": Preempted, "failure-rank": Failure, "node": Node}
 NUMBERED = ("failure-rank", "node")
 OTHERS = {"submission": Submission, "task": Task, "supervisor": Process, ".submit": Holder, "begun": Begun}
+OTHERS |= {"manifest": Manifest}

@@ -98,8 +98,9 @@ class Store:
         if known is None:
             raise Missing("not there (yet)", damaged=False)
         path = self.path(view)
-        if (marker := path.with_suffix(".damaged")).exists():
-            raise Missing((records.found(marker) or {}).get("why", "damaged"))
+        marker = records.found(path.with_suffix(".damaged")) or {}
+        if marker.get("crc32c") == known["crc32c"]:
+            raise Missing(marker["why"])
         try:
             is_large = path.stat().st_size > largest
             content = b"" if is_large else path.read_bytes()
@@ -115,10 +116,13 @@ class Store:
             raise Missing(why) from None
         return found, is_large
 
-    def mark(self, view: int, why: str) -> None:
-        """Have a view that is not right be read by nobody, and made again by the next submit."""
+    def mark(self, view: int, why: str, crc32c: int | None = None) -> None:
+        """Have a view that is not right be made again by the next submit.
+
+        `crc32c`: of one that is wrong although its check sum is right, so that nobody reads it meanwhile.
+        """
         with suppress(OSError):  # another user's
-            write_json(self.path(view).with_suffix(".damaged"), {"why": why})
+            write_json(self.path(view).with_suffix(".damaged"), {"why": why, "crc32c": crc32c})
 
     def list(self, manifest: Mapping[str, Any], view: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Put a view that is on disk into the manifest; returns the new one."""
@@ -152,6 +156,24 @@ def crc32c_of(path: Path, first: int | None = None) -> int:
 def held(run: Path) -> int:
     """How many views a run's folder holds by its manifest; 0 for a run that is no store."""
     return len((records.found(run / "logits" / "manifest.json") or {}).get("views", ()))
+
+
+def about(run: Path) -> dict[str, Any]:
+    """What a run's folder holds by its manifest.
+
+    {"views", "bytes", "images", "classes", "precision", "devices", "tolerance", "top1": [least, most]}: a number that
+    needs a view is null where there is none.
+    """
+    known: dict[str, Any] = records.found(run / "logits" / "manifest.json") or {"views": {}}
+    entries = known["views"].values()
+    found: dict[str, Any] = {"views": len(entries), "bytes": 0, "images": None, "classes": None, "precision": None}
+    found |= {"devices": [], "tolerance": None, "top1": [None, None]}
+    if not entries:
+        return found
+    right, far = [entry["top1"] for entry in entries], [entry["tolerance"] for entry in entries]
+    found |= {key: known[key] for key in ("images", "classes", "precision")}
+    found |= {"bytes": size_of(known["images"], known["classes"], len(entries)), "tolerance": max(far)}
+    return found | {"devices": sorted({entry["device"] for entry in entries}), "top1": [min(right), max(right)]}
 
 
 def problem(run: Path, views: int, weights: str) -> str:

@@ -12,7 +12,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from kdcluster import saved
@@ -23,7 +24,7 @@ from kdcluster.launch.damaged import who
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.launch.submission import one_at_a_time
 from kdcluster.ownership import foreign
-from kdcluster.plan import Plan
+from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, is_stopped, kill_tree
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import LIVE, State
@@ -163,8 +164,12 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
         raise ConfigError(*problems)
 
 
-def needing(chosen: Sequence[RunDir], root: Path) -> dict[str, list[RunDir]]:
+def needing(
+    chosen: Sequence[RunDir], root: Path, of: Callable[[Run], Iterable[str]] = attrgetter("needs")
+) -> dict[str, list[RunDir]]:
     """Id of each run -> the runs of a runs directory that need it, as theirs says.
+
+    `of`: what a run needs; a store is not needed, but read by those that have it in their `after`.
 
     A config.yaml is read as YAML only where the id of another one of them stands in its text.
     """
@@ -176,7 +181,7 @@ def needing(chosen: Sequence[RunDir], root: Path) -> dict[str, list[RunDir]]:
         except OSError:
             continue  # it cannot say what it needs
         if odd or found.keys() & named - {user.id}:
-            for need in found.keys() & user.known()[0].needs:
+            for need in found.keys() & set(of(user.known()[0])):
                 found[need].append(user)
     return found
 

@@ -253,6 +253,7 @@ def _notes(
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
         yield f"{rising} of {count(len(students), 'student')} did best in the last epoch: more epochs may do better"
+    yield from _computed(students)
     if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
         counts = " or ".join(map(str, skipped))
         yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"
@@ -267,6 +268,17 @@ def _notes(
             yield f"made by other trainer code than today's: {which}"
     for m in done:
         yield from (f"event files of {m.run.id}: {what}" for what in m.damage)
+
+
+def _computed(students: Sequence[Measured]) -> Iterator[str]:
+    """That students ran the teacher themselves although they had a store: it cost time, and no number."""
+    asked = [m for m in students if m.run.store]
+    if missed := sum(m.views.get("computed", 0) for m in asked):
+        epochs = missed + sum(m.views.get("read", 0) for m in asked)
+        yield (
+            f"the teacher's logits were computed along the way in {missed} of {count(epochs, 'epoch')} of the "
+            f"distilled runs, where their store had none: the same numbers, more time"
+        )
 
 
 def _uncounted(records: Mapping[str, Sequence[Record]]) -> Iterable[str]:

@@ -156,7 +156,7 @@ class Maker:
         pixels, other = pixels_of(self.run, self.images, view, index), index.flip(0)
         size = ROWS // 4 if self.world.device.type == "cuda" else ROWS
         again = torch.cat([self.forward(some) for some in pixels[other].split(size)])
-        return float((self.forward(pixels)[other].float() - again.float()).abs().max())
+        return float((self.forward(pixels)[other].float() - again.float()).abs().nan_to_num().max())
 
     def _beat(self, view: int, rows: int) -> None:
         """Say how far it is, at most once a second: a step is a round, an epoch a view."""

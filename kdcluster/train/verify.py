@@ -81,10 +81,12 @@ def verify(run: Run, root: Path, data_dir: Path, images: int, seed: int, *, whol
             rows[view] = _first(logits, at), labels[at]
         drawn = {view: at for view, at in sample.index.items() if view in stored}
         compared = sample.compare(root, {v: torch.from_numpy(stored[v][at.numpy()]) for v, at in drawn.items()})
-        for view, why in (*sample.wrong.items(), *(_miscounted(rows, entries) if whole else ())):
-            wrong[view] = f"{wrong[view]}; {why}" if view in wrong else why
-        for view, why in wrong.items():
-            store.mark(view, why)
+        seems = sample.wrong
+        for view, why in _miscounted(rows, entries) if whole else ():
+            seems[view] = f"{seems[view]}; {why}" if view in seems else why
+        for view, why in seems.items():
+            store.mark(view, why, entries[str(view)]["crc32c"])
+        wrong |= seems
         seen, problems = _labels(run, root, arrays, {view: rows[view] for view in stored if view not in wrong})
         return {**found, "sample": compared, "labels": seen, "wrong": wrong, "problems": problems}
     except Missing as missing:
