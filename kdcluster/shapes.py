@@ -175,10 +175,9 @@ class Result(Record):
 
 class View(Record):
     crc32c: Number
-    top1: Percent
-    device: str
-    tolerance: Annotated[float, Field(ge=0)]
-    by: str = ""
+    top1: Percent | None = None
+    device: str = ""
+    tolerance: Annotated[float, Field(ge=0)] | None = None
 
 
 class Manifest(Record):
@@ -187,7 +186,7 @@ class Manifest(Record):
     document: str = Field(alias="schema")
     images: Number
     classes: Number
-    precision: str
+    precision: str = "none"
     weights: str = ""
     views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
 

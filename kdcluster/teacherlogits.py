@@ -161,19 +161,21 @@ def held(run: Path) -> int:
 def about(run: Path) -> dict[str, Any]:
     """What a run's folder holds by its manifest.
 
-    {"views", "bytes", "images", "classes", "precision", "devices", "tolerance", "top1": [least, most]}: a number that
-    needs a view is null where there is none.
+    {"views", "bytes", "images", "classes", "precision", "devices", "tolerance", "top1": [least, most]}: what is not
+    known is null.
     """
     known: dict[str, Any] = records.found(run / "logits" / "manifest.json") or {"views": {}}
     entries = known["views"].values()
-    found: dict[str, Any] = {"views": len(entries), "bytes": 0, "images": None, "classes": None, "precision": None}
-    found |= {"devices": [], "tolerance": None, "top1": [None, None]}
-    if not entries:
-        return found
-    right, far = [entry["top1"] for entry in entries], [entry["tolerance"] for entry in entries]
-    found |= {key: known[key] for key in ("images", "classes", "precision")}
-    found |= {"bytes": size_of(known["images"], known["classes"], len(entries)), "tolerance": max(far)}
-    return found | {"devices": sorted({entry["device"] for entry in entries}), "top1": [min(right), max(right)]}
+    right, far = ([entry[key] for entry in entries if key in entry] for key in ("top1", "tolerance"))
+    found = {key: known.get(key) for key in ("images", "classes", "precision")}
+    return {
+        "views": len(entries),
+        "bytes": size_of(known["images"], known["classes"], len(entries)) if entries else 0,
+        **found,
+        "devices": sorted({entry["device"] for entry in entries if "device" in entry}),
+        "tolerance": max(far, default=None),
+        "top1": [min(right, default=None), max(right, default=None)],
+    }
 
 
 def problem(run: Path, views: int, weights: str) -> str:

@@ -107,7 +107,9 @@ def _state(status: Status) -> str:
 
 def _result(run_dir: RunDir, status: Status) -> str:
     """How good it is, or how far; empty before it has begun."""
-    if (result := run_dir.result()) and "best" in result:
+    if (result := run_dir.result()) and "best" not in result:
+        return f"{count(teacherlogits.held(run_dir.path), 'view')} stored; {result['params']:,} parameters"
+    if result:
         best, last = result["best"], result["last"]
         rule = f", selected on {result['selected_on']}" if "selected_on" in result else ""
         at = f"after epoch {best['epoch']}{rule}" if "epoch" in best else f"at step {best['step']}{rule}"
@@ -140,13 +142,15 @@ def _held(held: Mapping[str, Any], run: Run) -> str:
     """`16 of 16 views of 4,000 images and 10 classes, 1.2 MiB, 97.1 to 97.9 % as labelled; precision none, …`."""
     if not held["views"]:
         return f"none of {count(run.views or 0, 'view')} yet"
-    least, most = (f"{top1:.2f}" for top1 in held["top1"])
-    share = least if least == most else f"{least} to {most}"
     of = f"{held['views']} of {count(run.views or 0, 'view')} of {held['images']:,} images, {held['classes']} classes"
-    return (
-        f"{of}, {size(held['bytes'])}; {share} % of the images as labelled; made on {' and '.join(held['devices'])}, "
-        f"precision {held['precision']}, tolerance {held['tolerance']:.2g}"
-    )
+    parts = [f"{of}, {size(held['bytes'])}"]
+    if held["top1"][0] is not None:
+        share = " to ".join(dict.fromkeys(f"{top1:.2f}" for top1 in held["top1"]))
+        parts.append(f"{share} % of the images as labelled")
+    if held["tolerance"] is not None:
+        made = " and ".join(held["devices"])
+        parts.append(f"made on {made}, precision {held['precision']}, tolerance {held['tolerance']:.2g}")
+    return "; ".join(parts)
 
 
 def _settings(settings: Mapping[str, Setting]) -> Iterator[str]:
