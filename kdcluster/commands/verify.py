@@ -52,7 +52,7 @@ def check(made: Plan, root: Path, data: Path, again: str) -> tuple[list[str], bo
     """For `plan --check`, by a small sample: what there is to know, and whether submit cannot heal what is wrong."""
     there = stores(made, root)
     found = preflight.verify(there, root, data, images=FEW, seed=0, whole=False) if there else []
-    notes = [f"{one['id']}: {line}" for one in found for line in (*_sound(one), *wrong(one, again))]
+    notes = [f"{one['id']}: {line}" for one in found for line in (*list(_sound(one))[:1], *wrong(one, again))]
     return notes, any(one["problems"] for one in found)
 
 
@@ -87,7 +87,7 @@ def _sound(one: Mapping[str, Any]) -> Iterator[str]:
         if differ:
             bits += f", and in the others at most {sample['difference']:.2g} apart, where {sample['allowed']:.2g} is"
             bits += f" allowed{_why_allowed(sample)}"
-        yield f"{count(sample['images'], 'image')} computed again on {' and '.join(sample['devices'])}: {bits}"
+        yield f"{sample['images']:,} images computed again on {' and '.join(sample['devices'])}: {bits}"
     if labels := one["labels"]:
         least, most = (f"{top1:.2f}" for top1 in labels["top1"])
         share = least if least == most else f"{least} to {most}"

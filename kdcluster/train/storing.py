@@ -96,6 +96,7 @@ class Maker:
         while (view := self.world.from_first(self._missing())) >= 0:
             if not self._make(view):
                 return False
+        self._beat(self.run.views or 0, 0, force=True)
         return True
 
     def _missing(self) -> int:
@@ -158,10 +159,10 @@ class Maker:
         again = torch.cat([self.forward(some) for some in pixels[other].split(size)])
         return float((self.forward(pixels)[other].float() - again.float()).abs().nan_to_num().max())
 
-    def _beat(self, view: int, rows: int) -> None:
-        """Say how far it is, at most once a second: a step is a round, an epoch a view."""
+    def _beat(self, view: int, rows: int, *, force: bool = False) -> None:
+        """Say how far it is, unless forced at most once a second: a step is a round, an epoch a view."""
         now = time.perf_counter()
-        if self.world.rank != 0 or now - self._beat_at < BEAT_S:
+        if self.world.rank != 0 or (now - self._beat_at < BEAT_S and not force):
             return
         self._beat_at = now
         check_newest(self.run_dir, self.attempt)

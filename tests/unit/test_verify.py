@@ -133,6 +133,39 @@ def test_another_seed_is_another_sample():
     assert one == same != other
 
 
+def test_the_page_that_documents_the_format_has_a_reader(folder):
+    page = (Path(__file__).parents[2] / "docs" / "teacher-logits.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(code.splitlines()) <= 20
+    names: dict[str, Any] = {}
+    exec(code, names)
+    ours = store(folder)
+    for view in range(VIEWS):
+        read = names["read_view"](ours.run, view)
+        assert (read.dtype, read.shape, read.tobytes()) == (
+            np.float16,
+            (IMAGES, 10),
+            ours.read(view, 1 << 30)[0].tobytes(),
+        )
+    with pytest.raises(KeyError):
+        names["read_view"](ours.run, VIEWS)
+    ours.path(0).write_bytes(ours.path(0).read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"view-00000\.npy is damaged"):
+        names["read_view"](ours.run, 0)
+
+
+def test_the_page_names_every_key_of_the_manifest(folder):
+    page = (Path(__file__).parents[2] / "docs" / "teacher-logits.md").read_text(encoding="utf-8")
+    manifest = store(folder).manifest()
+    keys = {*manifest, *manifest["views"]["0"]} - {"check_sum"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in page and f"`views.*.{key}`" not in page] == []
+
+
+def test_a_store_that_is_done_has_said_so_of_every_view(folder):
+    beat = RunDir(folder / "runs", store(folder).run.name).newest().read("heartbeat")
+    assert (beat["epoch"], beat["epochs"], beat["step"]) == (VIEWS, VIEWS, beat["steps"])
+
+
 # What is wrong
 
 
@@ -181,7 +214,7 @@ def test_a_damaged_view_is_marked_and_named(folder):
 
 def test_a_student_computes_what_is_marked(folder):
     ours, distilled = store(folder), next(run for run in made().runs if run.role == "distilled")
-    ours.mark(0, "no good")
+    ours.mark(0, "no good", ours.manifest()["views"]["0"]["crc32c"])
     targets = Targets(distilled, folder / "runs", World(0, 1, torch.device("cpu")), IMAGES)
     targets.begin(0)
     targets.begin(1)
