@@ -30,7 +30,8 @@ from kdcluster.train.teacher_logits import load_teacher, made_by, store_of
 
 ELSEWHERE = {"none": 0.01, "bf16": 0.05}
 """Precision -> by what part of the largest logit they may differ where torch or the processor is another one than in
-the store: TF32 has 10 bits, bf16 has 7, and a network adds up many. Logits of another image differ by all of it."""
+the store. Chosen; bf16 against float32 was 0.6 to 1.9 % in a resnet18, a ViT-Ti and an efficientnet_lite0 of random
+weights, and TF32 has 3 bits more than bf16. Logits of another image differ by all of it."""
 STEP = 2.0**-10
 """Between two neighbours in float16, as a part of their value."""
 BLOCK = 1 << 16

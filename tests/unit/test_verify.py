@@ -245,6 +245,9 @@ def test_images_whose_labels_are_in_another_order(folder):
     assert "the same bits" in said
     assert "are not in one order; delete that folder, and prefetch decodes it again" in said
     assert not list(ours.folder.glob("*.damaged"))
+    notes, refused = command.check(made(), folder / "runs", folder / "data", "kdcluster submit tiny.yaml")
+    assert refused, "submit heals it not"
+    assert any("are not in one order" in note for note in notes)
 
 
 # Where it was made
