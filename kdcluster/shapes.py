@@ -180,6 +180,20 @@ class Trial(Record):
     values: dict[str, Any]
 
 
+class View(Record):
+    crc32c: Number
+
+
+class Manifest(Record):
+    """Of a store of the teacher's logits."""
+
+    document: str = Field(alias="schema")
+    images: Number
+    classes: Number
+    weights: str = ""
+    views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
+
+
 class Begun(Record):
     run: str
     step: Number
@@ -210,3 +224,4 @@ OF_AN_ATTEMPT = {"start": Start, "agent": Process, "outcome": Outcome, "heartbea
 OF_AN_ATTEMPT |= {"preempted": Preempted, "failure-rank": Failure, "node": Node}
 NUMBERED = ("failure-rank", "node")
 OTHERS = {"submission": Submission, "task": Task, "supervisor": Process, ".submit": Holder, "begun": Begun}
+OTHERS |= {"manifest": Manifest}
