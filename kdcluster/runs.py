@@ -159,7 +159,7 @@ class RunDir:
 
     def widen(self, run: Run) -> None:
         """Have a store that is being made go on to as many views as `run` wants."""
-        write_aside(self.config, self.load().model_copy(update={"views": self._with_its_views(run).views}).to_yaml())
+        write_aside(self.config, self._with_its_views(run).to_yaml())
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first; a file or a folder without a record is none, whatever its name."""

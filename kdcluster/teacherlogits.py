@@ -11,7 +11,9 @@ docs/teacher-logits.md has the format and a reader of twenty lines.
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import Any
 
 from kdcluster import records
 from kdcluster.errors import Damaged, KdclusterError
-from kdcluster.files import read_json, write_json
+from kdcluster.files import write_json
 
 SCHEMA = "kdcluster.teacher-logits/1"
 ITEM = 2
@@ -66,14 +68,14 @@ class Store:
             Missing: it cannot be read.
         """
         try:
-            values = read_json(self.folder / "manifest.json")
-        except (Damaged, OSError) as error:
-            raise Missing(f"its manifest cannot be read ({error})") from None
+            values = records.read(self.folder / "manifest.json")
+        except Damaged as error:
+            raise Missing(f"the store's manifest is damaged: {error.why}") from None
         if values is None:
             return self.empty()
         for key, wanted in {"schema": SCHEMA, **self.of}.items():
             if values.get(key) != wanted:
-                raise Missing(f"its manifest says {key} {values.get(key)!r}, and {wanted!r} is wanted")
+                raise Missing(f"the store's manifest says {key} {values.get(key)!r}, and {wanted!r} is wanted")
         return dict(values)
 
     def empty(self) -> dict[str, Any]:
@@ -96,13 +98,13 @@ class Store:
 
         known = self.manifest()["views"].get(str(view))
         if known is None:
-            raise Missing("not there (yet)", damaged=False)
+            raise Missing("it is not there (yet)", damaged=False)
         path = self.path(view)
         marker = records.found(path.with_suffix(".damaged")) or {}
         if marker.get("crc32c") == known["crc32c"]:
             raise Missing(marker["why"])
         try:
-            is_large = path.stat().st_size > largest
+            is_large = _size(path) > largest
             content = b"" if is_large else path.read_bytes()
             if (summed or not is_large) and (crc32c_of(path) if is_large else crc32c(content)) != known["crc32c"]:
                 raise ValueError("its check sum is wrong")
@@ -111,9 +113,9 @@ class Store:
             if found.dtype != np.float16 or found.shape != (self.of["images"], self.of["classes"]):
                 raise ValueError(f"it holds {found.dtype}{found.shape}")
         except (OSError, ValueError) as error:
-            why = f"damaged ({getattr(error, 'strerror', None) or error})"
+            why = f"{getattr(error, 'strerror', None) or error}"
             self.mark(view, why)
-            raise Missing(why) from None
+            raise Missing(f"it is damaged ({why})") from None
         return found, is_large
 
     def mark(self, view: int, why: str, crc32c: int | None = None) -> None:
@@ -121,7 +123,7 @@ class Store:
 
         `crc32c`: of one that is wrong although its check sum is right, so that nobody reads it meanwhile.
         """
-        with suppress(OSError):  # another user's
+        with suppress(OSError):  # another user's, or a full disk
             write_json(self.path(view).with_suffix(".damaged"), {"why": why, "crc32c": crc32c})
 
     def list(self, manifest: Mapping[str, Any], view: int, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,13 +134,13 @@ class Store:
         return listed
 
     def whole(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest without the views whose files are not as it says, by their check sums, or are marked."""
+        """The manifest without the views whose files are not as it says; what readers noted of the others goes."""
         views = {}
         for view, entry in manifest["views"].items():
-            path = self.path(int(view))
-            with suppress(OSError):
-                if not path.with_suffix(".damaged").exists() and crc32c_of(path) == entry["crc32c"]:
-                    views[view] = entry
+            with suppress(Missing):
+                self.read(int(view), 0)
+                self.path(int(view)).with_suffix(".damaged").unlink(missing_ok=True)
+                views[view] = entry
         return {**manifest, "views": views}
 
 
@@ -146,11 +148,19 @@ def crc32c_of(path: Path, first: int | None = None) -> int:
     """CRC-32C of a file, or of its first bytes; without holding it in memory."""
     from google_crc32c import extend
 
-    found, left = 0, path.stat().st_size if first is None else first
+    found, left = 0, _size(path) if first is None else first
     with path.open("rb") as file:
         while left > 0 and (block := file.read(min(left, 1 << 24))):
             found, left = extend(found, block), left - len(block)
     return found
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; of a pipe, which would be waited for, and of whatever else is none: OSError."""
+    known = path.stat()
+    if not stat.S_ISREG(known.st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
+    return known.st_size
 
 
 def held(run: Path) -> int:
@@ -178,14 +188,14 @@ def about(run: Path) -> dict[str, Any]:
     }
 
 
-def problem(run: Path, views: int, weights: str) -> str:
+def problem(run: Path, views: int, of: Mapping[str, Any]) -> str:
     """Why a store has to be made further before it has so many views; empty where it has. By names and sizes alone.
 
-    `weights`: digest of the teacher's; empty where it is not known.
+    `of`: what its manifest has to say of what the logits are of, as far as that is known.
     """
     known = records.found(run / "logits" / "manifest.json") or {}
-    if weights and known.get("weights", weights) != weights:
-        return "its teacher has other weights now"
+    if other := [key for key, wanted in {"schema": SCHEMA, **of}.items() if known and known.get(key) != wanted]:
+        return "its teacher has other weights now" if other == ["weights"] else f"it is of another {', '.join(other)}"
     listed, names = known.get("views", {}), set(records.entries(run / "logits"))
     wrong = [v for v in range(views) if f"view-{v:05}.damaged" in names and str(v) in listed]
     wrong += [int(v) for v in listed if not _is_whole(run / "logits" / f"view-{int(v):05}.npy", known)]
@@ -197,7 +207,7 @@ def problem(run: Path, views: int, weights: str) -> str:
 
 def _is_whole(path: Path, known: Mapping[str, Any]) -> bool:
     try:
-        return bool(path.stat().st_size >= known["images"] * known["classes"] * ITEM)
+        return _size(path) > size_of(known["images"], known["classes"], 1)  # there is a header
     except OSError:
         return False
 

@@ -13,7 +13,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from operator import attrgetter
 from pathlib import Path
 
 from kdcluster import saved
@@ -24,8 +23,9 @@ from kdcluster.launch.damaged import who
 from kdcluster.launch.status import Status, statuses_of
 from kdcluster.launch.submission import one_at_a_time
 from kdcluster.ownership import foreign
-from kdcluster.plan import Plan, Run
+from kdcluster.plan import Plan
 from kdcluster.processes import is_alive, is_stopped, kill_tree
+from kdcluster.run import Run
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import LIVE, State
 from kdcluster.wording import command, count, one_line
@@ -165,11 +165,9 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
 
 
 def needing(
-    chosen: Sequence[RunDir], root: Path, of: Callable[[Run], Iterable[str]] = attrgetter("needs")
+    chosen: Sequence[RunDir], root: Path, how: Callable[[Run], list[str]] = lambda run: run.needs
 ) -> dict[str, list[RunDir]]:
-    """Id of each run -> the runs of a runs directory that need it, as theirs says.
-
-    `of`: what a run needs; a store is not needed, but read by those that have it in their `after`.
+    """Id of each run -> the runs of a runs directory that need it, as theirs says; `how` they need it.
 
     A config.yaml is read as YAML only where the id of another one of them stands in its text.
     """
@@ -181,7 +179,7 @@ def needing(
         except OSError:
             continue  # it cannot say what it needs
         if odd or found.keys() & named - {user.id}:
-            for need in found.keys() & set(of(user.known()[0])):
+            for need in found.keys() & how(user.known()[0]):
                 found[need].append(user)
     return found
 

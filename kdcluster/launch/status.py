@@ -43,7 +43,8 @@ def statuses(
         if unstarted and (why := blocked_by(run, found)):
             one = replace(one, state=State.BLOCKED, reason=why)
         found[run.id] = one
-    waiting = (run for run in plan.runs if found[run.id].state not in (State.DONE, State.RUNNING))
+    over = {STORE: (State.DONE, State.RUNNING, *GIVEN_UP)}  # one that failed is made no more by itself
+    waiting = (run for run in plan.runs if found[run.id].state not in over.get(run.role, (State.DONE, State.RUNNING)))
     for need in dict.fromkeys(need for run in waiting for need in run.needs):
         # the table needs no weights, but a student that is still to be trained does
         if found[need].state == State.DONE and (problem := RunDir(root, need).weights_problem("best")):
@@ -60,8 +61,11 @@ def _of_store(plan: Plan, run: Run, root: Path, own: Mapping[RunDir, Status]) ->
     if readers and all(own[RunDir(root, reader.id)].state == State.DONE for reader in readers):
         return one if one.state == State.DONE else replace(one, state=State.DONE, reason="nobody reads it any more")
     if one.state == State.DONE and run.teacher:
-        weights = (RunDir(root, run.teacher.id).result() or {}).get("weights", {}).get("best", {}).get("sha256", "")
-        if why := teacherlogits.problem(root / run.id, run.views or 0, weights):
+        teacher = RunDir(root, run.teacher.id).result() or {}
+        of = {"run": run.id, "teacher": run.teacher.id, "classes": run.num_classes}
+        if weights := teacher.get("weights", {}).get("best", {}).get("sha256"):
+            of |= {"weights": weights, "precision": teacher.get("amp")}
+        if why := teacherlogits.problem(root / run.id, run.views or 0, of):
             return replace(one, state=State.PLANNED, reason=f"{why}; submit makes what is missing")
     return one
 

@@ -172,7 +172,7 @@ class Targets:
             try:
                 self._read(view)
             except Missing as why:
-                text = "view %d of %s is %s: computed along the way, with the same numbers"
+                text = "view %d of %s is computed along the way, with the same numbers: %s"
                 log.log(logging.WARNING if why.damaged else logging.INFO, text, view, self.run.store, why)
         self.origin[epoch] = "computed" if self._view is None else "read"
         if self._view is None:

@@ -205,11 +205,13 @@ def test_a_damaged_view_is_marked_and_named(folder):
     content = bytearray(ours.path(0).read_bytes())
     content[-1] ^= 1
     ours.path(0).write_bytes(content)
-    assert "view 0 is wrong: damaged (its check sum is wrong)" in say(code=1).stdout
+    assert "view 0 is wrong: it is damaged (its check sum is wrong)" in say(code=1).stdout
     assert ours.path(0).with_suffix(".damaged").exists()
-    assert "view 0 is wrong: damaged (its check sum is wrong)" in say(code=1).stdout, "and so it stays until it is made"
+    assert "view 0 is wrong: it is damaged (its check sum is wrong)" in say(code=1).stdout, (
+        "and so it stays until it is made"
+    )
     ours.path(1).unlink()
-    assert "view 1 is wrong: damaged (No such file or directory)" in say(code=1).stdout
+    assert "view 1 is wrong: it is damaged (No such file or directory)" in say(code=1).stdout
 
 
 def test_a_student_computes_what_is_marked(folder):
