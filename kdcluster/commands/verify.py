@@ -74,7 +74,7 @@ def _absent(made: Plan, root: Path) -> Iterator[str]:
 
 def _held(one: Mapping[str, Any]) -> str:
     if not one["images"]:
-        return "nothing of it can be used"
+        return "not looked at"
     wanted = f" of {one['wanted']}" if one["wanted"] and one["views"] < one["wanted"] else ""
     sums = "" if one["wrong"] or one["problems"] or not one["sample"] else ", every check sum is right"
     return f"{one['views']}{wanted} views of {one['images']:,} images, {one['classes']} classes{sums}"
