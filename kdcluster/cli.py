@@ -274,6 +274,22 @@ def prefetch(chosen: Chosen) -> None:
 
 
 @main.command()
+@takes(arguments.experiments, arguments.overrides, arguments.runs_dir, arguments.data_dir)
+@click.option("--images", type=click.IntRange(1), default=1000, show_default=True, help="How many to compute again.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which images.")
+@arguments.as_json
+def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
+    """Hold the stored logits against the teacher of today.
+
+    All check sums, a sample of images computed again, and whether the logits stand in the order of the labels. A view
+    that is wrong is read by nobody any more, and the next submit makes it again.
+    """
+    from kdcluster.commands import verify as command
+
+    command.verify(chosen, images=images, seed=seed, as_json=as_json)
+
+
+@main.command()
 @takes(arguments.experiments, arguments.settings, arguments.role, arguments.runs_dir)
 @click.option(
     "--format",

@@ -169,19 +169,26 @@ class Result(Record):
     best: Evaluation | None = None
     """None of a store."""
     last: Evaluation | None = None
+    views: Number | dict[str, Number] | None = None
+    """Of a store how many it holds; of a distilled run `read` and `computed`."""
 
 
 class View(Record):
     crc32c: Number
+    top1: Percent | None = None
+    device: str = ""
+    tolerance: Annotated[float, Field(ge=0)] | None = None
 
 
 class Manifest(Record):
-    """Of the teacher's logits (teacherlogits.py)."""
+    """Of a store of the teacher's logits."""
 
+    document: str = Field(alias="schema")
     images: Number
     classes: Number
-    views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
+    precision: str = "none"
     weights: str = ""
+    views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
 
 
 class Submit(Record):

@@ -2,7 +2,7 @@
 
 runs/teacher-logits-…/logits/manifest.json      what they are of, and a check sum for each view
                              view-00012.npy     float16 (N, C): row i is of image i of the whole training set
-                             view-00012.damaged where a reader has found its check sum wrong; the next submit heals it
+                             view-00012.damaged where it was found wrong: nobody reads it, the next submit heals it
                              .partial.npy .partial.json   the view that is being made, kept where that was interrupted
 
 Letters: N images of the whole training set, C classes. View v is what epoch v shows (train/views.py).
@@ -11,7 +11,9 @@ docs/teacher-logits.md has the format and a reader of twenty lines.
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,25 +69,26 @@ class Store:
         """
         try:
             values = records.read(self.folder / "manifest.json")
-        except (Damaged, OSError) as error:
-            raise Missing(f"its manifest cannot be read ({error})") from None
+        except Damaged as error:
+            raise Missing(f"the store's manifest is damaged: {error.why}") from None
         if values is None:
             return self.empty()
         for key, wanted in {"schema": SCHEMA, **self.of}.items():
             if values.get(key) != wanted:
-                raise Missing(f"its manifest says {key} {values.get(key)!r}, and {wanted!r} is wanted")
+                raise Missing(f"the store's manifest says {key} {values.get(key)!r}, and {wanted!r} is wanted")
         return dict(values)
 
     def empty(self) -> dict[str, Any]:
         """The manifest of no view."""
         return {"schema": SCHEMA, **self.of, "views": {}}
 
-    def read(self, view: int, largest: int) -> tuple[Any, bool]:
+    def read(self, view: int, largest: int, *, summed: bool = True) -> tuple[Any, bool]:
         """A view as an array, float16 (N, C), whose check sum was right, and whether it is mapped from its file.
 
         Args:
             view: its number.
             largest: bytes up to which it is read into memory, so that nobody can change it any more; else mapped.
+            summed: False leaves out the check sum of one that is mapped, for whoever reads a few rows of it.
 
         Raises:
             Missing: it is not there, or damaged; then that is noted for the next submit.
@@ -95,23 +98,33 @@ class Store:
 
         known = self.manifest()["views"].get(str(view))
         if known is None:
-            raise Missing("not there (yet)", damaged=False)
+            raise Missing("it is not there (yet)", damaged=False)
         path = self.path(view)
+        marker = records.found(path.with_suffix(".damaged")) or {}
+        if marker.get("crc32c") == known["crc32c"]:
+            raise Missing(marker["why"])
         try:
-            is_large = path.stat().st_size > largest
+            is_large = _size(path) > largest
             content = b"" if is_large else path.read_bytes()
-            if (crc32c_of(path) if is_large else crc32c(content)) != known["crc32c"]:
+            if (summed or not is_large) and (crc32c_of(path) if is_large else crc32c(content)) != known["crc32c"]:
                 raise ValueError("its check sum is wrong")
             # c: nobody writes to it, but torch warns of what cannot be written to
             found = np.load(path, mmap_mode="c") if is_large else np.load(io.BytesIO(content))
             if found.dtype != np.float16 or found.shape != (self.of["images"], self.of["classes"]):
                 raise ValueError(f"it holds {found.dtype}{found.shape}")
         except (OSError, ValueError) as error:
-            why = f"damaged ({getattr(error, 'strerror', None) or error})"
-            with suppress(OSError):  # another user's
-                write_json(path.with_suffix(".damaged"), {"why": why})
-            raise Missing(why) from None
+            why = f"{getattr(error, 'strerror', None) or error}"
+            self.mark(view, why)
+            raise Missing(f"it is damaged ({why})") from None
         return found, is_large
+
+    def mark(self, view: int, why: str, crc32c: int | None = None) -> None:
+        """Have a view that is not right be made again by the next submit.
+
+        `crc32c`: of one that is wrong although its check sum is right, so that nobody reads it meanwhile.
+        """
+        with suppress(OSError):  # another user's, or a full disk
+            write_json(self.path(view).with_suffix(".damaged"), {"why": why, "crc32c": crc32c})
 
     def list(self, manifest: Mapping[str, Any], view: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Put a view that is on disk into the manifest; returns the new one."""
@@ -121,12 +134,13 @@ class Store:
         return listed
 
     def whole(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest without the views whose files are not as it says, by their check sums."""
+        """The manifest without the views whose files are not as it says; what readers noted of the others goes."""
         views = {}
         for view, entry in manifest["views"].items():
-            with suppress(OSError):
-                if crc32c_of(self.path(int(view))) == entry["crc32c"]:
-                    views[view] = entry
+            with suppress(Missing):
+                self.read(int(view), 0)
+                self.path(int(view)).with_suffix(".damaged").unlink(missing_ok=True)
+                views[view] = entry
         return {**manifest, "views": views}
 
 
@@ -134,11 +148,19 @@ def crc32c_of(path: Path, first: int | None = None) -> int:
     """CRC-32C of a file, or of its first bytes; without holding it in memory."""
     from google_crc32c import extend
 
-    found, left = 0, path.stat().st_size if first is None else first
+    found, left = 0, _size(path) if first is None else first
     with path.open("rb") as file:
         while left > 0 and (block := file.read(min(left, 1 << 24))):
             found, left = extend(found, block), left - len(block)
     return found
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; of a pipe, which would be waited for, and of whatever else is none: OSError."""
+    known = path.stat()
+    if not stat.S_ISREG(known.st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
+    return known.st_size
 
 
 def held(run: Path) -> int:
@@ -146,14 +168,34 @@ def held(run: Path) -> int:
     return len((records.found(run / "logits" / "manifest.json") or {}).get("views", ()))
 
 
-def problem(run: Path, views: int, weights: str) -> str:
+def about(run: Path) -> dict[str, Any]:
+    """What a run's folder holds by its manifest.
+
+    {"views", "bytes", "images", "classes", "precision", "devices", "tolerance", "top1": [least, most]}: what is not
+    known is null.
+    """
+    known: dict[str, Any] = records.found(run / "logits" / "manifest.json") or {"views": {}}
+    entries = known["views"].values()
+    right, far = ([entry[key] for entry in entries if key in entry] for key in ("top1", "tolerance"))
+    found = {key: known.get(key) for key in ("images", "classes", "precision")}
+    return {
+        "views": len(entries),
+        "bytes": size_of(known["images"], known["classes"], len(entries)) if entries else 0,
+        **found,
+        "devices": sorted({entry["device"] for entry in entries if "device" in entry}),
+        "tolerance": max(far, default=None),
+        "top1": [min(right, default=None), max(right, default=None)],
+    }
+
+
+def problem(run: Path, views: int, of: Mapping[str, Any]) -> str:
     """Why a store has to be made further before it has so many views; empty where it has. By names and sizes alone.
 
-    `weights`: digest of the teacher's; empty where it is not known.
+    `of`: what its manifest has to say of what the logits are of, as far as that is known.
     """
     known = records.found(run / "logits" / "manifest.json") or {}
-    if weights and known.get("weights", weights) != weights:
-        return "its teacher has other weights now"
+    if other := [key for key, wanted in {"schema": SCHEMA, **of}.items() if known and known.get(key) != wanted]:
+        return "its teacher has other weights now" if other == ["weights"] else f"it is of another {', '.join(other)}"
     listed, names = known.get("views", {}), set(records.entries(run / "logits"))
     wrong = [v for v in range(views) if f"view-{v:05}.damaged" in names and str(v) in listed]
     wrong += [int(v) for v in listed if not _is_whole(run / "logits" / f"view-{int(v):05}.npy", known)]
@@ -165,7 +207,7 @@ def problem(run: Path, views: int, weights: str) -> str:
 
 def _is_whole(path: Path, known: Mapping[str, Any]) -> bool:
     try:
-        return bool(path.stat().st_size >= known["images"] * known["classes"] * ITEM)
+        return _size(path) > size_of(known["images"], known["classes"], 1)  # there is a header
     except OSError:
         return False
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster import inputs, records
+from kdcluster.commands import stores, verify
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.planned import counted, show_commands, show_common_commands, show_runs, typed
 from kdcluster.continued import begins_from
@@ -37,9 +38,9 @@ def plan(chosen: Chosen, *, check: bool, commands: bool, as_json: bool) -> None:
         there = find("local").of(Options(nodes=chosen.nodes))
         where, scripts = there.layouts(made), there.scripts(made, root)
     found = statuses(made, root)
-    checked = _check(made, data, there, root) if check else None
+    checked = _check(made, chosen, there) if check else None
     notes = checked["notes"] if checked else []
-    seen = inputs.told(made.runs, data)
+    seen, stored = inputs.told(made.runs, data), stores.told(made, root, data)
     wanted = to_start(made, found)
     rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
     names = records.entries(root)
@@ -48,14 +49,15 @@ def plan(chosen: Chosen, *, check: bool, commands: bool, as_json: bool) -> None:
     for row in rows if checked else ():
         row["params"] = checked["models"][row["id"]]["params"]  # type: ignore[index]
     if as_json:
-        notes = [*(note for one in seen for note in (*one.notes, *one.warnings)), *there.notes(made, wanted), *notes]
+        known = [*(note for one in seen for note in (*one.notes, *one.warnings)), *stored]
+        notes = [*known, *there.notes(made, wanted), *notes]
         lines = [one.line for one in seen]
         show_json({"schema": "kdcluster.plan/1", "runs": rows, "inputs": lines, "notes": notes})
     else:
         show_runs(made, rows, found, where)
         (show_commands if commands or width() is None else show_common_commands)(rows, where)
         show("")
-        for line in (line for one in seen for line in one.lines):
+        for line in (*(line for one in seen for line in one.lines), *stored):
             show_wrapped("", line)
         for note in notes:
             show_wrapped("", f"note: {note}")
@@ -65,17 +67,20 @@ def plan(chosen: Chosen, *, check: bool, commands: bool, as_json: bool) -> None:
             more = "batch scripts" if scripts else "all commands"
             say(f"{more}: kdcluster plan {chosen.submit_again()}{chosen.where} --commands")
         say_notes(there, made, wanted)
-    if checked and checked.get("refused"):
-        leave("these runs could not run there", 1)
+    if checked and checked["refused"]:
+        leave(checked["refused"], 1)
 
 
-def _check(made: Plan, data: Path, backend: Backend, root: Path) -> dict[str, Any]:
-    found = preflight(made.runs, data, fetch=False)
+def _check(made: Plan, chosen: Chosen, backend: Backend) -> dict[str, Any]:
+    root, found = chosen.root, preflight(made.runs, chosen.data, fetch=False)
+    notes, is_wrong = verify.check(made, root, chosen.data, f"kdcluster submit {chosen.submit_again()}{chosen.where}")
+    found["notes"] += notes
+    found["refused"] = "the stored logits are not right" if is_wrong else ""
     try:
         found["notes"] += backend.check(made, [run.id for run in made.runs], root)
     except KdclusterError as error:
         found["notes"].append(str(error))
-        found["refused"] = True
+        found["refused"] = "these runs could not run there"
     return found
 
 
@@ -94,6 +99,8 @@ def _planned(
         "sbatch": script,
         "dir": str(root / run.id),
         "hash": run.hash,
+        "after": run.after,
+        **stores.facts(run, data),
     }
 
 

@@ -33,6 +33,10 @@ def rm(chosen: Chosen, *, yes: bool) -> None:
     sizes = [sum(cancelling.files(run_dir).values()) for run_dir in wanted]
     for run_dir, bytes_ in zip(wanted, sizes, strict=True):
         show(f"{run_dir.path}  {size(bytes_)}")
+    for store, readers in cancelling.needing(wanted, root, lambda run: run.after).items():
+        undone = [one.id for one in readers if one not in wanted and not one.result()]
+        if undone:
+            say(f"{store} is read by {count(len(undone), 'run')} not done: without it they run the teacher themselves")
     what, total = count(len(wanted), "run"), size(sum(sizes))
     if not yes:
         return say(f"nothing was deleted; --yes deletes {what}, {total}" if wanted else "nothing to delete")

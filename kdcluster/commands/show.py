@@ -6,17 +6,20 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from kdcluster import teacherlogits
 from kdcluster.columns import aligned
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_next_steps
 from kdcluster.errors import ConfigError
 from kdcluster.history import cost, history, post_mortem
 from kdcluster.launch.cancel import files, needing
-from kdcluster.launch.status import Status, statuses
+from kdcluster.launch.status import Status, run_status, statuses
 from kdcluster.plan import Plan, Run
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir, find_run
 from kdcluster.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
 from kdcluster.teacherlogits import held
@@ -42,7 +45,9 @@ def show(chosen: Chosen, name: str, *, as_json: bool) -> None:
     run, wrong = run_dir.known()
     needs = [RunDir(run_dir.root, need).known()[0] for need in run.needs]
     found = statuses(Plan((*needs, run), {}, {}), run_dir.root)
-    users = needing([run_dir], run_dir.root)[run_dir.id]
+    found |= {store: run_status(RunDir(run_dir.root, store)) for store in run.after}  # its own: others read it, too
+    uses = attrgetter("after" if run.role == STORE else "needs")
+    users = needing([run_dir], run_dir.root, uses)[run_dir.id]
     sizes = files(run_dir)
     if as_json:
         return show_json(_document(run_dir, run, wrong, found, [user.id for user in users], sizes))
@@ -78,9 +83,10 @@ def _about(run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], u
         "state": ": ".join(filter(None, (status.state, status.reason))),
         "wrong": wrong,
         "result": _result(run_dir, run, status),
+        **_logits(run_dir, run, found),
         "wanted by": ", ".join(run_dir.experiments()) or "no experiment",
         "needs": ", ".join(f"{need} ({_state(found[need])})" for need in run.needs) or "no other run",
-        "needed by": ", ".join([*named, *more]) or "no run that is here",
+        "read by" if run.role == STORE else "needed by": ", ".join([*named, *more]) or "no run that is here",
         "started by": f"kdcluster submit {submitted}" if submitted else "",
         "folder": str(run_dir.path),
     }
@@ -119,6 +125,34 @@ def _result(run_dir: RunDir, run: Run, status: Status) -> str:
     best_top1 = f"; best test/top1 so far {beat['best_top1']:.2f} %" if beat.get("best_top1") is not None else ""
     done = (f"{what} {beat.get(what, 0)} of {beat.get(f'{what}s', 0)}" for what in ("epoch", "step"))
     return f"none yet: {', '.join(done)}{best_top1}"
+
+
+def _logits(run_dir: RunDir, run: Run, found: Mapping[str, Status]) -> dict[str, str]:
+    """What a store holds; of a distilled run, where it takes the teacher's logits from."""
+    if run.role == STORE:
+        return {"holds": _held(teacherlogits.about(run_dir.path), run)}
+    if run.role != "distilled":
+        return {}
+    counts = (run_dir.result() or {}).get("views")
+    known = [(how, counts.get(how)) for how in ("read", "computed")] if isinstance(counts, dict) else []
+    origin = ", ".join(f"{how} in {count(number, 'epoch')}" for how, number in known if number)
+    where = f"{run.store} ({_state(found[run.store])})" if run.store else "computed in each epoch"
+    return {"logits": "; ".join(filter(None, (where, origin if run.store else "")))}
+
+
+def _held(held: Mapping[str, Any], run: Run) -> str:
+    """`16 of 16 views of 4,000 images and 10 classes, 1.2 MiB, 97.1 to 97.9 % as labelled; precision none, …`."""
+    if not held["views"]:
+        return f"none of {count(run.views or 0, 'view')} yet"
+    of = f"{held['views']} of {count(run.views or 0, 'view')} of {held['images']:,} images, {held['classes']} classes"
+    parts = [f"{of}, {size(held['bytes'])}"]
+    if held["top1"][0] is not None:
+        share = " to ".join(dict.fromkeys(f"{top1:.2f}" for top1 in held["top1"]))
+        parts.append(f"{share} % of the images as labelled")
+    if held["tolerance"] is not None:
+        made = " and ".join(held["devices"])
+        parts.append(f"made on {made}, precision {held['precision']}, tolerance {held['tolerance']:.2g}")
+    return "; ".join(parts)
 
 
 def _settings(settings: Mapping[str, Setting]) -> Iterator[str]:
@@ -169,7 +203,9 @@ def _document(
         "experiments": run_dir.experiments(),
         "settings": {key: _setting(one) for key, one in of_run(run).items()},
         "needs": [{"id": need, "state": found[need].state, "best_top1": found[need].top1} for need in run.needs],
+        "after": [{"id": store, "state": found[store].state} for store in run.after],
         "needed_by": users,
+        "logits": teacherlogits.about(run_dir.path) if run.role == STORE else None,
         "submitted": run_dir.submitted(),
         "attempts": [asdict(record) for record in records],
         **asdict(cost(records)),

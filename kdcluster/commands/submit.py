@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from kdcluster.commands import stores
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import left_out, say_next_steps
 from kdcluster.commands.plan import say_inputs, say_notes, show_dry_run
@@ -34,6 +35,8 @@ def submit(
     wanted = submission.to_start(made, statuses(made, root), retry=retry, named=named)
     if wanted:
         say_notes(there, made, wanted)
+        for line in stores.told(made, root, data, wanted):
+            say(line)
     if dry_run:
         say_inputs(made.runs, data)
         return show_dry_run(made, wanted, root, data, there)

@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from kdcluster import saved
@@ -25,7 +25,7 @@ from kdcluster.launch.submission import one_at_a_time
 from kdcluster.ownership import foreign
 from kdcluster.plan import Plan
 from kdcluster.processes import is_alive, is_stopped, kill_tree
-from kdcluster.run import STORE
+from kdcluster.run import STORE, Run
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import LIVE, State
 from kdcluster.wording import command, count, one_line
@@ -166,8 +166,10 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
         raise ConfigError(*problems)
 
 
-def needing(chosen: Sequence[RunDir], root: Path) -> dict[str, list[RunDir]]:
-    """Id of each run -> the runs of a runs directory that need it, as theirs says.
+def needing(
+    chosen: Sequence[RunDir], root: Path, how: Callable[[Run], list[str]] = lambda run: run.needs
+) -> dict[str, list[RunDir]]:
+    """Id of each run -> the runs of a runs directory that need it, as theirs says; `how` they need it.
 
     A config.yaml is read as YAML only where the id of another one of them stands in its text.
     """
@@ -179,7 +181,7 @@ def needing(chosen: Sequence[RunDir], root: Path) -> dict[str, list[RunDir]]:
         except OSError:
             continue  # it cannot say what it needs
         if odd or found.keys() & named - {user.id}:
-            for need in found.keys() & user.known()[0].needs:
+            for need in found.keys() & how(user.known()[0]):
                 found[need].append(user)
     return found
 

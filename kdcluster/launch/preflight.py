@@ -15,22 +15,44 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.plan import Run
 
 
+def _asked(module: str, runs: Iterable[Run], data_dir: Path, options: list[str], what: str) -> Any:
+    argv = [sys.executable, "-P", "-m", f"kdcluster.train.{module}", "--data-dir", str(data_dir), *options]
+    argv += ["--parent", str(os.getpid())]
+    given = json.dumps([run.model_dump(mode="json") for run in runs])
+    done = subprocess.run(argv, input=given, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise KdclusterError(
+            f"checking {what} ended with {done.returncode}; nothing was started; its error stands above"
+        )
+    return json.loads(done.stdout)
+
+
+def verify(
+    stores: Iterable[Run], root: Path, data_dir: Path, *, images: int, seed: int, whole: bool
+) -> list[dict[str, Any]]:
+    """What `kdcluster.train.verify` found of stores of a teacher's logits.
+
+    Args:
+        stores: their runs, as they are planned today.
+        root: the runs directory.
+        data_dir: decoded arrays.
+        images: of the sample that is computed again.
+        seed: which ones.
+        whole: also read every view from its beginning to its end: check sums, and all labels.
+    """
+    options = ["--runs-dir", str(root), "--images", str(images), "--seed", str(seed), *(["--whole"] if whole else [])]
+    found: list[dict[str, Any]] = _asked("verify", stores, data_dir, options, "stored logits")
+    return found
+
+
 def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:
     """What `kdcluster.train.preflight` found: {"models": {run id: {"params", …}}, "notes": [text]}.
 
     Raises:
         ConfigError: a model, its weights or the data are not usable; every problem at once.
     """
-    argv = [sys.executable, "-P", "-m", "kdcluster.train.preflight", "--data-dir", str(data_dir)]
-    argv += ["--parent", str(os.getpid())]
     runs = list(runs)
-    given = json.dumps([run.model_dump(mode="json") for run in runs])
-    done = subprocess.run([*argv, *(["--fetch"] if fetch else [])], input=given, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise KdclusterError(
-            f"checking models and data ended with {done.returncode}; nothing was started; its error stands above"
-        )
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = _asked("preflight", runs, data_dir, ["--fetch"] if fetch else [], "models and data")
     if found["problems"]:
         raise ConfigError(*found["problems"])
     for run in {f"{run.model!r} {run.imports}": run for run in runs}.values():

@@ -20,6 +20,7 @@ from kdcluster.launch.status import Status, blocked_by, statuses, statuses_of
 from kdcluster.ownership import foreign, keep_to_oneself, refuse_foreign
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, INTERRUPTED, LIVE, UNSTARTED, State
 from kdcluster.wording import command, one_line
@@ -121,7 +122,8 @@ def check(plan: Plan, found: Mapping[str, Status], chosen: Collection[str], root
         KdclusterError: why.
     """
     left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
-    refuse_unknown({run_id: one for run_id, one in left.items() if not (chosen and one.damage)})
+    unsure = (run_id for run_id, one in left.items() if not (chosen and (one.damage or plan[run_id].role == STORE)))
+    refuse_unknown({run_id: left[run_id] for run_id in unsure})  # nobody needs a store: it never keeps a student
     for run_id in chosen:
         refuse_foreign(root / run_id)
     refuse_mixed(plan, found, chosen, root, backend)

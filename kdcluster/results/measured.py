@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kdcluster.course import Course, evaluation_count
@@ -47,6 +47,8 @@ class Measured:
     """The newest attempt's log, where there is one."""
     still_rising: bool = False
     """Whether its best evaluation is its last one, under a learning rate that no end of the schedule has lowered."""
+    views: Mapping[str, int] = field(default_factory=dict)
+    """Of a distilled run: in how many epochs the teacher's logits were `read`, and in how many `computed`."""
 
     @property
     def params(self) -> int | None:
@@ -106,6 +108,7 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
         damage=scalars.problems + (scalars.incomplete if lost else ()),
         log=str(log) if log and log.exists() else None,
         still_rising=_still_rising(run, evaluations),
+        views=views if isinstance(views := result.get("views"), dict) else {},
     )
 
 

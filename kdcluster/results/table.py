@@ -255,6 +255,7 @@ def _notes(
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
         yield f"{rising} of {count(len(students), 'student')} did best in the last {at}: more {length} may do better"
+    yield from _computed(students)
     if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
         counts = " or ".join(map(str, skipped))
         yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"
@@ -281,6 +282,17 @@ def _labels(runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> Iter
     distilled, baseline = ({m.trainer.get("steps_per_epoch") for m in runs[role]} for role in ("distilled", "baseline"))
     if config.train.steps is None and None not in distilled | baseline and baseline and distilled != baseline:
         yield "distilled took more steps than baseline, whose epochs have fewer images: train.steps gives both as many"
+
+
+def _computed(students: Sequence[Measured]) -> Iterator[str]:
+    """That students ran the teacher themselves although they had a store: it cost time, and no number."""
+    asked = [m for m in students if m.run.store]
+    if missed := sum(m.views.get("computed", 0) for m in asked):
+        epochs = missed + sum(m.views.get("read", 0) for m in asked)
+        yield (
+            f"the teacher's logits were computed along the way in {missed} of {count(epochs, 'epoch')} of the "
+            f"distilled runs, where their store had none: the same numbers, more time"
+        )
 
 
 def _uncounted(records: Mapping[str, Sequence[Record]]) -> Iterable[str]:

@@ -12,7 +12,7 @@ import os
 import pdb
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True, help="the pid of who waits, and whom it does not outlive")
     given = parser.parse_args()
     die_with(given.parent, "the kdcluster that asked")
+    answer_about(lambda runs: preflight(runs, given.data_dir, fetch=given.fetch))
+
+
+def answer_about(asked: Callable[[list[Run]], Any]) -> None:
+    """Read runs on stdin, and write what is asked about them to stdout."""
     # The answer is alone on stdout: a file of `imports` may print, from C++ too, and its words go to stderr.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -46,7 +51,7 @@ def main() -> None:
     hub_logging.set_verbosity_error()  # it prints every one of its retries, twice
     runs = [Run.model_validate(values, strict=False) for values in json.load(sys.stdin)]
     with answer, looked_at_once():
-        json.dump(preflight(runs, given.data_dir, fetch=given.fetch), answer)
+        json.dump(asked(runs), answer)
 
 
 def preflight(runs: list[Run], data_dir: Path, *, fetch: bool) -> dict[str, Any]:

@@ -10,8 +10,11 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
 
 import google_crc32c
@@ -19,15 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcluster import records
 from kdcluster.errors import Damaged
-from kdcluster.files import read_json, sync_folder, trainer_code, write_json
+from kdcluster.files import sync_folder, trainer_code, write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.teacherlogits import Missing, Store, crc32c_of
 from kdcluster.train import data, models, views
 from kdcluster.train.distributed import World
 from kdcluster.train.publish import check_newest, surroundings
-from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, store_of
+from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, made_by, store_of
 from kdcluster.wording import count
 
 log = logging.getLogger(__name__)
@@ -66,7 +70,7 @@ def store_logits(
     if world.rank != 0:
         return
     if not finished:
-        attempt.write("preempted", {"step": maker.rounds})
+        attempt.write("preempted", {"step": maker.step})
         return log.info("stopped on request: what was made is kept, and goes on from there")
     check_newest(run_dir, attempt)
     known = {"schema": "kdcluster.result/1", "id": run.id, "hash": run.hash, "attempt": attempt.number}
@@ -88,6 +92,8 @@ class Maker:
     manifest: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
     """Of this attempt."""
+    step: int = 0
+    """Rounds in all, as heartbeats count them."""
     _started: float = field(default_factory=time.perf_counter)
     _beat_at: float = 0.0
 
@@ -95,9 +101,12 @@ class Maker:
         """Make what is missing; False: it was stopped before."""
         if self.world.rank == 0:
             self._begin()
+        stop = False
         while (view := self.world.from_first(self._missing())) >= 0:
-            if not self._make(view):
+            if stop:
                 return False
+            stop = self._make(view)
+        self._beat(0, force=True)
         return True
 
     def _missing(self) -> int:
@@ -122,62 +131,76 @@ class Maker:
             log.info("%s of %d there", count(there, "view"), self.run.views)
 
     def _make(self, view: int) -> bool:
-        """One view; False: stopped, with what was made of it kept."""
-        total, each = len(self.images.labels), ROWS * self.world.size
+        """One view, or some rounds of it that are kept; returns whether somebody wants this to end.
+
+        At least one round, however early the stop was asked for: what is stopped again and again gains, too.
+        """
         part = Part.open(self.store, view) if self.world.rank == 0 else None
+        with closing(part.file) if part else nullcontext():
+            return self._rest(view, part)
+
+    def _rest(self, view: int, part: Part | None) -> bool:
+        """What a view lacks, from the rows on that the first rank has of it in `part`."""
+        total, each, stop = len(self.images.labels), ROWS * self.world.size, False
         for first in range(self.world.from_first(part.rows if part else 0), total, each):
             found = self.world.gather(self._round(view, first + ROWS * self.world.rank, total))
             if part:
                 part.add(torch.cat(found)[: total - first], self.images.labels[first : first + each].cpu())
             self.rounds += 1
-            self._beat(view, first + each)
+            self._beat(first + each)
             stop, _ = self.world.agree(stop=self.asked_to_stop(), save=False)
             if stop and first + each < total:
                 if part:
                     part.keep()
-                return False
+                return stop
         if part:
             check_newest(self.run_dir, self.attempt)
-            entry = part.finish() | {"device": self.world.device.type, "tolerance": self._tolerance(view)}
+            entry = part.finish() | {"device": self.world.device.type, "by": made_by(self.world.device)}
+            entry["tolerance"] = self._tolerance
             self.manifest = self.store.list(self.manifest, view, entry)
             log.info("view %d: %.2f %% of its images as labelled", view, entry["top1"])
-        return True
+        return stop
 
     def _round(self, view: int, first: int, total: int) -> Tensor:
         """This rank's logits in a round, float16 (ROWS, C) on the CPU; what lies behind the last image is zero."""
         rows = torch.zeros(ROWS, self.run.num_classes, dtype=torch.float16)
         index = torch.arange(first, min(first + ROWS, total))
         if len(index):
-            rows[: len(index)] = self.forward(self._pixels(view, index)).cpu()
+            rows[: len(index)] = self.forward(pixels_of(self.run, self.images, view, index)).cpu()
         return rows
 
-    def _pixels(self, view: int, index: Tensor) -> Tensor:
-        seen = self.run.data
-        placed = data.Index.placed(index, self.images.device)
-        pixels, _ = data.gather(self.images, placed)
-        return views.augment(pixels, placed.device, epoch=view, augment=seen.augment, view_seed=seen.view_seed)
-
-    def _tolerance(self, view: int) -> float:
+    @cached_property
+    def _tolerance(self) -> float:
         """How far logits lie apart that were computed among other images, and on a GPU among fewer."""
         index = torch.arange(min(2 * ROWS, len(self.images.labels)))
-        pixels, other = self._pixels(view, index), index.flip(0)
+        pixels, other = pixels_of(self.run, self.images, 0, index), index.flip(0)
         size = ROWS // 4 if self.world.device.type == "cuda" else ROWS
         again = torch.cat([self.forward(some) for some in pixels[other].split(size)])
-        return float((self.forward(pixels)[other].float() - again.float()).abs().max())
+        return float((self.forward(pixels)[other].float() - again.float()).abs().nan_to_num().max())
 
-    def _beat(self, view: int, rows: int) -> None:
-        """Say how far it is, at most once a second: a step is a round, an epoch a view."""
+    def _beat(self, rows: int, *, force: bool = False) -> None:
+        """Say how far it is, unless forced at most once a second: a step is a round, an epoch a view."""
         now = time.perf_counter()
-        if self.world.rank != 0 or now - self._beat_at < BEAT_S:
+        if self.world.rank != 0:
+            return
+        each, total, there = ROWS * self.world.size, len(self.images.labels), len(self.manifest["views"])
+        rounds, speed = -(-total // each), self.rounds / (now - self._started)
+        self.step = there * rounds + -(-min(rows, total) // each)
+        if now - self._beat_at < BEAT_S and not force:
             return
         self._beat_at = now
         check_newest(self.run_dir, self.attempt)
-        each, total = ROWS * self.world.size, len(self.images.labels)
-        rounds, speed = -(-total // each), self.rounds / (now - self._started)
-        values = {"step": view * rounds + min(rows, total) // each, "steps": (self.run.views or 0) * rounds}
-        values |= {"epoch": len(self.manifest["views"]), "epochs": self.run.views or 0}
+        values = {"step": self.step, "steps": (self.run.views or 0) * rounds}
+        values |= {"epoch": there, "epochs": self.run.views or 0}
         beat = {"time": time.time(), **values, "steps_per_s": speed, "images_per_s": speed * each}
         self.attempt.write("heartbeat", beat, sync=False)
+
+
+def pixels_of(run: Run, images: data.Split, view: int, index: Tensor) -> Tensor:
+    """What a view shows of some images of the whole training set, uint8 (b, channels, H, W)."""
+    placed = data.Index.placed(index, images.device)
+    pixels, _ = data.gather(images, placed)
+    return views.augment(pixels, placed.device, epoch=view, augment=run.data.augment, view_seed=run.data.view_seed)
 
 
 @dataclass
@@ -197,7 +220,7 @@ class Part:
         """Go on with what an attempt has kept that was stopped in the middle of this view, else begin."""
         path, header = store.folder / ".partial.npy", _header(store.of["images"], store.of["classes"])
         try:
-            kept = read_json(store.folder / ".partial.json") or {}
+            kept = records.read(store.folder / ".partial.json") or {}
             size = len(header) + kept.get("rows", 0) * store.row
             fits = (kept.get("view"), kept.get("of")) == (view, dict(store.of)) and path.stat().st_size >= size
             if fits and crc32c_of(path, size) == kept["crc32c"]:
@@ -208,15 +231,14 @@ class Part:
                 return cls(store, view, file, kept["rows"], kept["right"], kept["crc32c"])
         except (Damaged, OSError):
             pass  # it is made from its beginning, which costs time alone
-        file = path.open("wb")
-        file.write(header)
-        return cls(store, view, file, 0, 0, google_crc32c.value(header))
+        path.unlink(missing_ok=True)  # an attempt that was overtaken may have it open
+        part = cls(store, view, path.open("wb"), 0, 0, 0)
+        part._write(header)
+        return part
 
     def add(self, rows: Tensor, labels: Tensor) -> None:
         """Append logits, float16 (b, C), of images with these labels (b,)."""
-        content = rows.numpy().tobytes()
-        self.file.write(content)
-        self.crc32c = google_crc32c.extend(self.crc32c, content)
+        self._write(rows.numpy().tobytes())
         self.rows += len(rows)
         self.right += int((rows.float().argmax(-1) == labels).sum())
 
@@ -234,10 +256,27 @@ class Part:
         sync_folder(self.store.folder)
         return {"crc32c": self.crc32c, "top1": 100 * self.right / self.rows}
 
+    def _write(self, content: bytes) -> None:
+        with self._or_gone():
+            self.file.write(content)
+            self.file.flush()
+        self.crc32c = google_crc32c.extend(self.crc32c, content)
+
     def _sync(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        with self._or_gone():
+            os.fsync(self.file.fileno())
+            self.file.close()
+
+    @contextmanager
+    def _or_gone(self) -> Iterator[None]:
+        """Leave nothing where it cannot be written: a disk that is full has to have room for students' checkpoints."""
+        try:
+            yield
+        except OSError:
+            with suppress(OSError):
+                self.file.close()
+            Path(self.file.name).unlink(missing_ok=True)
+            raise
 
 
 def _header(images: int, classes: int) -> bytes:

@@ -10,6 +10,7 @@ Letters: b images of a forward pass, N images of the whole training set, C class
 from __future__ import annotations
 
 import logging
+import platform
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,17 @@ def precision(teacher: RunDir) -> str:
     return str((teacher.result() or {}).get("amp") or "none")
 
 
+def made_by(device: torch.device) -> str:
+    """What else decides the last bits of logits: torch, and the processor that computes them."""
+    if device.type == "cuda":
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"torch {torch.__version__}, {line.partition(':')[2].strip()}"
+    return f"torch {torch.__version__}, {platform.machine()}"
+
+
 def store_of(root: Path, store: str, run: Run, images: int) -> Store:
     """A store, as it has to be for the weights that a run's teacher has now.
 
@@ -162,7 +174,7 @@ class Targets:
             try:
                 self._read(view)
             except Missing as why:
-                text = "view %d of %s is %s: computed along the way, with the same numbers"
+                text = "view %d of %s is computed along the way, with the same numbers: %s"
                 log.log(logging.WARNING if why.damaged else logging.INFO, text, view, self.run.store, why)
         self.origin[epoch] = "computed" if self._view is None else "read"
         if self._view is None:

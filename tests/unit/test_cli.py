@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "--json",
     ),
     "prefetch": (*EXP, "--role", *WHERE),
+    "verify": ("--set", *WHERE, "--images", "--seed", "--json"),
     "schema": ("--json",),
     "cancel": (*EXP, *RUNS, "--shared"),
     "rm": (*RUNS, "--checkpoints", "--yes"),
@@ -85,6 +86,7 @@ ARGUMENTS = {
     "rm": "[RUN|EXP...]",
     "sweep": "EXP",
     "doctor": "[EXP...]",
+    "verify": "EXP...",
     "tensorboard": "[EXP...]",
 }
 

@@ -57,7 +57,7 @@ def offered(words: str, **environment: str) -> list[str]:
 # What is offered where
 
 
-@pytest.mark.parametrize("command", ["plan", "results", "sweep", "debug", "prefetch", "doctor"])
+@pytest.mark.parametrize("command", ["plan", "results", "sweep", "debug", "prefetch", "verify", "doctor"])
 def test_experiments(command: str, here: Path) -> None:
     assert offered(f"kdcluster {command} ") == ["tiny", "demo", "exp1", "exp2"]
     assert offered(f"kdcluster {command} ti") == ["tiny"]
