@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.next_steps import say_others
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import trainer_code, write_output
 from kdcluster.launch.status import statuses
@@ -54,6 +55,7 @@ def results(
     else:
         show_text(text)
     if not of_sweep:
+        say_others(made, chosen, "results")
         chosen.say_where_no_runs_are()
     if strict and not complete:
         sys.exit(1)

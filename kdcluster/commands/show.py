@@ -77,7 +77,7 @@ def _about(run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], u
         "state": ": ".join(filter(None, (status.state, status.reason))),
         "wrong": wrong,
         "result": _result(run_dir, status),
-        "wanted by": ", ".join(run_dir.experiments()) or "no experiment",
+        "experiment": ", ".join(run_dir.experiments()) or "no experiment",
         "needs": ", ".join(f"{need} ({_state(found[need])})" for need in run.needs) or "no other run",
         "needed by": ", ".join([*named, *more]) or "no run that is here",
         "started by": f"kdcluster submit {submitted}" if submitted else "",

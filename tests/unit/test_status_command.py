@@ -210,3 +210,27 @@ def test_many_single_runs_are_advised_in_one_command(folder: Path, made: Plan) -
     assert len(steps) == 3
     assert len(steps[1].removesuffix(" --retry").split()) == 2 + 4
     assert steps[2] == "the same for 2 others"
+
+
+def test_runs_of_other_settings_are_said_with_the_command_that_shows_them(folder: Path, made: Plan) -> None:
+    """`submit EXP --set …` had started three, and `status EXP` said `7 planned, next: submit`."""
+    for alpha, state in (("0.25", "running"), ("0.75", "done")):
+        (other,) = plan([configfile.load("fashion.yaml", [f"distill.alpha={alpha}"])]).runs[2:]
+        run_dir = put(folder / "runs", other, state)
+        run_dir.add_experiments(["fashion"])
+        run_dir.note_submit(f"fashion.yaml --set distill.alpha={alpha} --procs 1")
+    tried(folder)
+    said = [
+        "1 more run of fashion with other settings or seeds{}: kdcluster {} fashion.yaml --set distill.alpha=" + alpha
+        for alpha in ("0.25", "0.75")
+    ]
+    for look in ("status", "results"):
+        expected = {said[0].format(", 1 running", look), said[1].format("", look)}
+        assert set(run(look, "fashion.yaml").stderr.splitlines()[:2]) == expected
+    assert "other settings" not in run("status").stderr
+    for one in made.runs[1:]:
+        RunDir(folder / "runs", one.id).note_submit("fashion.yaml")
+    path = folder / "fashion.yaml"
+    path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.02"))
+    there = run("status", "fashion.yaml").stderr
+    assert "3 more runs of fashion with other settings or seeds: kdcluster status\n" in there
