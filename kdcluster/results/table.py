@@ -235,9 +235,9 @@ def _notes(
             yield f"the gain is over the seeds that both have: {', '.join(map(str, seeds))}"
         elif not seeds:
             yield "no gain: no seed has both a baseline and a distilled run"
-        if (interval := interval95(list(_gains(runs).values()))) and interval[0] <= 0 <= interval[1]:
-            words = compared(interval, NO_DISTILLATION)
-            yield f"on these {len(seeds)} seeds distilled is {words}: the interval of the gain contains zero"
+        elif (interval := interval95(list(_gains(runs).values()))) and interval[0] <= 0 <= interval[1]:
+            words = f"with {len(seeds)} seeds distilled is {compared(interval, NO_DISTILLATION)}"
+            yield f"{words}: the interval of the gain contains zero; more seeds may tell (--seeds)"
     done = [m for m in unique if m.done]
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
