@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, Record, cost, history
+from kdcluster.inputs import in_both
 from kdcluster.plan import ROLES, Plan, Role
 from kdcluster.results.conditions import local_batchnorm, unlike, where
 from kdcluster.results.index import Index
@@ -242,9 +243,11 @@ def _notes(
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
         yield f"{rising} of {count(len(students), 'student')} did best in the last epoch: more epochs may do better"
-    if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
-        counts = " or ".join(map(str, skipped))
-        yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"
+    if skipped := max((m.trainer.get("images_skipped", 0) for m in done), default=0):
+        data = config.data.path or config.data.name
+        yield f"without {count(skipped, 'broken image')} of {data} (data.skip_broken)"
+    if same := max((m.trainer.get("images_in_both", 0) for m in done), default=0):
+        yield in_both(same)
     if places := sorted({text for m in done if (text := where(m))}):
         yield f"trained on {'; '.join(places)}"
     if partial := local_batchnorm(done):

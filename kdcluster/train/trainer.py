@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def train(
     if len(val_index):
         splits["val"] = (images, val_index)
     if run.train is None:
-        return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.skipped)
+        return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.noted)
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
@@ -86,7 +87,7 @@ def train(
     settle_buckets(training, data.gather(test, torch.arange(min(2, len(test.labels))))[0])
     say_start(run, world, training.student, training.teacher, steps_per_epoch)
     sizes = _sizes(splits)
-    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
+    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.noted, sizes)
     loop = Loop(training, images, train_index, splits, steps_per_epoch, publish, saver, progress, max_steps)
     try:
         finished = loop.run()
@@ -220,13 +221,13 @@ def _evaluate_only(
     world: World,
     splits: Splits,
     progress: Progress,
-    skipped: int,
+    noted: Mapping[str, int],
 ) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
     say_start(run, world, net, None, 0)
     sizes = _sizes(splits)
-    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped, images=sizes)
+    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, noted=noted, images=sizes)
     finished = False
     try:
         metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))

@@ -200,12 +200,14 @@ def test_a_log_begins_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.records[0].message == said[0]
 
 
-def test_a_run_records_how_many_images_were_left_out(tmp_path: Path) -> None:
+def test_a_run_records_how_many_images_were_left_out_and_are_in_both(tmp_path: Path) -> None:
     pets = pictures(tmp_path / "pets", train=10, size=16)
     (pets / "train" / "cat" / "0.png").write_bytes(b"no image")
+    (pets / "test" / "cat" / "9.png").write_bytes((pets / "train" / "cat" / "1.png").read_bytes())
     settings = {"name": "image_folder", "path": str(pets), "skip_broken": True}
     made = make_plan(tmp_path, {"data": settings, "train.epochs": 1}).runs[0]
     data.prepare(made, tmp_path / "data")
     newest = train_here(tmp_path / "runs", made, tmp_path / "data").newest()
     assert newest is not None
-    assert newest.read("trainer")["images_skipped"] == 1
+    trainer = newest.read("trainer")
+    assert (trainer["images_skipped"], trainer["images_in_both"]) == (1, 1)

@@ -473,8 +473,19 @@ def test_broken_images_that_were_left_out_are_said(tmp_path):
     plan = planned(tmp_path)
     full(tmp_path, plan, images_skipped=0)
     assert "skip_broken" not in render(build(plan, tmp_path))
-    full(tmp_path, plan, images_skipped=3)
-    assert "without 3 broken images of cifar100 (data.skip_broken)" in render(build(plan, tmp_path))
+    for skipped, said in ((1, "1 broken image"), (3, "3 broken images")):
+        full(tmp_path, plan, images_skipped=skipped)
+        assert f"without {said} of cifar100 (data.skip_broken)" in render(build(plan, tmp_path))
+
+
+def test_test_images_that_were_trained_on_are_said(tmp_path):
+    """`submit` said so, and the table, which is what is shown to others, did not."""
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    assert "among the training" not in render(build(plan, tmp_path))
+    full(tmp_path, plan, images_in_both=46)
+    said = "46 test images are among the training images, too: the test accuracy counts what was learnt by heart"
+    assert said in render(build(plan, tmp_path))
 
 
 def test_equal_or_no_batchnorm_marks_nothing(tmp_path):
