@@ -69,6 +69,17 @@ def say_next_steps(found: Mapping[str, Status], again: Mapping[str, str] | str, 
         say(f"next: {step}")
 
 
+def table(chosen: Chosen) -> str:
+    """The command that shows what has come of the experiments; nothing where none is named."""
+    return f"kdcluster results {chosen.again(*chosen.named)}{chosen.where}" if chosen.named else ""
+
+
+def say_table(found: Mapping[str, Status], chosen: Chosen) -> None:
+    """Once every run is done."""
+    if found and table(chosen) and all(status.state == State.DONE for status in found.values()):
+        say(f"next: {table(chosen)}")
+
+
 def say_how_to_go_on(stopped: Mapping[str, State], chosen: Chosen) -> None:
     """After a cancel, of runs and the states that they have now: those named one by one go on one by one."""
     found = {run_id: Status(state) for run_id, state in stopped.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
-from kdcluster.commands.next_steps import say_next_steps, say_others
+from kdcluster.commands.next_steps import say_next_steps, say_others, say_table
 from kdcluster.commands.overview import rows, screen, sweeps_of, total
 from kdcluster.commands.progress import Shown, follow
 from kdcluster.commands.remaining import in_words, until_done
@@ -59,6 +59,7 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
     if chosen.names:
         say_others(desk.base, chosen, "status")
     wanted = {run.id: chosen.again(*desk.named) for run in desk.base.runs}
+    say_table(found, chosen)
     say_next_steps(found, {**dict.fromkeys(found, ""), **wanted}, chosen)
 
 

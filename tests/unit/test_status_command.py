@@ -234,3 +234,13 @@ def test_runs_of_other_settings_are_said_with_the_command_that_shows_them(folder
     path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.02"))
     there = run("status", "fashion.yaml").stderr
     assert "3 more runs of fashion with other settings or seeds: kdcluster status\n" in there
+
+
+def test_once_all_is_done_the_table_is_next(folder: Path, made: Plan) -> None:
+    assert not [step for step in next_steps("fashion.yaml") if "results" in step]
+    for one in made.runs[1:]:
+        put(folder / "runs", one, "done")
+    for words in (("status", "fashion.yaml"), ("status", "fashion.yaml", "--watch"), ("submit", "fashion.yaml")):
+        assert run(*words).stderr.splitlines()[-1] == "next: kdcluster results fashion.yaml"
+    assert run("submit", "fashion.yaml", "--wait").stderr.count("next: kdcluster results fashion.yaml\n") == 1
+    assert "next" not in run("status", made.runs[0].id).stderr
