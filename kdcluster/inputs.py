@@ -259,7 +259,7 @@ def line(seen: Images, eyes: Sequence[Eye]) -> str:
     counts = ", ".join(f"{n:,} {split}" for split, n in seen.counts.items())
     height, width = seen.size
     size = f"{height}×{width} px" + ("" if height == width else " (height × width)")
-    size += f" (in a sample of {seen.looked_at})" if seen.looked_at else ""
+    size += f" ({seen.looked_at} looked at)" if seen.looked_at else ""
     each = {(one.name, one.size): one.role for one in reversed(eyes)}
     names = [name for name, _ in each]
     takes: list[str] = []

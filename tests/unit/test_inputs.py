@@ -64,7 +64,7 @@ def test_what_is_not_known_is_not_made_up() -> None:
     eyes = [Eye("teacher", "resnet18", None, 1, False), Eye("student", "resnet18", 28, 1, True)]
     few = Images(2, {"train": 500, "val": 50, "test": 9}, (20, 30), looked_at=64)
     assert line(few, eyes) == (
-        "2 classes, 500 train, 50 val, 9 test, 20×30 px (height × width) (in a sample of 64); "
+        "2 classes, 500 train, 50 val, 9 test, 20×30 px (height × width) (64 looked at); "
         "teacher resnet18 sees its default size, student resnet18 28 px"
     )
 
@@ -135,7 +135,7 @@ def test_of_a_big_folder_some_images_are_looked_into(tmp_path: Path, monkeypatch
     monkeypatch.setattr(inputs, "SAMPLE", 4)
     block = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
     (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
-    assert "28×28 px (in a sample of 4);" in said.line
+    assert "28×28 px (4 looked at);" in said.line
 
 
 def test_decoded_images_are_known_as_they_are(tmp_path: Path) -> None:
