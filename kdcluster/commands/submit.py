@@ -40,6 +40,7 @@ def submit(
     words = chosen.submit_again()
 
     def prepare(runs: list[Run]) -> None:
+        say("trying the models and looking at the data; that takes some seconds")
         preflight(runs, data, fetch=True)
         say_inputs(runs, data)
 

@@ -119,3 +119,11 @@ def test_images_that_nobody_has_read_yet_are_no_promise(folder: Path, monkeypatc
     assert told("tiny.yaml")["submit"] == f"ok   3 of 3 runs would be started{unread}"
     arrays_folder(made.runs[0], folder / "data").mkdir(parents=True)
     assert told("tiny.yaml")["submit"] == "ok   3 of 3 runs would be started"
+
+
+def test_a_submit_says_that_it_takes_some_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was to be seen for nine."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("kdcluster.launch.submission.check", lambda *_: [])
+    monkeypatch.setattr("kdcluster.launch.local.backend.Local.start", lambda *_: "here", raising=True)
+    assert "trying the models and looking at the data; that takes some seconds\n" in run("submit", "tiny.yaml").stderr
