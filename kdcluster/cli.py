@@ -20,7 +20,7 @@ from kdcluster.commands import arguments, completion
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
 from kdcluster.imagefolder import looked_at_once
-from kdcluster.terminal import Warnings, leave, say, show, show_json, show_text, width
+from kdcluster.terminal import Warnings, leave, say, show, show_json, show_text, show_wrapped, width
 from kdcluster.wording import count, one_line, printable
 
 
@@ -398,8 +398,8 @@ def schema(as_json: bool) -> None:
         kind = " ".join(filter(None, [doc.type, f"[{doc.unit}]" if doc.unit else ""]))
         default = f", default {doc.default}" if doc.default not in ("", "required") else ""
         where = "" if doc.hashed else "  (not in the id)"
-        show(f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
-        show_text(textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    "))
+        show_wrapped("", f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
+        show_text(textwrap.fill(doc.meaning, 80, initial_indent="    ", subsequent_indent="    "))
 
 
 if __name__ == "__main__":

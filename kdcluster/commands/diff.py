@@ -13,7 +13,7 @@ from kdcluster.launch.status import run_status
 from kdcluster.plan import Run, plan
 from kdcluster.runs import RunDir
 from kdcluster.settings import NOT_IN_THE_ID, Setting, of_experiment, of_run
-from kdcluster.terminal import show, show_json
+from kdcluster.terminal import show, show_json, show_wrapped
 from kdcluster.wording import count, quoted
 
 ABSENT = "–"
@@ -78,7 +78,7 @@ def diff(chosen: Chosen, a_name: str, b_name: str | None, *, as_json: bool) -> N
     same = len({**a.settings, **b.settings}) - sum(one.key in a.settings or one.key in b.settings for one in found)
     show(f"{count(same, 'key')} of both {'is' if same == 1 else 'are'} the same" if rows else "no key differs")
     if not known and rows and (shared := sorted(a.runs & b.runs)):
-        show(f"both want {', '.join(shared)}")
+        show_wrapped("", f"both want {', '.join(shared)}")
 
 
 def _experiment(one: Chosen) -> Side:

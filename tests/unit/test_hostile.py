@@ -313,6 +313,17 @@ def test_a_long_line_on_a_terminal_is_broken_at_words(failed: RunDir) -> None:
                 "        --set train.epochs=6",
             ],
         ),
+        (  # an option and its value stand in one line
+            f"next: kdcluster submit {'d' * 42} --set train.epochs=6 --wait",
+            [f"ok    next: kdcluster submit {'d' * 42} \\", "        --set train.epochs=6 --wait"],
+        ),
+        (  # what introduces a command in a sentence stays with that
+            "to delete these runs, which are needed by no other run any more, too: kdcluster rm one",
+            [
+                "ok    to delete these runs, which are needed by no other run any more, too:",
+                "      kdcluster rm one",
+            ],
+        ),
         ("no\tcommand", ["ok    no command"]),
     ],
 )
