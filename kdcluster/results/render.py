@@ -89,12 +89,13 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_see
             fit = fitted(each, range(1, len(each[0])), width=width)
             lines += ["", *(line for row in fit.rows for line in row)]
         for title, problems in _by_kind(experiment.problems):
-            told = [["", "", ""], *([who, p.state, spell(_why(p))] for who, p in _alike(problems))]
+            told = [["", "", ""], *([who, p.state, spell(p.reason)] for who, p in _alike(problems))]
             room = width and width - 2
             shown = fitted(told, width=room, wraps={2: room or 0}).rows[1:]
             if room and any(wide(line) > room for row in shown for line in row):
                 shown = [wrapped("  ".join(cells), room, "  ") for cells in told[1:]]
-            lines += ["", f"{title}:", *(f"  {line}" for row in shown for line in row)]
+            more = " (kdcluster logs RUN says more)" * any(p.log for p in problems)
+            lines += ["", f"{title}{more}:", *(f"  {line}" for row in shown for line in row)]
         blocks.append("\n".join([*lines, "", *below(experiment.notes)]))
     return spell("\n\n".join([*blocks, "\n".join(below(table.notes))]) + "\n")
 
@@ -185,7 +186,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("retention", lambda row: _number(row.retention, "{:.1f} %")),
     ("published", lambda row: _number(row.reference, "{:.2f}")),
 ]
-_RANKS = {"reduction": 3, "params": 2, "retention": 1}
+_RANKS = {"params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
 WRAPS_TO = 24
 """Columns to which the configuration wraps before another column gives way."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 from kdcluster.experiment.config import Experiment
@@ -141,10 +142,12 @@ def build(
                 by_seed(runs, costs),
             )
         )
-    return Table(protocol, TOP1, tuple(experiments), _FOOTER)
+    rows = [row for experiment in experiments for row in experiment.rows]
+    needed = (any(row.top1_sd is not None for row in rows), any(row.gain is not None for row in rows))
+    return Table(protocol, TOP1, tuple(experiments), tuple(compress(_LEGEND, needed)))
 
 
-_FOOTER = (
+_LEGEND = (
     "± is the sample standard deviation (n - 1) over the students' seeds, which share teacher and views: "
     "it does not include the teacher's; n = 1 has none",
     "gain is distilled - baseline, paired by seed, in percentage points, with its 95 % t interval; "

@@ -239,6 +239,17 @@ def test_students_that_were_still_getting_better_are_counted(tmp_path, schedule,
     assert not said or notes[0].startswith(said)
 
 
+def test_the_legend_explains_what_there_is(tmp_path):
+    """Of runs that are not done it took four lines of a terminal."""
+    plan = planned(tmp_path)
+    assert build(plan, tmp_path).notes == ()
+    for role in ("teacher", "baseline", "distilled"):
+        fabricate(tmp_path, of(plan, role), [60.0])
+    assert [note.partition(" ")[0] for note in build(plan, tmp_path).notes] == ["gain"]
+    full(tmp_path, plan)
+    assert [note.partition(" ")[0] for note in build(plan, tmp_path).notes] == ["±", "gain"]
+
+
 def test_an_evaluate_only_teacher_has_one_evaluation_at_step_0(tmp_path):
     plan = planned(tmp_path, "teacher.train=none", "teacher.pretrained=true",
                    "teacher.model=vit_base_patch16_224.augreg_in21k", seeds=[0])  # fmt: skip
