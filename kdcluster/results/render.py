@@ -75,7 +75,7 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_see
     for experiment in table.experiments:
         cells = [[spell(cell) for cell in row] for row in _cells(table, experiment)]  # before their width is taken
         for row in cells[1:]:
-            row[0] = re.sub(r"(\w+) (?=[\d.])", "\\1\xa0", row[0])  # α and its value stay together
+            row[0] = re.sub(r"\(.*?\)", lambda found: found[0].replace(" ", "\xa0"), row[0])  # α and T stay together
         right = range(1, len(cells[0]))
         ranks = {at: _RANKS[name] for at, name in enumerate(cells[0]) if name in _RANKS}
         fit = fitted(cells, right, width=width, ranks=ranks, wraps={0: WRAPS_TO})
@@ -188,5 +188,5 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
 ]
 _RANKS = {"params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
-WRAPS_TO = 24
+WRAPS_TO = 20
 """Columns to which the configuration wraps before another column gives way."""

@@ -222,13 +222,14 @@ def test_a_narrow_terminal_gets_whole_words_and_the_columns_that_matter(width):
 
 def test_columns_give_way_by_rank_and_are_named():
     assert "no room here" not in " ".join(at_width(120))
-    text = " ".join(at_width(88, notes=(), problems=())).partition("no room here")[0]
+    text = " ".join(at_width(80, notes=(), problems=())).partition("no room here")[0]
     assert ("params" in text, "reduction" in text) == (False, True)  # by which distillation is known
     assert "no room here for params, reduction: widen" in " ".join(at_width(74, notes=(), problems=()))
 
 
-def test_a_letter_and_its_value_stand_in_one_line():
-    assert [line.split("  ")[0] for line in at_width(74)[6:9]][1:] == ["distilled: small (α 0.5,", ""]
+def test_the_letters_and_their_values_stand_in_one_line():
+    assert [line.split("  ")[0] for line in at_width(74)[7:9]] == ["distilled: small", ""]
+    assert at_width(74)[8] == "  (α 0.5, T 4) [1]"
 
 
 def test_headings_wrap_before_anything_is_left_out():
