@@ -21,7 +21,7 @@ from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.wording import count, wrapped
 
-COLUMNS = ("run", "differs in", "state", "epoch", "left", "best", "images/s", "progress", "why")
+COLUMNS = ("run", "settings", "state", "epoch", "left", "best", "images/s", "progress", "why")
 RIGHT = ("epoch", "left", "best", "images/s")
 RANKS = {"best": 1, "left": 2, "epoch": 3, "images/s": 4, "progress": 5, "why": 6}
 """Columns that give way on a narrow terminal, the highest first."""
@@ -181,7 +181,8 @@ def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Sta
     differs = {run_id: text for group in groups for run_id, text in group.differs.items()}
     told = (_cells(run, found[run.id], differs[run.id], bar=paper.width is not None) for run in runs)
     cells = [[paper.spell(cell) for cell in row] for row in told]
-    used = [at for at, name in enumerate(COLUMNS) if name == "run" or any(row[at] for row in cells)]
+    stays = ("run", *(("epoch", "left") * any(found[run.id].state == State.RUNNING for run in runs)))  # in a watch
+    used = [at for at, name in enumerate(COLUMNS) if name in stays or any(row[at] for row in cells)]
     names = [COLUMNS[at] for at in used]
     right = [at for at, name in enumerate(names) if name in RIGHT]
     ranks = {at: RANKS[name] for at, name in enumerate(names) if name in RANKS}
@@ -200,7 +201,7 @@ def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Sta
         return whole
     for row, run in zip(cells, runs, strict=True):
         row[0] = short_name(run.id)
-    return fit({names.index("differs in"): len("differs in")} if "differs in" in names else {})
+    return fit({names.index("settings"): len("settings")} if "settings" in names else {})
 
 
 def short_name(run_id: str) -> str:
