@@ -204,7 +204,7 @@ def test_a_broken_file_shows_no_traceback_in_a_process_of_its_own(empty_folder: 
     (empty_folder / "exp.yaml").write_text("data: {name: cifar10}\nteacher: {model: t}\nstudent: {modell: s}\n")
     done = kdcluster_process("plan", "exp.yaml")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "exp.yaml:3:11: student.modell: unknown key; did you mean model?\n"
+    assert done.stderr == "exp.yaml:3:11: student.modell: unknown key; did you mean student.model?\n"
 
 
 def kdcluster_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
