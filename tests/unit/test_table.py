@@ -153,7 +153,7 @@ def test_each_seed_with_its_gain_its_cost_and_its_time(tmp_path):
     assert (found["baseline", 2].top1, found["distilled", 2].top1, found["teacher", 0].gain) == (None, 83.0, None)
     assert found["distilled", 1].run == of(plan, "distilled", 1).id
     assert (found["distilled", 1].gpu_hours, found["distilled", 1].wall_s) == (0.05, 90.0)
-    assert "7 runs took 1:30 one by one; 0.05 GPU-hours" in experiment.notes
+    assert "7 runs took 1:30, summed; 0.05 GPU-hours" in experiment.notes
 
 
 def test_protocol_last_takes_the_last_epoch(tmp_path):
