@@ -270,7 +270,8 @@ def prefetch(chosen: Chosen) -> None:
 
 
 @main.command()
-@takes(arguments.experiments, arguments.settings, arguments.role, arguments.runs_dir)
+@click.argument("experiments", nargs=-1, metavar="[EXP...]", shell_complete=completion.experiments)
+@takes(arguments.settings, arguments.role, arguments.runs_dir)
 @click.option(
     "--format",
     "style",
@@ -296,7 +297,8 @@ def prefetch(chosen: Chosen) -> None:
 def results(chosen: Chosen, **options: Any) -> None:
     """The results table, and what is missing from it.
 
-    Accuracy, gain over the baseline, parameters, reduction and retention of each configuration.
+    Accuracy, gain over the baseline, parameters, reduction and retention of each configuration. Without names: of every
+    experiment that has a run in the runs directory.
     """
     from kdcluster.commands import results as command
 

@@ -75,7 +75,7 @@ ARGUMENTS = {
     "show": "RUN",
     "diff": "A [B]",
     "logs": "RUN|EXP",
-    "results": "EXP...",
+    "results": "[EXP...]",
     "cancel": "EXP|RUN...",
     "rm": "[RUN|EXP...]",
     "sweep": "EXP",

@@ -244,3 +244,19 @@ def test_once_all_is_done_the_table_is_next(folder: Path, made: Plan) -> None:
         assert run(*words).stderr.splitlines()[-1] == "next: kdcluster results fashion.yaml"
     assert run("submit", "fashion.yaml", "--wait").stderr.count("next: kdcluster results fashion.yaml\n") == 1
     assert "next" not in run("status", made.runs[0].id).stderr
+
+
+def test_results_without_a_name_are_of_what_was_started_here(folder: Path, made: Plan) -> None:
+    """`Missing argument 'EXP...'`, where `status` alone works."""
+    write_experiment(folder, {"train.lr": 0.5}, "never")
+    tables = json.loads(run("results", "--json").stdout)["experiments"]
+    assert [table["name"] for table in tables] == ["fashion"]
+    nothing = run("results", "--runs-dir", "elsewhere", code=5).stderr
+    assert nothing == f"nothing was started yet in {folder}/elsewhere; name an experiment\n"
+
+
+def test_a_key_that_is_set_twice_is_said(folder: Path, made: Plan) -> None:
+    said = "--set distill.alpha=0.5 does not count: a later --set has the same key\n"
+    twice = ("--set", "distill.alpha=0.5", "--set", "distill.alpha=0.9")
+    assert run("results", "fashion.yaml", *twice).stderr.startswith(said)
+    assert "does not count" not in run("results", "fashion.yaml", *twice[2:]).stderr
