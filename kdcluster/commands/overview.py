@@ -56,7 +56,7 @@ class Group:
 
 
 def grouped(plan: Plan, root: Path, shown: Iterable[str], unread: Container[str] = ()) -> list[Group]:
-    """The runs by who wants them, each once; run directories say it of those that no experiment of the plan wants.
+    """The runs, each once: by the experiment of the plan that they were started for, else by one that wants them.
 
     `unread`: runs whose settings are not all known; no other is held against them.
     """
@@ -73,7 +73,8 @@ def grouped(plan: Plan, root: Path, shown: Iterable[str], unread: Container[str]
         if trial_of:
             sweeps.setdefault(trial_of[0], []).append(run_id)
             continue
-        names = by_plan.get(run_id) or run_dir.experiments() or [""]
+        started_for = [name for name in run_dir.experiments() if name in plan.wanted or run_id not in by_plan]
+        names = list(dict.fromkeys((*started_for, *by_plan.get(run_id, ())))) or [""]
         owner[run_id] = names[0]
         for name in names:
             wanted.setdefault(name, []).append(run_id)
@@ -219,12 +220,10 @@ def _sorted(group: Group, found: Mapping[str, Status]) -> list[Run]:
 
 def _title(group: Group, found: Mapping[str, Status]) -> str:
     done = sum(found[run.id].state == State.DONE for run in group.runs)
+    more = f"{count(group.above, 'more run')} of it in another group" if group.above else "no run"
     if not group.runs:
-        return (
-            f"{group.title}: its {count(group.above, 'run')} stand above" if group.above else f"{group.title}: no run"
-        )
-    above = f" ({count(group.above, 'more run')} of it above)" if group.above else ""
-    return f"{group.title}: {done} of {len(group.runs)} done{above}"
+        return f"{group.title}: {more.replace(' more', '')}"
+    return f"{group.title}: {done} of {len(group.runs)} done" + f" ({more})" * bool(group.above)
 
 
 def _hidden(group: Group, found: Mapping[str, Status], folded: Sequence[State]) -> str:

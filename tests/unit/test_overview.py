@@ -61,7 +61,7 @@ def test_every_run_stands_once_under_who_wants_it(made: Plan, root: Path) -> Non
     assert [line for line in lines if line.endswith(")") or (" done" in line and ":" in line)] == [
         "one: 0 of 3 done",
         "sweep of one: 2 of 3 done",
-        "two: 0 of 3 done (2 more runs of it above)",
+        "two: 0 of 3 done (2 more runs of it in another group)",
     ]
     assert lines[2].split()[:2] == [first.id, "running"]  # what runs comes first
 
@@ -156,6 +156,18 @@ def test_the_columns_of_progress_stand_while_something_runs(made: Plan, root: Pa
     (running,) = (run for run in made.runs if statuses(made, root)[run.id].state == "running")
     RunDir(root, running.id).attempt(1).write("outcome", {"state": "done", "reason": "", "time": 1.0})
     assert "left" not in text_of(made, root, 120, 99)[0]
+
+
+def test_a_copy_of_a_file_does_not_take_its_runs(tmp_path: Path, root: Path) -> None:
+    """A file that was added took those of another one out of their group, and α went from their rows."""
+    first = configfile.load(str(write_experiment(tmp_path, {}, "one")))
+    for run in plan([first]).runs:
+        put(root, run, "done").add_experiments(["one"])
+    copy = configfile.load(str(write_experiment(tmp_path, {}, "a-copy")))
+    groups = grouped(plan([copy, first]), root, [run.id for run in plan([first]).runs])
+    assert [(group.title, len(group.runs), group.above) for group in groups] == [("a-copy", 0, 3), ("one", 3, 0)]
+    (alone,) = grouped(plan([copy]), root, [run.id for run in plan([copy]).runs])  # as it is named
+    assert (alone.title, len(alone.runs)) == ("a-copy", 3)
 
 
 def test_a_reason_of_many_runs_is_said_once(made: Plan, root: Path) -> None:
