@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from kdcluster.errors import ConfigError, NotFound
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.experiment import configfile
 from kdcluster.plan import plan
 from kdcluster.runs import RunDir, find_run, run_dirs
@@ -19,17 +19,19 @@ def of_name(root: Path, name: str) -> tuple[str, list[RunDir]]:
 
     Raises:
         NotFound: it is the name of neither, or nothing was started for the experiment.
-        ConfigError: several runs have ids that begin so.
+        ConfigError: several runs have ids that begin so; nothing was started for it, and its file is broken.
     """
-    unknown, its_own = f"nothing was started for {name} in {root}", set()
+    unknown: KdclusterError = NotFound(f"nothing was started for {name} in {root}")
+    its_own: set[str] = set()
     try:
         experiment = configfile.find(name).stem
-        with suppress(ConfigError):  # what a broken file has started is to be read, and deleted
-            its_own = {run.id for run in plan([configfile.load(name)]).runs}
+        its_own = {run.id for run in plan([configfile.load(name)]).runs}
+    except ConfigError as broken:  # what its file has started is to be read, and deleted, all the same
+        unknown = broken
     except NotFound as no_file:
-        experiment, unknown = name, f"no run {name!r} in {root}, and {no_file}"
+        experiment, unknown = name, NotFound(f"no run {name!r} in {root}, and {no_file}")
         with suppress(NotFound):
             return "", [find_run(root, name)]
     if found := [one for one in run_dirs(root) if one.id in its_own or experiment in one.experiments()]:
         return experiment, found
-    raise NotFound(unknown)
+    raise unknown

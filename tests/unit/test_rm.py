@@ -203,3 +203,12 @@ def test_a_copy_of_the_file_finds_the_runs_that_were_started_for_another(root: P
     assert left(root) == {run.id for run in made.runs}
     told = CliRunner().invoke(main, ["logs", "copy"], catch_exceptions=False).stderr
     assert told.startswith("no run of copy is running, and none has failed; the last: ")
+
+
+def test_a_broken_file_says_so_where_nothing_was_started_for_it(root: Path) -> None:
+    path = root.parent / "configs" / "one.yaml"
+    made = submitted(root, "one")
+    path.write_text(path.read_text() + "no: key\n")
+    assert rm("one", "--yes")[1].startswith("3 runs deleted, ")
+    assert left(root).isdisjoint(run.id for run in made.runs)
+    assert "no: unknown key" in rm("one", code=2)[1]
