@@ -97,7 +97,7 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_see
             more = " (kdcluster logs RUN says more)" * any(p.log for p in problems)
             lines += ["", f"{title}{more}:", *(f"  {line}" for row in shown for line in row)]
         blocks.append("\n".join([*lines, "", *below(experiment.notes)]))
-    return spell("\n\n".join([*blocks, "\n".join(below(table.notes))]) + "\n")
+    return spell("\n\n".join(filter(None, [*blocks, "\n".join(below(table.notes))])) + "\n")
 
 
 def _markdown(table: Table, per_seed: bool) -> str:
@@ -112,7 +112,7 @@ def _markdown(table: Table, per_seed: bool) -> str:
             lines += ["", f"**{title}**", ""]
             lines += [f"- {escaped(f'{who}: {p.state}: {_why(p)}')}" for who, p in _alike(problems)]
         blocks.append("\n".join([*lines, "", *(f"- {escaped(note)}" for note in experiment.notes)]))
-    return "\n\n".join([*blocks, "\n".join(f"- {escaped(note)}" for note in table.notes)]) + "\n"
+    return "\n\n".join(filter(None, [*blocks, "\n".join(f"- {escaped(note)}" for note in table.notes)])) + "\n"
 
 
 def _title(table: Table, experiment: ExperimentTable) -> str:
@@ -137,7 +137,7 @@ def _alike(problems: Iterable[Problem]) -> list[tuple[str, Problem]]:
     """Each problem once, with its run, or with how many of those that are not done have the same."""
     runs: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
-        same = (problem.run,) if problem.state == State.DONE else (problem.state, _why(problem))
+        same = (problem.run, problem.reason) if problem.state == State.DONE else (problem.state, _why(problem))
         runs.setdefault(same, []).append(problem)
     return [(ours[0].run if len(ours) == 1 else count(len(ours), "run"), ours[0]) for ours in runs.values()]
 

@@ -94,18 +94,23 @@ def test_problems_and_notes_stand_below():
     assert "\nfinished runs with contradicting or lost records:\n  run-bb  done  result.json contradicts\n" in text
     assert text.endswith("\n\n[1] a note on α\n\n± is the spread\n")
     assert "not in the means" not in render(table(DISTILLED))
+    assert render(replace(table(DISTILLED), notes=())).endswith("\n\n[1] a note on α\n")  # without a legend
 
 
 def test_a_reason_of_several_runs_is_said_once():
     why = "waits for 2 cores, held by run-x (pid 7)"
     waiting = [Problem(f"run-{number}", "queued", why, None) for number in range(12)]
     odd = [Problem(f"run-{name}", "done", "its events are lost", None) for name in "ab"]
+    odd.append(Problem("run-b", "done", "it was renamed", None))  # once it was `2 runs  done  its events are lost`
     problems = (*waiting, Problem("run-f", "failed", "no", "x.log"), *odd)
     text = render(table(DISTILLED, problems=problems))
     assert f"(kdcluster logs RUN says more):\n  12 runs  queued  {why}\n  run-f    failed  no\n" in text
-    assert "  run-a  done  its events are lost\n  run-b  done  its events are lost\n" in text
+    assert (
+        "  run-a  done  its events are lost\n  run-b  done  its events are lost\n  run-b  done  it was renamed\n"
+        in text
+    )
     assert f"\n- 12 runs: queued: {why}\n- run-f: failed" in render(table(DISTILLED, problems=problems), "md")
-    assert len(json.loads(render(table(DISTILLED, problems=problems), "json"))["experiments"][0]["problems"]) == 15
+    assert len(json.loads(render(table(DISTILLED, problems=problems), "json"))["experiments"][0]["problems"]) == 16
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
