@@ -525,6 +525,7 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
     teacher, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.splitlines() == [
+        "trying the models and looking at the data; that takes some seconds",
         DEMO,
         f"  {teacher}  failed (why)",
         f"  {baseline}  started",
