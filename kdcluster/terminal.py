@@ -84,9 +84,9 @@ def _broken(line: str, columns: int | None, indent: str) -> list[str]:
 
 
 def _continued(line: str, columns: int, indent: str) -> list[str]:
-    if wide(line) <= columns or not _COMMAND.search(line) or "'" in line:
+    if wide(line) <= columns or not _COMMAND.search(line) or re.search("'[^']* [^']*'", line):
         return [line]
-    joined = re.sub(r"( --[\w-]+) (?=\w)", "\\1\xa0", line)  # an option and its value stay together
+    joined = re.sub(r"( --[\w-]+) (?=[\w'])", "\\1\xa0", line)  # an option and its value stay together
     *before, last = wrapped(joined, columns - 2, f"{indent}  ")
     return [*(f"{part} \\" for part in before), last]
 

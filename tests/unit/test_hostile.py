@@ -317,6 +317,14 @@ def test_a_long_line_on_a_terminal_is_broken_at_words(failed: RunDir) -> None:
             f"next: kdcluster submit {'d' * 42} --set train.epochs=6 --wait",
             [f"ok    next: kdcluster submit {'d' * 42} \\", "        --set train.epochs=6 --wait"],
         ),
+        (  # so it does where a value is quoted, but not where it holds a blank
+            f"next: kdcluster submit {'d' * 40} --set 'seeds=[0,1]' --wait",
+            [f"ok    next: kdcluster submit {'d' * 40} \\", "        --set 'seeds=[0,1]' --wait"],
+        ),
+        (
+            f"next: kdcluster submit {'d' * 30} --set 'variant=of two'",
+            [f"ok    next: kdcluster submit {'d' * 30} --set 'variant=of two'"],
+        ),
         (  # what introduces a command in a sentence stays with that
             "to delete these runs, which are needed by no other run any more, too: kdcluster rm one",
             [
