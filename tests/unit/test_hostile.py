@@ -342,6 +342,16 @@ def test_a_command_on_a_terminal_can_be_copied(text: str, expected: list[str]) -
     assert piped.splitlines() == [f"ok    {text}".replace("\t", " ")]
 
 
+def test_what_is_long_is_broken_at_words_by_diff_and_for_a_pipe_by_schema(folder: Path) -> None:
+    command = [sys.executable, "-m", "kdcluster.cli"]
+    shown = on_terminal([*command, "diff", "exp1", "--set", "distill.alpha=0.75"])
+    both = next(at for at, line in enumerate(shown) if line.startswith("both want"))
+    assert len(shown) > both + 1
+    assert max(map(len, shown[both:])) <= 80
+    told = subprocess.run([*command, "schema"], capture_output=True, check=True, text=True).stdout.splitlines()
+    assert max(len(line) for line in told if line.startswith("    ")) <= 80  # `schema | head`, on a terminal
+
+
 def test_where_an_attempt_ran_is_one_line_of_the_log(failed: RunDir) -> None:
     started(failed, agent=DEAD)
     heads = [line for line in run("logs", failed.id).stdout.splitlines() if line.startswith("[attempt 1] on ")]
