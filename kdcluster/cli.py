@@ -290,7 +290,8 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 
 
 @main.command()
-@takes(arguments.experiments, arguments.settings, arguments.role, arguments.runs_dir)
+@click.argument("experiments", nargs=-1, metavar="[EXP...]", shell_complete=completion.experiments)
+@takes(arguments.settings, arguments.role, arguments.runs_dir)
 @click.option(
     "--format",
     "style",
@@ -316,7 +317,8 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 def results(chosen: Chosen, **options: Any) -> None:
     """The results table, and what is missing from it.
 
-    Accuracy, gain over the baseline, parameters, reduction and retention of each configuration.
+    Accuracy, gain over the baseline, parameters, reduction and retention of each configuration. Without names: of every
+    experiment that has a run in the runs directory.
     """
     from kdcluster.commands import results as command
 
@@ -353,7 +355,7 @@ def cancel(chosen: Chosen, shared: bool) -> None:
         made = chosen.plan()
         others = {} if shared else cancelling.shared(made, root)
         for run_id, wanted in others.items():
-            say(f"  {run_id}  goes on: {', '.join(wanted)} needs it too; --shared stops it")
+            say(f"  {run_id}  goes on: started for {', '.join(wanted)}, too; --shared stops it")
         ids += [run.id for run in made.runs if run.id not in others]
         if left := set(cancelling.going_on(made, root)) - set(ids):
             who = f"{count(len(left), 'run')} of other settings, or of a sweep, {'goes' if len(left) == 1 else 'go'} on"
@@ -379,8 +381,8 @@ def cancel(chosen: Chosen, shared: bool) -> None:
 def rm(chosen: Chosen, checkpoints: bool, yes: bool) -> None:
     """Delete runs. Shows what it would delete unless --yes; refuses what another run needs.
 
-    Of an EXP: every run that was started for it, with whatever settings and by its sweep, but for those that another
-    experiment was submitted with, or that another run needs.
+    Of an EXP: every run that was started for it, with whatever settings and by its sweep, but for those that were
+    started for another experiment, too, or that another run needs.
     """
     from kdcluster.commands import rm as command
 

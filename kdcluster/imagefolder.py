@@ -69,8 +69,9 @@ def look(root: Path) -> ImageFolder:
     seen = _seen.get()
     if seen is not None and root in seen:
         return seen[root]
-    if not (root / "train").is_dir():
-        raise ConfigError(f"no such folder: {root / 'train'} ({LAYOUT})")
+    for folder in (root, root / "train"):
+        if not folder.is_dir():
+            raise ConfigError(f"no such folder: {folder} ({LAYOUT})")
     found = _understood(root, walked(root))
     if seen is not None:
         seen[root] = found

@@ -101,11 +101,13 @@ def _stored_notes(meta: Mapping[str, Any]) -> Iterator[str]:
     same = meta.get("in_both") or {"count": 0}
     if same["count"]:
         test, train = same["example"]
-        are = "is" if same["count"] == 1 else "are"
-        yield (
-            f"{count(same['count'], 'test image')} {are} among the training images, too, pixel by pixel ({test} is "
-            f"{train}): the test accuracy counts what was learnt by heart"
-        )
+        yield in_both(same["count"], f", pixel by pixel ({test} is {train})")
+
+
+def in_both(number: int, how: str = "") -> str:
+    """What test images are worth that were trained on, in words."""
+    are = f"{count(number, 'test image')} {'is' if number == 1 else 'are'}"
+    return f"{are} among the training images, too{how}: the test accuracy counts what was learnt by heart"
 
 
 def images(run: Run, data_dir: Path) -> Images:
@@ -250,7 +252,7 @@ def line(seen: Images, eyes: Sequence[Eye]) -> str:
     counts = parts.with_labels(seen.counts, seen.labelled)
     height, width = seen.size
     size = f"{height}×{width} px" + ("" if height == width else " (height × width)")
-    size += f" (in a sample of {seen.looked_at})" if seen.looked_at else ""
+    size += f" ({seen.looked_at} looked at)" if seen.looked_at else ""
     each = {(one.name, one.size): one.role for one in reversed(eyes)}
     names = [name for name, _ in each]
     takes: list[str] = []

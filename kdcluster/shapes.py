@@ -127,6 +127,7 @@ class Trainer(Record):
     amp: Literal["bf16", "none"] | None = None
     trainer_code: str | None = None
     images_skipped: Number = 0
+    images_in_both: Number = 0
     steps_per_epoch: Number | None = None
     images: dict[str, Number] = {}
     resumed_at_step: Number = 0

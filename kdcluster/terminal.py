@@ -94,14 +94,15 @@ def _broken(line: str, columns: int | None, indent: str) -> list[str]:
 
 
 def _continued(line: str, columns: int, indent: str) -> list[str]:
-    if wide(line) <= columns or not _COMMAND.search(line) or "'" in line:
+    if wide(line) <= columns or not _COMMAND.search(line) or re.search("'[^']* [^']*'", line):
         return [line]
-    *before, last = wrapped(line, columns - 2, f"{indent}  ")
+    joined = re.sub(r"( --[\w-]+) (?=[\w'])", "\\1\xa0", line)  # an option and its value stay together
+    *before, last = wrapped(joined, columns - 2, f"{indent}  ")
     return [*(f"{part} \\" for part in before), last]
 
 
-_COMMAND = re.compile(r"(?:\w+: )?\bkdcluster .*?(?=[,;:)](?: |$)|   |$)")
-"""One to type, with what introduces it, up to the end of its clause."""
+_COMMAND = re.compile(r"(?:(?<![\w,;:] )\b\w+: )?\bkdcluster .*?(?=[,;:)](?: |$)|   |$)")
+"""One to type, with a word that alone introduces it, up to the end of its clause."""
 
 
 def size(stream: TextIO) -> os.terminal_size | None:

@@ -242,12 +242,12 @@ def _unknown(root: type[BaseModel], key: Key) -> tuple[str, Key]:
     name, block = str(key[-1]), _block_at(root, key[:-1])
     known = list(block.model_fields) if block else []
     if close := [_USUAL[name]] if _USUAL.get(name) in known else difflib.get_close_matches(name, known, 1, cutoff=0.75):
-        return f"unknown key; did you mean {close[0]}?", (*key[:-1], close[0])
+        return f"unknown key; did you mean {'.'.join(map(str, (*key[:-1], close[0])))}?", (*key[:-1], close[0])
     if elsewhere := [other for other in _leaves(root) if other[-1] == name]:
         top = " at the top of the file" if len(elsewhere[0]) == 1 else ""
         return f"unknown key; did you mean {'.'.join(elsewhere[0])}{top}?", ()
     if close := difflib.get_close_matches(name, known, 1, cutoff=0.5):
-        return f"unknown key; did you mean {close[0]}?", (*key[:-1], close[0])
+        return f"unknown key; did you mean {'.'.join(map(str, (*key[:-1], close[0])))}?", (*key[:-1], close[0])
     return f"unknown key; known: {', '.join(known)}", ()
 
 

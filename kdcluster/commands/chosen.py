@@ -132,6 +132,8 @@ class Chosen:
         from kdcluster.plan import ROLES, plan
 
         short = self._short()
+        for text in self._overridden():
+            say(f"--set {text} does not count: a later --set has the same key")
         loaded = []
         problems: list[str] = []
         for name in names or self.named:
@@ -150,6 +152,26 @@ class Chosen:
         if unknown := [role for role in wanted if role not in ROLES]:
             raise ConfigError(f"--role {self.roles}: {unknown[0]!r} is no role; there are {', '.join(ROLES)}")
         return made.only(wanted)
+
+    def _overridden(self) -> list[str]:
+        """What the command line sets and sets again."""
+        keys = [text.partition("=")[0] for text in self.overrides]
+        return [text for at, text in enumerate(self.overrides) if keys[at] in keys[at + 1 :]]
+
+    def started(self) -> tuple[str, ...]:
+        """Names of the experiments that are known here and have a run in this runs directory."""
+        from kdcluster.experiment import configfile
+        from kdcluster.plan import plan
+
+        names = []
+        for name in configfile.experiments():
+            try:
+                made = plan([configfile.load(name)])
+            except ConfigError:
+                continue  # a broken file says so when it is named
+            if any((self.root / run.id).is_dir() for run in made.runs):
+                names.append(name)
+        return tuple(names)
 
     def _short(self) -> dict[str, str]:
         """--set KEY=VALUE -> the shorter option that stands for it."""

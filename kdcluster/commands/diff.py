@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ SURROUNDINGS = (
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: what it is called, what it is set to, and of a run what came of it."""
+    """One of the two: what it is called, what it is set to, and what came of it."""
 
     name: str
     settings: Mapping[str, Setting]
@@ -81,14 +82,19 @@ def diff(chosen: Chosen, a_name: str, b_name: str | None, *, as_json: bool) -> N
     same = len({**a.settings, **b.settings}) - sum(one.key in a.settings or one.key in b.settings for one in found)
     show(f"{count(same, 'key')} of both {'is' if same == 1 else 'are'} the same" if rows else "no key differs")
     if not known and rows and (shared := sorted(a.runs & b.runs)):
-        show_wrapped("both want ", ", ".join(shared))
+        show_wrapped("", f"both want {', '.join(shared)}")
 
 
 def _experiment(one: Chosen) -> Side:
     loaded = one.load(one.named[0])
-    runs = frozenset(run.id for run in plan([loaded]).runs)
+    made = plan([loaded])
     sets = "".join(f" --set {quoted(text)}" for text in one.settings)
-    return Side(f"{loaded.name} ({loaded.path}){sets}", of_experiment(loaded), runs)
+    facts = {}
+    for role, ids in made.wanted[loaded.name].items():
+        if done := [result["best"]["test/top1"] for i in ids if (result := RunDir(one.root, i).result())]:
+            facts[f"{role}, best test/top1"] = f"{statistics.fmean(done):.2f} % ({len(done)} of {len(ids)})"
+    name = f"{loaded.name} ({loaded.path}){sets}"
+    return Side(name, of_experiment(loaded), frozenset(run.id for run in made.runs), facts=facts)
 
 
 def _run_of(run_dir: RunDir) -> Side:

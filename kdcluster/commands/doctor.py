@@ -17,7 +17,7 @@ from kdcluster import __version__
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import left_out
 from kdcluster.errors import KdclusterError
-from kdcluster.inputs import told
+from kdcluster.inputs import arrays_folder, told
 from kdcluster.launch import submission
 from kdcluster.launch.backend import Finding, Options, choose
 from kdcluster.launch.local.gpus import visible_gpus
@@ -86,6 +86,8 @@ def _place(plan: Plan | None, chosen: Chosen, *, with_job: bool) -> Iterator[Fin
     except KdclusterError as error:
         yield Finding("submit", False, one_line(str(error)))
         return
+    if any(made.data.path and not arrays_folder(made, chosen.data).exists() for made in map(plan.__getitem__, wanted)):
+        notes = [*notes, "its images are not read yet: submit reads all of them first, and refuses what it cannot read"]
     starts = f"{len(wanted) or 'none'} of {count(len(plan.runs), 'run')} would be {there.word}"
     others = [one for run_id, one in found.items() if run_id not in wanted]
     states = Counter(one.state for one in others if one.state not in GIVEN_UP)

@@ -13,6 +13,7 @@ from pathlib import Path
 from kdcluster import records
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.named import of_name
+from kdcluster.commands.progress import SAFE
 from kdcluster.history import headline, history
 from kdcluster.launch.status import KNOWN_S, Status, last_sign, statuses_of
 from kdcluster.runs import Attempt, RunDir
@@ -39,6 +40,8 @@ def logs(chosen: Chosen, name: str, *, follow: bool, rank: int | None, last: int
         elif not run_dir.attempts():
             status = found[run_dir]
             say(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}")
+    if follow and width() is not None:
+        say(SAFE)
     try:
         short = width() is not None and not as_json
         text = lines(labels, follow=follow, rank=rank, last=last, short=short)
@@ -143,6 +146,8 @@ class _Reader:
                 self._said.add(stage)
                 yield from self._labelled([headline(record)], where)
             logs_of = attempt.logs()
+            if record.state == State.CANCELLED:  # torchrun says that it was told to stop
+                logs_of.append(logs_of.pop(0))
             alone = self.short and not any(label.startswith("rank") and label != "rank 0" for label, _ in logs_of)
             for label, path in logs_of:
                 if self.rank is None or label == f"rank {self.rank}":

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 
 from kdcluster import records
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import NotFound
 from kdcluster.experiment import configfile
-from kdcluster.launch.status import Status
-from kdcluster.runs import RunDir
+from kdcluster.launch.status import Status, statuses_of
+from kdcluster.plan import Plan
+from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 from kdcluster.terminal import say
 from kdcluster.wording import SUBMIT_OPTIONS, command, count, quoted, submit_words
@@ -68,6 +69,17 @@ def say_next_steps(found: Mapping[str, Status], again: Mapping[str, str] | str, 
         say(f"next: {step}")
 
 
+def table(chosen: Chosen) -> str:
+    """The command that shows what has come of the experiments; nothing where none is named."""
+    return f"kdcluster results {chosen.again(*chosen.named)}{chosen.where}" if chosen.named else ""
+
+
+def say_table(found: Mapping[str, Status], chosen: Chosen) -> None:
+    """Once every run is done."""
+    if found and table(chosen) and all(status.state == State.DONE for status in found.values()):
+        say(f"next: {table(chosen)}")
+
+
 def say_how_to_go_on(stopped: Mapping[str, State], chosen: Chosen) -> None:
     """After a cancel, of runs and the states that they have now: those named one by one go on one by one."""
     found = {run_id: Status(state) for run_id, state in stopped.items()}
@@ -77,18 +89,47 @@ def say_how_to_go_on(stopped: Mapping[str, State], chosen: Chosen) -> None:
     say_next_steps(found, chosen.again(*chosen.named), chosen)
 
 
-def _submitted(run_dir: RunDir, is_found: Callable[[str], bool]) -> str:
+def say_others(made: Plan, chosen: Chosen, look: str) -> None:
+    """Runs that were started for these experiments and are not theirs as they are set here, and how to see them.
+
+    Args:
+        made: the experiments as the file and the command line set them.
+        chosen: the command line.
+        look: the command that was typed, as status.
+    """
+    ours = {run_id for roles in made.wanted.values() for ids in roles.values() for run_id in ids}
+    is_found = cache(_is_found)
+    groups: dict[tuple[str, str], list[RunDir]] = {}
+    for one in run_dirs(chosen.root):
+        for name in sorted(made.wanted.keys() & set(one.experiments())) if one.id not in ours else ():
+            if one.submitted() and not one.trials_of(name):  # a sweep's are shown as such
+                groups.setdefault((name, _submitted(one, is_found, ("--set", "--seeds"))), []).append(one)
+    for (name, words), runs in list(groups.items())[:MOST]:
+        states = [status.state for status in statuses_of(runs).values()]
+        running = f", {going} running" if (going := states.count(State.RUNNING)) else ""
+        same = words in ("", chosen.again(*chosen.named))  # its file was another one then
+        how = f"{'status' if words == runs[0].id else look} {words}" if not same else "status"
+        what = count(len(runs), "more run")
+        say(f"{what} of {name} with other settings or seeds{running}: kdcluster {how}{chosen.where}")
+    if more := sum(map(len, list(groups.values())[MOST:])):
+        say(f"and {count(more, 'other')}: kdcluster status{chosen.where}")
+
+
+def _submitted(run_dir: RunDir, is_found: Callable[[str], bool], options: Sequence[str] = SUBMIT_OPTIONS) -> str:
     """The arguments that started a run, naming its experiments so that they are found from here; empty: they are not.
 
     A file may have been given from another folder: it is looked for beside the runs directory, too.
     """
-    words, told = submit_words((records.found(run_dir.path / "submit.json") or {}).get("words")), []
+    words = submit_words((records.found(run_dir.path / "submit.json") or {}).get("words"))
+    told: list[str] = []
     left = iter(words)
     for word in left:
-        told.append(word)
         if word in SUBMIT_OPTIONS:
-            told.append(next(left))
-        elif word != run_dir.id and not is_found(word):
+            pair = (word, next(left))
+            told += pair if word in options else ()
+            continue
+        told.append(word)
+        if word != run_dir.id and not is_found(word):
             beside = run_dir.root.parent / word
             if not beside.is_file():
                 return ""

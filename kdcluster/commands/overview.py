@@ -21,7 +21,7 @@ from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.wording import count, wrapped
 
-COLUMNS = ("run", "differs in", "state", "epoch", "left", "best", "images/s", "progress", "why")
+COLUMNS = ("run", "settings", "state", "epoch", "left", "best", "images/s", "progress", "why")
 RIGHT = ("epoch", "left", "best", "images/s")
 RANKS = {"best": 1, "left": 2, "epoch": 3, "images/s": 4, "progress": 5, "why": 6}
 """Columns that give way on a narrow terminal, the highest first."""
@@ -56,7 +56,7 @@ class Group:
 
 
 def grouped(plan: Plan, root: Path, shown: Iterable[str], unread: Container[str] = ()) -> list[Group]:
-    """The runs by who wants them, each once; run directories say it of those that no experiment of the plan wants.
+    """The runs, each once: by the experiment of the plan that they were started for, else by one that wants them.
 
     `unread`: runs whose settings are not all known; no other is held against them.
     """
@@ -73,7 +73,8 @@ def grouped(plan: Plan, root: Path, shown: Iterable[str], unread: Container[str]
         if trial_of:
             sweeps.setdefault(trial_of[0], []).append(run_id)
             continue
-        names = by_plan.get(run_id) or run_dir.experiments() or [""]
+        started_for = [name for name in run_dir.experiments() if name in plan.wanted or run_id not in by_plan]
+        names = list(dict.fromkeys((*started_for, *by_plan.get(run_id, ())))) or [""]
         owner[run_id] = names[0]
         for name in names:
             wanted.setdefault(name, []).append(run_id)
@@ -181,7 +182,8 @@ def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Sta
     differs = {run_id: text for group in groups for run_id, text in group.differs.items()}
     told = (_cells(run, found[run.id], differs[run.id], bar=paper.width is not None) for run in runs)
     cells = [[paper.spell(cell) for cell in row] for row in told]
-    used = [at for at, name in enumerate(COLUMNS) if name == "run" or any(row[at] for row in cells)]
+    stays = ("run", *(("epoch", "left") * any(found[run.id].state == State.RUNNING for run in runs)))  # in a watch
+    used = [at for at, name in enumerate(COLUMNS) if name in stays or any(row[at] for row in cells)]
     names = [COLUMNS[at] for at in used]
     right = [at for at, name in enumerate(names) if name in RIGHT]
     ranks = {at: RANKS[name] for at, name in enumerate(names) if name in RANKS}
@@ -200,7 +202,7 @@ def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Sta
         return whole
     for row, run in zip(cells, runs, strict=True):
         row[0] = short_name(run.id)
-    return fit({names.index("differs in"): len("differs in")} if "differs in" in names else {})
+    return fit({names.index("settings"): len("settings")} if "settings" in names else {})
 
 
 def short_name(run_id: str) -> str:
@@ -218,12 +220,10 @@ def _sorted(group: Group, found: Mapping[str, Status]) -> list[Run]:
 
 def _title(group: Group, found: Mapping[str, Status]) -> str:
     done = sum(found[run.id].state == State.DONE for run in group.runs)
+    more = f"{count(group.above, 'more run')} of it in another group" if group.above else "no run"
     if not group.runs:
-        return (
-            f"{group.title}: its {count(group.above, 'run')} stand above" if group.above else f"{group.title}: no run"
-        )
-    above = f" ({count(group.above, 'more run')} of it above)" if group.above else ""
-    return f"{group.title}: {done} of {len(group.runs)} done{above}"
+        return f"{group.title}: {more.replace(' more', '')}"
+    return f"{group.title}: {done} of {len(group.runs)} done" + f" ({more})" * bool(group.above)
 
 
 def _hidden(group: Group, found: Mapping[str, Status], folded: Sequence[State]) -> str:

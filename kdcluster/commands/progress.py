@@ -18,13 +18,15 @@ from kdcluster.launch.status import KNOWN_S, Status, statuses
 from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan
 from kdcluster.states import ENDED, LIVE, State
-from kdcluster.terminal import Screen, has_colour, size
+from kdcluster.terminal import Screen, has_colour, say, size
 from kdcluster.wording import one_line, wrapped
 
 POLL_S = 0.5
 SHARE, REST_S = 0.03, 10.0
 """Of a core that looking may take: so long the pause gets, up to a limit, however many runs there are."""
 SIZE = os.terminal_size((80, 24))
+SAFE = "Ctrl-C ends this; the runs go on"
+"""Said to whoever watches on a terminal."""
 
 
 @dataclass
@@ -64,7 +66,7 @@ def as_known(status: Status, found: Mapping[str, Status]) -> Status:
     def going(run_id: str) -> bool:
         return run_id not in found or found[run_id].state in LIVE
 
-    held = re.search(r", held by ([\w.-]+) \(pid \d+\)( and \d+ others?)?", status.reason)
+    held = re.search(r", held by ([\w.-]+)( and \d+ others?)?", status.reason)
     if held and not going(held[1]):
         return replace(status, reason=status.reason.replace(held[0], ""))
     needs = re.fullmatch(r"waits for ([\w.-]+(?:, [\w.-]+)*)", status.reason)
@@ -103,6 +105,7 @@ def follow(
     shown = plan if isinstance(plan, Shown) else Shown.all(plan, root)
     if size(stream) is None:
         return _poll(shown, deadline, look, _Lines(stream).show)
+    say(SAFE)
     with Screen(stream) as there:
         found = _poll(shown, deadline, look, lambda now, found: _draw(there, now, found))
         if not keep:

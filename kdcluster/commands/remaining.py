@@ -28,14 +28,15 @@ class Left:
 
     seconds: float
     whole: bool
-    """Whether that is known of every run; else it takes at least so long."""
+    """Whether the speed of every run, or of others of its kind, was measured; else it takes at least so long."""
 
 
 def until_done(runs: Sequence[Run], found: Mapping[str, Status], at_once: int = 1) -> Left | None:
     """How long the runs take that go on, or wait; None: nothing is known of any of them.
 
     Those that wait take turns on as many places as have a run now, but at least `at_once`, and run as fast as others
-    like them did. Evaluations and start-up are not counted.
+    like them did, else as the same model in another role, which may be faster: a teacher beside it takes time.
+    Evaluations and start-up are not counted.
     """
     going = [run for run in runs if found[run.id].state in LIVE]
     speeds = _lengths_per_s(runs, found) if going else {}
@@ -48,7 +49,12 @@ def until_done(runs: Sequence[Run], found: Mapping[str, Status], at_once: int = 
         begin = max([heapq.heappop(places), *(ends.get(need, 0.0) for need in (*run.needs, *run.after))])
         ends[run.id] = begin + known.get(run.id, 0.0)
         heapq.heappush(places, ends[run.id])
-    return Left(max(ends.values()), len(known) == len(going)) if known else None
+    whole = all(run.id in known and _is_measured(run, found[run.id], speeds) for run in going)
+    return Left(max(ends.values()), whole) if known else None
+
+
+def _is_measured(run: Run, status: Status, speeds: Mapping[Kind, float]) -> bool:
+    return not run.train or bool(status.heartbeat.get("steps_per_s")) or kind(run) in speeds
 
 
 def _left(run: Run, status: Status, speeds: Mapping[Kind, float]) -> float | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from kdcluster.commands.arguments import Chosen
-from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.commands.next_steps import say_others
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import trainer_code, write_output
 from kdcluster.launch.status import statuses
 from kdcluster.results import render, table
@@ -25,8 +27,15 @@ def results(
     of_sweep: bool,
     as_json: bool,
 ) -> None:
-    """Print or write it; with `strict`, leave with 1 where something is missing."""
+    """Print or write it; with `strict`, leave with 1 where something is missing.
+
+    Raises:
+        NotFound: no experiment was named, and none has a run here.
+    """
     style = "json" if as_json else style
+    chosen = chosen if chosen.experiments else replace(chosen, experiments=chosen.started())
+    if not chosen.experiments:
+        raise NotFound(f"nothing was started yet in {chosen.root}; name an experiment")
     in_ascii = output is None and not can_show("±×αΔ–")
     room = None if output is not None else width()
     if of_sweep and per_seed:
@@ -54,6 +63,7 @@ def results(
     else:
         show_text(text)
     if not of_sweep:
+        say_others(made, chosen, "results")
         chosen.say_where_no_runs_are()
     if strict and not complete:
         sys.exit(1)

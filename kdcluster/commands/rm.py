@@ -26,8 +26,9 @@ def rm(chosen: Chosen, *, yes: bool) -> None:
     asked = {run_dir for experiment, found in named if not experiment for run_dir in found}
     every = dict.fromkeys(run_dir for _, found in named for run_dir in found)
     stay = _staying(every, asked, experiments, root)
-    for run_dir, why in stay.items():
-        say(f"{run_dir.id} stays: {why}")
+    for why in dict.fromkeys(stay.values()):
+        ids = [run_dir.id for run_dir in stay if stay[run_dir] == why]
+        say(f"{ids[0]} stays: {why}" if len(ids) == 1 else f"{len(ids)} runs stay: {why}")
     wanted = [run_dir for run_dir in every if run_dir not in stay]
     cancelling.check(wanted, root)
     sizes = [sum(cancelling.files(run_dir).values()) for run_dir in wanted]
@@ -38,8 +39,10 @@ def rm(chosen: Chosen, *, yes: bool) -> None:
         if undone:
             say(f"{store} is read by {count(len(undone), 'run')} not done: without it they run the teacher themselves")
     what, total = count(len(wanted), "run"), size(sum(sizes))
+    if not wanted:
+        return say("nothing to delete")
     if not yes:
-        return say(f"nothing was deleted; --yes deletes {what}, {total}" if wanted else "nothing to delete")
+        return say(f"nothing was deleted; --yes deletes {what}, {total}")
     cancelling.remove(wanted, root, experiments)
     say(f"{what} deleted, {total}")
 
@@ -51,13 +54,14 @@ def _staying(
     stay: dict[RunDir, str] = {}
     going = [run_dir for run_dir in every if run_dir not in asked]
     for run_dir in going:
-        if others := sorted(set(run_dir.experiments()) - set(experiments)):
-            stay[run_dir] = f"{', '.join(others)} {'wants' if len(others) == 1 else 'want'} it too"
+        started_for = set(run_dir.experiments())
+        if others := sorted(started_for - set(experiments)):
+            stay[run_dir] = f"started for {', '.join(others)}{', too' if len(started_for) > len(others) else ''}"
     users = cancelling.needing(going, root)
     for run_dir in going:
         outside = [user.id for user in users[run_dir.id] if user not in every or user in stay]
         if run_dir not in stay and outside:
-            stay[run_dir] = f"{outside[0]} needs it"
+            stay[run_dir] = f"needed by {outside[0]}"
     return stay
 
 

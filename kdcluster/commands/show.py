@@ -84,7 +84,7 @@ def _about(run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], u
         "wrong": wrong,
         "result": _result(run_dir, run, status),
         **_logits(run_dir, run, found),
-        "wanted by": ", ".join(run_dir.experiments()) or "no experiment",
+        "experiment": ", ".join(run_dir.experiments()) or "no experiment",
         "needs": ", ".join(f"{need} ({_state(found[need])})" for need in run.needs) or "no other run",
         "read by" if run.role == STORE else "needed by": ", ".join([*named, *more]) or "no run that is here",
         "started by": f"kdcluster submit {submitted}" if submitted else "",

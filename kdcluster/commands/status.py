@@ -5,20 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
-from kdcluster.commands.next_steps import say_next_steps
+from kdcluster.commands.next_steps import say_next_steps, say_others, say_table
 from kdcluster.commands.overview import rows, screen, sweeps_of, total
 from kdcluster.commands.progress import Shown, follow
 from kdcluster.commands.remaining import in_words, until_done
-from kdcluster.errors import ConfigError
-from kdcluster.experiment import configfile
 from kdcluster.history import Record, cost, history, spent
 from kdcluster.launch.status import Status, statuses
-from kdcluster.plan import Plan, Run, plan
+from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.terminal import can_show, has_colour, leave, say, show, show_json, show_screen, size, width
 from kdcluster.wording import wrapped
@@ -56,7 +53,10 @@ def status(chosen: Chosen, *, watch: bool, as_json: bool) -> None:
     held = spent(cost(record for one in records.values() for record in one))
     for line in wrapped(total(found.values(), in_words(left), held), width()):
         show(line)
+    if chosen.names:
+        say_others(desk.base, chosen, "status")
     wanted = {run.id: chosen.again(*desk.named) for run in desk.base.runs}
+    say_table(found, chosen)
     say_next_steps(found, {**dict.fromkeys(found, ""), **wanted}, chosen)
 
 
@@ -66,7 +66,7 @@ class _Desk:
     def __init__(self, chosen: Chosen) -> None:
         self.root, self.names = chosen.root, chosen.names
         self.single = {run_dir.id: run_dir for run_dir in chosen.single}
-        self.named = chosen.named if chosen.names else _started_here(chosen.root)
+        self.named = chosen.named if chosen.names else chosen.started()
         self.base = chosen.plan(*self.named) if self.named else Plan((), {}, {})
         self.known: dict[str, tuple[Run, str]] = {}
         """Of directories: the run, and what is wrong with its config.yaml; each is read once."""
@@ -110,19 +110,6 @@ def _show(shown: Shown, found: Mapping[str, Status]) -> None:
     else:
         room = type(there)((there.columns, max(1, there.lines - ROOM_BELOW)))
         show_screen(screen(shown.groups, found, room, spell=spell, colour=has_colour()))
-
-
-def _started_here(root: Path) -> tuple[str, ...]:
-    """Names of the experiments that are known here and have a run in this runs directory."""
-    names = []
-    for name in configfile.experiments():
-        try:
-            made = plan([configfile.load(name)])
-        except ConfigError:
-            continue  # a broken file says so when it is named
-        if any((root / run.id).is_dir() for run in made.runs):
-            names.append(name)
-    return tuple(names)
 
 
 def _status_row(shown: Shown, run: Run, found: Status, records: list[Record]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kdcluster.commands import stores
 from kdcluster.commands.arguments import Chosen
-from kdcluster.commands.next_steps import left_out, say_next_steps
+from kdcluster.commands.next_steps import left_out, say_next_steps, say_table, table
 from kdcluster.commands.plan import say_inputs, say_notes, show_dry_run
 from kdcluster.commands.progress import follow
 from kdcluster.errors import ConfigError
@@ -43,6 +43,7 @@ def submit(
     words = chosen.submit_again()
 
     def prepare(runs: list[Run]) -> None:
+        say("trying the models and looking at the data; that takes some seconds")
         preflight(runs, data, fetch=True)
         say_inputs(runs, data)
 
@@ -50,6 +51,8 @@ def submit(
     _say_submission(made, done, chosen)
     if wait:
         _wait(made, chosen, timeout)
+    elif not done.started:
+        say_table(done.left, chosen)
 
 
 def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> None:
@@ -64,13 +67,11 @@ def _say_submission(made: Plan, done: submission.Submission, chosen: Chosen) -> 
     if other := sum(code not in (None, trainer_code()) for code in codes):
         say(f"{other} of the done runs were made by other trainer code than today's")
     if not done.started:
-        return say(
-            f"nothing to start: {'the run is' if len(made.runs) == 1 else f'all {len(made.runs)} runs are'} as shown"
-        )
-    where = chosen.where
-    table = f"   then: kdcluster results {chosen.again(*chosen.named)}{where}" if chosen.named else ""
+        what = "the run is" if len(made.runs) == 1 else f"all {len(made.runs)} runs are"
+        return say(f"nothing to start: {what} as shown")
     say(f"{len(done.started)} of {count(len(made.runs), 'run')} {done.where}")
-    say(f"next: kdcluster status {chosen.again()} --watch{where}{table}")
+    then = f"   then: {table(chosen)}" if table(chosen) else ""
+    say(f"next: kdcluster status {chosen.again()} --watch{chosen.where}{then}")
 
 
 def listed(rows: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -98,3 +99,4 @@ def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
     if any(status.state != State.DONE for status in found.values()):
         say_next_steps(found, chosen.submit_again(), chosen)
         leave("not every run is done", 1)
+    say_table(found, chosen)

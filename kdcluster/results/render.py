@@ -75,7 +75,7 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_see
     for experiment in table.experiments:
         cells = [[spell(cell) for cell in row] for row in _cells(table, experiment)]  # before their width is taken
         for row in cells[1:]:
-            row[0] = re.sub(r"(\w+) (?=[\d.])", "\\1\xa0", row[0])  # α and its value stay together
+            row[0] = re.sub(r"\(.*?\)", lambda found: found[0].replace(" ", "\xa0"), row[0])  # α and T stay together
         right = range(1, len(cells[0]))
         ranks = {at: _RANKS[name] for at, name in enumerate(cells[0]) if name in _RANKS}
         fit = fitted(cells, right, width=width, ranks=ranks, wraps={0: WRAPS_TO})
@@ -89,14 +89,15 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_see
             fit = fitted(each, range(1, len(each[0])), width=width)
             lines += ["", *(line for row in fit.rows for line in row)]
         for title, problems in _by_kind(experiment.problems):
-            told = [["", "", ""], *([who, p.state, spell(_why(p))] for who, p in _alike(problems))]
+            told = [["", "", ""], *([who, p.state, spell(p.reason)] for who, p in _alike(problems))]
             room = width and width - 2
             shown = fitted(told, width=room, wraps={2: room or 0}).rows[1:]
             if room and any(wide(line) > room for row in shown for line in row):
                 shown = [wrapped("  ".join(cells), room, "  ") for cells in told[1:]]
-            lines += ["", f"{title}:", *(f"  {line}" for row in shown for line in row)]
+            more = " (kdcluster logs RUN says more)" * any(p.log for p in problems)
+            lines += ["", f"{title}{more}:", *(f"  {line}" for row in shown for line in row)]
         blocks.append("\n".join([*lines, "", *below(experiment.notes)]))
-    return spell("\n\n".join([*blocks, "\n".join(below(table.notes))]) + "\n")
+    return spell("\n\n".join(filter(None, [*blocks, "\n".join(below(table.notes))])) + "\n")
 
 
 def _markdown(table: Table, per_seed: bool) -> str:
@@ -111,7 +112,7 @@ def _markdown(table: Table, per_seed: bool) -> str:
             lines += ["", f"**{title}**", ""]
             lines += [f"- {escaped(f'{who}: {p.state}: {_why(p)}')}" for who, p in _alike(problems)]
         blocks.append("\n".join([*lines, "", *(f"- {escaped(note)}" for note in experiment.notes)]))
-    return "\n\n".join([*blocks, "\n".join(f"- {escaped(note)}" for note in table.notes)]) + "\n"
+    return "\n\n".join(filter(None, [*blocks, "\n".join(f"- {escaped(note)}" for note in table.notes)])) + "\n"
 
 
 def _title(table: Table, experiment: ExperimentTable) -> str:
@@ -136,7 +137,7 @@ def _alike(problems: Iterable[Problem]) -> list[tuple[str, Problem]]:
     """Each problem once, with its run, or with how many of those that are not done have the same."""
     runs: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
-        same = (problem.run,) if problem.state == State.DONE else (problem.state, _why(problem))
+        same = (problem.run, problem.reason) if problem.state == State.DONE else (problem.state, _why(problem))
         runs.setdefault(same, []).append(problem)
     return [(ours[0].run if len(ours) == 1 else count(len(ours), "run"), ours[0]) for ours in runs.values()]
 
@@ -185,7 +186,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("retention", lambda row: _number(row.retention, "{:.1f} %")),
     ("published", lambda row: _number(row.reference, "{:.2f}")),
 ]
-_RANKS = {"reduction": 3, "params": 2, "retention": 1}
+_RANKS = {"params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
-WRAPS_TO = 24
+WRAPS_TO = 20
 """Columns to which the configuration wraps before another column gives way."""

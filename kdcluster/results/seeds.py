@@ -48,7 +48,7 @@ def took(costs: Collection[Cost]) -> Iterator[str]:
     together = cost(costs)
     if round(together.wall_s):
         hours = f"; {spent(together)}" if together.gpu_hours else ""
-        yield f"{count(len(costs), 'run')} took {span(together.wall_s)}{' one by one' * (len(costs) > 1)}{hours}"
+        yield f"{count(len(costs), 'run')} took {span(together.wall_s)}{', summed' * (len(costs) > 1)}{hours}"
 
 
 def cells(rows: Iterable[SeedRow], protocol: str) -> list[list[str]]:

@@ -20,9 +20,9 @@ def interval95(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def compared(interval: tuple[float, float], other: str) -> str:
-    """What an interval of ours - other's accuracy says, in words; nothing is better while zero lies in it."""
+    """What an interval of ours - other's accuracy says, in words; nothing is shown while zero lies in it."""
     low, high = interval
-    return f"{'better' if low > 0 else 'worse' if high < 0 else 'not better'} than {other}"
+    return f"{'better' if low > 0 else 'worse' if high < 0 else 'not shown to be better'} than {other}"
 
 
 def t_quantile(p: float, df: int) -> float:

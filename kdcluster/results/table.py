@@ -9,10 +9,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, Record, cost, history
+from kdcluster.inputs import in_both
 from kdcluster.plan import Plan, Role
 from kdcluster.results.conditions import local_batchnorm, unlike, where
 from kdcluster.results.index import Index
@@ -143,10 +145,12 @@ def build(
                 by_seed(runs, costs),
             )
         )
-    return Table(protocol, TOP1, tuple(experiments), _FOOTER)
+    rows = [row for experiment in experiments for row in experiment.rows]
+    needed = (any(row.top1_sd is not None for row in rows), any(row.gain is not None for row in rows))
+    return Table(protocol, TOP1, tuple(experiments), tuple(compress(_LEGEND, needed)))
 
 
-_FOOTER = (
+_LEGEND = (
     "± is the sample standard deviation (n - 1) over the students' seeds, which share teacher and views: "
     "it does not include the teacher's; n = 1 has none",
     "gain is distilled - baseline, paired by seed, in percentage points, with its 95 % t interval; "
@@ -248,17 +252,19 @@ def _notes(
             yield f"the gain is over the seeds that both have: {', '.join(map(str, seeds))}"
         elif not seeds:
             yield "no gain: no seed has both a baseline and a distilled run"
-        if (interval := interval95(list(_gains(runs).values()))) and interval[0] <= 0 <= interval[1]:
-            words = compared(interval, NO_DISTILLATION)
-            yield f"on these {len(seeds)} seeds distilled is {words}: the interval of the gain contains zero"
+        elif (interval := interval95(list(_gains(runs).values()))) and interval[0] <= 0 <= interval[1]:
+            words = f"with {len(seeds)} seeds distilled is {compared(interval, NO_DISTILLATION)}"
+            yield f"{words}: the interval of the gain contains zero; more seeds may tell (--seeds)"
     done = [m for m in unique if m.done]
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
         yield f"{rising} of {count(len(students), 'student')} did best in the last {at}: more {length} may do better"
     yield from _computed(students)
-    if skipped := sorted({n for m in done if (n := m.trainer.get("images_skipped"))}):
-        counts = " or ".join(map(str, skipped))
-        yield f"without {counts} broken images of {config.data.path or config.data.name} (data.skip_broken)"
+    if skipped := max((m.trainer.get("images_skipped", 0) for m in done), default=0):
+        data = config.data.path or config.data.name
+        yield f"without {count(skipped, 'broken image')} of {data} (data.skip_broken)"
+    if same := max((m.trainer.get("images_in_both", 0) for m in done), default=0):
+        yield in_both(same)
     if places := sorted({text for m in done if (text := where(m))}):
         yield f"trained on {'; '.join(places)}"
     if partial := local_batchnorm(done):

@@ -103,5 +103,7 @@ def _verdict(made: Plan, root: Path) -> Verdict:
             words.append(f"nothing tells the winner from {other}: {figures}, of one seed")
     words[0] = f"on {count(len(ours), 'fresh seed')}, {words[0]}"
     if len(ours) > 1:
-        words.append("in brackets the 95 % t interval of the difference, by seed: while it holds zero, none is better")
+        words.append(
+            "in brackets the 95 % t interval of the difference, by seed: while it holds zero, nothing is shown"
+        )
     return Verdict(holds, tuple(words))

@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,8 +56,8 @@ class Arrays:
     """In words, what was done to the images' size."""
     seen: Images
     """The same for people; its training images are those that are left when some are held out."""
-    skipped: int = 0
-    """Broken images that were left out."""
+    noted: Mapping[str, int] = field(default_factory=dict)
+    """For trainer.json: how many broken images were left out, and how many test images are training images, too."""
 
 
 def prepare(run: Run, data_dir: Path, *, verify: bool = False) -> Arrays:
@@ -115,7 +115,10 @@ def open_arrays(run: Run, data_dir: Path) -> Arrays:
         tuple(meta["classes"]),
         meta["image_rule"],
         Images.stored(meta, run.num_classes, run.data),
-        sum(map(len, meta.get("skipped", {}).values())),
+        {
+            "images_skipped": sum(map(len, meta.get("skipped", {}).values())),
+            "images_in_both": (meta.get("in_both") or {"count": 0})["count"],
+        },
     )
 
 

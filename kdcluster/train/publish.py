@@ -41,10 +41,11 @@ class Publisher:
         net: models.Classifier,
         steps_per_epoch: int,
         resumed: dict[str, Any] | None = None,
-        skipped: int = 0,
+        noted: Mapping[str, int] | None = None,
         images: Mapping[str, int] | None = None,
     ) -> None:
-        """`images`: of each split that is evaluated, how many; and with and without labels, where some have none."""
+        """`noted`: `data.Arrays.noted`; `images`: of each split that is evaluated, how many; with and
+        without labels, too, where some have none."""
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
         if self.active and attempt is not None:
@@ -60,7 +61,7 @@ class Publisher:
             "batchnorm_batch": norm_batch,
             "amp": run.amp,
             "trainer_code": trainer_code(),
-            "images_skipped": skipped,
+            **(noted or {}),
         }
         went_on = {"steps_per_epoch": steps_per_epoch, "resumed_at_step": max(step, 0), "images": images or {}}
         went_on["compiled"] = run.train is not None and run.train.compile is True

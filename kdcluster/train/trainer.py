@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -88,7 +88,7 @@ def train(
     if len(val_index):
         splits["val"] = (images, val_index)
     if run.train is None:
-        return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.skipped)
+        return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.noted)
     images, train_index, sizes = _taught(run, images, train_index, _sizes(splits))
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
@@ -108,7 +108,7 @@ def train(
     first = data.Index.placed(torch.arange(min(2, len(test.labels))), world.device)
     settle_buckets(training, data.gather(test, first)[0])
     say_start(run, world, training.student, steps_per_epoch, len(train_index))
-    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.skipped, sizes)
+    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.noted, sizes)
     trace = Trace(run_dir.path, world.device, min(max_steps, course.steps)) if profile else None
     loop = Loop(training, images, train_index, splits, course, publish, saver, progress, parts, max_steps, trace)
     try:
@@ -284,13 +284,13 @@ def _evaluate_only(
     world: World,
     splits: Splits,
     progress: Progress,
-    skipped: int,
+    noted: Mapping[str, int],
 ) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
     say_start(run, world, net, 0)
     sizes = _sizes(splits)
-    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, skipped=skipped, images=sizes)
+    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, noted=noted, images=sizes)
     finished = False
     try:
         metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))

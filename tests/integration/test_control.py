@@ -127,7 +127,7 @@ def test_shared_runs_go_on(folder):
     training(folder, "teacher")
     text = kdcluster(folder, "cancel", "tiny.yaml").stderr
     teacher = next((folder / "runs").glob("teacher-*")).name
-    assert f"{teacher}  goes on: other needs it too" in text
+    assert f"{teacher}  goes on: started for other, too" in text
     assert states(folder, "tiny.yaml")["teacher"]["state"] == "running"
     kdcluster(folder, "cancel", "tiny.yaml", "other.yaml")
     assert {row["state"] for row in states(folder, "other.yaml").values()} == {"cancelled"}

@@ -81,7 +81,7 @@ ARGUMENTS = {
     "show": "RUN",
     "diff": "A [B]",
     "logs": "RUN|EXP",
-    "results": "EXP...",
+    "results": "[EXP...]",
     "cancel": "EXP|RUN...",
     "rm": "[RUN|EXP...]",
     "sweep": "EXP",
@@ -211,7 +211,7 @@ def test_a_broken_file_shows_no_traceback_in_a_process_of_its_own(empty_folder: 
     (empty_folder / "exp.yaml").write_text("data: {name: cifar10}\nteacher: {model: t}\nstudent: {modell: s}\n")
     done = kdcluster_process("plan", "exp.yaml")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "exp.yaml:3:11: student.modell: unknown key; did you mean model?\n"
+    assert done.stderr == "exp.yaml:3:11: student.modell: unknown key; did you mean student.model?\n"
 
 
 def kdcluster_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -625,6 +625,7 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
     teacher, store, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.splitlines() == [
+        "trying the models and looking at the data; that takes some seconds",
         DEMO,
         f"  {teacher}  failed (why)",
         f"  {store}  started",

@@ -142,9 +142,9 @@ def test_a_key_by_the_name_that_others_have_for_it(tmp_path: Path) -> None:
     meant |= {"teacher.name": "model", "data.root": "path"}
     for key, ours in meant.items():
         [said] = refused(tmp_path, GOOD, f"{key}=1")
-        assert said == f"--set {key}=1: {key}: unknown key; did you mean {ours}?"
+        assert said == f"--set {key}=1: {key}: unknown key; did you mean {key.partition('.')[0]}.{ours}?"
     [said] = refused(tmp_path, GOOD.replace("model: resnet18", "name: resnet18"))  # and not that model is missing
-    assert said == "4:3: teacher.name: unknown key; did you mean model?"
+    assert said == "4:3: teacher.name: unknown key; did you mean teacher.model?"
     [said] = refused(tmp_path, GOOD, "sweep.wd=1")  # not a key of that block
     assert "weight_decay" not in said
 

@@ -25,7 +25,7 @@ from kdcluster.sweep.screen import Screen, screen
 from tests.fabricated import done, evaluated, put
 from tests.tiny import write_experiment
 
-POINTS = "in brackets the 95 % t interval of the difference, by seed: while it holds zero, none is better"
+POINTS = "in brackets the 95 % t interval of the difference, by seed: while it holds zero, nothing is shown"
 
 
 def space(folder: Path, block: dict[str, Any] | None = None, **changes: Any) -> Space:
@@ -70,7 +70,7 @@ def trained(searched: Space, best: Point, root: Path, tops: dict[str, Sequence[f
             [59.0, 56.0, 53.7],
             False,
             (
-                "on 3 fresh seeds, the winner is not better than no distillation: "
+                "on 3 fresh seeds, the winner is not shown to be better than no distillation: "
                 "56.00 % against 56.23 %, -0.23 points [-6.8, 6.4]",
                 "the winner is better than the file's own settings: 56.00 % against 54.50 %, +1.50 points [0.3, 2.7]",
             ),

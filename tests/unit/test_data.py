@@ -546,7 +546,7 @@ def test_broken_images_are_left_out_where_the_file_says_so(tmp_path):
     for split, i, name in (("train", 1, "red fox/1"), ("test", 2, "red fox/0")):
         pixels = np.asarray(Image.open(root / split / f"{name}.png"))
         np.testing.assert_array_equal(arrays.images[split][i], pixels.transpose(2, 0, 1))
-    assert arrays.skipped == 3
+    assert arrays.noted == {"images_skipped": 3, "images_in_both": 0}
     assert arrays.seen.notes == (
         "2 broken images of train left out (data.skip_broken): train/ape/0.png, train/red fox/0.png",
         "1 broken image of test left out (data.skip_broken): test/red fox/1.png",

@@ -10,8 +10,10 @@ from click.testing import CliRunner, Result
 
 from kdcluster.cli import main
 from kdcluster.commands import doctor
+from kdcluster.inputs import arrays_folder
 from tests.fabricated import put
 from tests.tiny import make_plan
+from tests.unit.test_inputs import pictures
 from tests.unit.test_slurm import fake as fake
 
 UNCONFIGURED = "echo 'x: error: fetch_config: DNS SRV lookup failed\nx: fatal: no configuration source' >&2; exit 1"
@@ -107,3 +109,22 @@ def test_the_doctor_counts_what_would_be_started(folder: Path, monkeypatch: pyte
     assert told("tiny.yaml")["submit"] == "ok   none of 4 runs would be started; all are done"
     assert "submit" not in told()
     assert "on this machine there are no jobs" in run("doctor", "--with-job").stderr
+
+
+def test_images_that_nobody_has_read_yet_are_no_promise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`7 of 7 runs would be started`, and submit then named an image that cannot be read."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    data = {"name": "image_folder", "path": str(pictures(folder / "pets", train=2))}
+    made = make_plan(folder, {"data": data})
+    unread = "; its images are not read yet: submit reads all of them first, and refuses what it cannot read"
+    assert told("tiny.yaml")["submit"] == f"ok   3 of 3 runs would be started{unread}"
+    arrays_folder(made.runs[0], folder / "data").mkdir(parents=True)
+    assert told("tiny.yaml")["submit"] == "ok   3 of 3 runs would be started"
+
+
+def test_a_submit_says_that_it_takes_some_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was to be seen for nine."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("kdcluster.launch.submission.check", lambda *_: [])
+    monkeypatch.setattr("kdcluster.launch.local.backend.Local.start", lambda *_: "here", raising=True)
+    assert "trying the models and looking at the data; that takes some seconds\n" in run("submit", "tiny.yaml").stderr

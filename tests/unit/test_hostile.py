@@ -314,6 +314,25 @@ def test_a_long_line_on_a_terminal_is_broken_at_words(failed: RunDir) -> None:
                 "        --set train.epochs=6",
             ],
         ),
+        (  # an option and its value stand in one line
+            f"next: kdcluster submit {'d' * 42} --set train.epochs=6 --wait",
+            [f"ok    next: kdcluster submit {'d' * 42} \\", "        --set train.epochs=6 --wait"],
+        ),
+        (  # so it does where a value is quoted, but not where it holds a blank
+            f"next: kdcluster submit {'d' * 40} --set 'seeds=[0,1]' --wait",
+            [f"ok    next: kdcluster submit {'d' * 40} \\", "        --set 'seeds=[0,1]' --wait"],
+        ),
+        (
+            f"next: kdcluster submit {'d' * 30} --set 'variant=of two'",
+            [f"ok    next: kdcluster submit {'d' * 30} --set 'variant=of two'"],
+        ),
+        (  # what introduces a command in a sentence stays with that
+            "to delete these runs, which are needed by no other run any more, too: kdcluster rm one",
+            [
+                "ok    to delete these runs, which are needed by no other run any more, too:",
+                "      kdcluster rm one",
+            ],
+        ),
         ("no\tcommand", ["ok    no command"]),
     ],
 )
@@ -322,6 +341,16 @@ def test_a_command_on_a_terminal_can_be_copied(text: str, expected: list[str]) -
     assert on_terminal([sys.executable, "-c", script, text]) == expected
     piped = subprocess.run([sys.executable, "-c", script, text], capture_output=True, check=True, text=True).stdout
     assert piped.splitlines() == [f"ok    {text}".replace("\t", " ")]
+
+
+def test_what_is_long_is_broken_at_words_by_diff_and_for_a_pipe_by_schema(folder: Path) -> None:
+    command = [sys.executable, "-m", "kdcluster.cli"]
+    shown = on_terminal([*command, "diff", "exp1", "--set", "distill.alpha=0.75"])
+    both = next(at for at, line in enumerate(shown) if line.startswith("both want"))
+    assert len(shown) > both + 1
+    assert max(map(len, shown[both:])) <= 80
+    told = subprocess.run([*command, "schema"], capture_output=True, check=True, text=True).stdout.splitlines()
+    assert max(len(line) for line in told if line.startswith("    ")) <= 80  # `schema | head`, on a terminal
 
 
 def test_where_an_attempt_ran_is_one_line_of_the_log(failed: RunDir) -> None:

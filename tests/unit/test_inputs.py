@@ -91,7 +91,7 @@ def test_what_is_not_known_is_not_made_up() -> None:
     eyes = [Eye("teacher", "resnet18", None, 1, False), Eye("student", "resnet18", 28, 1, True)]
     few = Images(2, {"train": 500, "val": 50, "test": 9}, (20, 30), looked_at=64)
     assert line(few, eyes) == (
-        "2 classes, 500 train, 50 val, 9 test, 20×30 px (height × width) (in a sample of 64); "
+        "2 classes, 500 train, 50 val, 9 test, 20×30 px (height × width) (64 looked at); "
         "teacher resnet18 sees its default size, student resnet18 28 px"
     )
 
@@ -162,7 +162,7 @@ def test_of_a_big_folder_some_images_are_looked_into(tmp_path: Path, monkeypatch
     monkeypatch.setattr(inputs, "SAMPLE", 4)
     block = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
     (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
-    assert "28×28 px (in a sample of 4);" in said.line
+    assert "28×28 px (4 looked at);" in said.line
 
 
 def test_decoded_images_are_known_as_they_are(tmp_path: Path) -> None:
@@ -227,12 +227,14 @@ def test_a_log_begins_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.records[0].message == said[0]
 
 
-def test_a_run_records_how_many_images_were_left_out(tmp_path: Path) -> None:
+def test_a_run_records_how_many_images_were_left_out_and_are_in_both(tmp_path: Path) -> None:
     pets = pictures(tmp_path / "pets", train=10, size=16)
     (pets / "train" / "cat" / "0.png").write_bytes(b"no image")
+    (pets / "test" / "cat" / "9.png").write_bytes((pets / "train" / "cat" / "1.png").read_bytes())
     settings = {"name": "image_folder", "path": str(pets), "skip_broken": True}
     made = make_plan(tmp_path, {"data": settings, "train.epochs": 1}).runs[0]
     data.prepare(made, tmp_path / "data")
     newest = train_here(tmp_path / "runs", made, tmp_path / "data").newest()
     assert newest is not None
-    assert newest.read("trainer")["images_skipped"] == 1
+    trainer = newest.read("trainer")
+    assert (trainer["images_skipped"], trainer["images_in_both"]) == (1, 1)

@@ -79,6 +79,14 @@ def test_labels_and_order(run_dir: RunDir) -> None:
     assert len(found) == 2 * (1 + 4 * 2) + 1
 
 
+def test_of_a_cancelled_attempt_the_word_of_torchrun_comes_last(run_dir: RunDir) -> None:
+    attempt = started(run_dir, agent=DEAD)
+    attempt.log().write_text("stopped on request\n")
+    attempt.log(0).write_text("a\n")
+    ended(attempt, "cancelled")
+    assert list(lines(run_dir)) == ["[attempt 1 rank 0] a", "[attempt 1 torchrun] stopped on request"]
+
+
 def test_what_a_terminal_need_not_be_told(run_dir: RunDir) -> None:
     """An attempt and a rank that are alone, and today's date."""
     attempt = started(run_dir, agent=DEAD)

@@ -61,7 +61,7 @@ def test_every_run_stands_once_under_who_wants_it(made: Plan, root: Path) -> Non
     assert [line for line in lines if line.endswith(")") or (" done" in line and ":" in line)] == [
         "one: 0 of 4 done",
         "sweep of one: 2 of 3 done",
-        "two: 0 of 3 done (3 more runs of it above)",
+        "two: 0 of 3 done (3 more runs of it in another group)",
     ]
     assert lines[2].split()[:2] == [first.id, "running"]  # what runs comes first
 
@@ -151,6 +151,26 @@ def test_ids_are_short_where_they_would_take_the_room_of_how_far_runs_are(made: 
     assert short_name("teacher-logits-resnet18-s0-52e1ab07").split() == ["logits", "s0", "52e1ab07"]
 
 
+def test_the_columns_of_progress_stand_while_something_runs(made: Plan, root: Path) -> None:
+    """They came and went with each heartbeat of a run that had just started."""
+    assert text_of(made, root, 120, 99)[0].split() == ["run", "settings", "state", "epoch", "left", "best"]
+    (running,) = (run for run in made.runs if statuses(made, root)[run.id].state == "running")
+    RunDir(root, running.id).attempt(1).write("outcome", {"state": "done", "reason": "", "time": 1.0})
+    assert "left" not in text_of(made, root, 120, 99)[0]
+
+
+def test_a_copy_of_a_file_does_not_take_its_runs(tmp_path: Path, root: Path) -> None:
+    """A file that was added took those of another one out of their group, and α went from their rows."""
+    first = configfile.load(str(write_experiment(tmp_path, {}, "one")))
+    for run in plan([first]).runs:
+        put(root, run, "done").add_experiments(["one"])
+    copy = configfile.load(str(write_experiment(tmp_path, {}, "a-copy")))
+    groups = grouped(plan([copy, first]), root, [run.id for run in plan([first]).runs])
+    assert [(group.title, len(group.runs), group.above) for group in groups] == [("a-copy", 0, 3), ("one", 3, 0)]
+    (alone,) = grouped(plan([copy]), root, [run.id for run in plan([copy]).runs])  # as it is named
+    assert (alone.title, len(alone.runs)) == ("a-copy", 3)
+
+
 def test_a_reason_of_many_runs_is_said_once(made: Plan, root: Path) -> None:
     put(root, made.runs[0], "failed")
     shown = text_of(made, root, 80, 99)
@@ -193,9 +213,9 @@ def tiny(tmp_path: Path) -> list[Run]:
         ("running:40 running:20 running:90 " + "planned " * 4, 80.0),
         ("done running:0 queued queued " + "planned " * 3, 300.0),  # one at a time
         ("done running:0 running:0 queued " + "planned " * 3, 200.0),  # two at a time
-        ("done running:50 planned planned queued planned planned", 150.0),  # its kind is the baselines'
+        ("done running:50 planned planned queued planned planned", "150.0+"),  # of its role nothing is known
         ("running:0 queued " + "planned " * 5, "100.0+"),  # of students nothing is known
-        ("running:0 done planned planned queued planned planned", 200.0),  # waits for its teacher
+        ("running:0 done planned planned queued planned planned", "200.0+"),  # waits for its teacher
         ("done done queued " + "planned " * 4, 100.0),  # as fast as before
         ("failed blocked lost stopped cancelled preempted done", None),
     ],
@@ -259,7 +279,7 @@ def test_finished_runs_tell_how_fast_the_next_are(tiny: list[Run]) -> None:
     for run, speed in zip(tiny, speeds, strict=False):
         found[run.id] = Status(State.DONE, heartbeat=beat(100, steps_per_s=speed))
     found[tiny[4].id] = Status(State.QUEUED)
-    assert until_done(tiny, found) == Left(100.0, True)  # the median: one slow one is no rule
+    assert until_done(tiny, found) == Left(100.0, False)  # the median: one slow one is no rule
 
 
 @pytest.mark.parametrize(

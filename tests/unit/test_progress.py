@@ -320,7 +320,8 @@ def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, var
     last.feed(terminal.text.partition("next: ")[0])
     steps = terminal.text.split("next: ")[1:]  # below the last screen; a terminal may wrap what is to be copied
     assert [step.split()[1] for step in steps] == ["logs", "submit"]
-    head, title, *body = first.shown
+    safe, head, title, *body = first.shown
+    assert safe == "Ctrl-C ends this; the runs go on"
     wide = columns > 80
     assert head.split() == ["run", "state", "epoch", "left", "best", *["images/s", "progress", "why"] * wide]
     assert title == "tiny: 1 of 3 done"
@@ -362,9 +363,9 @@ def test_time_left(seconds: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("reason", "teacher", "said"),
     [
-        ("waits for 2 cores, held by t-s0-1 (pid 7)", "running", "waits for 2 cores, held by t-s0-1 (pid 7)"),
-        ("waits for 2 cores, held by t-s0-1 (pid 7)", "done", "waits for 2 cores"),
-        ("waits for 2 cores, held by t-s0-1 (pid 7) and 1 other; heard of 3 s ago", "failed",
+        ("waits for 2 cores, held by t-s0-1", "running", "waits for 2 cores, held by t-s0-1"),
+        ("waits for 2 cores, held by t-s0-1", "done", "waits for 2 cores"),
+        ("waits for 2 cores, held by t-s0-1 and 1 other; heard of 3 s ago", "failed",
          "waits for 2 cores; heard of 3 s ago"),
         ("waits for 2 cores, held by stranger (pid 7)", "done", "waits for 2 cores, held by stranger (pid 7)"),
         ("waits for t-s0-1", "queued", "waits for t-s0-1"),

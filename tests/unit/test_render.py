@@ -88,23 +88,29 @@ def test_problems_and_notes_stand_below():
     )
     text = render(table(DISTILLED, problems=problems))
     assert (
-        "\nnot in the means:\n  run-a  failed  RuntimeError: two lines \\x1b[31m (log: runs/a/torchrun.log)\n" in text
+        "\nnot in the means (kdcluster logs RUN says more):\n  run-a  failed  RuntimeError: two lines \\x1b[31m\n"
+        in text
     )
     assert "\nfinished runs with contradicting or lost records:\n  run-bb  done  result.json contradicts\n" in text
     assert text.endswith("\n\n[1] a note on α\n\n± is the spread\n")
     assert "not in the means" not in render(table(DISTILLED))
+    assert render(replace(table(DISTILLED), notes=())).endswith("\n\n[1] a note on α\n")  # without a legend
 
 
 def test_a_reason_of_several_runs_is_said_once():
     why = "waits for 2 cores, held by run-x (pid 7)"
     waiting = [Problem(f"run-{number}", "queued", why, None) for number in range(12)]
     odd = [Problem(f"run-{name}", "done", "its events are lost", None) for name in "ab"]
+    odd.append(Problem("run-b", "done", "it was renamed", None))  # once it was `2 runs  done  its events are lost`
     problems = (*waiting, Problem("run-f", "failed", "no", "x.log"), *odd)
     text = render(table(DISTILLED, problems=problems))
-    assert f"not in the means:\n  12 runs  queued  {why}\n  run-f    failed  no (log: x.log)\n" in text
-    assert "  run-a  done  its events are lost\n  run-b  done  its events are lost\n" in text
+    assert f"(kdcluster logs RUN says more):\n  12 runs  queued  {why}\n  run-f    failed  no\n" in text
+    assert (
+        "  run-a  done  its events are lost\n  run-b  done  its events are lost\n  run-b  done  it was renamed\n"
+        in text
+    )
     assert f"\n- 12 runs: queued: {why}\n- run-f: failed" in render(table(DISTILLED, problems=problems), "md")
-    assert len(json.loads(render(table(DISTILLED, problems=problems), "json"))["experiments"][0]["problems"]) == 15
+    assert len(json.loads(render(table(DISTILLED, problems=problems), "json"))["experiments"][0]["problems"]) == 16
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
@@ -221,12 +227,14 @@ def test_a_narrow_terminal_gets_whole_words_and_the_columns_that_matter(width):
 
 def test_columns_give_way_by_rank_and_are_named():
     assert "no room here" not in " ".join(at_width(120))
-    assert "reduction" not in " ".join(at_width(88, notes=(), problems=())).partition("no room here")[0]
+    text = " ".join(at_width(80, notes=(), problems=())).partition("no room here")[0]
+    assert ("params" in text, "reduction" in text) == (False, True)  # by which distillation is known
     assert "no room here for params, reduction: widen" in " ".join(at_width(74, notes=(), problems=()))
 
 
-def test_a_letter_and_its_value_stand_in_one_line():
-    assert [line.split("  ")[0] for line in at_width(74)[6:9]][1:] == ["distilled: small (α 0.5,", ""]
+def test_the_letters_and_their_values_stand_in_one_line():
+    assert [line.split("  ")[0] for line in at_width(74)[7:9]] == ["distilled: small", ""]
+    assert at_width(74)[8] == "  (α 0.5, T 4) [1]"
 
 
 def test_headings_wrap_before_anything_is_left_out():

@@ -66,9 +66,7 @@ def test_what_another_experiment_was_submitted_with_stays_until_that_goes_too(ro
     assert {run.id for run in two.runs} == {teacher, store, baseline, two.runs[-1].id}
     shown, said = rm("one")
     assert shown.split()[0] == str(root / distilled)
-    assert f"{teacher} stays: two wants it too\n" in said
-    assert f"{store} stays: two wants it too\n" in said
-    assert f"{baseline} stays: two wants it too\n" in said
+    assert "3 runs stay: started for two, too\n" in said
     assert "--yes deletes 1 run, " in said
     rm("one", "--yes")
     assert left(root) == {run.id for run in two.runs}
@@ -88,7 +86,7 @@ def test_what_a_run_of_nobody_needs_stays_and_a_run_that_is_named_is_refused(roo
     made = submitted(root, "one")
     stray = put(root, plan([load("two")]).runs[-1], "planned")
     _, said = rm("one", "--yes")
-    assert f"{made.runs[0].id} stays: {stray.id} needs it\n" in said
+    assert f"{made.runs[0].id} stays: needed by {stray.id}\n" in said
     assert left(root) == {made.runs[0].id, stray.id}
     refused = rm(made.runs[0].id, code=2)[1].splitlines()
     assert refused[0].startswith(f"{made.runs[0].id} is needed by 1 run (no student is done)")
@@ -207,3 +205,22 @@ def test_cancel_says_what_of_an_experiment_goes_on(root: Path) -> None:
         "  1 run of other settings, or of a sweep, goes on; give the same --set and --seeds, or name what to stop",
         "nothing to stop: none of these runs is queued or running",
     ]
+
+
+def test_a_copy_of_the_file_finds_the_runs_that_were_started_for_another(root: Path) -> None:
+    """`status` and `results` showed them, and `logs` and `rm` said that nothing was started for it."""
+    made = submitted(root, "one")
+    (root.parent / "configs" / "copy.yaml").write_text((root.parent / "configs" / "one.yaml").read_text())
+    assert rm("copy", "--yes") == ("", "3 runs stay: started for one\nnothing to delete\n")
+    assert left(root) == {run.id for run in made.runs}
+    told = CliRunner().invoke(main, ["logs", "copy"], catch_exceptions=False).stderr
+    assert told.startswith("no run of copy is running, and none has failed; the last: ")
+
+
+def test_a_broken_file_says_so_where_nothing_was_started_for_it(root: Path) -> None:
+    path = root.parent / "configs" / "one.yaml"
+    made = submitted(root, "one")
+    path.write_text(path.read_text() + "no: key\n")
+    assert rm("one", "--yes")[1].startswith("3 runs deleted, ")
+    assert left(root).isdisjoint(run.id for run in made.runs)
+    assert "no: unknown key" in rm("one", code=2)[1]

@@ -214,6 +214,13 @@ def test_the_content_of_a_file_counts_and_not_its_path(root: Path) -> None:
     assert list(differing(*paths)) == ["imports (content)", "imports"]
 
 
+def test_what_has_come_of_two_experiments(made: Plan, root: Path) -> None:
+    """The key in which they differ was shown, and not what it did."""
+    put(root, made.runs[-1], "done")
+    outcome = document("diff", "tiny", "--set", "distill.alpha=0.75")["outcome"]
+    assert outcome == [{"key": "distilled, best test/top1", "a": "50.00 % (1 of 1)", "b": None}]
+
+
 def test_two_experiments(empty_folder: Path) -> None:
     found = document("diff", "exp1", "exp2")
     assert found["schema"] == "kdcluster.diff/1"

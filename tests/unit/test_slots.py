@@ -67,7 +67,7 @@ def test_a_lock_holds_across_processes_and_folders_and_ends_with_its_process(car
         assert taker.stdout.readline().split() == cards[1:]  # in another folder, past the one that is held here
         mine = Slots("GPU", cards, ROOT)
         assert mine.take(1, "run-c") is None
-        assert mine.waits_for(1) == f"waits for 1 GPU, held by run-a (pid {os.getpid()}) and 1 other"
+        assert mine.waits_for(1) == "waits for 1 GPU, held by run-a and 1 other"
         other = Slots("GPU", cards[1:], ROOT)
         assert other.take(1, "run-c") is None
         assert other.waits_for(1) == f"waits for 1 GPU, held by run-b in /elsewhere (pid {taker.pid})"
@@ -119,7 +119,7 @@ def test_of_many_holders_some_are_named_and_what_has_ended_is_not(cards: list[st
     held = [Slots("GPU", cards, ROOT).take(1, f"run-{letter}") for letter in "abc"]
     mine, pid = Slots("GPU", cards, ROOT), os.getpid()
     assert mine.take(2, "run-d") is None
-    assert mine.waits_for(2) == f"waits for 2 GPUs, held by run-a (pid {pid}) and 2 others"
+    assert mine.waits_for(2) == "waits for 2 GPUs, held by run-a and 2 others"
     (locks_folder() / f"{cards[0]}.json").unlink()  # just taken, and not yet written down
     for name in cards[1:]:
         path = locks_folder() / f"{name}.json"

@@ -79,7 +79,7 @@ def test_a_damaged_run_does_not_change_in_what_others_differ(folder: Path, made:
         (folder / "runs" / name).mkdir(exist_ok=True)
         (folder / "runs" / name / "config.yaml").write_text("")
         RunDir(folder / "runs", name).add_experiments(["fashion"])
-    assert "differs in" not in run("status").stdout
+    assert "settings" not in run("status").stdout
 
 
 def test_what_is_known_of_the_time_is_in_json_too(folder: Path, made: Plan) -> None:
@@ -210,3 +210,53 @@ def test_many_single_runs_are_advised_in_one_command(folder: Path, made: Plan) -
     assert len(steps) == 3
     assert len(steps[1].removesuffix(" --retry").split()) == 2 + 4
     assert steps[2] == "the same for 2 others"
+
+
+def test_runs_of_other_settings_are_said_with_the_command_that_shows_them(folder: Path, made: Plan) -> None:
+    """`submit EXP --set …` had started three, and `status EXP` said `7 planned, next: submit`."""
+    for alpha, state in (("0.25", "running"), ("0.75", "done")):
+        (other,) = plan([configfile.load("fashion.yaml", [f"distill.alpha={alpha}"])]).runs[2:]
+        run_dir = put(folder / "runs", other, state)
+        run_dir.add_experiments(["fashion"])
+        run_dir.note_submit(f"fashion.yaml --set distill.alpha={alpha} --procs 1")
+    tried(folder)
+    said = [
+        "1 more run of fashion with other settings or seeds{}: kdcluster {} fashion.yaml --set distill.alpha=" + alpha
+        for alpha in ("0.25", "0.75")
+    ]
+    for look in ("status", "results"):
+        expected = {said[0].format(", 1 running", look), said[1].format("", look)}
+        assert set(run(look, "fashion.yaml").stderr.splitlines()[:2]) == expected
+    assert "other settings" not in run("status").stderr
+    for one in made.runs[1:]:
+        RunDir(folder / "runs", one.id).note_submit("fashion.yaml")
+    path = folder / "fashion.yaml"
+    path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.02"))
+    there = run("status", "fashion.yaml").stderr
+    assert "3 more runs of fashion with other settings or seeds: kdcluster status\n" in there
+
+
+def test_once_all_is_done_the_table_is_next(folder: Path, made: Plan) -> None:
+    assert not [step for step in next_steps("fashion.yaml") if "results" in step]
+    for one in made.runs[1:]:
+        put(folder / "runs", one, "done")
+    for words in (("status", "fashion.yaml"), ("status", "fashion.yaml", "--watch"), ("submit", "fashion.yaml")):
+        assert run(*words).stderr.splitlines()[-1] == "next: kdcluster results fashion.yaml"
+    assert run("submit", "fashion.yaml", "--wait").stderr.count("next: kdcluster results fashion.yaml\n") == 1
+    assert "next" not in run("status", made.runs[0].id).stderr
+
+
+def test_results_without_a_name_are_of_what_was_started_here(folder: Path, made: Plan) -> None:
+    """`Missing argument 'EXP...'`, where `status` alone works."""
+    write_experiment(folder, {"train.lr": 0.5}, "never")
+    tables = json.loads(run("results", "--json").stdout)["experiments"]
+    assert [table["name"] for table in tables] == ["fashion"]
+    nothing = run("results", "--runs-dir", "elsewhere", code=5).stderr
+    assert nothing == f"nothing was started yet in {folder}/elsewhere; name an experiment\n"
+
+
+def test_a_key_that_is_set_twice_is_said(folder: Path, made: Plan) -> None:
+    said = "--set distill.alpha=0.5 does not count: a later --set has the same key\n"
+    twice = ("--set", "distill.alpha=0.5", "--set", "distill.alpha=0.9")
+    assert run("results", "fashion.yaml", *twice).stderr.startswith(said)
+    assert "does not count" not in run("results", "fashion.yaml", *twice[2:]).stderr

@@ -158,7 +158,7 @@ def test_each_seed_with_its_gain_its_cost_and_its_time(tmp_path):
     assert (found["baseline", 2].top1, found["distilled", 2].top1, found["teacher", 0].gain) == (None, 83.0, None)
     assert found["distilled", 1].run == of(plan, "distilled", 1).id
     assert (found["distilled", 1].gpu_hours, found["distilled", 1].wall_s) == (0.05, 90.0)
-    assert "7 runs took 1:30 one by one; 0.05 GPU-hours" in experiment.notes
+    assert "7 runs took 1:30, summed; 0.05 GPU-hours" in experiment.notes
 
 
 def test_protocol_last_takes_the_last_epoch(tmp_path):
@@ -222,8 +222,11 @@ def test_a_gain_that_may_be_none_is_called_that(tmp_path, lifts, said, style):
     for seed, lift in enumerate(lifts):
         fabricate(tmp_path, of(plan, "baseline", seed), [60.0])
         fabricate(tmp_path, of(plan, "distilled", seed), [60.0 + lift])
-    words = "on these 3 seeds distilled is not better than no distillation: the interval of the gain contains zero"
+    words = "with 3 seeds distilled is not shown to be better than no distillation: "
+    words += "the interval of the gain contains zero; more seeds may tell (--seeds)"
     assert (words in render(build(plan, tmp_path), style)) is said
+    shutil.rmtree(tmp_path / of(plan, "distilled", 2).id)  # with a run to come it is too early
+    assert "shown" not in render(build(plan, tmp_path), style)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +279,17 @@ def test_epochs_of_unequal_length_are_said(tmp_path):
         fabricate(tmp_path, run, [50.0, 60.0, 70.0], steps_per_epoch=step, step=step)
     said = "distilled took more steps than baseline, whose epochs have fewer images: train.steps gives both as many"
     assert said in build(plan, tmp_path).experiments[0].notes
+
+
+def test_the_legend_explains_what_there_is(tmp_path):
+    """Of runs that are not done it took four lines of a terminal."""
+    plan = planned(tmp_path)
+    assert build(plan, tmp_path).notes == ()
+    for role in ("teacher", "baseline", "distilled"):
+        fabricate(tmp_path, of(plan, role), [60.0])
+    assert [note.partition(" ")[0] for note in build(plan, tmp_path).notes] == ["gain"]
+    full(tmp_path, plan)
+    assert [note.partition(" ")[0] for note in build(plan, tmp_path).notes] == ["±", "gain"]
 
 
 def test_an_evaluate_only_teacher_has_one_evaluation_at_step_0(tmp_path):
@@ -512,8 +526,19 @@ def test_broken_images_that_were_left_out_are_said(tmp_path):
     plan = planned(tmp_path)
     full(tmp_path, plan, images_skipped=0)
     assert "skip_broken" not in render(build(plan, tmp_path))
-    full(tmp_path, plan, images_skipped=3)
-    assert "without 3 broken images of cifar100 (data.skip_broken)" in render(build(plan, tmp_path))
+    for skipped, said in ((1, "1 broken image"), (3, "3 broken images")):
+        full(tmp_path, plan, images_skipped=skipped)
+        assert f"without {said} of cifar100 (data.skip_broken)" in render(build(plan, tmp_path))
+
+
+def test_test_images_that_were_trained_on_are_said(tmp_path):
+    """`submit` said so, and the table, which is what is shown to others, did not."""
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    assert "among the training" not in render(build(plan, tmp_path))
+    full(tmp_path, plan, images_in_both=46)
+    said = "46 test images are among the training images, too: the test accuracy counts what was learnt by heart"
+    assert said in render(build(plan, tmp_path))
 
 
 def test_equal_or_no_batchnorm_marks_nothing(tmp_path):

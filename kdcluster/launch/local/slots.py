@@ -80,8 +80,9 @@ class Slots:
         holder: dict[str, Any] | None = records.found(self._path(name, "json"))
         if holder is None or not is_alive(holder):
             return ""
-        where = "" if holder["root"] == str(self.root) else f" in {holder['root']}"
-        return f"{holder['who']}{where} (pid {holder['pid']})"
+        if holder["root"] == str(self.root):
+            return str(holder["who"])
+        return f"{holder['who']} in {holder['root']} (pid {holder['pid']})"
 
     def _path(self, name: str, kind: str) -> Path:
         return locks_folder() / f"{name.replace('/', '-')}.{kind}"
