@@ -15,7 +15,7 @@ from kdcluster.experiment import configfile, yamlfile
 from kdcluster.plan import Run, plan
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
-from kdcluster.train import data, models, views
+from kdcluster.train import feed, models, views
 from kdcluster.train.checkpoint import write_weights
 from kdcluster.train.distributed import World
 from kdcluster.train.step import Training, epoch_batches, set_up, train_step
@@ -66,7 +66,7 @@ class Bench:
         self.teacher, self.baseline, self.distilled = (self._run(role) for role in ("teacher", "baseline", "distilled"))
         pixels = torch.randint(0, 256, (images, self.teacher.channels, size, size), dtype=torch.uint8, generator=made)
         labels = torch.randint(0, self.teacher.num_classes, (images,), generator=made)
-        self.images = data.Split(pixels.to(device), labels.to(device), device)
+        self.images = feed.Split(pixels.to(device), labels.to(device), device)
         self.index = torch.arange(images)
         weights = RunDir(root, self.teacher.id).weights("best")
         weights.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +114,8 @@ class Bench:
 
     def view(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch's pixels in the first view, and its labels."""
-        seen, placed = self.baseline.data, data.Index.placed(index, self.world.device)
-        pixels, labels = data.gather(self.images, placed)
+        seen, placed = self.baseline.data, feed.Index.placed(index, self.world.device)
+        pixels, labels = feed.gather(self.images, placed)
         return views.augment(pixels, placed.device, epoch=0, augment=seen.augment, view_seed=seen.view_seed), labels
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.setting import CHEAP, DEAR, Bench, in_turns, said, small
-from kdcluster.train import data, views
+from kdcluster.train import feed, views
 from kdcluster.train.losses import distillation_loss
 from kdcluster.train.step import Training, train_step
 
@@ -72,8 +72,8 @@ def stepping(bench: Bench, training: Training) -> Callable[[], object]:
 
 def parts(bench: Bench) -> dict[str, Callable[[], object]]:
     """What a step does beside the model."""
-    index, seen = data.Index.placed(bench.index[:128], bench.world.device), bench.baseline.data
-    pixels, labels = data.gather(bench.images, index)
+    index, seen = feed.Index.placed(bench.index[:128], bench.world.device), bench.baseline.data
+    pixels, labels = feed.gather(bench.images, index)
     targets = bench.targets(stored=True)
     targets.begin(0)
     soft = next(targets.batches([index]))
@@ -86,7 +86,7 @@ def parts(bench: Bench) -> dict[str, Callable[[], object]]:
         return views.augment(pixels, index.device, epoch=0, augment=seen.augment, view_seed=seen.view_seed)
 
     return {
-        "gather images and labels": lambda: data.gather(bench.images, index),
+        "gather images and labels": lambda: feed.gather(bench.images, index),
         "augment": augment,
         "read the stored logits": lambda: next(targets.batches([index])),
         "loss and its gradient, cross-entropy": loss(None),

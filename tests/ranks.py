@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
-from kdcluster.train import data, evaluate, models, step, trainer
+from kdcluster.train import data, evaluate, feed, models, step, trainer
 from kdcluster.train.distributed import World, join, leave
 from kdcluster.train.teacher_logits import Targets
 from tests import tiny
@@ -44,7 +44,7 @@ def measure(run_dir: RunDir, world: World, data_dir: Path, out: Path) -> tuple[d
     """Gradients and sums by case, buffers after the last case's step; evaluations by number of images."""
     run = run_dir.load()
     arrays = data.open_arrays(run, data_dir)
-    images, test = (data.to_device(arrays, split, world.device) for split in ("train", "test"))
+    images, test = (feed.to_device(arrays, split, world.device) for split in ("train", "test"))
     found: dict[str, Tensor] = {}
     for batch_size, micro_batch in CASES[:1] if run.model.model == tiny.CNN["model"] else CASES:
         assert run.train is not None
@@ -62,7 +62,7 @@ def measure(run_dir: RunDir, world: World, data_dir: Path, out: Path) -> tuple[d
     return found, numbers
 
 
-def one_step(training: step.Training, run: Run, images: data.Split) -> tuple[Tensor, Tensor]:
+def one_step(training: step.Training, run: Run, images: feed.Split) -> tuple[Tensor, Tensor]:
     """What the optimizer is given in the first step, as one vector, and the sums over all ranks."""
     caught: list[Tensor] = []
 
@@ -77,21 +77,21 @@ def one_step(training: step.Training, run: Run, images: data.Split) -> tuple[Ten
 
 
 def evaluation(
-    net: models.Classifier, run: Run, test: data.Split, count: int, world: World, out: Path
+    net: models.Classifier, run: Run, test: feed.Split, count: int, world: World, out: Path
 ) -> dict[str, float]:
     """`evaluate_all` on the first images of the test set, and a file with those that this rank took."""
     taken: list[int] = []
-    gather = data.gather
+    gather = feed.gather
 
-    def spy(split: data.Split, index: data.Index) -> tuple[Tensor, Tensor]:
+    def spy(split: feed.Split, index: feed.Index) -> tuple[Tensor, Tensor]:
         taken.extend(index.host.tolist())
         return gather(split, index)
 
-    data.gather, evaluate.BATCH = spy, 5
+    feed.gather, evaluate.BATCH = spy, 5
     try:
         numbers = evaluate.evaluate_all(net, run, {"test": (test, torch.arange(count))}, world)
     finally:
-        data.gather, evaluate.BATCH = gather, 256
+        feed.gather, evaluate.BATCH = gather, 256
     (out / f"taken-{run.id}-{count}-{world.rank}.json").write_text(json.dumps(taken))
     return numbers
 

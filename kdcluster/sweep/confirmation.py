@@ -14,8 +14,8 @@ from kdcluster.launch.status import statuses
 from kdcluster.plan import Plan
 from kdcluster.results import render, table
 from kdcluster.results.measured import measure
+from kdcluster.results.notes import NO_DISTILLATION, differences
 from kdcluster.results.spread import compared, interval95
-from kdcluster.results.table import NO_DISTILLATION, differences
 from kdcluster.runs import RunDir
 from kdcluster.sweep.points import FRESH, Point, Space
 from kdcluster.wording import count

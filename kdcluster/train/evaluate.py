@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from kdcluster.plan import Run
-from kdcluster.train import data
+from kdcluster.train import feed
 from kdcluster.train.distributed import World
 from kdcluster.train.metrics import Lagged, accuracies, evaluation_sums
 
 BATCH = 256
 """Images of one process in an evaluation step; without gradients they need little memory."""
 
-Splits = dict[str, tuple[data.Split, Tensor]]
+Splits = dict[str, tuple[feed.Split, Tensor]]
 """Name -> (images, indices into them) of every split that is evaluated."""
 
 
@@ -28,7 +28,7 @@ def _go_on() -> None:
 
 
 def evaluate(
-    net: nn.Module, run: Run, split: data.Split, index: Tensor, world: World, heed: Callable[[], None] = _go_on
+    net: nn.Module, run: Run, split: feed.Split, index: Tensor, world: World, heed: Callable[[], None] = _go_on
 ) -> dict[str, float]:
     """top1 and top5 in percent and the loss over images `index` of a split, each image once on any number of ranks.
 
@@ -39,13 +39,13 @@ def evaluate(
 
 @torch.inference_mode()
 def sums_over(
-    net: nn.Module, run: Run, split: data.Split, index: Tensor, world: World, heed: Callable[[], None]
+    net: nn.Module, run: Run, split: feed.Split, index: Tensor, world: World, heed: Callable[[], None]
 ) -> Tensor:
     """(4,) `evaluation_sums` over this rank's share of images `index`, on its device."""
     net.eval()
-    mine = data.share(len(index), world.rank, world.size)
-    most = len(data.share(len(index), 0, world.size))
-    placed = data.Index.placed(index[mine.start : mine.stop], split.device)
+    mine = feed.share(len(index), world.rank, world.size)
+    most = len(feed.share(len(index), 0, world.size))
+    placed = feed.Index.placed(index[mine.start : mine.stop], split.device)
     lagged = Lagged()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     for first in range(0, most, BATCH):
@@ -54,7 +54,7 @@ def sums_over(
         batch = placed[first : first + BATCH]
         if len(batch) == 0:  # this rank has one batch less than others, or none
             continue
-        images, labels = data.gather(split, batch)
+        images, labels = feed.gather(split, batch)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
             logits = net(images)
         found = evaluation_sums(logits, labels)

@@ -20,8 +20,8 @@ from kdcluster.runs import Attempt, RunDir
 from kdcluster.saved import weights_record
 from kdcluster.train import models
 from kdcluster.train.checkpoint import keep_last, write_weights
-from kdcluster.train.data import share
 from kdcluster.train.distributed import World, has_batchnorm
+from kdcluster.train.feed import share
 from kdcluster.train.tracking import BEST, Tracker
 
 log = logging.getLogger(__name__)

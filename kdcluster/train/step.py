@@ -23,7 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kdcluster.plan import Run
-from kdcluster.train import data, models, optim, speed, views
+from kdcluster.train import feed, models, optim, speed, views
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss
 from kdcluster.train.teacher_logits import Targets
@@ -124,7 +124,7 @@ def settle_buckets(training: Training, images: Tensor) -> None:
 
 def epoch_batches(
     run: Run,
-    images: data.Split,
+    images: feed.Split,
     train_index: Tensor,
     epoch: int,
     world: World,
@@ -138,18 +138,18 @@ def epoch_batches(
     """
     assert run.train is not None
     size = run.train.batch_size
-    order = data.Index.placed(
+    order = feed.Index.placed(
         train_index[views.epoch_order(len(train_index), seed=run.seed, epoch=epoch)], images.device
     )
-    mine = data.share(size, world.rank, world.size)
+    mine = feed.share(size, world.rank, world.size)
     pieces = micro_batches(size, world.size, run.train.micro_batch)
-    parts = [data.share(len(mine), piece, pieces) for piece in range(pieces)]
+    parts = [feed.share(len(mine), piece, pieces) for piece in range(pieces)]
     view = views.view_of(run, epoch)
     batches = [order[at * size : (at + 1) * size] for at in range(first, len(train_index) // size)]
     indices = [batch[mine.start : mine.stop] if len(mine) else batch[:1] for batch in batches]
     soft_targets = targets.batches(indices) if targets else (None for _ in indices)
     for index, soft in zip(indices, soft_targets, strict=True):
-        pixels, labels = data.gather(images, index)
+        pixels, labels = feed.gather(images, index)
         seen = run.data
         pixels = views.augment(pixels, index.device, epoch=view, augment=seen.augment, view_seed=seen.view_seed)
         yield [_shard(pixels, labels, soft, part) for part in parts]
@@ -163,7 +163,7 @@ def _shard(pixels: Tensor, labels: Tensor, soft: Tensor | None, part: range) -> 
 
 def micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
     """Into how many pieces every rank's share of a batch is cut; the same for all, SyncBatchNorm counts on it."""
-    largest = len(data.share(batch_size, 0, world_size))
+    largest = len(feed.share(batch_size, 0, world_size))
     return math.ceil(largest / min(micro_batch or largest, largest))
 
 

@@ -28,7 +28,7 @@ from kdcluster.files import sync_folder, trainer_code, write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.teacherlogits import Missing, Store, crc32c_of
-from kdcluster.train import data, models, views
+from kdcluster.train import feed, models, views
 from kdcluster.train.distributed import World
 from kdcluster.train.publish import check_newest, surroundings
 from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, made_by, store_of
@@ -41,7 +41,7 @@ BEAT_S = 1.0
 
 
 def store_logits(
-    run_dir: RunDir, run: Run, attempt: Attempt, world: World, images: data.Split, asked_to_stop: Callable[[], bool]
+    run_dir: RunDir, run: Run, attempt: Attempt, world: World, images: feed.Split, asked_to_stop: Callable[[], bool]
 ) -> None:
     """Make the views that a store lacks, and its result.
 
@@ -85,7 +85,7 @@ class Maker:
     run: Run
     attempt: Attempt
     world: World
-    images: data.Split
+    images: feed.Split
     forward: Forward
     store: Store
     asked_to_stop: Callable[[], bool]
@@ -196,10 +196,10 @@ class Maker:
         self.attempt.write("heartbeat", beat, sync=False)
 
 
-def pixels_of(run: Run, images: data.Split, view: int, index: Tensor) -> Tensor:
+def pixels_of(run: Run, images: feed.Split, view: int, index: Tensor) -> Tensor:
     """What a view shows of some images of the whole training set, uint8 (b, channels, H, W)."""
-    placed = data.Index.placed(index, images.device)
-    pixels, _ = data.gather(images, placed)
+    placed = feed.Index.placed(index, images.device)
+    pixels, _ = feed.gather(images, placed)
     return views.augment(pixels, placed.device, epoch=view, augment=run.data.augment, view_seed=run.data.view_seed)
 
 

@@ -28,7 +28,7 @@ from kdcluster.files import file_digest
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
 from kdcluster.teacherlogits import Missing, Store
-from kdcluster.train import data, models, speed, views
+from kdcluster.train import feed, models, speed, views
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import round_logits
 
@@ -186,7 +186,7 @@ class Targets:
         found, self._is_far = store.read(view, _free(device) // 10)
         self._view = torch.from_numpy(found) if self._is_far else torch.from_numpy(found).to(device)
 
-    def batches(self, batches: Sequence[data.Index]) -> Iterator[Tensor | None]:
+    def batches(self, batches: Sequence[feed.Index]) -> Iterator[Tensor | None]:
         """The logits of each batch of images, float16 (B, C) on the device; None: they are to be computed.
 
         A thread reads ahead in a view that lies on the host because it is large.
@@ -205,7 +205,7 @@ class Targets:
                         coming.append(reader.submit(self._rows, view, batches[number + AHEAD]))
                     yield rows.to(self.world.device, non_blocking=True)
 
-    def _rows(self, view: Tensor, index: data.Index) -> Tensor:
+    def _rows(self, view: Tensor, index: feed.Index) -> Tensor:
         rows = view.index_select(0, index.host)
         return rows.pin_memory() if self.world.device.type == "cuda" else rows
 

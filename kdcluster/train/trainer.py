@@ -20,7 +20,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.run import STORE
 from kdcluster.runs import Attempt, RunDir
-from kdcluster.train import data, models, optim, precision, speed, views
+from kdcluster.train import data, feed, models, optim, precision, speed, views
 from kdcluster.train.bar import Bar
 from kdcluster.train.begin import begin
 from kdcluster.train.checkpoint import Saver
@@ -80,16 +80,16 @@ def train(
         log.info("%s", _seen(run, arrays))
     if run.role == STORE:
         assert attempt is not None
-        images = data.to_device(arrays, "train", world.device)
+        images = feed.to_device(arrays, "train", world.device)
         return store_logits(run_dir, run, attempt, world, images, lambda: progress.stop)
-    images, test = (data.to_device(arrays, split, world.device) for split in ("train", "test"))
+    images, test = (feed.to_device(arrays, split, world.device) for split in ("train", "test"))
     train_index, val_index = views.held_out(len(images.labels), run.data.val_fraction)
     splits: Splits = {"test": (test, torch.arange(len(test.labels)))}
     if len(val_index):
         splits["val"] = (images, val_index)
     if run.train is None:
         return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.noted)
-    images, train_index, sizes = _taught(run, images, train_index, _sizes(splits))
+    images, train_index, sizes = feed.taught(run, images, train_index, _sizes(splits))
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
         raise KdclusterError(f"train.batch_size {run.train.batch_size} is more than the {len(train_index)} images")
@@ -105,8 +105,8 @@ def train(
     if state is not None:
         training.restore(state)
         progress.step = state["step"]
-    first = data.Index.placed(torch.arange(min(2, len(test.labels))), world.device)
-    settle_buckets(training, data.gather(test, first)[0])
+    first = feed.Index.placed(torch.arange(min(2, len(test.labels))), world.device)
+    settle_buckets(training, feed.gather(test, first)[0])
     say_start(run, world, training.student, steps_per_epoch, len(train_index))
     publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.noted, sizes)
     trace = Trace(run_dir.path, world.device, min(max_steps, course.steps)) if profile else None
@@ -132,30 +132,12 @@ def _seen(run: Run, arrays: data.Arrays) -> str:
     return inputs.line(arrays.seen, inputs.eyes([run], lambda model, _: (models.image_size(model), 1)))
 
 
-def _taught(
-    run: Run, images: data.Split, train_index: Tensor, sizes: dict[str, int]
-) -> tuple[data.Split, Tensor, dict[str, int]]:
-    """What a run trains on: where some images have no label (it is gone then), they are for distilled students alone.
-
-    Args:
-        images: the whole training set.
-        train_index: those that are not held out.
-        sizes: how many are evaluated; comes back with how many have a label, and how many have none.
-    """
-    if run.data.labelled is None:
-        return images, train_index, sizes
-    known = views.labelled(len(images.labels), run.data.labelled, run.data.val_fraction)
-    index = train_index if run.role == "distilled" else known
-    counts = {"labelled": len(known), "unlabelled": len(index) - len(known)}
-    return data.only_labels_of(images, known), index, {**sizes, **counts}
-
-
 @dataclass
 class Loop:
     """Steps, evaluations and checkpoints of a run, from wherever `progress` stands."""
 
     training: Training
-    images: data.Split
+    images: feed.Split
     train_index: Tensor
     splits: Splits
     course: Course

@@ -23,7 +23,7 @@ from kdcluster.processes import die_with
 from kdcluster.run import Run
 from kdcluster.runs import RunDir
 from kdcluster.teacherlogits import Missing
-from kdcluster.train import data, models
+from kdcluster.train import data, feed, models
 from kdcluster.train.distributed import World
 from kdcluster.train.preflight import answer_about
 from kdcluster.train.storing import pixels_of
@@ -144,7 +144,7 @@ class Sample:
             ours = [view for view in stored if self._device(view) == name]
             device = torch.device(name)
             world = World(0, 1, device)
-            forward, images = load_teacher(root, self.run, world), data.to_device(self.arrays, "train", device)
+            forward, images = load_teacher(root, self.run, world), feed.to_device(self.arrays, "train", device)
             pixels = torch.cat([pixels_of(self.run, images, view, self.index[view]) for view in ours])
             again = forward(pixels).cpu().split([len(stored[view]) for view in ours])
             largest = float(max(rows.float().abs().max() for rows in stored.values()))

@@ -24,7 +24,7 @@ from kdcluster.launch.torchrun import Layout, command, environment
 from kdcluster.plan import Run
 from kdcluster.results import events, frames
 from kdcluster.runs import RunDir
-from kdcluster.train import data, models
+from kdcluster.train import data, feed, models
 from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import evaluate
 from tests import ranks, tiny
@@ -162,7 +162,7 @@ def test_evaluation_counts_the_same_on_any_number_of_processes(folder, runs, mea
     net = models.build(run.model, 10, 3, start=False)
     state = found.tensors[name]
     net.net.load_state_dict({key.removeprefix("state/"): v for key, v in state.items() if key.startswith("state/")})
-    test = data.to_device(data.open_arrays(run, folder / "data"), "test", CPU)
+    test = feed.to_device(data.open_arrays(run, folder / "data"), "test", CPU)
     alone = evaluate(net, run, test, torch.arange(count), World(0, 1, CPU))
     assert found.numbers[name][str(count)] == {
         "test/top1": alone["top1"],
@@ -264,7 +264,7 @@ def test_the_weights_are_in_timms_layout(trained, which):
     arguments = {"num_classes": 10, "checkpoint_path": str(run_dir.weights(which))}
     net = models.Classifier(timm.create_model("test_resnet", **arguments), models.pretrained_cfg("test_resnet"), 3, 16)
     run = run_dir.load()
-    test = data.to_device(data.open_arrays(run, run_dir.root.parent / "data"), "test", CPU)
+    test = feed.to_device(data.open_arrays(run, run_dir.root.parent / "data"), "test", CPU)
     found = evaluate(net, run, test, torch.arange(32), World(0, 1, CPU))
     assert found["top1"] == run_dir.result()[which]["test/top1"]
 

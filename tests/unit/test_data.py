@@ -31,7 +31,7 @@ from kdcluster import plan
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.files import read_json, write_json
-from kdcluster.train import data, decode, pixels, sources
+from kdcluster.train import data, decode, feed, pixels, sources
 from kdcluster.train.sources import Part, Source
 from tests.standin import cuda_refuses_to_wait
 
@@ -612,7 +612,7 @@ def test_val_is_decoded_as_the_test_split(tmp_path):
 
 def test_a_split_on_the_cpu_is_the_file_itself(run, tmp_path):
     arrays = data.prepare(run, tmp_path)
-    split = data.to_device(arrays, "train", CPU)
+    split = feed.to_device(arrays, "train", CPU)
     assert split.images.data_ptr() == arrays.images["train"].ctypes.data
     assert split.images.shape == (30, 3, 4, 5)
     assert split.labels.dtype == torch.int64
@@ -621,17 +621,17 @@ def test_a_split_on_the_cpu_is_the_file_itself(run, tmp_path):
 def test_batches_are_the_same_whatever_the_budget(run, tmp_path):
     arrays = data.prepare(run, tmp_path)
     taken = torch.tensor([7, 0, 7, 29])
-    index = data.Index.placed(taken, CPU)
+    index = feed.Index.placed(taken, CPU)
     for budget in (None, 0, 10**9):
-        images, labels = data.gather(data.to_device(arrays, "train", CPU, budget_bytes=budget), index)
+        images, labels = feed.gather(feed.to_device(arrays, "train", CPU, budget_bytes=budget), index)
         np.testing.assert_array_equal(images, arrays.images["train"][taken.numpy()])
         np.testing.assert_array_equal(labels, arrays.labels["train"][taken.numpy()])
         images.zero_()  # a copy: the file cannot be written
 
 
 def test_an_empty_share_is_an_empty_batch(run, tmp_path):
-    split = data.to_device(data.prepare(run, tmp_path), "test", CPU)
-    images, labels = data.gather(split, data.Index.placed(torch.arange(0), CPU))
+    split = feed.to_device(data.prepare(run, tmp_path), "test", CPU)
+    images, labels = feed.gather(split, feed.Index.placed(torch.arange(0), CPU))
     assert images.shape == (0, 3, 4, 5)
     assert labels.shape == (0,)
 
@@ -641,11 +641,11 @@ def test_an_empty_share_is_an_empty_batch(run, tmp_path):
 @pytest.mark.parametrize("budget", [None, 0])
 def test_gpu_batches(run, tmp_path, budget):
     arrays = data.prepare(run, tmp_path)
-    split = data.to_device(arrays, "train", torch.device("cuda"), budget_bytes=budget)
+    split = feed.to_device(arrays, "train", torch.device("cuda"), budget_bytes=budget)
     assert split.images.is_cuda == (budget is None)
     index = torch.tensor([7, 0, 29])
     with cuda_refuses_to_wait():
-        images, labels = data.gather(split, data.Index.placed(index, split.device))
+        images, labels = feed.gather(split, feed.Index.placed(index, split.device))
     assert images.is_cuda
     np.testing.assert_array_equal(images.cpu(), arrays.images["train"][index.numpy()])
     np.testing.assert_array_equal(labels.cpu(), arrays.labels["train"][index.numpy()])
@@ -653,7 +653,7 @@ def test_gpu_batches(run, tmp_path, budget):
 
 @given(n=st.integers(0, 300), world=st.integers(1, 40))
 def test_shares_are_balanced_and_count_each_item_once(n, world):
-    shares = [data.share(n, rank, world) for rank in range(world)]
+    shares = [feed.share(n, rank, world) for rank in range(world)]
     assert [i for part in shares for i in part] == list(range(n))
     sizes = [len(part) for part in shares]
     assert sizes == sorted(sizes, reverse=True)

@@ -20,7 +20,7 @@ from kdcluster.plan import Run
 from kdcluster.results import events
 from kdcluster.results.measured import measure
 from kdcluster.runs import RunDir
-from kdcluster.train import data, views
+from kdcluster.train import feed, views
 from kdcluster.train.distributed import World
 from kdcluster.train.trainer import Progress, train
 from tests import tiny
@@ -224,9 +224,9 @@ def test_a_batch_larger_than_the_labelled_images_is_refused(tmp_path: Path) -> N
 
 def test_a_split_without_labels_holds_none() -> None:
     images, labels = (torch.from_numpy(array) for array in tiny.images(20))
-    split = data.Split(images, labels, torch.device("cpu"))
+    split = feed.Split(images, labels, torch.device("cpu"))
     known = torch.tensor([2, 3, 19])
-    found = data.only_labels_of(split, known)
+    found = feed.only_labels_of(split, known)
     assert found.images is images
     assert found.labels[known].tolist() == labels[known].tolist()
     assert found.labels.tolist().count(-1) == 17

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kdcluster.errors import KdclusterError
 from kdcluster.results import events
 from kdcluster.runs import RunDir
-from kdcluster.train import data, distributed, evaluate, models, step, tracking, trainer, worker
+from kdcluster.train import data, distributed, evaluate, feed, models, step, tracking, trainer, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss, round_logits
 from kdcluster.train.metrics import Lagged
@@ -64,7 +64,7 @@ def set_up(
 def shards_of(training: Training, images: Tensor, labels: Tensor) -> list[Shard]:
     """A batch cut into the micro-batches that the run asks for, as `epoch_batches` cuts it."""
     pieces = step.micro_batches(len(labels), 1, training.run.train.micro_batch)
-    parts = [data.share(len(labels), piece, pieces) for piece in range(pieces)]
+    parts = [feed.share(len(labels), piece, pieces) for piece in range(pieces)]
     return [Shard(images[p.start : p.stop], labels[p.start : p.stop], 1.0) for p in parts]
 
 
@@ -153,7 +153,7 @@ def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_di
     with StandIn() as device:
         training = set_up(tmp_path, role, changes, PLACE)
         arrays = data.open_arrays(training.run, data_dir)
-        images = data.to_device(arrays, "train", PLACE, budget_bytes=budget)
+        images = feed.to_device(arrays, "train", PLACE, budget_bytes=budget)
         index = torch.arange(64)
         training.model.train()
         device.watching = True
@@ -172,7 +172,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, data_dir, optimizer):
     device = torch.device("cuda")
     changes = {**CNN_STUDENT, "train.grad_clip": 0.1, "train.ema_decay": 0.9, "train.optimizer": optimizer}
     training = set_up(tmp_path, "distilled", {**changes, "train.amp": "bf16", "train.micro_batch": 4}, device)
-    images = data.to_device(data.open_arrays(training.run, data_dir), "train", device)
+    images = feed.to_device(data.open_arrays(training.run, data_dir), "train", device)
     assert images.images.is_cuda  # resident: no copy in the loop
     training.model.train()
     batches = step.epoch_batches(training.run, images, torch.arange(64), 0, training.world)
@@ -195,7 +195,7 @@ def test_batches_from_the_host_are_those_from_the_device(tmp_path, data_dir):
     world = World(0, 1, torch.device("cuda"))
     found = []
     for budget in (None, 0):
-        images = data.to_device(arrays, "train", world.device, budget_bytes=budget)
+        images = feed.to_device(arrays, "train", world.device, budget_bytes=budget)
         assert images.images.is_cuda == (budget is None)
         found.append(list(step.epoch_batches(run, images, torch.arange(64), 0, world)))
     for resident, streamed in zip(*found, strict=True):
@@ -336,11 +336,11 @@ def test_the_moving_average_is_what_counts(tmp_path):
 # --- the epoch's batches ---
 
 
-class Counting(data.Split):
+class Counting(feed.Split):
     """Images whose first pixel is their index."""
 
     @classmethod
-    def of(cls, count: int) -> data.Split:
+    def of(cls, count: int) -> feed.Split:
         images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
         return cls(images, torch.arange(count) % 10, CPU)
 
@@ -531,7 +531,7 @@ def test_only_the_steps_shape_is_compiled(tmp_path, monkeypatch):
     for _ in range(2):
         training.model.train()
         step.train_step(training, [Shard(images, labels, 1.0)])
-        evaluate.evaluate(training.evaluated, training.run, data.Split(images, labels, CPU), torch.arange(7), ALONE)
+        evaluate.evaluate(training.evaluated, training.run, feed.Split(images, labels, CPU), torch.arange(7), ALONE)
     torch._dynamo.reset()
     assert compiled == [tuple(images.shape)]
 
@@ -543,7 +543,7 @@ def test_only_the_steps_shape_is_compiled(tmp_path, monkeypatch):
 def test_compiled_on_a_gpu_is_as_eager(tmp_path, net, micro_batch):
     """The eager path is the reference; more steps than CUDA graphs take to be recorded and replayed."""
     device, found = torch.device("cuda"), {}
-    held = data.Split(*batch(device=device), device), torch.arange(BATCH), World(0, 1, device)
+    held = feed.Split(*batch(device=device), device), torch.arange(BATCH), World(0, 1, device)
     for compiled in (False, True):
         changes = {"student": net, "teacher": net, "train.compile": compiled, "train.micro_batch": micro_batch}
         training = set_up(tmp_path, "distilled", {**changes, "train.ema_decay": 0.9, "train.lr": 1e-3}, device)

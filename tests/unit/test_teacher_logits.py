@@ -23,7 +23,7 @@ from kdcluster.files import read_json, write_json
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.teacherlogits import Missing, Store
-from kdcluster.train import data, models, storing, teacher_logits, trainer, views, worker
+from kdcluster.train import data, feed, models, storing, teacher_logits, trainer, views, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import round_logits
 from kdcluster.train.step import epoch_batches
@@ -216,7 +216,7 @@ def test_views_in_turns_show_the_same_to_both_students(tmp_path: Path) -> None:
     seen = {}
     for role in ("baseline", "distilled"):
         run = place.run(role)
-        images = data.to_device(data.open_arrays(run, tmp_path / "data"), "train", ALONE.device)
+        images = feed.to_device(data.open_arrays(run, tmp_path / "data"), "train", ALONE.device)
         seen[role] = [
             torch.cat([shards[0].images for shards in epoch_batches(run, images, torch.arange(64), epoch, ALONE)])
             for epoch in range(5)
@@ -237,7 +237,7 @@ def test_a_batch_holds_one_view(place: Place, batch_size: int, micro_batch: int 
     run = run.model_copy(
         update={"train": run.train.model_copy(update={"batch_size": batch_size, "micro_batch": micro_batch})}
     )
-    images = data.to_device(data.open_arrays(run, place.folder / "data"), "train", ALONE.device)
+    images = feed.to_device(data.open_arrays(run, place.folder / "data"), "train", ALONE.device)
     index, _ = views.held_out(IMAGES, 0.2)
     for epoch in range(3):
         view = torch.from_numpy(np.load(place.store.path(epoch)))
@@ -256,7 +256,7 @@ def test_a_batch_holds_one_view(place: Place, batch_size: int, micro_batch: int 
 
 def test_what_is_stored_is_what_the_teacher_says_in_its_own_precision(place: Place) -> None:
     run = place.run("distilled")
-    images = data.to_device(data.open_arrays(run, place.folder / "data"), "train", ALONE.device)
+    images = feed.to_device(data.open_arrays(run, place.folder / "data"), "train", ALONE.device)
     forward = load_teacher(place.root, run, ALONE)
     for view in range(3):
         index = torch.arange(IMAGES)
@@ -691,7 +691,7 @@ def test_a_large_view_is_mapped_read_ahead_in_order_and_gives_the_same_bits(plac
 def test_no_thread_is_left_by_an_epoch_that_was_broken_off(place: Place, monkeypatch: Any, taken: int) -> None:
     monkeypatch.setattr(teacher_logits, "_free", lambda device: 0)
     run = place.run("distilled")
-    images = data.to_device(data.open_arrays(run, place.folder / "data"), "train", ALONE.device)
+    images = feed.to_device(data.open_arrays(run, place.folder / "data"), "train", ALONE.device)
     targets = Targets(run, place.root, ALONE, IMAGES)
     targets.begin(0)
     batches = epoch_batches(run, images, torch.arange(IMAGES), 0, ALONE, targets=targets)

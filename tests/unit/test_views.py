@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import Augment
-from kdcluster.train import data, views
+from kdcluster.train import feed, views
 from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 
 N = 20_000
@@ -144,7 +144,7 @@ def test_a_view_does_not_depend_on_batch_order_or_rank(order, batch_size, world,
     for start in range(0, 12, batch_size):
         batch = torch.tensor(order[start : start + batch_size])
         for rank in range(world):
-            mine = data.share(len(batch), rank, world)
+            mine = feed.share(len(batch), rank, world)
             index = batch[mine.start : mine.stop]  # may be empty
             got = views.augment(images[index], index, augment=augment, **view)
             assert torch.equal(got, whole[index])
