@@ -160,7 +160,7 @@ class Maker:
     def _round(self, view: int, first: int, total: int) -> Tensor:
         """This rank's logits in a round, float16 (ROWS, C) on the CPU; what lies behind the last image is zero."""
         rows = torch.zeros(ROWS, self.run.num_classes, dtype=torch.float16)
-        index = torch.arange(first, min(first + ROWS, total))
+        index = torch.arange(min(first, total), min(first + ROWS, total))
         if len(index):
             rows[: len(index)] = self.forward(self._pixels(view, index)).cpu()
         return rows
