@@ -84,7 +84,7 @@ def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
         agent = attempt.read("agent")
         children = Path(f"/proc/{agent['pid']}/task/{agent['pid']}/children").read_text().split()
         os.kill(agent["pid"] if whom == "agent" else int(children[0]), signal.SIGKILL)
-        wait_until(lambda: not is_alive(agent) and not is_alive(attempt.start["supervisor"]))
+        wait_until(lambda ends=(agent, attempt.start["supervisor"]): not any(map(is_alive, ends)))
         if run_dir.result():  # it was faster
             continue
         done = subprocess.run([*argv, "--wait", "--retry"], cwd=tmp_path, capture_output=True, text=True, timeout=120)

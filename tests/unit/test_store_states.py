@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kdcluster import cli
+from kdcluster.commands import teachers_first
 from kdcluster.files import write_json
 from kdcluster.launch import submission
 from kdcluster.launch.backend import Backend
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
+from kdcluster.saved import weights_record
 from kdcluster.states import State
 from kdcluster.teacherlogits import SCHEMA
 from tests import fabricated, tiny
@@ -42,9 +45,8 @@ class Desk:
         plan = plan or self.plan
         return {plan[run_id].role: one for run_id, one in statuses(plan, self.root).items()}
 
-    def submit(self, plan: Plan | None = None, **given: Any) -> list[str]:
-        """The roles that it starts."""
-        plan = plan or self.plan
+    def place(self) -> Backend:
+        """One that takes everything, and starts nothing."""
 
         class Place(Backend):
             name, word = "local", "started"
@@ -55,15 +57,17 @@ class Desk:
             def start(self, plan: Plan, chosen: Any, *_: Any) -> str:
                 return "nowhere"
 
-        place = Place.__new__(Place)
-        found = submission.submit(plan, self.root, self.folder / "data", place, lambda _: None, **given)
+        return Place.__new__(Place)
+
+    def submit(self, plan: Plan | None = None, **given: Any) -> list[str]:
+        """The roles that it starts."""
+        plan = plan or self.plan
+        found = submission.submit(plan, self.root, self.folder / "data", self.place(), lambda _: None, **given)
         return [plan[run_id].role for run_id in found.started]
 
 
 def trained(run_dir: RunDir) -> None:
     attempt = fabricated.started(run_dir, agent=fabricated.DEAD)
-    from kdcluster.saved import weights_record
-
     run_dir.weights("best").write_bytes(fabricated.NO_WEIGHTS)
     weights = {"best": weights_record(run_dir.weights("best"))}
     fabricated.publish(run_dir, 50.0, attempt.number, weights=weights, amp="none")
@@ -176,6 +180,13 @@ def test_a_store_of_which_nobody_knows_keeps_no_student_and_is_not_started_twice
     desk.put("teacher-logits", elsewhere)
     assert desk.states()["teacher-logits"].unknown
     assert desk.submit() == ["baseline", "distilled"]
+
+
+def test_a_sweep_does_not_wait_for_a_store_of_which_nobody_knows(desk: Desk) -> None:
+    desk.put("teacher-logits", elsewhere)
+    chosen: Any = SimpleNamespace(root=desk.root, data=desk.folder / "data")
+    students = [desk.run("distilled")]
+    teachers_first.train(desk.plan.only(["teacher-logits"]), students, chosen, desk.place(), "again")  # comes back
 
 
 def test_students_alone_take_their_store_along(desk: Desk) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcluster import teacherlogits
@@ -22,6 +22,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
+from kdcluster.saved import weights_record
 from kdcluster.teacherlogits import Missing, Store
 from kdcluster.train import data, models, storing, teacher_logits, trainer, views, worker
 from kdcluster.train.distributed import World
@@ -474,10 +475,6 @@ def test_the_logits_of_a_teacher_that_was_trained_again_to_other_weights_are_nev
     teacher = RunDir(place.root, place.run("teacher").id)
     old = content(place.store)
     tensors = {name: value + 0.01 for name, value in load_file(teacher.weights("best")).items()}
-    from safetensors.torch import save_file
-
-    from kdcluster.saved import weights_record
-
     teacher.weights("best").unlink()
     save_file(tensors, teacher.weights("best"))
     result = read_json(teacher.path / "result.json")
