@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,11 +224,16 @@ def test_a_running_store_of_another_user_is_left_as_it_is(desk: Desk, monkeypatc
 def test_rm_of_a_store_is_said_to_cost_time_and_that_of_its_teacher_is_refused(desk: Desk, monkeypatch, capsys) -> None:
     monkeypatch.chdir(desk.folder)
     store = desk.put("teacher-logits", stored(desk, 4))
-    desk.put("distilled", fabricated.failed)
+    student = desk.put("distilled", fabricated.failed)
     with pytest.raises(SystemExit) as ended:
         cli.main(["rm", desk.run("teacher").id, "--yes"])
     assert ended.value.code
-    assert "is needed by 2 runs" in capsys.readouterr().err
+    assert "is needed by 2 runs (none of them done)" in capsys.readouterr().err
+    shutil.rmtree(student.path)
+    with pytest.raises(SystemExit):
+        cli.main(["rm", desk.run("teacher").id, "--yes"])
+    assert "is needed by 1 run (a store of its logits)" in capsys.readouterr().err
+    desk.put("distilled", fabricated.failed)
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main(["rm", store.id, "--yes"])
     said = capsys.readouterr().err
