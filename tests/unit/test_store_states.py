@@ -15,7 +15,9 @@ from kdcluster.commands import teachers_first
 from kdcluster.files import write_json
 from kdcluster.launch import submission
 from kdcluster.launch.backend import Backend
+from kdcluster.launch.local.supervisor import Supervisor
 from kdcluster.launch.status import Status, statuses
+from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.saved import weights_record
@@ -239,3 +241,29 @@ def test_rm_of_a_store_is_said_to_cost_time_and_that_of_its_teacher_is_refused(d
     said = capsys.readouterr().err
     assert f"{store.id} is read by 1 run not done: without it they run the teacher themselves" in said
     assert not store.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "waits"),
+    [
+        (fabricated.running, True),
+        (fabricated.queued, True),
+        (fabricated.failed, False),
+        (fabricated.cancelled, False),
+        (elsewhere, False),
+        (None, False),
+    ],
+    ids=["running", "queued", "failed", "cancelled", "unknown", "gone"],
+)
+def test_a_student_waits_on_this_machine_for_a_store_that_is_being_made_and_for_no_other(desk, monkeypatch, how, waits):
+    if how:
+        desk.put("teacher-logits", how)
+    run = desk.run("distilled")
+    student = tiny.prepare(desk.root, run)
+    supervisor = Supervisor(desk.root, desk.folder / "data", [run], {run.id: Layout("cpu", 1, 1)})
+    student.write_ticket("local", supervisor.ref(run.id))
+    begun: list[str] = []
+    monkeypatch.setattr(Supervisor, "_start", lambda self, run, taken: begun.append(run.id))
+    supervisor.start_what_can()
+    assert begun == ([] if waits else [run.id])
+    assert supervisor.waits == ({run.id: f"waits for {desk.run('teacher-logits').id}"} if waits else {})
