@@ -30,7 +30,7 @@ from kdcluster.runs import Attempt, RunDir
 from kdcluster.teacherlogits import Missing, Store, crc32c_of
 from kdcluster.train import data, models, views
 from kdcluster.train.distributed import World
-from kdcluster.train.publish import check_newest, surroundings
+from kdcluster.train.publish import check_newest, surroundings, tidy
 from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, store_of
 from kdcluster.wording import count
 
@@ -115,6 +115,7 @@ class Maker:
     def _begin(self) -> None:
         """Take over what stands whole; what is of other weights, or damaged, is made again."""
         self.store.folder.mkdir(exist_ok=True)
+        tidy(self.run_dir, self.attempt)
         try:
             known = self.store.manifest()
         except Missing as why:
