@@ -12,8 +12,9 @@ from kdcluster.commands.next_steps import next_steps
 from kdcluster.commands.progress import follow
 from kdcluster.launch import submission
 from kdcluster.launch.backend import Backend
-from kdcluster.launch.status import blocked_by, run_status
+from kdcluster.launch.status import blocked_by, run_status, statuses
 from kdcluster.plan import Plan, Run
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.sweep.points import Point
@@ -32,6 +33,7 @@ def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend, a
 
     A store that is not to be had costs time alone.
     """
+    made = _without_unknown(made, chosen.root)
     done = submit(made, students, chosen, there)
     if not done.started and all(done.left[run.id].state == State.DONE for run in made.runs):
         return
@@ -49,7 +51,14 @@ def train(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend, a
 
 def submit(made: Plan, students: Iterable[Run], chosen: Chosen, there: Backend) -> submission.Submission:
     """Start the teachers that are not done, or whose weights are gone while one of these students needs them."""
+    made = _without_unknown(made, chosen.root)
     return submission.submit(made, chosen.root, chosen.data, there, lambda runs: None, waiting=students)
+
+
+def _without_unknown(made: Plan, root: Path) -> Plan:
+    """Without stores of which it is not known whether they are still being made: no trial waits for them."""
+    found = statuses(made, root)
+    return made.cut({run.id for run in made.runs if run.role != STORE or not found[run.id].unknown})
 
 
 def with_a_good_one(points: list[Point], root: Path, *, every: bool) -> list[Point]:

@@ -56,6 +56,6 @@ def preflight(runs: Iterable[Run], data_dir: Path, *, fetch: bool) -> dict[str, 
     if found["problems"]:
         raise ConfigError(*found["problems"])
     for run in {f"{run.model!r} {run.imports}": run for run in runs}.values():
-        built = found["models"][run.id]
-        inputs.remember(run, built["image_size"], built["patch"])
+        if built := found["models"][run.id]:  # none of a store whose teacher is done
+            inputs.remember(run, built["image_size"], built["patch"])
     return found

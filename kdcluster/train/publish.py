@@ -49,7 +49,7 @@ class Publisher:
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.active = world.rank == 0
         if self.active and attempt is not None:
-            self._tidy(attempt)
+            tidy(run_dir, attempt)
         step = resumed["step"] if resumed else -1
         self.tracker = Tracker(run_dir, attempt, run, active=self.active, first_step=step + 1)
         self.selected_on = "val" if run.data.val_fraction > 0 else "test"
@@ -68,18 +68,6 @@ class Publisher:
         if self.active and attempt is not None:
             attempt.write("trainer", {**self.facts, **surroundings(world), **went_on})
         _warn_of_local_batchnorm(world, norm_batch)
-
-    def _tidy(self, attempt: Attempt) -> None:
-        """Remove what attempts that were killed left half written, which may be large; the run's lock is ours.
-
-        Only what trainers alone write: who submits or cancels may be writing at this moment.
-        """
-        self.check_newest()
-        remove_asides(self.run_dir.path, "best.safetensors", "last.safetensors", "result.json")
-        remove_asides(self.run_dir.checkpoints, "step-*.ckpt")
-        for one in self.run_dir.attempts():
-            if one.number < attempt.number:
-                remove_asides(one.path, "heartbeat.json", "trainer.json", "preempted.json")
 
     @property
     def best(self) -> dict[str, Any]:
@@ -177,6 +165,23 @@ def check_newest(run_dir: RunDir, attempt: Attempt) -> None:
             f"attempt {attempt.number} was overtaken by attempt {newest.number}, which goes on from what is "
             f"saved; this one stops and publishes nothing more"
         )
+
+
+def tidy(run_dir: RunDir, attempt: Attempt) -> None:
+    """Remove what attempts that were killed left half written, which may be large; the run's lock is this one's.
+
+    Only what trainers alone write: who submits or cancels may be writing at this moment.
+
+    Raises:
+        KdclusterError: this attempt was overtaken.
+    """
+    check_newest(run_dir, attempt)
+    remove_asides(run_dir.path, "best.safetensors", "last.safetensors", "result.json")
+    remove_asides(run_dir.checkpoints, "step-*.ckpt")
+    remove_asides(run_dir.path / "logits", "manifest.json", ".partial.json")
+    for one in run_dir.attempts():
+        if one.number < attempt.number:
+            remove_asides(one.path, "heartbeat.json", "trainer.json", "preempted.json")
 
 
 def batchnorm_batch(net: nn.Module, run: Run, world: World) -> int | None:

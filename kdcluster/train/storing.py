@@ -30,7 +30,7 @@ from kdcluster.runs import Attempt, RunDir
 from kdcluster.teacherlogits import Missing, Store, crc32c_of
 from kdcluster.train import feed, models, views
 from kdcluster.train.distributed import World
-from kdcluster.train.publish import check_newest, surroundings
+from kdcluster.train.publish import check_newest, surroundings, tidy
 from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, made_by, store_of
 from kdcluster.wording import count
 
@@ -118,6 +118,7 @@ class Maker:
     def _begin(self) -> None:
         """Take over what stands whole; what is of other weights, or damaged, is made again."""
         self.store.folder.mkdir(exist_ok=True)
+        tidy(self.run_dir, self.attempt)
         try:
             known = self.store.manifest()
         except Missing as why:
@@ -164,7 +165,7 @@ class Maker:
     def _round(self, view: int, first: int, total: int) -> Tensor:
         """This rank's logits in a round, float16 (ROWS, C) on the CPU; what lies behind the last image is zero."""
         rows = torch.zeros(ROWS, self.run.num_classes, dtype=torch.float16)
-        index = torch.arange(first, min(first + ROWS, total))
+        index = torch.arange(min(first, total), min(first + ROWS, total))
         if len(index):
             rows[: len(index)] = self.forward(pixels_of(self.run, self.images, view, index)).cpu()
         return rows

@@ -257,7 +257,9 @@ def test_kills_of_driver_trial_and_ray_and_a_full_disk_lose_nothing(
     out, _ = desk.run(*words)
     assert states_shown(out, 4) == ["done"] * 4
     ended = desk.ended_attempts()
-    assert {len(states) for run_id, states in ended.items() if run_id.startswith("teacher")} == {1}
+    assert [len(states) for run_id, states in ended.items() if run_id.startswith("teacher")] == [1, 1]
+    trials = [RunDir(desk.root, run_id) for run_id in ended if run_id.startswith("distilled")]
+    assert [(trial.result() or {})["views"] for trial in trials] == [{"read": 8}] * 4  # of a store that was made once
     for states in ended.values():
         assert states[-1] == "done"
         assert "done" not in states[:-1]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kdcluster import cli
+from kdcluster.commands import teachers_first
 from kdcluster.files import write_json
 from kdcluster.launch import submission
 from kdcluster.launch.backend import Backend
+from kdcluster.launch.local.supervisor import Supervisor
 from kdcluster.launch.status import Status, statuses
+from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
+from kdcluster.saved import weights_record
 from kdcluster.states import State
 from kdcluster.teacherlogits import SCHEMA
 from tests import fabricated, tiny
@@ -42,9 +48,8 @@ class Desk:
         plan = plan or self.plan
         return {plan[run_id].role: one for run_id, one in statuses(plan, self.root).items()}
 
-    def submit(self, plan: Plan | None = None, **given: Any) -> list[str]:
-        """The roles that it starts."""
-        plan = plan or self.plan
+    def place(self) -> Backend:
+        """One that takes everything, and starts nothing."""
 
         class Place(Backend):
             name, word = "local", "started"
@@ -55,15 +60,17 @@ class Desk:
             def start(self, plan: Plan, chosen: Any, *_: Any) -> str:
                 return "nowhere"
 
-        place = Place.__new__(Place)
-        found = submission.submit(plan, self.root, self.folder / "data", place, lambda _: None, **given)
+        return Place.__new__(Place)
+
+    def submit(self, plan: Plan | None = None, **given: Any) -> list[str]:
+        """The roles that it starts."""
+        plan = plan or self.plan
+        found = submission.submit(plan, self.root, self.folder / "data", self.place(), lambda _: None, **given)
         return [plan[run_id].role for run_id in found.started]
 
 
 def trained(run_dir: RunDir) -> None:
     attempt = fabricated.started(run_dir, agent=fabricated.DEAD)
-    from kdcluster.saved import weights_record
-
     run_dir.weights("best").write_bytes(fabricated.NO_WEIGHTS)
     weights = {"best": weights_record(run_dir.weights("best"))}
     fabricated.publish(run_dir, 50.0, attempt.number, weights=weights, amp="none")
@@ -178,6 +185,13 @@ def test_a_store_of_which_nobody_knows_keeps_no_student_and_is_not_started_twice
     assert desk.submit() == ["baseline", "distilled"]
 
 
+def test_a_sweep_does_not_wait_for_a_store_of_which_nobody_knows(desk: Desk) -> None:
+    desk.put("teacher-logits", elsewhere)
+    chosen: Any = SimpleNamespace(root=desk.root, data=desk.folder / "data")
+    students = [desk.run("distilled")]
+    teachers_first.train(desk.plan.only(["teacher-logits"]), students, chosen, desk.place(), "again")  # comes back
+
+
 def test_students_alone_take_their_store_along(desk: Desk) -> None:
     assert desk.submit(desk.plan.only(["distilled"])) == ["teacher-logits", "distilled"]
 
@@ -212,13 +226,44 @@ def test_a_running_store_of_another_user_is_left_as_it_is(desk: Desk, monkeypatc
 def test_rm_of_a_store_is_said_to_cost_time_and_that_of_its_teacher_is_refused(desk: Desk, monkeypatch, capsys) -> None:
     monkeypatch.chdir(desk.folder)
     store = desk.put("teacher-logits", stored(desk, 4))
-    desk.put("distilled", fabricated.failed)
+    student = desk.put("distilled", fabricated.failed)
     with pytest.raises(SystemExit) as ended:
         cli.main(["rm", desk.run("teacher").id, "--yes"])
     assert ended.value.code
-    assert "is needed by 2 runs" in capsys.readouterr().err
+    assert "is needed by 2 runs (none of them done)" in capsys.readouterr().err
+    shutil.rmtree(student.path)
+    with pytest.raises(SystemExit):
+        cli.main(["rm", desk.run("teacher").id, "--yes"])
+    assert "is needed by 1 run (a store of its logits)" in capsys.readouterr().err
+    desk.put("distilled", fabricated.failed)
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main(["rm", store.id, "--yes"])
     said = capsys.readouterr().err
     assert f"{store.id} is read by 1 run not done: without it they run the teacher themselves" in said
     assert not store.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "waits"),
+    [
+        (fabricated.running, True),
+        (fabricated.queued, True),
+        (fabricated.failed, False),
+        (fabricated.cancelled, False),
+        (elsewhere, False),
+        (None, False),
+    ],
+    ids=["running", "queued", "failed", "cancelled", "unknown", "gone"],
+)
+def test_a_student_waits_on_this_machine_for_a_store_that_is_being_made_and_for_no_other(desk, monkeypatch, how, waits):
+    if how:
+        desk.put("teacher-logits", how)
+    run = desk.run("distilled")
+    student = tiny.prepare(desk.root, run)
+    supervisor = Supervisor(desk.root, desk.folder / "data", [run], {run.id: Layout("cpu", 1, 1)})
+    student.write_ticket("local", supervisor.ref(run.id))
+    begun: list[str] = []
+    monkeypatch.setattr(Supervisor, "_start", lambda self, run, taken: begun.append(run.id))
+    supervisor.start_what_can()
+    assert begun == ([] if waits else [run.id])
+    assert supervisor.waits == ({run.id: f"waits for {desk.run('teacher-logits').id}"} if waits else {})
