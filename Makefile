@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-unit test-integration test-gpu test-wheel drill-slurm lint format golden clean
+.PHONY: demo test test-unit test-integration test-gpu test-wheel bench bench-gpu drill-slurm lint format golden clean
 
 demo: $(READY)  ## train teacher, baselines and distilled students on real images, and print the table
 	@$(BIN)/kdcluster submit demo --backend local --wait; $(BIN)/kdcluster results demo --strict
@@ -22,6 +22,17 @@ test-gpu: $(READY)  ## what only a GPU can show
 
 test-wheel: $(READY)  ## the wheel, installed into an empty environment, from an empty directory
 	PYTHON=$(PYTHON) BUILD=$(abspath $(BIN)/python) bash tests/wheel.sh
+
+bench: $(READY)  ## what benchmarks/README.md has of a step, an epoch, a sweep, the data and a start
+	PYTHONPATH=. $(BIN)/python benchmarks/step.py 9
+	PYTHONPATH=. $(BIN)/python benchmarks/others.py 5
+	PYTHONPATH=. $(BIN)/python benchmarks/trials.py 5
+	PYTHONPATH=. $(BIN)/python benchmarks/data_path.py 9
+	PYTHONPATH=. $(BIN)/python benchmarks/decoding.py 5
+	PYTHONPATH=. $(BIN)/python benchmarks/first_step.py 5
+
+bench-gpu: $(READY)  ## the step with the real models of exp1 and exp2, in about 4 minutes on one GPU
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py
 
 drill-slurm: $(READY)  ## preempt one run 20 times on a real SLURM, and compare its weights
 	PYTHONPATH=. $(BIN)/python benchmarks/slurm_drill.py 20

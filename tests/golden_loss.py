@@ -1,4 +1,4 @@
-"""The loss of every step of tiny distilled runs on one CPU thread, kept as text files.
+"""The loss of every step of tiny distilled runs on one CPU thread, which read stored logits, kept as text files.
 
 `python -m tests.golden_loss` writes the files anew: only after a change of the numbers that is meant.
 """
@@ -46,7 +46,9 @@ def curve(name: str = "loss") -> dict[int, float]:
             made = tiny.make_plan(folder, {"seeds": [SEED], **CURVES[name]})
             for run in made.only(["distilled"]).runs:  # the teacher comes first
                 run_dir = tiny.train_here(folder / "runs", run, folder / "data")
-            points = events.read_scalars(run_dir.events, ("train/loss",)).points["train/loss"]
+            views = (run_dir.result() or {})["views"]
+        assert views.keys() == {"read"}, views
+        points = events.read_scalars(run_dir.events, ("train/loss",)).points["train/loss"]
     finally:
         torch.set_num_threads(threads)
     return {point.step: point.value for point in points}
