@@ -57,7 +57,10 @@ class Plan:
 
     def joined(self, runs: Iterable[Run]) -> Plan:
         """The plan with further runs, each after what it needs, which no experiment here wants."""
-        return Plan(tuple(_unique((*self.runs, *runs))), self.wanted, self.experiments)
+        every: dict[str, Run] = {}
+        for run in (*self.runs, *runs):
+            every[run.id] = _enough(run, every.get(run.id, run))
+        return Plan(tuple(every.values()), self.wanted, self.experiments)
 
     def readers(self, run_id: str) -> list[Run]:
         """The runs that read a store."""
@@ -86,7 +89,7 @@ def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
 
 
 def _unique(runs: Iterable[Run]) -> list[Run]:
-    """Each run once; a store that several ask for has the views, and the gate, of the one that asks for most.
+    """Each run once.
 
     Raises:
         ConfigError: two different runs have the same id.
@@ -96,11 +99,17 @@ def _unique(runs: Iterable[Run]) -> list[Run]:
         known = found.setdefault(run.id, run)
         if known.hash != run.hash:
             raise ConfigError(f"two different runs have the id {run.id}; set `variant` in one of them")
-        if known.views and run.views and known.teacher and run.teacher:
-            gates = [one.min_top1 for one in (known.teacher, run.teacher) if one.min_top1 is not None]
-            teacher = known.teacher.model_copy(update={"min_top1": min(gates) if len(gates) == 2 else None})
-            found[run.id] = known.model_copy(update={"views": max(known.views, run.views), "teacher": teacher})
+        found[run.id] = _enough(known, run)
     return list(found.values())
+
+
+def _enough(run: Run, other: Run) -> Run:
+    """The run; a store that somebody else asks for, too, with the views and the gate of whoever asks for most."""
+    if not (run.views and other.views and run.teacher and other.teacher):
+        return run
+    gates = [one.min_top1 for one in (run.teacher, other.teacher) if one.min_top1 is not None]
+    teacher = run.teacher.model_copy(update={"min_top1": min(gates) if len(gates) == 2 else None})
+    return run.model_copy(update={"views": max(run.views, other.views), "teacher": teacher})
 
 
 def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float) -> list[Run]:

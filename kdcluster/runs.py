@@ -147,19 +147,19 @@ class RunDir:
         Raises ConfigError where another run with the same id lies here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.config.exists() and self.known()[0].hash not in (run.hash, ""):  # "": damaged, and made again
+        known = self.known()[0] if self.config.exists() else run
+        if known.hash not in (run.hash, ""):  # "": damaged, and made again
             raise ConfigError(f"{self.path} holds another run with the same id; set `variant` in the experiment")
-        write_aside(self.config, self._with_its_views(run).to_yaml())
+        if run.views and known.views:  # another experiment may count on what it asked for
+            run = run.model_copy(update={"views": max(run.views, known.views)})
+        write_aside(self.config, run.to_yaml())
         (self.path / "cancel.json").unlink(missing_ok=True)
-
-    def _with_its_views(self, run: Run) -> Run:
-        """A store never becomes smaller: another experiment may count on what it asked for."""
-        known = self.known()[0].views if run.views and self.config.exists() else None
-        return run.model_copy(update={"views": max(run.views or 0, known)}) if known else run
 
     def widen(self, run: Run) -> None:
         """Have a store that is being made go on to as many views as `run` wants."""
-        write_aside(self.config, self._with_its_views(run).to_yaml())
+        known, wrong = self.known()
+        if not wrong and (run.views or 0) > (known.views or 0):
+            write_aside(self.config, known.model_copy(update={"views": run.views}).to_yaml())
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first; a file or a folder without a record is none, whatever its name."""

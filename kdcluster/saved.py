@@ -64,12 +64,7 @@ def weights_problem(run: Path, which: str) -> str:
     They are held against result.json: the size each time, the check sum when the file has changed. Where it says
     nothing of them, as an older version's, or cannot be read, the file's own header has to do.
     """
-    path = run / f"{which}.safetensors"
-    try:
-        record = read_json(run / "result.json")["weights"][which]
-        expected = {"bytes": int(record["bytes"]), "sha256": str(record["sha256"])}
-    except (Damaged, OSError, ValueError, LookupError, TypeError):
-        expected = {}
+    path, expected = run / f"{which}.safetensors", _recorded(run, which)
     if not path.is_file():
         return "gone"
     try:
@@ -80,6 +75,20 @@ def weights_problem(run: Path, which: str) -> str:
         return "damaged (its check sum is wrong)" if expected and file_digest(path) != expected["sha256"] else ""
     except (OSError, ValueError) as error:
         return f"damaged ({getattr(error, 'strerror', error)})"
+
+
+def weights_digest(run: Path, which: str) -> str:
+    """The check sum that result.json has of the `best` or `last` weights in a run's folder; empty: it says none."""
+    return str(_recorded(run, which).get("sha256", ""))
+
+
+def _recorded(run: Path, which: str) -> dict[str, Any]:
+    """What result.json says of weights; nothing where it cannot be read."""
+    try:
+        record = read_json(run / "result.json")["weights"][which]
+        return {"bytes": int(record["bytes"]), "sha256": str(record["sha256"])}
+    except (Damaged, OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def _safetensors_size(path: Path) -> int:

@@ -171,6 +171,19 @@ class Result(Record):
     last: Evaluation | None = None
 
 
+class View(Record):
+    crc32c: Number
+
+
+class Manifest(Record):
+    """Of the teacher's logits (teacherlogits.py)."""
+
+    images: Number
+    classes: Number
+    views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
+    weights: str = ""
+
+
 class Submit(Record):
     words: str | list[str]
 
@@ -178,20 +191,6 @@ class Submit(Record):
 class Trial(Record):
     experiment: str
     values: dict[str, Any]
-
-
-class View(Record):
-    crc32c: Number
-
-
-class Manifest(Record):
-    """Of a store of the teacher's logits."""
-
-    document: str = Field(alias="schema")
-    images: Number
-    classes: Number
-    weights: str = ""
-    views: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], View]
 
 
 class Begun(Record):

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcluster import saved
+from kdcluster import saved, teacherlogits
 from kdcluster.experiment.yamlfile import parse
 from kdcluster.files import write_json
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run
 from kdcluster.processes import process_record
+from kdcluster.run import STORE
 from kdcluster.runs import Attempt, RunDir
 
 LIVE = process_record(os.getpid())
@@ -70,13 +71,28 @@ def rank_failed(attempt: Attempt, rank: int, **values: Any) -> None:
 
 
 def publish(run_dir: RunDir, top1: float, attempt: int = 1, **values: Any) -> None:
-    """result.json, as the trainer leaves it at the end, and a file in the place of the best weights."""
+    """result.json, as the trainer leaves it at the end, and a file in the place of the best weights, or a store."""
+    if run_dir.id.startswith(STORE):
+        return store(run_dir, attempt)
     run_dir.weights("best").write_bytes(NO_WEIGHTS)
     last = {"epoch": 1, "step": 10, "test/top1": top1}
     config = parse(run_dir.config.read_text()) if run_dir.config.exists() else {"hash": run_dir.id[-8:]}
     known = {"schema": "kdcluster.result/1", "id": run_dir.id, "hash": config["hash"], "attempt": attempt}
     facts = {"epochs": last["epoch"], "steps": last["step"], "selected_on": "test", "params": 3}
     write_json(run_dir.path / "result.json", {**known, **facts, "best": last, "last": last, **values})
+
+
+def store(run_dir: RunDir, attempt: int = 1, views: int | None = None) -> None:
+    """result.json and the views of a store of one image and one class: as many as it is to hold, unless told."""
+    run = run_dir.known()[0]
+    listed = {str(view): {"crc32c": 0} for view in range(run.views if views is None and run.views else views or 0)}
+    (run_dir.path / "logits").mkdir(exist_ok=True)
+    for view in map(int, listed):
+        (run_dir.path / "logits" / f"view-{view:05}.npy").write_bytes(bytes(teacherlogits.ITEM))
+    known = {"schema": teacherlogits.SCHEMA, "images": 1, "classes": 1, "views": listed}
+    write_json(run_dir.path / "logits" / "manifest.json", known)
+    known = {"schema": "kdcluster.result/1", "id": run_dir.id, "hash": run.hash, "attempt": attempt}
+    write_json(run_dir.path / "result.json", {**known, "views": len(listed), "params": 7})
 
 
 def evaluated(run_dir: RunDir, epochs: Iterable[Mapping[str, Any]], attempt: int = 1) -> None:

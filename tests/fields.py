@@ -48,8 +48,9 @@ def hashed(info: FieldInfo) -> bool:
 
 
 def get(values: Any, key: str) -> Any:
+    """A nested value; None in a block that is None."""
     for part in key.split("."):
-        values = values[part] if isinstance(values, Mapping) else getattr(values, part)
+        values = values[part] if isinstance(values, Mapping) else values and getattr(values, part)
     return values
 
 
@@ -68,7 +69,7 @@ def another(info: FieldInfo, value: Any) -> Any:
     if literals:
         return sorted(option for option in literals if option != value)[0]
     if bool in kinds and str not in kinds:
-        return not value
+        return value is False
     if str in kinds:
         return f"{value or '/images'}2"
     if int in kinds:

@@ -19,6 +19,7 @@ from kdcluster.plan import Run
 from kdcluster.runs import RunDir
 from kdcluster.train import data, evaluate, models, step, trainer
 from kdcluster.train.distributed import World, join, leave
+from kdcluster.train.teacher_logits import Targets
 from tests import tiny
 
 CASES = ((10, None), (10, 3), (10, 1), (7, None), (7, 2), (2, None), (1, None))
@@ -49,7 +50,8 @@ def measure(run_dir: RunDir, world: World, data_dir: Path, out: Path) -> tuple[d
         assert run.train is not None
         changed = {"batch_size": batch_size, "micro_batch": micro_batch}
         case = run.model_copy(update={"train": run.train.model_copy(update=changed)})
-        training = step.set_up(run_dir, case, world, 4)
+        targets = Targets(case, run_dir.root, world, len(images.labels)) if case.teacher else None
+        training = step.set_up(case, world, 4, targets)
         key = f"{batch_size}/{micro_batch}"
         found[f"gradient/{key}"], found[f"sums/{key}"] = one_step(training, case, images)
     found |= {

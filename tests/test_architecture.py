@@ -227,6 +227,11 @@ def reference_column(values: dict[str, Any]) -> Any:
     return [row.reference for row in built.experiments[0].rows]
 
 
+def waits(values: dict[str, Any]) -> Any:
+    """What a student waits for."""
+    return plan.plan([experiment(values)]).runs[-1].after
+
+
 def gate(values: dict[str, Any]) -> Any:
     """Whether a student is held back from a teacher of 0.1 %."""
     made = plan.plan([experiment(values)])
@@ -246,7 +251,7 @@ def read_in(place: str) -> frozenset[str]:
     return frozenset(found)
 
 
-HASH, COMMAND, TABLE, GATE = hashes, commands, reference_column, gate
+HASH, COMMAND, TABLE, GATE, WAITS = hashes, commands, reference_column, gate, waits
 STEP, SOURCES, CHECKPOINT = READ = ("train/step.py", "train/sources.py", "train/checkpoint.py")
 Effect = Callable[[dict[str, Any]], Any] | str
 """What a changed field changes, or the module that reads it."""
@@ -277,7 +282,10 @@ EFFECTS: dict[str, Effect] = {
     "data.val_fraction": HASH,
     "data.augment.pad": HASH,
     "data.augment.flip": HASH,
+    "data.views": HASH,
     "data.view_seed": HASH,
+    "teacher.augment.pad": HASH,
+    "teacher.augment.flip": HASH,
     **{f"teacher.{key}": effect for key, effect in MODEL.items()},
     "teacher.seed": HASH,
     "teacher.min_top1": GATE,
@@ -285,6 +293,7 @@ EFFECTS: dict[str, Effect] = {
     **{f"student.{key}": effect for key, effect in MODEL.items()},
     "distill.alpha": HASH,
     "distill.temperature": HASH,
+    "distill.logits": WAITS,
     **{f"train.{key}": effect for key, effect in TRAIN.items()},
     "seeds": HASH,
     "variant": HASH,
@@ -319,6 +328,7 @@ READERS = {
     "data.val_fraction": "data.val_fraction",
     "data.augment.pad": "augment.pad",
     "data.augment.flip": "augment.flip",
+    "data.views": "data.views",
     "data.view_seed": "data.view_seed",
     "student.model": "model.model",
     "student.pretrained": "model.pretrained",
@@ -355,6 +365,7 @@ def test_the_trainer_reads_what_is_hashed(key: str) -> None:
 def test_every_hashed_field_has_a_reader_in_the_trainer() -> None:
     hashed = {key.removeprefix("teacher.") for key, effect in EFFECTS.items() if effect in (HASH, *READ)}
     hashed = {f"student.{key}" if key in MODEL else key for key in hashed}
+    hashed = {f"data.{key}" if key.startswith("augment.") else key for key in hashed}  # of the teacher's own run
     labels = {"variant", "seed"}  # a free label; the teacher's seed is a run's seed, as `seeds` are
     assert hashed - labels == set(READERS)
 

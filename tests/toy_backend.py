@@ -50,7 +50,8 @@ def main(run_dir, data_dir, told):
     signal.signal(signal.SIGTERM, lambda *_: told.append(True))
     sys.stdin.read()
     needs = [RunDir(run_dir.root, need) for need in run_dir.load().needs]
-    while not told and any(run_status(need).state in LIVE for need in needs):
+    first = [*needs, *(RunDir(run_dir.root, one) for one in run_dir.load().after)]
+    while not told and any(run_status(one).state in LIVE for one in first):
         time.sleep(0.1)
     mine = (ticket := run_dir.ticket()) and ticket.ref["pid"] == os.getpid()
     if not told and mine and all(run_status(need).state == State.DONE for need in needs):

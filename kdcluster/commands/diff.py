@@ -95,7 +95,8 @@ def _run_of(run_dir: RunDir) -> Side:
     trainer = newest.read("trainer") if newest else {}
     status = run_status(run_dir)
     facts = {"state": str(status.state), "what is wrong": wrong or None}
-    facts |= {f"{which} test/top1": f"{result[which]['test/top1']:.2f} %" for which in ("best", "last") if result}
+    best_and_last = {which: (result or {}).get(which) for which in ("best", "last")}
+    facts |= {f"{which} test/top1": f"{found['test/top1']:.2f} %" for which, found in best_and_last.items() if found}
     if not result and (best := status.heartbeat.get("best_top1")) is not None:
         facts["best test/top1"] = f"{best:.2f} % so far"
     facts |= {key: trainer.get(key) for key in SURROUNDINGS}
@@ -109,6 +110,8 @@ def _counterpart(one: Chosen, known: Run) -> Side:
     """The run that an experiment has of a known one's role and seed, else the first of its role."""
     made = one.plan()
     alike = [run for run in made.runs if run.role == known.role]
+    if not alike:
+        raise ConfigError(f"{one.again()} has no run of the role {known.role}, as {known.id} is one; name another run")
     run = next((run for run in alike if run.seed == known.seed), alike[0])
     facts = _run_of(RunDir(one.root, run.id)).facts
     name = f"{run.id}, the {run.role} run of {one.again()} with seed {run.seed}"

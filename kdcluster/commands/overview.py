@@ -204,8 +204,8 @@ def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Sta
 
 
 def short_name(run_id: str) -> str:
-    """Role, seed and the last digits of an id, which name the run, too: `distilled s1 e5e567a3`."""
-    match = re.fullmatch(r"([a-z-]+)-\w+-(s\d+)-([0-9a-f]{8})", run_id)
+    """Role, seed and last digits of an id, which name the run, too: `distilled s1 e5e567a3`, `logits s0 52e1ab07`."""
+    match = re.fullmatch(r"(?:teacher-(?=logits-))?([a-z-]+)-\w+-(s\d+)-([0-9a-f]{8})", run_id)
     return " ".join(match.groups()).replace(" ", "\xa0") if match else run_id
 
 

@@ -43,7 +43,7 @@ def until_done(runs: Sequence[Run], found: Mapping[str, Status], at_once: int = 
     places = [*ends.values(), *[0.0] * (at_once - len(ends))]
     heapq.heapify(places)
     for run in (run for run in going if found[run.id].state == State.QUEUED):
-        begin = max([heapq.heappop(places), *(ends.get(need, 0.0) for need in run.needs)])
+        begin = max([heapq.heappop(places), *(ends.get(need, 0.0) for need in (*run.needs, *run.after))])
         ends[run.id] = begin + known.get(run.id, 0.0)
         heapq.heappush(places, ends[run.id])
     return Left(max(ends.values()), len(known) == len(going)) if known else None
@@ -54,10 +54,10 @@ def _left(run: Run, status: Status, speeds: Mapping[Kind, float]) -> float | Non
     share = 1 - beat.get("step", 0) / beat["steps"] if beat.get("steps") else 1.0
     if speed := beat.get("steps_per_s"):
         return max(0.0, share * beat["steps"] / speed) if beat.get("steps") else None
-    if not run.train:
+    if not (epochs := run.views or (run.train.epochs if run.train else 0)):
         return 0.0  # it is only evaluated
     alike = speeds.get(kind(run)) or speeds.get(kind(run)[1:])
-    return share * run.train.epochs / alike if alike else None
+    return share * epochs / alike if alike else None
 
 
 def _epochs_per_s(runs: Iterable[Run], found: Mapping[str, Status]) -> dict[Kind, float]:

@@ -19,6 +19,7 @@ from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir, find_run
 from kdcluster.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
+from kdcluster.teacherlogits import held
 from kdcluster.terminal import show as show_line
 from kdcluster.terminal import show_json, width
 from kdcluster.wording import count, one_line, quoted, size, wrapped
@@ -101,7 +102,9 @@ def _state(status: Status) -> str:
 
 def _result(run_dir: RunDir, status: Status) -> str:
     """How good it is, or how far; empty before it has begun."""
-    if result := run_dir.result():
+    if (result := run_dir.result()) and "best" not in result:
+        return f"{count(held(run_dir.path), 'view')} stored; {result['params']:,} parameters"
+    if result:
         best, last = result["best"], result["last"]
         rule = f", selected on {result['selected_on']}" if "selected_on" in result else ""
         at = f"after epoch {best['epoch']}{rule}" if "epoch" in best else f"at step {best['step']}{rule}"

@@ -84,8 +84,8 @@ class _Desk:
         return Shown(made, self.root, tuple(run.id for run in made.runs if run.id in wanted), unread)
 
     def _with_needs(self) -> Iterator[Run]:
-        """The runs of directories, each after what it needs; what has no directory any more is known by its name."""
-        runs = sorted((run for run, _ in self.known.values()), key=lambda run: len(run.needs))
+        """The runs of directories, each after what it waits for; what has none any more is known by its name."""
+        runs = sorted((run for run, _ in self.known.values()), key=lambda run: len([*run.needs, *run.after]))
         there = {*self.known, *(run.id for run in self.base.runs)}
         for need in dict.fromkeys(need for run in runs for need in run.needs if need not in there):
             yield RunDir(self.root, need).known()[0]

@@ -141,7 +141,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         unwritten = _write_best(searched, best, target) if wanted.write_best else ""
         if wanted.confirm:
             made = searched.confirmation(best, wanted.confirm)
-            teachers_first.train(teachers.joined(made.only(FIRST).runs), made.runs, chosen, there, again)
+            needed = replace(teachers, runs=made.only(FIRST).joined(teachers.runs).runs)  # on the GPUs of these
+            teachers_first.train(needed, made.runs, chosen, there, again)
             _confirm(swept, made, chosen, best, again)
         else:
             say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
@@ -187,7 +188,8 @@ def _show_dry_run(
     show_wrapped(
         "",
         f"{count(len(points) + to_come, 'trial')}, {count(len(of_teachers), 'teacher')} "
-        f"({sum(run in missing for run in of_teachers)} to be trained), {count(len(students), 'run')} to confirm the best; nothing was started",
+        f"({sum(run in missing for run in of_teachers)} to be trained), {count(len(students), 'run')} to confirm the "
+        f"best; nothing was started",
     )
     if words := forecast([missing, trials, fresh], root, at_once):
         show_wrapped("", words)

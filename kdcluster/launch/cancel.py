@@ -153,10 +153,10 @@ def check(chosen: Sequence[RunDir], root: Path) -> None:
     too = list(ids)
     for run_id, needed_by in needing(chosen, root).items():
         if users := [user for user in needed_by if user.id not in ids]:
-            students = [user for user in users if user.known()[0].role != STORE]
-            done = sum(user in found and found[user].state == State.DONE for user in students)
-            why = f"{done} done, whose retention in the table would be gone" if done else "none of them done"
-            why = why if students else "a store of its logits"
+            done = sum(
+                user in found and found[user].state == State.DONE and user.known()[0].role != STORE for user in users
+            )
+            why = f"{done} done, whose retention in the table would be gone" if done else "no student is done"
             problems.append(f"{run_id} is needed by {count(len(users), 'run')} ({why})")
             too += [user.id for user in users if user.id not in too]
     if len(too) > len(ids):

@@ -12,9 +12,11 @@ from kdcluster.launch.derived import Status as Status
 from kdcluster.launch.derived import derived as derived
 from kdcluster.launch.derived import last_sign as last_sign
 from kdcluster.launch.watching import Watching
+from kdcluster.ownership import foreign
 from kdcluster.plan import Plan, Run
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir, renamed
+from kdcluster.saved import weights_digest
 from kdcluster.states import GIVEN_UP, LIVE, State
 
 KNOWN_S = 10.0
@@ -43,8 +45,10 @@ def statuses(
         if unstarted and (why := blocked_by(run, found)):
             one = replace(one, state=State.BLOCKED, reason=why)
         found[run.id] = one
-    over = {STORE: (State.DONE, State.RUNNING, *GIVEN_UP)}  # one that failed is made no more by itself
-    waiting = (run for run in plan.runs if found[run.id].state not in over.get(run.role, (State.DONE, State.RUNNING)))
+    over = {run.id for run in plan.runs if run.role == STORE and found[run.id].state in GIVEN_UP}
+    waiting = (
+        run for run in plan.runs if found[run.id].state not in (State.DONE, State.RUNNING) and run.id not in over
+    )
     for need in dict.fromkeys(need for run in waiting for need in run.needs):
         # the table needs no weights, but a student that is still to be trained does
         if found[need].state == State.DONE and (problem := RunDir(root, need).weights_problem("best")):
@@ -61,11 +65,13 @@ def _of_store(plan: Plan, run: Run, root: Path, own: Mapping[RunDir, Status]) ->
     if readers and all(own[RunDir(root, reader.id)].state == State.DONE for reader in readers):
         return one if one.state == State.DONE else replace(one, state=State.DONE, reason="nobody reads it any more")
     if one.state == State.DONE and run.teacher:
-        teacher = RunDir(root, run.teacher.id).result() or {}
         of = {"run": run.id, "teacher": run.teacher.id, "classes": run.num_classes}
-        if weights := teacher.get("weights", {}).get("best", {}).get("sha256"):
-            of |= {"weights": weights, "precision": teacher.get("amp")}
-        if why := teacherlogits.problem(root / run.id, run.views or 0, of):
+        if weights := weights_digest(root / run.teacher.id, "best"):
+            of |= {"weights": weights, "precision": (RunDir(root, run.teacher.id).result() or {}).get("amp", "none")}
+        why = teacherlogits.problem(root / run.id, run.views or 0, of)
+        if why and foreign(root / run.id):
+            return replace(one, reason=f"{why}; it is another user's, and students compute what is missing")
+        if why:
             return replace(one, state=State.PLANNED, reason=f"{why}; submit makes what is missing")
     return one
 

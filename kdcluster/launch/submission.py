@@ -17,7 +17,7 @@ from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.files import acquire, write_json
 from kdcluster.launch.backend import Backend, find
 from kdcluster.launch.status import Status, blocked_by, statuses, statuses_of
-from kdcluster.ownership import keep_to_oneself, refuse_foreign
+from kdcluster.ownership import foreign, keep_to_oneself, refuse_foreign
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
 from kdcluster.run import STORE
@@ -103,9 +103,9 @@ def submit(
             if run.id in chosen:
                 run_dir.prepare(run)
                 run_dir.note_submit(words)
-            if os.access(run_dir.path, os.W_OK):  # it may be another user's
-                if run.views and run.id not in chosen and found[run.id].state in LIVE:
-                    run_dir.widen(run)
+            elif run.views and found[run.id].state in LIVE and not foreign(run_dir.path):
+                run_dir.widen(run)
+            if os.access(run_dir.path, os.W_OK):  # a finished one may be another user's
                 run_dir.add_experiments(plan.experiments_of(run.id))
         where = backend.start(plan, chosen, root, data_dir)
     waits = {}

@@ -41,7 +41,7 @@ def _packed(runs: Iterable[Run], known: dict[Any, float], at_once: int) -> list[
     """When each of so many places is free again if they take the runs in their order, in seconds."""
     free = [0.0] * at_once
     for run in runs:
-        seconds = known.get(_kind(run), 0.0) * (run.train.epochs if run.train else 1)
+        seconds = known.get(_kind(run), 0.0) * _epochs(run)
         at = free.index(min(free))
         free[at] += seconds
     return free
@@ -62,8 +62,13 @@ def _seconds_per_epoch(runs: Iterable[Run], root: Path) -> dict[Any, float]:
             continue
         looked[beginning] += 1
         spans = [one.ended - one.started for one in attempts if one.ended is not None and one.started is not None]
-        found[kind].append(sum(spans) / (run.train.epochs if run.train else 1))
+        found[kind].append(sum(spans) / _epochs(run))
     return {kind: statistics.median(seconds) for kind, seconds in found.items()}
+
+
+def _epochs(run: Run) -> int:
+    """Times that it goes through the images, at least."""
+    return run.views or (run.train.epochs if run.train else 1)
 
 
 def _kind(run: Run) -> Any:

@@ -166,7 +166,7 @@ def test_of_a_run_that_is_a_link_only_the_link_goes(made: Plan, root: Path, tmp_
 
 
 def test_what_an_interrupted_rm_has_left_is_no_run_and_goes_with_the_next(made: Plan, root: Path) -> None:
-    first, second = (put(root, run, "done") for run in made.runs[:2])
+    first, second = (put(root, run, "done") for run in made.only(["teacher", "baseline"]).runs)
     old = root / f".deleted-{first.id}"  # as an earlier version named it
     first.path.rename(old)
     assert [one.id for one in run_dirs(root)] == [second.id]

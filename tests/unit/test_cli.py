@@ -23,6 +23,7 @@ from kdcluster.experiment.configfile import load
 from kdcluster.launch.status import Status
 from kdcluster.launch.submission import Submission
 from kdcluster.plan import plan
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from tests.fabricated import put
 from tests.tiny import make_run
@@ -153,7 +154,7 @@ def test_wrong_usage_is_2_and_says_what_was_meant(empty_folder: Path) -> None:
 
 
 def test_a_wrong_role(empty_folder: Path) -> None:
-    said = "--role studnet: 'studnet' is no role; there are teacher, baseline, distilled\n"
+    said = "--role studnet: 'studnet' is no role; there are teacher, teacher-logits, baseline, distilled\n"
     assert fails(2, "plan", "exp1", "--role", "studnet") == said
     for role in ("studnet", "teacher,baseline"):
         assert f"'{role}' is not one of 'teacher', 'baseline', 'distilled'" in fails(2, "debug", "exp1", "--role", role)
@@ -215,14 +216,15 @@ def kdcluster_process(*arguments: str, **environment: str) -> subprocess.Complet
 # plan
 
 
-def test_two_experiments_on_eight_gpus_are_five_runs(empty_folder: Path) -> None:
+def test_two_experiments_on_eight_gpus_are_six_runs(empty_folder: Path) -> None:
     result = run("plan", "exp1", "exp2", "--gpus", "8", "--json")
     document = json.loads(result.stdout)
     runs = {(row["role"], *row["experiments"]): row for row in document["runs"]}
     assert document["schema"] == "kdcluster.plan/1"
-    assert len(document["runs"]) == 5
+    assert len(document["runs"]) == 6
     teacher = runs["teacher", "exp1", "exp2"]
     assert teacher["needs"] == runs["baseline", "exp1"]["needs"] == runs["baseline", "exp2"]["needs"] == []
+    assert runs[STORE, "exp1", "exp2"]["needs"] == [teacher["id"]]
     assert runs["distilled", "exp1"]["needs"] == runs["distilled", "exp2"]["needs"] == [teacher["id"]]
     for row in document["runs"]:
         assert row["command"][:4] == [sys.executable, "-P", "-m", "kdcluster.launch.torchrun_agent"]
@@ -240,7 +242,7 @@ def test_a_plan_to_read(empty_folder: Path) -> None:
     *lines, sees = result.stdout.splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == [row["id"] for row in rows]
     assert sees == DEMO
-    assert result.stdout.count("for      demo; on 2 CPU processes of 1 thread") == 3
+    assert result.stdout.count("for      demo; on 2 CPU processes of 1 thread") == 4
     assert f"needs    {rows[0]['id']}" in result.stdout
     assert everything(empty_folder) == []
 
@@ -257,7 +259,12 @@ def test_plan_needs_no_torch(empty_folder: Path) -> None:
 
 def test_set_seeds_and_role(empty_folder: Path) -> None:
     rows = planned("exp1", "--seeds", "3,4", "--role", "distilled")
-    assert [(row["role"], row["seed"]) for row in rows] == [("teacher", 0), ("distilled", 3), ("distilled", 4)]
+    assert [(row["role"], row["seed"]) for row in rows] == [
+        ("teacher", 0),
+        (STORE, 0),
+        ("distilled", 3),
+        ("distilled", 4),
+    ]
     assert {row["role"] for row in planned("exp1", "--role", "baseline, teacher")} == {"teacher", "baseline"}
     changed = planned("exp1", "--set", "train.epochs=3", "--set", "distill.alpha=0")
     assert [row["role"] for row in changed] == ["teacher", "baseline"]
@@ -333,7 +340,7 @@ def test_status_of_what_was_never_started(empty_folder: Path) -> None:
     assert {row["state"] for row in document["runs"]} == {"planned"}
     promised = {*("id", "experiments", "role", "seed", "state", "epoch", "epochs", "step", "job_id")}
     assert promised | {"attempts", "reason", "dir"} <= set(document["runs"][0])
-    assert run("status", "demo").stdout.splitlines()[-1] == "0 of 7 done; 7 planned"
+    assert run("status", "demo").stdout.splitlines()[-1] == "0 of 8 done; 8 planned"
     assert everything(empty_folder) == []
 
 
@@ -417,8 +424,8 @@ def test_status_without_names_shows_what_has_runs_here(empty_folder: Path) -> No
     run_id = planned("exp2", "--role", "baseline")[0]["id"]
     RunDir(empty_folder / "runs", run_id).path.mkdir(parents=True)
     document = json.loads(run("status", "--json").stdout)
-    assert [row["role"] for row in document["runs"]] == ["teacher", "baseline", "distilled"]
-    assert document["runs"][1]["id"] == run_id
+    assert [row["role"] for row in document["runs"]] == ["teacher", STORE, "baseline", "distilled"]
+    assert document["runs"][2]["id"] == run_id
 
 
 def test_status_without_names_shows_runs_of_other_settings_too(tmp_path: Path, empty_folder: Path) -> None:
@@ -479,8 +486,8 @@ def test_a_dry_run_writes_nothing(empty_folder: Path, monkeypatch: pytest.Monkey
     assert (result.exit_code, result.stderr) == (0, f"{DEMO}\n")
     for row in planned("demo", "--seeds", "0"):
         assert f"# {row['dir']}/config.yaml\nid: {row['id']}\n" in result.stdout
-    assert result.stdout.count("kdcluster.launch.torchrun_agent") == 3
-    assert result.stdout.endswith("# 3 of 3 runs would be started; nothing was written\n")
+    assert result.stdout.count("kdcluster.launch.torchrun_agent") == 4
+    assert result.stdout.endswith("# 4 of 4 runs would be started; nothing was written\n")
     assert everything(empty_folder) == []
 
 
@@ -507,13 +514,15 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_run_goes_on_by_its_id(empty_folder: Path, no_start: list[Any]) -> None:
-    teacher, _, distilled = plan([load("demo", ["seeds=[0]"])]).runs
+    teacher, store, _, distilled = plan([load("demo", ["seeds=[0]"])]).runs
     put(Path("runs"), teacher, "done")
     put(Path("runs"), distilled, "stopped")
     result = run("submit", distilled.id[:20], "--procs", "2", "--dry-run")
     assert result.exit_code == 0
     assert "# started on 2 CPU processes of 1 thread as" in result.stdout
-    assert "1 of 2 runs would be started" in result.stdout
+    assert "1 of 2 runs would be started" in result.stdout  # a store that was never begun is left out
+    put(Path("runs"), store, "cancelled")
+    assert "2 of 3 runs would be started" in run("submit", distilled.id, "--dry-run").stdout
     said = run("submit", distilled.id, "--procs", "2").stderr
     assert said.splitlines()[-1] == f"next: kdcluster status {distilled.id} --watch"  # results are of experiments
     said = fails(2, "submit", distilled.id, "--set", "train.epochs=3")
@@ -522,18 +531,19 @@ def test_a_run_goes_on_by_its_id(empty_folder: Path, no_start: list[Any]) -> Non
 
 def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None:
     result = run("submit", "demo", "--seeds", "0")
-    teacher, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
+    teacher, store, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.splitlines() == [
         DEMO,
         f"  {teacher}  failed (why)",
+        f"  {store}  started",
         f"  {baseline}  started",
         f"  {distilled}  started",
         "1 failed is left out (--retry)",
-        f"2 of 3 runs on this machine; log: {empty_folder}/runs/supervisor.log",
+        f"3 of 4 runs on this machine; log: {empty_folder}/runs/supervisor.log",
         "next: kdcluster status demo --seeds 0 --watch   then: kdcluster results demo --seeds 0",
     ]
-    assert no_start[0] == 3
+    assert no_start[0] == 4
     assert no_start[1][1:] == (empty_folder / "runs", empty_folder / "data", False)
     quiet = run("-q", "submit", "demo", "--seeds", "0", "--retry")
     assert (quiet.exit_code, quiet.output) == (0, "")
@@ -541,14 +551,14 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
 
 
 def test_submit_says_started_of_what_has_started(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
-    waits = {baseline: "waits for 2 cores, held by other (pid 7)", distilled: f"waits for {teacher}"}
+    teacher, store, baseline, distilled = (row["id"] for row in planned("demo", "--seeds", "0"))
+    waits = {baseline: "waits for 2 cores, held by other (pid 7)", distilled: f"waits for {teacher}, {store}"}
     done = Submission([teacher, baseline, distilled], {}, "here", waits=waits)
     monkeypatch.setattr("kdcluster.launch.submission.submit", lambda *_, **__: done)
     assert run("submit", "demo", "--seeds", "0").stderr.splitlines()[:3] == [
         f"  {teacher}  started",
         f"  {baseline}  queued (waits for 2 cores, held by other (pid 7))",
-        f"  {distilled}  queued (waits for {teacher})",
+        f"  {distilled}  queued (waits for {teacher}, {store})",
     ]
 
 

@@ -109,7 +109,7 @@ def test_keys_of_the_file_and_their_values(here: Path) -> None:
 
 
 def test_roles_backends_profiles_and_choices(here: Path) -> None:
-    assert offered("kdcluster plan tiny --role ") == ["teacher", "baseline", "distilled"]
+    assert offered("kdcluster plan tiny --role ") == ["teacher", "teacher-logits", "baseline", "distilled"]
     assert offered("kdcluster plan tiny --role teacher,b") == ["teacher,baseline"]
     assert offered("kdcluster submit tiny --backend ") == ["auto", "local", "slurm"]
     assert offered("kdcluster submit tiny --cluster d") == ["dev"]
@@ -168,7 +168,9 @@ def test_names_need_neither_pydantic_nor_yaml(words: str, here: Path) -> None:
 
 def test_what_zsh_and_fish_are_told(here: Path) -> None:
     assert asked("zsh", "kdcluster plan ti") == ["plain", "tiny", "Tiny: α"]
-    assert asked("zsh", "kdcluster show teach") == ["plain", *ids(here, "teacher"), "_"]
+    assert asked("zsh", "kdcluster show teach") == [
+        word for run_id in ids(here, "teacher") for word in ("plain", run_id, "_")
+    ]
     assert asked("zsh", "kdcluster plan --set=train.optimizer=ad") == ["plain", "--set=train.optimizer=adamw", "_"]
     assert asked("fish", "kdcluster plan ti") == ["plain,tiny\tTiny: α"]
     assert asked("fish", "kdcluster plan --role teacher,b") == ["plain,teacher,baseline"]
@@ -211,7 +213,7 @@ SHELLS = {
 }
 TYPED = {
     "kdcluster submit ti\t": "kdcluster submit tiny ",
-    "kdcluster show teach\t": "kdcluster show TEACHER ",
+    "kdcluster show teacher-v\t": "kdcluster show TEACHER ",
     "kdcluster plan tiny --set train.opti\t": "kdcluster plan tiny --set train.optimizer=",
     "kdcluster plan tiny --set=train.optimizer=ad\t": "kdcluster plan tiny --set=train.optimizer=adamw ",
     "kdcluster plan tiny --role teacher,b\t": "kdcluster plan tiny --role teacher,baseline ",
@@ -276,7 +278,7 @@ def terminal(request: pytest.FixtureRequest, on_the_path: Path) -> Iterator[Term
 
 
 def test_a_real_shell_completes_what_is_typed(terminal: Terminal, here: Path) -> None:
-    [teacher] = ids(here, "teacher")
+    [teacher] = ids(here, "teacher-v")
     for typed, wanted in TYPED.items():
         terminal.type(f"{typed}HERE\x01: '\x05'; echo en''d\n")  # into quotes, so that nothing of it is run
         shown = terminal.until("end\r\n").replace("\r", "")
@@ -285,7 +287,7 @@ def test_a_real_shell_completes_what_is_typed(terminal: Terminal, here: Path) ->
 
 def test_a_real_fish_is_offered_the_same(on_the_path: Path, here: Path) -> None:
     needs("fish")
-    [teacher] = ids(here, "teacher")
+    [teacher] = ids(here, "teacher-v")
     for typed, wanted in TYPED.items():
         line = typed.rstrip()
         code = f"_KDCLUSTER_COMPLETE=fish_source kdcluster | source; complete -C '{line}'"

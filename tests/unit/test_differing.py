@@ -39,7 +39,7 @@ def test_numbers_that_differ_look_different(tmp_path: Path) -> None:
 
 def test_roles_are_held_against_one_another_and_a_missing_key_says_nothing(tmp_path: Path) -> None:
     teacher, student = (make_run(tmp_path, role) for role in ("teacher", "distilled"))
-    assert in_words([teacher, student], leave_out=("role", "teacher")) == {
+    assert in_words([teacher, student], leave_out=("role", "teacher", "recipe")) == {
         teacher.id: "embed_dim 24",
         student.id: "embed_dim 16 α 0.5 T 4",
     }

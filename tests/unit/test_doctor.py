@@ -50,7 +50,7 @@ def test_sbatch_without_a_slurm_is_a_warning_and_runs_stay_on_this_machine(folde
     assert said.stderr.startswith(f"{WARNING} (see kdcluster doctor)\n")
     found = told("tiny.yaml")
     assert found["backend"].startswith(f"ok   local, {WARNING}: x: fatal: no configuration source; SLURM_CONF says")
-    assert found["submit"] == "ok   3 of 3 runs would be started"
+    assert found["submit"] == "ok   4 of 4 runs would be started"
 
 
 @pytest.mark.parametrize("means", ["--backend", "--cluster", "profile", "SLURM_CONF"])
@@ -90,19 +90,20 @@ def test_what_submit_refuses_the_doctor_refuses_in_the_same_words(
 
 def test_the_doctor_counts_what_would_be_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    teacher, baseline, distilled = make_plan(folder).runs
+    teacher, store, baseline, distilled = make_plan(folder).runs
     put(folder / "runs", teacher, "done").weights("best").touch()
+    put(folder / "runs", store, "done")
     put(folder / "runs", baseline, "cancelled")
     assert told("tiny.yaml") == {
         "backend": "ok   local, running on this machine",
-        "submit": "ok   1 of 3 runs would be started; 1 done; 1 cancelled is left out (--retry)",
+        "submit": "ok   1 of 4 runs would be started; 2 done; 1 cancelled is left out (--retry)",
     }
     put(folder / "runs", distilled, "running")
     assert told("tiny.yaml")["submit"] == (
-        "ok   none of 3 runs would be started; 1 done, 1 running; 1 cancelled is left out (--retry)"
+        "ok   none of 4 runs would be started; 2 done, 1 running; 1 cancelled is left out (--retry)"
     )
     for one in (baseline, distilled):
         put(folder / "runs", one, "done").weights("best").touch()
-    assert told("tiny.yaml")["submit"] == "ok   none of 3 runs would be started; all are done"
+    assert told("tiny.yaml")["submit"] == "ok   none of 4 runs would be started; all are done"
     assert "submit" not in told()
     assert "on this machine there are no jobs" in run("doctor", "--with-job").stderr

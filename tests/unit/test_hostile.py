@@ -180,7 +180,7 @@ def test_every_option_that_a_run_remembers_is_one_of_submit() -> None:
 
 def test_status_of_runs_with_hostile_reasons(failed: RunDir) -> None:
     rows = run("status", "tiny.yaml").stdout.splitlines()
-    assert (len(rows), rows[1]) == (6, "tiny: 0 of 3 done")
+    assert (len(rows), rows[1]) == (7, "tiny: 0 of 4 done")
     assert "no\\x1b]0;mine\\x07\\x1b[2J\\x9b31m\\u202e\\x08\\x7f\\ud800 forged-run  done  100.00 % |[red]" in rows[2]
 
 
@@ -334,7 +334,7 @@ def test_lines_of_progress(failed: RunDir, folder: Path) -> None:
     stream = io.StringIO()
     progress.follow(plan([configfile.load("tiny.yaml")]), folder / "runs", stream)
     assert is_clean(stream.getvalue())
-    assert len(stream.getvalue().splitlines()) == 3
+    assert len(stream.getvalue().splitlines()) == 4
 
 
 def drawn(renderable: Any) -> str:

@@ -221,7 +221,7 @@ def test_where_nothing_can_be_written_the_files_are_read(tmp_path: Path, monkeyp
 def test_the_table_leaves_an_index_without_runs_that_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: list[int]
 ) -> None:
-    made, root = make_plan(tmp_path), tmp_path / "runs"
+    made, root = make_plan(tmp_path, {"distill.logits": "computed"}), tmp_path / "runs"
     for run in made.runs:
         run_dir = put(root, run, "done")
         evaluated(run_dir, [{"step": 10, "test/top1": 50.0}])

@@ -21,11 +21,12 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
-from kdcluster.launch import backend, cancel, status, submission, watching
+from kdcluster.errors import Damaged, KdclusterError, SchedulerError, WaitTimeout
+from kdcluster.launch import backend, cancel, derived, submission, watching
 from kdcluster.launch.backend import End, Seen
+from kdcluster.launch.derived import LATE_S, STALE_S
 from kdcluster.launch.local.backend import Local
-from kdcluster.launch.status import LATE_S, STALE_S, Status, run_status, statuses
+from kdcluster.launch.status import Status, run_status, statuses
 from kdcluster.launch.watching import Watching
 from kdcluster.plan import Plan, Run
 from kdcluster.rereading import stamp_of
@@ -335,7 +336,7 @@ class Life(RuleBasedStateMachine):
         alive = self.world.alive(run_id)
         words = f"from {host}, {run_id} is shown as {found.state} ({found.reason})"
         if found.state == State.RUNNING and not found.unknown:
-            silent_s = self.world.now - (status.last_sign(newest) if newest else 0)
+            silent_s = self.world.now - (derived.last_sign(newest) if newest else 0)
             if silent_s > LATE_S and not any(word in found.reason for word in ("last heard of", "requeued", "ending")):
                 raise Untrue(f"{words}, silent for {silent_s:.0f} s")
             if not alive and not self.world.ended_by(run_id) and newest and newest.read("start")["host"] == host:
@@ -385,7 +386,7 @@ class Life(RuleBasedStateMachine):
             self.until_quiet()
         self.world.view = HOSTS[0]
         found = statuses(PLAN[0], self.world.root)
-        unknown = [run_id for run_id, one in found.items() if one.unknown and status.GIVE_UP in one.reason]
+        unknown = [run_id for run_id, one in found.items() if one.unknown and derived.GIVE_UP in one.reason]
         self.type(HOSTS[0], partial(self.cancel, unknown))  # as they say: each host knows the end of one run alone
         self.until_quiet()
         self.type(HOSTS[0], partial(self.submit, "local", retry=True))
@@ -440,7 +441,7 @@ def until_the_clock_of_the_disk_goes_on(probe: Path) -> None:
 @pytest.fixture(autouse=True)
 def in_a_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not PLAN:
-        PLAN.append(make_plan(tmp_path).only(["distilled"]))
+        PLAN.append(make_plan(tmp_path, {"distill.logits": "computed"}).only(["distilled"]))
     worlds.fake_processes(monkeypatch)
     monkeypatch.setattr(watching, "is_settled", lambda stamp: True)
     logging.disable(logging.CRITICAL)
@@ -471,11 +472,11 @@ def test_whatever_happens_what_is_shown_is_true_and_nothing_is_started_twice() -
 
 def preempted_where_the_place_cannot_be_asked(patch: pytest.MonkeyPatch) -> None:
     """A requeued job's run counts as preempted, and may be started, while the place is away."""
-    of_ended = status._of_ended
+    of_ended = derived._of_ended
     away = backend.Phase.UNKNOWN
     gone = Seen(backend.Phase.ENDED)
     patch.setattr(
-        status, "_of_ended", lambda *given: of_ended(*given[:2], gone if given[2].phase is away else given[2])
+        derived, "_of_ended", lambda *given: of_ended(*given[:2], gone if given[2].phase is away else given[2])
     )
 
 
@@ -496,14 +497,14 @@ def asked_again_after_a_lost_answer(patch: pytest.MonkeyPatch) -> None:
 
 def running_without_an_age(patch: pytest.MonkeyPatch) -> None:
     """As long as its supervisor is there."""
-    of_unended = status._of_unended
+    of_unended = derived._of_unended
 
     def aged(run_dir: RunDir, started: Attempt, seen: Seen, *, alive: bool = False) -> Status:
         if seen.phase is backend.Phase.ACTIVE or alive:
-            return status._of(run_dir, started, State.RUNNING, "")
+            return derived._of(run_dir, started, State.RUNNING, "")
         return of_unended(run_dir, started, seen, alive=alive)
 
-    patch.setattr(status, "_of_unended", aged)
+    patch.setattr(derived, "_of_unended", aged)
 
 
 def cancelled_by_asking_alone(patch: pytest.MonkeyPatch) -> None:
@@ -603,5 +604,5 @@ def test_the_life_in_which_a_fault_shows(fault: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("fault", ["4"])
 def test_it_finds_by_itself_what_was_mended(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[fault](monkeypatch)
-    with pytest.raises(Untrue):
+    with pytest.raises((Untrue, Damaged)):  # a ticket may come to hold the other place's reference
         lives(max_examples=300)

@@ -32,6 +32,7 @@ from kdcluster.launch.submission import submit, to_start
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from tests import fabricated
 from tests.fabricated import LIVE, STATES, put
@@ -51,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A teacher, a baseline, a distilled run."""
+    """A teacher, its store, a baseline, a distilled run."""
     return make_plan(tmp_path_factory.mktemp("experiment"))
 
 
@@ -68,13 +69,30 @@ WITH_RETRY = ("failed", "cancelled")
 @pytest.mark.parametrize("retry", [False, True])
 @pytest.mark.parametrize("state", STATES)
 def test_to_start_in_every_state(made: Plan, root: Path, state: str, retry: bool) -> None:
-    teacher, baseline, distilled = made.runs
+    teacher, store, baseline, distilled = made.runs
     put(root, teacher, "done")
+    put(root, store, "done")
     put(root, baseline, state)
     put(root, distilled, state)
     again = state in ALWAYS or (retry and state in WITH_RETRY)
     expected = [baseline.id, distilled.id] if again else []
     assert to_start(made, statuses(made, root), retry=retry) == expected
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("state", STATES)
+def test_a_store_holds_no_student_back_and_is_made_for_those_that_read_it(
+    made: Plan, root: Path, state: str, retry: bool
+) -> None:
+    teacher, store, _, distilled = made.runs
+    put(root, teacher, "done")
+    put(root, store, state)
+    chosen = to_start(made, statuses(made, root), retry=retry)
+    assert distilled.id in chosen
+    assert (store.id in chosen) == (state in ALWAYS or (retry and state in WITH_RETRY))
+    for run in made.runs[2:]:
+        put(root, run, "done")
+    assert to_start(made, statuses(made, root)) == []
 
 
 @pytest.mark.parametrize("retry", [False, True])
@@ -92,19 +110,19 @@ def test_a_student_starts_when_its_teacher_is_done_or_on_its_way(
 def test_a_run_that_is_named_goes_on_where_it_was_cancelled_and_what_it_needs_too(
     made: Plan, root: Path, state: str
 ) -> None:
-    teacher, _, distilled = made.runs
+    teacher, store, _, distilled = made.runs
     for run in made.runs:
         put(root, run, state)
-    named = {teacher.id, distilled.id}
+    named = {teacher.id, store.id, distilled.id}
     found = statuses(made, root)
     before, chosen = to_start(made, found), to_start(made, found, named=named)
-    assert chosen == ([teacher.id, distilled.id] if state == "cancelled" else before)
+    assert chosen == ([teacher.id, store.id, distilled.id] if state == "cancelled" else before)
     assert not (state == "failed" and chosen)
 
 
 def test_blocked_starts_once_the_reason_is_gone(tmp_path: Path, root: Path) -> None:
     made = make_plan(tmp_path, {"teacher.min_top1": 60.0})
-    teacher, _, distilled = made.runs
+    teacher, _, _, distilled = made.runs
     run_dir = put(root, teacher, "failed")
     assert statuses(made, root)[distilled.id].state == "blocked"
     assert distilled.id not in to_start(made, statuses(made, root))
@@ -119,9 +137,9 @@ def test_blocked_starts_once_the_reason_is_gone(tmp_path: Path, root: Path) -> N
 def test_a_student_of_a_teacher_that_is_not_planned_to_run_again_waits(tmp_path: Path, root: Path) -> None:
     """`--role` leaves the teacher in the plan, so what it needs is always known."""
     made = make_plan(tmp_path).only(["distilled"])
-    assert [run.role for run in made.runs] == ["teacher", "distilled"]
+    assert [run.role for run in made.runs] == ["teacher", STORE, "distilled"]
     put(root, made.runs[0], "running")
-    assert to_start(made, statuses(made, root)) == [made.runs[1].id]
+    assert to_start(made, statuses(made, root)) == [run.id for run in made.runs[1:]]
 
 
 def test_layouts_are_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,10 +210,10 @@ def queue_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("queue_only")
 def test_submit_prepares_what_it_starts_and_a_second_one_starts_nothing(made: Plan, tmp_path: Path, root: Path) -> None:
-    teacher, baseline, distilled = made.runs
+    teacher, store, baseline, distilled = made.runs
     put(root, baseline, "done")
     first = submit(made, root, tmp_path / "data", Local(), ready)
-    assert first.started == [teacher.id, distilled.id]
+    assert first.started == [teacher.id, store.id, distilled.id]
     assert first.waits == dict.fromkeys(first.started, "waits for its turn")
     assert {run_id: status.state for run_id, status in first.left.items()} == {baseline.id: "done"}
     log = Path(first.where.removeprefix("on this machine; log: "))
@@ -206,7 +224,7 @@ def test_submit_prepares_what_it_starts_and_a_second_one_starts_nothing(made: Pl
         "runs": first.started,
         "layouts": {run_id: asdict(Layout("cpu", 1, 1)) for run_id in first.started},
     }
-    assert [RunDir(root, run_id).load() for run_id in first.started] == [teacher, distilled]
+    assert [RunDir(root, run_id).load() for run_id in first.started] == [teacher, store, distilled]
     second = submit(made, root, tmp_path / "data", Local(), ready)
     assert (second.started, second.where) == ([], "")
     assert {status.state for status in second.left.values()} == {"queued", "done"}
@@ -219,10 +237,10 @@ def test_a_shared_teacher_that_runs_for_another_experiment_is_not_started_again(
     second = make_plan(tmp_path, {"distill": {"alpha": 0.9}})
     put(root, first.runs[0], "running")
     submission = submit(second, root, tmp_path, Local(), ready)
-    assert submission.started == [second.runs[1].id, second.runs[2].id]
+    assert submission.started == [run.id for run in second.runs[1:]]
     assert submission.left[first.runs[0].id].state == "running"
     third = submit(first, root, tmp_path, Local(), ready)
-    assert third.started == [roles(first)["distilled"].id]  # the baseline is shared as well, and queued by now
+    assert third.started == [roles(first)["distilled"].id]  # baseline and store are shared as well, and queued
 
 
 def _submit_one(made: Plan, root: Path, barrier: Any, started: Any) -> None:
@@ -362,11 +380,11 @@ Scripted = Callable[..., Supervisor]
 
 @pytest.fixture
 def scripted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    """A supervisor on two cores, whose runs do what their role is told: ok, fails, alone, together."""
+    """A supervisor on two cores, whose runs do what their role (or `store`) is told: ok, fails, alone, together."""
     told: dict[str, str] = {}
 
     def command(run_dir: Path, data_dir: Path, layout: Layout, attempt: int) -> list[str]:
-        how = next((how for name, how in told.items() if run_dir.name.startswith(name)), "ok")
+        how = told.get("store" if run_dir.name.startswith(STORE) else run_dir.name.partition("-")[0], "ok")
         return [sys.executable, "-S", "-c", TRAINER, str(run_dir), how, str(attempt)]
 
     def make(made: Plan, layout: Layout = CPU, only: list[Run] | None = None, **how: str) -> Supervisor:
@@ -401,7 +419,7 @@ def test_everything_runs_in_the_order_of_its_needs(tmp_path: Path, root: Path, s
     order = starts(root)
     assert sorted(order) == sorted(run.id for run in made.runs)
     for run in made.runs:
-        assert all(order.index(need) < order.index(run.id) for need in run.needs)
+        assert all(order.index(need) < order.index(run.id) for need in (*run.needs, *run.after))
         attempt = RunDir(root, run.id).newest()
         assert attempt is not None
         assert attempt.number == 1
@@ -434,6 +452,7 @@ def test_what_needs_a_failed_run_is_blocked_and_the_others_are_done(made: Plan, 
     found = {made[run_id].role: status for run_id, status in statuses(made, root).items()}
     assert {role: status.state for role, status in found.items()} == {
         "teacher": "failed",
+        STORE: "blocked",
         "baseline": "done",
         "distilled": "blocked",
     }
@@ -446,9 +465,20 @@ def test_what_needs_a_failed_run_is_blocked_and_the_others_are_done(made: Plan, 
     found = {made[run_id].role: status for run_id, status in statuses(made, root).items()}
     assert {role: (status.state, status.attempts) for role, status in found.items()} == {
         "teacher": ("done", 2),
+        STORE: ("done", 0),
         "baseline": ("done", 1),
         "distilled": ("done", 1),
     }
+
+
+@forks
+def test_students_go_on_without_a_store_that_fails_but_not_before(made: Plan, root: Path, scripted: Scripted) -> None:
+    scripted(made, store="fails").run()
+    found = {made[run_id].role: str(status.state) for run_id, status in statuses(made, root).items()}
+    assert found == {"teacher": "done", STORE: "failed", "baseline": "done", "distilled": "done"}
+    assert [run_id for run_id in starts(root) if run_id != roles(made)["baseline"].id] == [
+        roles(made)[role].id for role in ("teacher", STORE, "distilled")
+    ]
 
 
 @forks
@@ -546,7 +576,8 @@ def test_a_queued_run_says_for_what_it_waits(made: Plan, root: Path, scripted: S
     assert said == {
         "teacher": ("running", ""),
         "baseline": ("queued", f"waits for 2 cores, held by {teacher} (pid {os.getpid()})"),
-        "distilled": ("queued", f"waits for {teacher}"),
+        STORE: ("queued", f"waits for {teacher}"),
+        "distilled": ("queued", f"waits for {teacher}, {roles(made)[STORE].id}"),
     }
     here.run()
     assert {status.state for status in statuses(made, root).values()} == {"done"}
@@ -568,5 +599,5 @@ def test_a_supervisor_is_up_once_it_has_started_what_it_can(
 
     monkeypatch.setattr(supervisor, "write_json", note)
     here.run()
-    begun = sorted(run.id for run in made.runs if run.role != "distilled")
+    begun = sorted(run.id for run in made.runs if run.role in ("teacher", "baseline"))
     assert seen[:2] == [("heartbeat.json", begun), ("supervisor.json", begun)]

@@ -252,7 +252,7 @@ def begin(run_id: str, at: float, state: str = "") -> Attempt:
 
 
 def test_of_an_experiment_all_that_run_each_line_with_its_run(made: Plan) -> None:
-    teacher, baseline, distilled = (run.id for run in made.runs)
+    teacher, _, baseline, distilled = (run.id for run in made.runs)
     begin(teacher, 3.0, "failed")
     assert begin(baseline, time.time()).number == begin(distilled, time.time()).number == 1
     shown, said = typed("tiny")
@@ -266,7 +266,7 @@ def test_of_an_experiment_all_that_run_each_line_with_its_run(made: Plan) -> Non
 
 
 def test_where_none_runs_the_last_that_failed_then_the_last(made: Plan) -> None:
-    teacher, baseline, distilled = (run.id for run in made.runs)
+    teacher, _, baseline, distilled = (run.id for run in made.runs)
     assert typed("tiny") == ([], ["no run of tiny has begun"])
     begin(teacher, 3.0, "done")
     begin(baseline, 1.0, "done")
@@ -280,7 +280,7 @@ def test_where_none_runs_the_last_that_failed_then_the_last(made: Plan) -> None:
 
 
 def test_an_experiment_is_followed_into_the_runs_that_wait(made: Plan, script: Script, empty_folder: Path) -> None:
-    baseline, distilled = (RunDir(empty_folder / "runs", run.id) for run in made.runs[1:])
+    baseline, distilled = (RunDir(empty_folder / "runs", run.id) for run in made.runs[2:])
     first = begin(baseline.id, time.time())
     distilled.write_ticket("local", LIVE)
     script(

@@ -25,14 +25,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_first_lines_say_what_is_trained_where_and_how_long(tmp_path, data_dir, caplog):
     caplog.set_level(logging.INFO)
-    teacher, distilled = tiny.make_plan(tmp_path, {"train.epochs": 1}).only(["distilled"]).runs
+    teacher, _, distilled = tiny.make_plan(tmp_path, {"train.epochs": 1}).only(["distilled"]).runs
     tiny.train_here(tmp_path, teacher, data_dir)
     caplog.clear()
     tiny.train_here(tmp_path, distilled, data_dir)
     assert caplog.messages[:4] == [
         "10 classes, 64 train, 32 test, 16×16 px; vit_tiny_patch16_224 sees 16 px",
-        "distilled: vit_tiny_patch16_224, 6,666 parameters; from vit_tiny_patch16_224, 12,298 "
-        "(alpha 0.5, temperature 4)",
+        "distilled: vit_tiny_patch16_224, 6,666 parameters; from vit_tiny_patch16_224 (alpha 0.5, temperature 4)",
         "on cpu: 1 process with 1 thread; precision float32",
         "4 steps an epoch, 4 in 1 epoch; batch of 16; lr 0.01, constant",
     ]
@@ -86,7 +85,7 @@ def test_a_teacher_that_is_taken_as_it_is(tmp_path, data_dir, caplog):
 def test_other_ranks_say_nothing_of_it(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     net = models.build(Model(**tiny.VIT), 10, 3)
-    say_start(tiny.make_run(tmp_path, "baseline"), World(1, 2, torch.device("cpu")), net, None, 4)
+    say_start(tiny.make_run(tmp_path, "baseline"), World(1, 2, torch.device("cpu")), net, 4)
     assert caplog.messages == []
 
 

@@ -52,16 +52,16 @@ def test_every_run_stands_once_under_who_wants_it(made: Plan, root: Path) -> Non
     put(root, first, "running")
     groups = grouped(made, root, [run.id for run in made.runs])
     assert [(group.title, len(group.runs), group.above) for group in groups] == [
-        ("one", 3, 0),
+        ("one", 4, 0),
         ("sweep of one", 3, 0),
-        ("two", 3, 2),
+        ("two", 3, 3),
     ]
     assert list(groups[1].differs.values()) == ["α 0.1", "α 0.2", "α 0.3"]
     lines = rows(groups, statuses(made, root))
     assert [line for line in lines if line.endswith(")") or (" done" in line and ":" in line)] == [
-        "one: 0 of 3 done",
+        "one: 0 of 4 done",
         "sweep of one: 2 of 3 done",
-        "two: 0 of 3 done (2 more runs of it above)",
+        "two: 0 of 3 done (3 more runs of it above)",
     ]
     assert lines[2].split()[:2] == [first.id, "running"]  # what runs comes first
 
@@ -77,17 +77,17 @@ def test_runs_that_nobody_wants_any_more_stand_under_what_they_were_submitted_fo
     ]
 
 
-@pytest.mark.parametrize(("lines", "folded"), [(40, 0), (14, 2), (10, 8), (5, 8), (2, 9)])
+@pytest.mark.parametrize(("lines", "folded"), [(40, 0), (15, 2), (10, 9), (5, 9), (2, 10)])
 def test_a_short_screen_folds_what_does_not_run(made: Plan, root: Path, lines: int, folded: int) -> None:
     shown = text_of(made, root, 120, lines)
     assert len(shown) <= lines
     names = {run.id for run in made.runs} & {line.split()[0] for line in shown if line}
-    assert len(names) == max(0, 9 - folded)
+    assert len(names) == max(0, 10 - folded)
     if lines >= 5:
         assert "sweep of one: 2 of 3 done" in shown
         assert ("  2 done, best student 50.00 %" in " ".join(shown)) == (folded > 0)
     if lines == 5:
-        assert shown[-1] == "2 other groups: 0 of 6 done; 6 planned"
+        assert shown[-1] == "2 other groups: 0 of 7 done; 7 planned"
     if lines == 2:
         assert shown[-1].startswith("more lines than the window has")
 
@@ -123,13 +123,13 @@ def test_nothing_is_folded_or_left_out_without_a_screen(made: Plan, root: Path) 
     put(root, made.runs[0], "failed")
     lines = rows(grouped(made, root, [run.id for run in made.runs]), statuses(made, root))
     assert {run.id for run in made.runs} <= {line.split()[0] for line in lines if line}
-    assert sum("rank 1, step 7: ValueError: no" in line for line in lines) == 4  # and three that it blocks
+    assert sum("rank 1, step 7: ValueError: no" in line for line in lines) == 5  # and four that it blocks
     assert not any("\x1b" in line for line in lines)
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 120, 200])
 def test_every_line_fits(made: Plan, root: Path, columns: int) -> None:
-    for run, state in zip(made.runs, ("failed", "running", "lost"), strict=False):
+    for run, state in zip(made.runs, ("failed", "done", "running", "lost"), strict=False):
         attempt = put(root, run, state).newest()
         assert attempt is not None
         attempt.write("heartbeat", BEAT)
@@ -140,7 +140,7 @@ def test_every_line_fits(made: Plan, root: Path, columns: int) -> None:
 
 
 def test_ids_are_short_where_they_would_take_the_room_of_how_far_runs_are(made: Plan, root: Path) -> None:
-    run = made.runs[1]
+    run = made.runs[2]
     attempt = put(root, run, "running").newest()
     assert attempt is not None
     attempt.write("heartbeat", BEAT)
@@ -148,12 +148,13 @@ def test_ids_are_short_where_they_would_take_the_room_of_how_far_runs_are(made: 
     assert line.split()[:6] == ["baseline", "s0", run.id[-8:], "running", "0:07", "41.25"]
     assert find_run(root, run.id[-8:]) == RunDir(root, run.id)
     assert short_name("foo") == "foo"
+    assert short_name("teacher-logits-resnet18-s0-52e1ab07").split() == ["logits", "s0", "52e1ab07"]
 
 
 def test_a_reason_of_many_runs_is_said_once(made: Plan, root: Path) -> None:
     put(root, made.runs[0], "failed")
     shown = text_of(made, root, 80, 99)
-    assert sum("3 runs: " in line for line in shown) == 1
+    assert sum("4 runs: " in line for line in shown) == 1
     assert sum(line.startswith("failed: ") for line in shown) == 1
 
 
@@ -179,8 +180,8 @@ def beat(step: int, **more: object) -> dict[str, object]:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> list[Run]:
-    """Teacher, three baselines, three distilled students, of two epochs."""
-    return list(make_plan(tmp_path, {"seeds": [0, 1, 2]}).runs)
+    """Teacher, three baselines, three distilled students, of two epochs; no store."""
+    return list(make_plan(tmp_path, {"seeds": [0, 1, 2], "distill.logits": "computed"}).runs)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,17 @@ def test_the_time_that_is_left(tiny: list[Run], states: str, seconds: float | st
         found[run.id] = Status(State(state), heartbeat=heartbeat)
     left = until_done(tiny, found)
     assert (left and (left.seconds if left.whole else f"{left.seconds}+")) == seconds
+
+
+def test_a_store_takes_its_time_and_students_wait_for_it(tmp_path: Path) -> None:
+    """It trains nothing, but its views are as many passes over the images."""
+    runs = list(make_plan(tmp_path, {}).runs)
+    teacher, store, baseline, student = (run.id for run in runs)
+    found = {teacher: Status(State.DONE), baseline: Status(State.DONE, heartbeat=beat(100))}
+    waiting = {store: Status(State.QUEUED), student: Status(State.QUEUED)}
+    assert until_done(runs, {**found, **waiting}) == Left(100.0, False)  # as long as the baseline; the store is unknown
+    going = {store: Status(State.RUNNING, heartbeat=beat(40)), student: Status(State.QUEUED)}
+    assert until_done(runs, {**found, **going}, at_once=2) == Left(60.0 + 100.0, True)
 
 
 def test_a_run_that_goes_on_has_less_left(tiny: list[Run]) -> None:

@@ -17,12 +17,13 @@ from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.launch import cancel, preflight, submission
 from kdcluster.launch.local.backend import Local
+from kdcluster.launch.status import statuses
 from kdcluster.ownership import foreign, keep_to_oneself, own_text, refuse_foreign, shared_folder
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import is_alive, process_record
 from kdcluster.runs import RunDir
 from kdcluster.sweep.cluster import Session
-from tests.fabricated import put, started
+from tests.fabricated import LIVE, put, started
 from tests.tiny import make_plan, put_images
 
 
@@ -79,19 +80,44 @@ def test_a_colleagues_finished_teacher_is_used_and_executes_nothing(
     """As in a runs directory of a group: the student is one's own, its teacher not."""
     root = tmp_path / "runs"
     teacher = put(root, planned.runs[0], "done")
-    student = put(root, planned.runs[2], "planned")
+    student = put(root, planned.runs[-1], "planned")
     before = {path: path.read_bytes() for path in teacher.path.rglob("*") if path.is_file()}
     teacher.path.chmod(0o777)
     needed, own = student.with_needs()
     assert (needed.id, needed.imports) == (teacher.id, ())
-    assert own == planned.runs[2]
+    assert own == planned.runs[-1]
     checked: list[Run] = []
     monkeypatch.setattr(Local, "start", lambda *_: "here")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != teacher.path)
     done = submission.submit(planned, root, tmp_path / "data", Local(), checked.extend)
-    assert done.started == [planned.runs[1].id, planned.runs[2].id]
+    assert done.started == [run.id for run in planned.runs[1:]]
     assert teacher.id not in {run.id for run in checked}
     assert {path: path.read_bytes() for path in teacher.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_colleagues_store_that_is_too_short_is_left_alone_and_stops_nobody(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it lacks students compute; a store under way is not told to go on to more views either."""
+    root = tmp_path / "runs"
+    teacher, store, *students = planned.runs
+    put(root, teacher, "done")
+    run_dir = put(root, store.model_copy(update={"views": 1}), "done")
+    run_dir.path.chmod(0o775)
+    found = statuses(planned, root)[store.id]
+    assert (found.state, found.reason.split("; ")[0]) == ("done", "holds 1 of 2 views")
+    monkeypatch.setattr(Local, "start", lambda *_: "here")
+    done = submission.submit(planned, root, tmp_path / "data", Local(), lambda runs: None)
+    assert done.started == [run.id for run in students]
+    run_dir.path.chmod(0o755)
+    assert statuses(planned, root)[store.id].state == "planned"
+    started(run_dir, agent=LIVE)
+    run_dir.path.chmod(0o775)
+    submission.submit(planned, root, tmp_path / "data", Local(), lambda runs: None)
+    assert run_dir.known()[0].views == 1
+    run_dir.path.chmod(0o755)
+    submission.submit(planned, root, tmp_path / "data", Local(), lambda runs: None)
+    assert run_dir.known()[0].views == 2
 
 
 def test_a_teacher_that_is_not_finished_and_not_ours_is_not_started(planned: Plan, tmp_path: Path) -> None:
@@ -120,7 +146,7 @@ def test_a_teacher_that_is_not_finished_and_not_ours_is_not_started(planned: Pla
 def test_a_configuration_is_held_against_its_name_and_its_hash(
     planned: Plan, tmp_path: Path, what: str, instead: str, words: str
 ) -> None:
-    run = planned.runs[2]
+    run = planned.runs[-1]
     run_dir = put(tmp_path / "runs", run, "planned")
     text = run_dir.config.read_text()
     old = what.format(id=run.id, hash=run.hash, teacher=run.needs[0])
@@ -139,12 +165,12 @@ def test_every_planned_run_has_the_hash_that_its_file_gives(planned: Plan, tmp_p
 
 
 def test_a_configuration_of_before_teachers_had_their_hash_in_it_is_loaded(planned: Plan, tmp_path: Path) -> None:
-    run_dir = put(tmp_path / "runs", planned.runs[2], "planned")
+    run_dir = put(tmp_path / "runs", planned.runs[-1], "planned")
     text = run_dir.config.read_text()
     line = f"  hash: {planned.runs[0].hash}\n"
     assert line in text
     run_dir.config.write_text(text.replace(line, ""))
-    assert run_dir.load().hash == planned.runs[2].hash
+    assert run_dir.load().hash == planned.runs[-1].hash
 
 
 def test_what_users_of_a_group_put_side_by_side_lies_in_folders_as_open_as_the_runs_directory(tmp_path: Path) -> None:
@@ -256,7 +282,7 @@ def test_whoever_may_write_in_a_runs_directory_may_wait_for_its_lock(tmp_path: P
 
 def test_the_check_of_models_executes_no_imports_of_a_colleagues_run(planned: Plan, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    teacher, student = put(root, planned.runs[0], "done"), put(root, planned.runs[2], "planned")
+    teacher, student = put(root, planned.runs[0], "done"), put(root, planned.runs[-1], "planned")
     teacher.path.chmod(0o777)
     needed, _ = student.with_needs()
     preflight.preflight([needed], tmp_path / "data", fetch=False)

@@ -19,24 +19,28 @@ from kdcluster import plan
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.experiment.config import Model
-from kdcluster.experiment.identity import changed
+from kdcluster.experiment.identity import changed, digest
 from kdcluster.plan import Plan, Run
+from kdcluster.run import RECIPES, STORE
 from tests.fields import BASE, FILES, another, experiment, get, hashed, leaves, put
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ids.txt"
 FIELDS = dict(leaves())
 STUDENTS = ("baseline", "distilled")
+OF_THE_TEACHER = ["teacher", STORE, "distilled"]
 MOVES = {
     "data": plan.ROLES,
-    "teacher": ("teacher", "distilled"),
+    "data.views": STUDENTS,
+    "teacher": OF_THE_TEACHER,
     "student": STUDENTS,
     "distill": ("distilled",),
+    "distill.logits": (STORE,),  # which is planned no more, and no id moves
     "train": plan.ROLES,
     "seeds": STUDENTS,
     "variant": STUDENTS,
     "imports": plan.ROLES,
 }
-"""Top-level key -> the roles whose ids it moves, where it moves any."""
+"""Key, or its first part -> the roles whose ids it moves, where it moves any."""
 
 
 def ids(made: Plan) -> dict[str, list[str]]:
@@ -63,7 +67,7 @@ def on_disk(folder: Path, text: str, name: str = "exp.yaml") -> dict[str, list[s
 
 @pytest.mark.parametrize("name", ["exp1", "exp2", "demo"])
 def test_golden_ids(empty_folder: Path, name: str) -> None:
-    """Moving one of these makes every run of that experiment another run: see plan.RECIPE. Written by hand only."""
+    """Moving one of these makes every run of that experiment another run: see run.RECIPES. Written by hand only."""
     assert GOLDEN.is_file(), f"{GOLDEN} is missing; get it back from git, it must never be made from today's ids"
     golden = [line.split() for line in GOLDEN.read_text().splitlines()]
     made = plan.plan([configfile.load(name)])
@@ -86,7 +90,7 @@ def test_a_field_moves_the_ids_that_it_says(key: str) -> None:
     value = get(before, key)
     changed = put(BASE, key, another(info, value))
     assert get(experiment(changed).config, key) != value
-    expected = MOVES[key.partition(".")[0]] if hashed(info) else ()
+    expected = MOVES.get(key) or (MOVES[key.partition(".")[0]] if hashed(info) else ())
     assert moved(BASE, changed) == [role for role in plan.ROLES if role in expected]
 
 
@@ -104,10 +108,12 @@ def test_the_name_and_the_folder_of_an_experiment_move_nothing() -> None:
     assert ids(plan.plan([experiment(BASE, "one")])) == ids(plan.plan([experiment(BASE, "folder/two")]))
 
 
-def test_the_recipe_moves_every_id(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("role", plan.ROLES)
+def test_a_recipe_moves_its_role_and_what_hangs_on_it(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = of(BASE)
-    monkeypatch.setattr(plan, "RECIPE", plan.RECIPE + 1)
-    assert all(before[role] != of(BASE)[role] for role in plan.ROLES)
+    monkeypatch.setitem(RECIPES, role, RECIPES[role] + 1)
+    hang = OF_THE_TEACHER if role == "teacher" else [role]
+    assert [role for role in plan.ROLES if before[role] != of(BASE)[role]] == hang
 
 
 def test_a_new_field_moves_nothing_while_it_has_its_default() -> None:
@@ -122,12 +128,12 @@ def test_the_teacher_is_hashed_as_it_is_trained() -> None:
     taken_over = put(BASE, "train.lr", 1e-3)
     written_out = put(taken_over, "teacher.train", {"lr": 1e-3})
     assert of(taken_over) == of(written_out)
-    assert moved(taken_over, put(taken_over, "teacher.train", {"lr": 2e-3})) == ["teacher", "distilled"]
+    assert moved(taken_over, put(taken_over, "teacher.train", {"lr": 2e-3})) == OF_THE_TEACHER
 
 
 def test_a_teacher_that_is_taken_as_it_is_hangs_on_no_training() -> None:
     taken = put(BASE, "teacher.train", "none")
-    assert moved(BASE, taken) == ["teacher", "distilled"]
+    assert moved(BASE, taken) == OF_THE_TEACHER
     assert moved(taken, put(taken, "train.lr", 0.1)) == ["baseline", "distilled"]
 
 
@@ -145,6 +151,127 @@ def test_without_weight_of_the_teacher_the_distilled_runs_are_the_baseline_runs(
     assert wanted["distilled"] == wanted["baseline"] == tuple(ids(made)["baseline"])
     assert wanted["baseline"] == tuple(of(BASE)["baseline"])
     assert ids(made)["distilled"] == []
+    assert wanted[STORE] == ()
+    assert ids(made)[STORE] == []
+
+
+def test_a_teacher_sees_the_views_of_the_file_or_its_own() -> None:
+    """With views of its own it stays the same teacher when the students' change; what it says of these does not."""
+    own = put(BASE, "teacher.augment", {"pad": 2, "flip": True})
+    assert moved(BASE, own) == OF_THE_TEACHER
+    assert moved(own, put(own, "data.augment", {"pad": 5, "flip": False})) == [STORE, *STUDENTS]
+    seen = put(BASE, "data.augment", {"pad": 2, "flip": True})
+    assert moved(seen, put(seen, "teacher.augment", {"pad": 2, "flip": True})) == []
+    taken = put(put(BASE, "teacher.train", "none"), "data.augment.pad", 5)
+    assert moved(taken, put(taken, "teacher.augment.pad", 2)) == []
+
+
+# The store of the teacher's logits
+
+
+def of_role(made: Plan, role: str) -> list[Run]:
+    return [run for run in made.runs if run.role == role]
+
+
+def test_a_store_waits_for_its_teacher_and_students_for_the_store() -> None:
+    made = plan.plan([experiment(put(BASE, "seeds", [0, 1]))])
+    (teacher,), (store,) = of_role(made, "teacher"), of_role(made, STORE)
+    assert made.wanted["exp"][STORE] == (store.id,)
+    assert (store.needs, store.after, store.model, store.train) == ([teacher.id], [], teacher.model, None)
+    assert [(run.needs, run.after) for run in of_role(made, "distilled")] == [([teacher.id], [store.id])] * 2
+    assert [(run.needs, run.after) for run in of_role(made, "baseline")] == [([], [])] * 2
+    assert made.readers(store.id) == of_role(made, "distilled")
+    assert made.readers(teacher.id) == []
+
+
+def test_where_the_logits_are_computed_there_is_no_store_and_no_other_id() -> None:
+    stored, computed = (plan.plan([experiment(put(BASE, "distill.logits", how))]) for how in ("stored", "computed"))
+    assert stored == plan.plan([experiment(BASE)])
+    assert [run.id for run in computed.runs] == [run.id for run in stored.runs if run.role != STORE]
+    assert (computed.wanted["exp"][STORE], of_role(computed, "distilled")[0].after) == ((), [])
+
+
+ONE_TEACHER = put(BASE, "teacher.train", {"epochs": 10, "batch_size": 64, "lr": 0.1})
+"""The students' `train` is not the teacher's."""
+LIKE_IT = {
+    "distill.temperature": 9.0,
+    "distill.alpha": 0.9,
+    "student.model": "resnet50",
+    "student.pretrained": False,
+    "seeds": [3, 4],
+    "train.batch_size": 32,
+    "train.lr": 0.5,
+    "train.epochs": 3,
+    "train.micro_batch": 2,
+    "data.views": 2,
+    "variant": "other",
+    "resources.procs": 2,
+    "teacher.min_top1": 50.0,
+}
+"""What asks the same of the same teacher."""
+
+
+@pytest.mark.parametrize("key", LIKE_IT)
+def test_what_asks_the_same_of_one_teacher_shares_its_store(key: str) -> None:
+    made = plan.plan([experiment(ONE_TEACHER, "one"), experiment(put(ONE_TEACHER, key, LIKE_IT[key]), "two")])
+    (store,) = of_role(made, STORE)
+    assert made.experiments_of(store.id) == ["one", "two"]
+    assert {run.store for run in of_role(made, "distilled")} == {store.id}
+
+
+def test_trials_read_the_store_of_the_experiment_whatever_they_hold_out() -> None:
+    (store,) = of_role(plan.plan([experiment(ONE_TEACHER)]), STORE)
+    for key, value in {**LIKE_IT, "data.view_seed": 0}.items():
+        for run in plan.trial(experiment(put(ONE_TEACHER, key, value)), [1000, 1001], 0.3):
+            assert (run.data.val_fraction, run.store, run.needs) == (0.3, store.id, store.needs)
+    (other,) = plan.trial(experiment(put(ONE_TEACHER, "data.view_seed", 1)), [1000], 0.3)
+    assert other.store != store.id
+
+
+def test_a_teacher_that_saw_other_images_has_another_store() -> None:
+    """Of the whole training set, as every store is."""
+    (store,), (other,) = (
+        of_role(plan.plan([experiment(put(BASE, "data.val_fraction", held))]), STORE) for held in (0.0, 0.25)
+    )
+    assert store.id != other.id
+    assert store.data == other.data
+
+
+@pytest.mark.parametrize(("views", "epochs", "expected"), [(None, 7, 7), (3, 7, 3), (7, 7, 7), (12, 7, 7), (1, 7, 1)])
+def test_a_store_has_the_views_that_students_come_to_see(views: int | None, epochs: int, expected: int) -> None:
+    values = put(put(BASE, "data.views", views), "train.epochs", epochs)
+    made = plan.plan([experiment(put(values, "teacher.train", {"epochs": 99}))])
+    (store,) = of_role(made, STORE)
+    assert (store.views, store.data.views) == (expected, None)
+    assert {run.views for run in made.runs if run != store} == {None}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_store_that_two_ask_for_has_the_views_and_the_gate_of_whoever_asks_for_most(order: int) -> None:
+    """Behind a gate that one experiment has not, its students would wait for nothing."""
+
+    def stores(*asked: tuple[int, float | None]) -> list[tuple[int | None, float | None]]:
+        made = plan.plan(
+            experiment(put(put(ONE_TEACHER, "train.epochs", views), "teacher.min_top1", gate), f"exp{views}")
+            for views, gate in asked[::order]
+        )
+        return [(run.views, run.teacher and run.teacher.min_top1) for run in of_role(made, STORE)]
+
+    assert stores((5, 80.0), (9, 70.0), (7, 90.0)) == [(9, 70.0)]
+    assert stores((5, None), (9, 70.0)) == [(9, None)]
+
+
+def test_a_run_as_its_directory_has_it_takes_the_place_of_the_planned_one() -> None:
+    """Also where nothing but its name can be read; a store there may have been asked for more views."""
+    made = plan.plan([experiment(put(BASE, "train.epochs", 5))])
+    teacher, store, baseline, _ = made.runs
+    here = [
+        teacher.model_copy(update={"hash": ""}),
+        store.model_copy(update={"views": 9}),
+        baseline.model_copy(update={"variant": "x"}),
+    ]
+    assert made.joined(here).runs == (*here, made.runs[3])
+    assert made.joined([store.model_copy(update={"views": 3})])[store.id].views == 5
 
 
 # Files
@@ -244,11 +371,11 @@ def _shuffled(values: Any, order: random.Random) -> Any:
 # The DAG
 
 
-def test_two_experiments_share_their_teacher(empty_folder: Path) -> None:
+def test_two_experiments_share_their_teacher_and_its_logits(empty_folder: Path) -> None:
     made = plan.plan([configfile.load("exp1"), configfile.load("exp2")])
-    assert [run.role for run in made.runs] == ["teacher", "baseline", "distilled", "baseline", "distilled"]
-    teacher = made.runs[0]
-    assert made.experiments_of(teacher.id) == ["exp1", "exp2"]
+    assert [run.role for run in made.runs] == ["teacher", STORE, "baseline", "distilled", "baseline", "distilled"]
+    teacher, store = made.runs[:2]
+    assert made.experiments_of(teacher.id) == made.experiments_of(store.id) == ["exp1", "exp2"]
     assert [run.needs for run in made.runs if run.role == "distilled"] == [[teacher.id], [teacher.id]]
     assert [run.needs for run in made.runs if run.role == "baseline"] == [[], []]
     assert made.wanted["exp1"]["teacher"] == made.wanted["exp2"]["teacher"] == (teacher.id,)
@@ -258,7 +385,7 @@ def test_what_a_run_needs_comes_before_it(empty_folder: Path) -> None:
     made = plan.plan([configfile.load(name) for name in ("demo", "exp2", "exp1")])
     order = [run.id for run in made.runs]
     assert len(set(order)) == len(order)
-    assert all(order.index(need) < order.index(run.id) for run in made.runs for need in run.needs)
+    assert all(order.index(one) < order.index(run.id) for run in made.runs for one in (*run.needs, *run.after))
 
 
 def test_the_same_experiment_twice_is_one() -> None:
@@ -273,15 +400,15 @@ def test_two_experiments_of_one_name() -> None:
 
 def test_a_plan_cut_down_to_a_role_keeps_what_the_role_needs() -> None:
     made = plan.plan([experiment(put(BASE, "seeds", [0, 1]))])
-    assert [run.role for run in made.only(["distilled"]).runs] == ["teacher", "distilled", "distilled"]
+    assert [run.role for run in made.only(["distilled"]).runs] == ["teacher", STORE, "distilled", "distilled"]
     assert [run.role for run in made.only(["baseline"]).runs] == ["baseline", "baseline"]
     assert [run.role for run in made.only(["teacher"]).runs] == ["teacher"]
+    assert [run.role for run in made.only([STORE]).runs] == ["teacher", STORE]
     assert made.only(plan.ROLES).runs == made.runs
 
 
 def test_eight_equal_digits_of_different_hashes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plan.digest
-    monkeypatch.setattr(plan, "digest", lambda identity: "00000000" + whole(identity)[8:])
+    monkeypatch.setattr("kdcluster.run.digest", lambda identity: "00000000" + digest(identity)[8:])
     with pytest.raises(ConfigError, match="two different runs have the id teacher-resnet18-s0-00000000; set `variant`"):
         plan.plan([experiment(BASE, "one"), experiment(put(BASE, "train.lr", 0.1), "two")])
     plan.plan([experiment(BASE, "one"), experiment(BASE, "two")])
@@ -300,7 +427,7 @@ def test_the_plan_touches_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(AssertionError):
             Path("exp.yaml").stat()
         made = plan.plan(loaded)
-    assert len(made.runs) == 6
+    assert len(made.runs) == 8
 
 
 # A run's config.yaml
@@ -308,11 +435,12 @@ def test_the_plan_touches_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_is_fully_resolved() -> None:
     made = plan.plan([experiment({**BASE, "teacher": {**BASE["teacher"], "min_top1": 50.0, "train": {"epochs": 3}}})])
-    teacher, baseline, distilled = made.runs
+    teacher, store, baseline, distilled = made.runs
     assert teacher.train is not None
     assert (teacher.train.epochs, teacher.teacher, teacher.distill) == (3, None, None)
     assert (baseline.teacher, baseline.distill, baseline.needs) == (None, None, [])
     assert distilled.teacher is not None
+    assert store.teacher == distilled.teacher
     assert distilled.teacher.model == teacher.model
     assert distilled.teacher.min_top1 == 50.0
     assert (distilled.channels, distilled.num_classes, distilled.amp) == (3, 10, "auto")

@@ -35,7 +35,8 @@ from tests.tiny import make_plan
 
 @pytest.fixture
 def made(tmp_path: Path) -> Plan:
-    return make_plan(tmp_path)
+    """Teacher, baseline, student; no store."""
+    return make_plan(tmp_path, {"distill.logits": "computed"})
 
 
 @pytest.fixture

@@ -117,8 +117,8 @@ def test_a_table_asks_the_state_of_what_is_not_done_alone(tmp_path: Path, monkey
     """And of what that needs: `results` of 1,000 runs would look at all of them twice."""
     monkeypatch.chdir(tmp_path)
     made = make_plan(tmp_path)
-    teacher, baseline, distilled = made.runs
-    for run, state in ((teacher, "done"), (baseline, "done"), (distilled, "failed")):
+    teacher, store, baseline, distilled = made.runs
+    for run, state in zip(made.runs, ("done", "done", "done", "failed"), strict=True):
         put(tmp_path / "runs", run, state)
     asked: list[str] = []
 
@@ -128,7 +128,8 @@ def test_a_table_asks_the_state_of_what_is_not_done_alone(tmp_path: Path, monkey
 
     monkeypatch.setattr("kdcluster.commands.results.statuses", noted)
     result = CliRunner().invoke(main, ["results", "tiny.yaml", "--json"])
-    assert asked == [teacher.id, distilled.id]
+    assert asked == [teacher.id, store.id, distilled.id]
+    assert baseline.id not in asked
     assert [one["run"] for one in json.loads(result.stdout)["experiments"][0]["problems"] if one["state"] == "failed"]
 
 

@@ -232,9 +232,9 @@ def test_a_run_that_is_only_evaluated_is_preempted_as_often_as_it_is_stopped(tmp
 def test_last_two_and_best_are_kept_and_the_last_once_it_is_done(tmp_path, run, monkeypatch):
     seen = []
 
-    def look(self, original=Publisher.result):
+    def look(self, more, original=Publisher.result):
         seen.append(saved.steps(self.run_dir.checkpoints))
-        original(self)
+        original(self, more)
 
     monkeypatch.setattr(Publisher, "result", look)
     run_dir = attempt(tmp_path, run, tmp_path / "data")

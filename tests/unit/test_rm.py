@@ -53,20 +53,21 @@ def test_every_run_of_an_experiment_goes_after_it_was_named(root: Path) -> None:
     assert [line.split()[0] for line in shown.splitlines()] == sorted(
         str(root / run_id) for run_id in [*(run.id for run in made.runs), other.id]
     )
-    assert said.startswith("nothing was deleted; --yes deletes 4 runs, ")
-    assert len(left(root)) == 4
-    assert rm("one", "--yes")[1].startswith("4 runs deleted, ")
+    assert said.startswith("nothing was deleted; --yes deletes 5 runs, ")
+    assert len(left(root)) == 5
+    assert rm("one", "--yes")[1].startswith("5 runs deleted, ")
     assert left(root) == set()
     assert rm("one", code=5)[1] == f"nothing was started for one in {root}\n"
 
 
 def test_what_another_experiment_was_submitted_with_stays_until_that_goes_too(root: Path) -> None:
     one, two = submitted(root, "one"), submitted(root, "two")
-    teacher, baseline, distilled = (run.id for run in one.runs)
-    assert {run.id for run in two.runs} == {teacher, baseline, two.runs[2].id}
+    teacher, store, baseline, distilled = (run.id for run in one.runs)
+    assert {run.id for run in two.runs} == {teacher, store, baseline, two.runs[-1].id}
     shown, said = rm("one")
     assert shown.split()[0] == str(root / distilled)
     assert f"{teacher} stays: two wants it too\n" in said
+    assert f"{store} stays: two wants it too\n" in said
     assert f"{baseline} stays: two wants it too\n" in said
     assert "--yes deletes 1 run, " in said
     rm("one", "--yes")
@@ -90,7 +91,7 @@ def test_what_a_run_of_nobody_needs_stays_and_a_run_that_is_named_is_refused(roo
     assert f"{made.runs[0].id} stays: {stray.id} needs it\n" in said
     assert left(root) == {made.runs[0].id, stray.id}
     refused = rm(made.runs[0].id, code=2)[1].splitlines()
-    assert refused[0].startswith(f"{made.runs[0].id} is needed by 1 run (none of them done)")
+    assert refused[0].startswith(f"{made.runs[0].id} is needed by 1 run (no student is done)")
     assert refused[1:] == [f"to delete these, too: kdcluster rm {made.runs[0].id} {stray.id}"]
 
 
@@ -99,17 +100,28 @@ def test_a_refusal_names_once_all_that_need_a_run_in_a_command_to_copy(root: Pat
     others = [put(root, plan([load("one", [f"seeds=[{seed}]"])]).runs[-1], "planned") for seed in (7, 8)]
     teacher = made.runs[0].id
     said, command = rm(teacher, code=2)[1].splitlines()
-    assert said.startswith(f"{teacher} is needed by 3 runs (1 done, whose retention")
+    assert said.startswith(f"{teacher} is needed by 4 runs (1 done, whose retention")
     words = command.removeprefix("to delete these, too: ").split()
     assert words[:3] == ["kdcluster", "rm", teacher]
-    assert set(words[3:]) == {made.runs[-1].id, *(one.id for one in others)}
-    assert rm(*words[2:], "--yes")[1].startswith("4 runs deleted, ")
-    assert left(root) == {made.runs[1].id}
+    assert set(words[3:]) == {made.runs[1].id, made.runs[-1].id, *(one.id for one in others)}
+    assert rm(*words[2:], "--yes")[1].startswith("5 runs deleted, ")
+    assert left(root) == {made.runs[2].id}
+
+
+def test_a_store_needs_its_teacher_and_nobody_needs_a_store(root: Path) -> None:
+    """What students read of it they can compute; and it has no retention that would be gone."""
+    teacher, store, baseline, distilled = (run.id for run in submitted(root, "one").runs)
+    rm(distilled, "--yes")
+    refused = rm(teacher, code=2)[1].splitlines()
+    assert refused[0] == f"{teacher} is needed by 1 run (no student is done)"
+    submitted(root, "one")
+    assert rm(store, "--yes")[1].startswith("1 run deleted, ")
+    assert left(root) == {teacher, baseline, distilled}
 
 
 def test_what_is_going_on_is_refused_as_a_whole(root: Path) -> None:
     made = submitted(root, "one")
-    running = put(root, plan([load("one", ["seeds=[7]"])]).runs[1], "running")
+    running = put(root, plan([load("one", ["seeds=[7]"])]).runs[2], "running")
     running.add_experiments(["one"])
     assert rm("one", "--yes", code=2)[1] == f"{running.id} is running; cancel it first\n"
     assert left(root) == {running.id, *(run.id for run in made.runs)}
@@ -131,10 +143,11 @@ def kept(root: Path) -> dict[str, list[int]]:
 
 
 def test_the_checkpoints_of_what_is_done_go_after_their_sizes_were_shown(root: Path) -> None:
-    teacher, baseline, distilled = submitted(root, "one").runs
-    put(root, plan([load("one", ["seeds=[7]"])]).runs[1], "stopped").add_experiments(["one"])
+    teacher, store, baseline, distilled = submitted(root, "one").runs
+    put(root, plan([load("one", ["seeds=[7]"])]).runs[2], "stopped").add_experiments(["one"])
     for run_dir in run_dirs(root):
-        save(run_dir, 8)
+        if run_dir.id != store.id:
+            save(run_dir, 8)
     shown, said = rm("one", "--checkpoints")
     assert sorted(shown.splitlines()) == sorted(
         f"{root / run.id}/checkpoints  24 B" for run in (teacher, baseline, distilled)
@@ -142,9 +155,9 @@ def test_the_checkpoints_of_what_is_done_go_after_their_sizes_were_shown(root: P
     assert said.splitlines()[0].endswith(" keeps them: it is stopped")
     assert "--yes deletes the checkpoints of 3 runs, 72 B" in said
     assert "weights, events and results stay, but with more train.epochs such a run starts from scratch" in said
-    assert all(kept(root).values())
+    assert sorted(kept(root).values()) == [[], [8], [8], [8], [8]]
     rm("--checkpoints", "--yes")  # of all
-    assert sorted(kept(root).values()) == [[], [], [], [8]]
+    assert sorted(kept(root).values()) == [[], [], [], [], [8]]
     assert run_status(RunDir(root, teacher.id)).state == "done"
     assert RunDir(root, teacher.id).weights_problem("best") == ""
     assert rm("--checkpoints", "one")[1].endswith("no checkpoint to delete\n")
@@ -162,7 +175,7 @@ def test_what_a_checkpoint_may_still_mend_keeps_it(root: Path) -> None:
 def test_checkpoints_of_other_users_and_other_versions_go_only_if_the_run_is_named(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher, baseline, _ = (RunDir(root, run.id) for run in submitted(root, "one").runs)
+    teacher, _, baseline, _ = (RunDir(root, run.id) for run in submitted(root, "one").runs)
     for run_dir in (teacher, baseline):
         save(run_dir, 8)
     baseline.config.write_text(baseline.config.read_text() + "later: 1\n")

@@ -18,12 +18,16 @@ from kdcluster.cli import main
 from kdcluster.launch import backend
 from kdcluster.launch.backend import Options
 from kdcluster.launch.local.backend import Local
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from tests.tiny import put_images, write_experiment
 from tests.toy_backend import Toy
 
 WITHIN_S = 120.0
 """For what takes seconds on an idle machine: a test that waits longer hangs."""
+
+BEGUN = {"teacher": "running", STORE: "queued", "baseline": "running", "distilled": "queued"}
+"""Of an experiment whose runs take long: what waits has been given to its place, too."""
 
 TRAINER = textwrap.dedent(
     """
@@ -126,9 +130,9 @@ def test_a_whole_experiment_runs_on_it(folder: Path) -> None:
     (folder / "runs").mkdir()
     (folder / "runs" / "slow").touch()
     said = kdcluster("submit", "tiny.yaml", "--backend", "toy").stderr
-    assert "3 of 3 runs in the toy queue, 3 jobs" in said
-    assert said.count("  queued\n") == 3
-    wait_for(lambda: states() == {"teacher": "running", "baseline": "running", "distilled": "queued"})
+    assert "4 of 4 runs in the toy queue, 4 jobs" in said
+    assert said.count("  queued\n") == 4
+    wait_for(lambda: states() == BEGUN)
     assert rows()["distilled"]["reason"] == "its job is ACTIVE"
     assert {row["job_id"] for row in rows().values()} == {str(job.pid) for job in Toy.jobs}
     assert "nothing to start" in kdcluster("submit", "tiny.yaml", "--backend", "toy").stderr
@@ -138,9 +142,9 @@ def test_a_whole_experiment_runs_on_it(folder: Path) -> None:
     kdcluster("status", "tiny.yaml", "--watch")
     assert {row["state"] for row in rows().values()} == {"done"}
     assert {row["attempts"] for row in rows().values()} == {1}
-    assert "\n3 of 3 done\n" in kdcluster("status", "tiny.yaml").stdout
+    assert "\n4 of 4 done\n" in kdcluster("status", "tiny.yaml").stdout
     table = kdcluster("results", "tiny.yaml").stdout  # a fake job has no events
-    assert all(row["id"] in table for row in rows().values())
+    assert all((row["id"] in table) == (role != STORE) for role, row in rows().items())
     assert "nothing to start" in kdcluster("submit", "tiny.yaml", "--backend", "toy").stderr
 
 
@@ -151,19 +155,18 @@ def test_what_waits_and_what_runs_there_is_cancelled_and_goes_on_with_retry(fold
     wait_for(lambda: list((folder / "runs").glob("began-*")))
     assert "is running; cancel it first" in kdcluster("rm", rows()["teacher"]["id"], expect=2).stderr
     said = kdcluster("cancel", "tiny.yaml").stderr
-    assert said.endswith("2 runs stopped\nnext: kdcluster submit tiny.yaml --role distilled --retry\n")
+    assert said.endswith("3 runs stopped\nnext: kdcluster submit tiny.yaml --role distilled --retry\n")
     assert (rows()["teacher"]["state"], rows()["distilled"]["state"]) == ("cancelled", "cancelled")
     assert rows()["teacher"]["reason"].startswith("stopped at step 7")
-    assert rows()["distilled"]["attempts"] == 0
+    assert rows()[STORE]["attempts"] == rows()["distilled"]["attempts"] == 0
     (folder / "runs" / "slow").unlink()
-    assert "2 cancelled are left out (--retry)" in kdcluster("submit", "tiny.yaml", "--role", "distilled").stderr
+    assert "3 cancelled are left out (--retry)" in kdcluster("submit", "tiny.yaml", "--role", "distilled").stderr
     kdcluster("submit", "tiny.yaml", "--role", "distilled", "--retry")
     wait_for(lambda: rows()["distilled"]["state"] == "done")
     assert (rows()["teacher"]["attempts"], rows()["distilled"]["attempts"]) == (2, 1)
     assert "is needed by" in kdcluster("rm", rows()["teacher"]["id"], expect=2).stderr
-    assert (
-        "2 runs deleted" in kdcluster("rm", *(rows()[role]["id"] for role in ("teacher", "distilled")), "--yes").stderr
-    )
+    every = [rows()[role]["id"] for role in ("teacher", STORE, "distilled")]
+    assert "3 runs deleted" in kdcluster("rm", *every, "--yes").stderr
     assert set(states().values()) == {"planned"}
 
 
@@ -171,7 +174,8 @@ def test_what_fails_there_is_failed_and_blocks(folder: Path) -> None:
     (folder / "runs").mkdir()
     (folder / "runs" / "broken").touch()
     kdcluster("submit", "tiny.yaml", "--role", "distilled", "--wait", expect=1)
-    wait_for(lambda: states() == {"teacher": "failed", "baseline": "planned", "distilled": "blocked"})
+    blocked = {STORE: "blocked", "distilled": "blocked"}
+    wait_for(lambda: states() == {"teacher": "failed", "baseline": "planned", **blocked})
     assert "ValueError: as asked" in rows()["teacher"]["reason"]
 
 
@@ -200,7 +204,7 @@ def test_a_place_of_a_package_that_is_not_here_is_unknown_and_breaks_nothing(
     with monkeypatch.context() as without:
         without.delitem(backend.BACKENDS, "toy")
         without.setenv("KDCLUSTER_BACKEND", "local")
-        assert states() == {"teacher": "running", "baseline": "running", "distilled": "queued"}
+        assert states() == BEGUN
         assert "no backend 'toy' is installed here" in rows()["distilled"]["reason"]
         assert "it is not known what becomes of these runs" in kdcluster("submit", "tiny.yaml", expect=4).stderr
         kdcluster("rm", rows()["distilled"]["id"], expect=2)

@@ -41,11 +41,11 @@ def root(empty_folder: Path) -> Path:
 
 @pytest.fixture
 def made(root: Path) -> Plan:
-    """teacher done, baseline failed, distilled planned, of ./configs/tiny.yaml."""
+    """teacher and its store done, baseline failed, distilled planned, of ./configs/tiny.yaml."""
     folder = root.parent / "configs"
     folder.mkdir()
     made = make_plan(folder, {"train.lr": 0.5})
-    for run, state in zip(made.runs, ("done", "failed", "planned"), strict=True):
+    for run, state in zip(made.runs, ("done", "done", "failed", "planned"), strict=True):
         run_dir = put(root, run, state)
         run_dir.add_experiments(["tiny"])
         run_dir.note_submit("tiny --procs 2")
@@ -56,7 +56,7 @@ def made(root: Path) -> Plan:
 
 
 def test_all_of_a_run_on_one_screen(made: Plan, root: Path) -> None:
-    teacher, _, distilled = made.runs
+    teacher, store, _, distilled = made.runs
     save(RunDir(root, teacher.id), 10)
     said = say("show", teacher.id[:12])
     assert said.splitlines()[:3] == [
@@ -64,7 +64,7 @@ def test_all_of_a_run_on_one_screen(made: Plan, root: Path) -> None:
         "  state       done",
         "  result      best test/top1 50.00 % (after epoch 1, selected on test), last 50.00 %; 3 parameters",
     ]
-    assert f"  needed by   {distilled.id}\n" in said
+    assert f"  needed by   {distilled.id}, {store.id}\n" in said.replace(",\n             ", ",")
     assert "  started by  kdcluster submit tiny --procs 2\n" in said
     changed, _, rest = said.partition("settings that are not the default\n")[2].partition("settings at their default\n")
     assert re.search(r"^  train\.lr +0\.5$", changed, re.MULTILINE)
@@ -82,7 +82,7 @@ def test_all_of_a_run_on_one_screen(made: Plan, root: Path) -> None:
 
 
 def test_of_a_run_that_failed_the_traceback_and_what_to_do(made: Plan, root: Path) -> None:
-    run_dir = RunDir(root, made.runs[1].id)
+    run_dir = RunDir(root, made.runs[2].id)
     fabricated.rank_failed(run_dir.attempt(1), 1)
     result = CliRunner().invoke(main, ["show", run_dir.id])
     assert "  state       failed: rank 1, step 7: ValueError: no; nothing is saved yet\n" in result.stdout
@@ -91,7 +91,7 @@ def test_of_a_run_that_failed_the_traceback_and_what_to_do(made: Plan, root: Pat
 
 
 def test_of_a_run_that_waits_what_it_needs(made: Plan, root: Path) -> None:
-    teacher, _, distilled = made.runs
+    teacher, _, _, distilled = made.runs
     said = say("show", distilled.id)
     assert f"  needs       {teacher.id} (done, 50.00 %)\n" in said
     assert "  needed by   no run that is here\n" in said
@@ -102,12 +102,12 @@ def test_of_a_run_that_waits_what_it_needs(made: Plan, root: Path) -> None:
 
 
 def test_show_in_json(made: Plan, root: Path) -> None:
-    teacher, _, distilled = made.runs
+    teacher, store, _, distilled = made.runs
     found = document("show", teacher.id)
     assert (found["schema"], found["id"], found["state"]) == ("kdcluster.show/1", teacher.id, "done")
     assert found["settings"]["train.lr"] == {"value": 0.5, "default": 0.0003, "is_default": False, "hashed": True}
     assert found["settings"]["resources.gpus"]["hashed"] is False
-    assert (found["needs"], found["needed_by"]) == ([], [distilled.id])
+    assert (found["needs"], found["needed_by"]) == ([], [distilled.id, store.id])
     assert [one["attempt"] for one in found["attempts"]] == [1]
     assert found["result"]["best"]["test/top1"] == 50.0
     assert {"path": "config.yaml", "bytes": RunDir(root, teacher.id).config.stat().st_size} in found["files"]
@@ -115,7 +115,7 @@ def test_show_in_json(made: Plan, root: Path) -> None:
 
 
 def test_a_damaged_run_is_shown_with_what_is_wrong(made: Plan, root: Path) -> None:
-    run_dir = RunDir(root, made.runs[2].id)
+    run_dir = RunDir(root, made.runs[3].id)
     run_dir.config.write_text("id: [\n")
     assert "  wrong       its config.yaml is damaged" in say("show", run_dir.id)
     assert "its config.yaml is damaged" in document("show", run_dir.id)["reason"]
@@ -134,7 +134,7 @@ def test_numbers_that_json_has_not(made: Plan, root: Path) -> None:
     assert found["result"]["last"]["test/loss"] is None
     assert found["settings"]["model_args.patch_size"]["value"] == ".nan"
     assert found["settings"]["model_args.depth"]["value"] == "2026-11-28"
-    assert differing(run_dir.id, made.runs[1].id)["model_args.patch_size"] == (".nan", 8)
+    assert differing(run_dir.id, made.runs[2].id)["model_args.patch_size"] == (".nan", 8)
 
 
 def test_an_experiment_and_what_is_not_there(made: Plan) -> None:
@@ -145,7 +145,7 @@ def test_an_experiment_and_what_is_not_there(made: Plan) -> None:
 def test_who_needs_a_run_is_told_without_reading_every_config(
     made: Plan, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher, _, distilled = (RunDir(root, run.id) for run in made.runs)
+    teacher, store, _, distilled = (RunDir(root, run.id) for run in made.runs)
     read: list[str] = []
     known = RunDir.known
 
@@ -154,10 +154,23 @@ def test_who_needs_a_run_is_told_without_reading_every_config(
         return known(run_dir)
 
     monkeypatch.setattr(RunDir, "known", noted)
-    assert needing([teacher], root) == {teacher.id: [distilled]}
-    assert read == [distilled.id]
+    assert needing([teacher], root) == {teacher.id: [distilled, store]}
+    assert read == [distilled.id, store.id]
     odd = teacher.path.rename(root / "kept")
-    assert needing([RunDir(root, "kept"), teacher], root) == {odd.name: [], teacher.id: [distilled]}
+    assert needing([RunDir(root, "kept"), teacher], root) == {odd.name: [], teacher.id: [distilled, store]}
+
+
+def test_of_a_store_how_many_views_it_holds(made: Plan, root: Path) -> None:
+    """It has no accuracy, where the results of others have one."""
+    store, distilled = made.runs[1], made.runs[3]
+    assert "  result      2 views stored; 7 parameters\n" in say("show", store.id)
+    assert document("show", store.id)["result"]["views"] == 2
+    said = say("diff", store.id, made.runs[0].id)
+    assert re.search(r"^best test/top1  +– +50\.00 %$", said, re.MULTILINE), said
+    assert differing(store.id, "tiny") == {}
+    said = say("diff", store.id, "tiny", "--set", "distill.logits=computed", code=2)
+    assert said.endswith(f" has no run of the role teacher-logits, as {store.id} is one; name another run\n")
+    assert "has no run of the role distilled" in say("diff", distilled.id, "tiny", "--set", "distill.alpha=0", code=2)
 
 
 # diff
@@ -168,7 +181,7 @@ def differing(*names: str) -> Mapping[str, tuple[Any, Any]]:
 
 
 def test_two_runs_side_by_side(made: Plan) -> None:
-    _, baseline, distilled = made.runs
+    _, _, baseline, distilled = made.runs
     said = say("diff", baseline.id, distilled.id).splitlines()
     assert said[:4] == [f"A  {baseline.id}", f"B  {distilled.id}", "", said[3]]
     assert said[3].split() == ["A", "B"]
@@ -184,7 +197,7 @@ def test_of_students_of_two_teachers_how_these_differ(made: Plan, root: Path) ->
     other = plan([load("tiny", ["teacher.train.lr=0.25", "train.epochs=3"])])
     for run in other.runs:
         put(root, run, "planned")
-    found = differing(made.runs[2].id, other.runs[2].id)
+    found = differing(made.runs[3].id, other.runs[3].id)
     assert found.pop("teacher") == (made.runs[0].id, other.runs[0].id)
     assert found == {"train.epochs": (2, 3), "teacher.train.lr": (0.5, 0.25)}
 
@@ -206,7 +219,7 @@ def test_two_experiments(empty_folder: Path) -> None:
     assert found["schema"] == "kdcluster.diff/1"
     assert found["differences"][0]["key"] == "student.model"
     assert [one["hashed"] for one in found["differences"]] == [True, False, False]
-    assert say("diff", "exp1", "exp2").splitlines()[-1].startswith("both want teacher-vit_base_patch16_224-s0-")
+    assert say("diff", "exp1", "exp2").splitlines()[-1].startswith("both want teacher-logits-vit_base_patch16_224-s0-")
     assert "\nno key differs\n" in say("diff", "exp1", "exp1")
     (empty_folder / "x.yaml").write_text(
         "data: {name: cifar10}\nteacher: {model: a, train: {lr: 1}}\nstudent: {model: b}\n"
@@ -221,11 +234,11 @@ def test_a_run_against_an_experiment_is_against_its_run_of_the_same_role_and_see
     """The file was edited, and `status` shows other runs: which key was it?"""
     path = root.parent / "configs" / "tiny.yaml"
     path.write_text(path.read_text().replace("lr: 0.5", "lr: 0.25"))
-    assert differing(made.runs[1].id, "tiny") == {"train.lr": (0.5, 0.25)}
-    found = differing("tiny", made.runs[2].id)
+    assert differing(made.runs[2].id, "tiny") == {"train.lr": (0.5, 0.25)}
+    found = differing("tiny", made.runs[3].id)
     assert found["train.lr"] == (0.25, 0.5)
     assert found["teacher"][1] == made.runs[0].id
-    said = say("diff", made.runs[1].id, "tiny").splitlines()
+    said = say("diff", made.runs[2].id, "tiny").splitlines()
     assert said[1].endswith(", the baseline run of tiny with seed 0")
 
 
@@ -235,12 +248,12 @@ def test_an_experiment_against_itself_as_the_command_line_sets_it(made: Plan) ->
     assert said[0] == "A  tiny (configs/tiny.yaml)"
     assert said[1] == "B  tiny (configs/tiny.yaml) --set train.epochs=7 --set 'seeds=[1]'"
     assert differing("tiny", "tiny", "--set", "train.epochs=7") == {}
-    assert differing(made.runs[1].id, "tiny", "--set", "train.epochs=7") == {"train.epochs": (2, 7)}
-    assert "--seeds are of an experiment" in say("diff", made.runs[1].id, "--set", "train.epochs=7", code=2)
+    assert differing(made.runs[2].id, "tiny", "--set", "train.epochs=7") == {"train.epochs": (2, 7)}
+    assert "--seeds are of an experiment" in say("diff", made.runs[2].id, "--set", "train.epochs=7", code=2)
 
 
 def test_how_good_a_run_is_that_is_going_on(made: Plan, root: Path) -> None:
-    running = put(root, plan([load("tiny", ["seeds=[5]"])]).runs[1], "running")
+    running = put(root, plan([load("tiny", ["seeds=[5]"])]).runs[2], "running")
     running.attempt(1).write("heartbeat", {**fabricated.BEAT, "best_top1": 96.2})
     said = say("diff", made.runs[0].id, running.id)
     assert re.search(r"^best test/top1  +\S+ %  +96\.20 % so far$", said, re.MULTILINE), said

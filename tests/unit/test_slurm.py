@@ -706,7 +706,7 @@ def test_what_one_command_queued_is_taken_back_where_slurm_refuses_the_rest(
     cancelled = [line.split() for line in (folder / "cancelled").read_text().splitlines()]
     names = [f"--name={job_name(root / made.runs[number].id, 1)}" for number in (1, 0)]
     assert cancelled == [[f"--user={ME}", names[0], "2"], [f"--user={ME}", names[1], "1"]]
-    assert [RunDir(root, run.id).ticket() for run in made.runs] == [None] * 3
+    assert [RunDir(root, run.id).ticket() for run in made.runs] == [None] * 4
 
 
 def test_a_budget_is_refused_before_anything_is_queued(root: Path, tmp_path: Path, fake: Any) -> None:
@@ -714,11 +714,11 @@ def test_a_budget_is_refused_before_anything_is_queued(root: Path, tmp_path: Pat
     fake(sbatch="exit 9", squeue="true", sacct="true")
     profile = Profile(cpus_per_gpu=1, gpus_per_node=8, time_limit=120)
     chosen = [run.id for run in made.runs]
-    assert Slurm(profile).gpu_hours(made, chosen) == 66.0  # 3 GPUs, 2 hours, 11 attempts
+    assert Slurm(profile).gpu_hours(made, chosen) == 88.0  # 4 runs on a GPU, 2 hours, 11 attempts
     often = profile.model_copy(update={"max_requeues": 0, "max_restarts": 2})
-    assert Slurm(often).gpu_hours(made, chosen) == 18.0
-    with pytest.raises(KdclusterError, match="--max-gpu-hours 65: the worst case is more \\(66 GPU-hours\\)"):
-        submit(made, root, tmp_path, Slurm(profile, max_gpu_hours=65), lambda runs: None)
+    assert Slurm(often).gpu_hours(made, chosen) == 24.0
+    with pytest.raises(KdclusterError, match="--max-gpu-hours 87: the worst case is more \\(88 GPU-hours\\)"):
+        submit(made, root, tmp_path, Slurm(profile, max_gpu_hours=87), lambda runs: None)
 
 
 def test_without_slurm_there_is_a_message(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

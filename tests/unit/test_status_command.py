@@ -41,10 +41,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def made(folder: Path) -> Plan:
-    """An experiment whose baseline is done, and whose sweep has tried a point."""
+    """An experiment whose teacher is done and whose baseline failed, in ./fashion.yaml."""
     path = write_experiment(folder, {}, "fashion")
     made = plan([configfile.load(str(path))])
-    for one, state in zip(made.runs, ("done", "failed", "queued"), strict=True):
+    for one, state in zip(made.runs, ("done", "done", "failed", "queued"), strict=True):
         run_dir = put(folder / "runs", one, state)
         run_dir.add_experiments(["fashion"])
         run_dir.note_submit("fashion.yaml --procs 1")
@@ -65,7 +65,7 @@ def test_trials_stand_under_their_sweep_also_where_their_experiment_is_named(fol
         lines = run("status", *words).stdout.splitlines()
         at = lines.index("sweep of fashion: 1 of 1 done")
         assert lines[at + 1].split()[0] == point.id
-        assert lines[-1] == "2 of 4 done; 1 failed, 1 queued"
+        assert lines[-1] == "3 of 5 done; 1 failed, 1 queued"
     rows = {row["id"]: row for row in document("fashion.yaml")["runs"]}
     assert rows.keys() == {point.id, *(one.id for one in made.runs)}
     assert rows[point.id]["trial_of"] == ["fashion"]
@@ -73,7 +73,7 @@ def test_trials_stand_under_their_sweep_also_where_their_experiment_is_named(fol
 
 
 def test_a_damaged_run_does_not_change_in_what_others_differ(folder: Path, made: Plan) -> None:
-    run_dir = put(folder / "runs", made.runs[1].model_copy(update={"id": "baseline-x-s9-00000009"}), "done")
+    run_dir = put(folder / "runs", made.runs[2].model_copy(update={"id": "baseline-x-s9-00000009"}), "done")
     run_dir.add_experiments(["fashion"])
     for name in (run_dir.id, "teacher"):  # of the second one not even the seed is known
         (folder / "runs" / name).mkdir(exist_ok=True)
@@ -84,15 +84,15 @@ def test_a_damaged_run_does_not_change_in_what_others_differ(folder: Path, made:
 
 def test_what_is_known_of_the_time_is_in_json_too(folder: Path, made: Plan) -> None:
     assert document()["seconds_left"] is None
-    teacher, baseline, student = (RunDir(folder / "runs", one.id) for one in made.runs)
+    teacher, store, baseline, student = (RunDir(folder / "runs", one.id) for one in made.runs)
     student.drop_ticket()
     assert document()["seconds_left"] is None
-    attempt = put(folder / "runs", made.runs[2], "running").newest()
+    attempt = put(folder / "runs", made.runs[3], "running").newest()
     assert attempt is not None
     attempt.write("heartbeat", BEAT)  # 70 of 100 steps to go, 10 a second
     assert document()["seconds_left"] == pytest.approx(7.0)
-    assert run("status").stdout.splitlines()[-1] == "1 of 3 done, less than a minute left; 1 running, 1 failed"
-    assert (teacher.id, baseline.id) == tuple(row["id"] for row in document()["runs"][:2])
+    assert run("status").stdout.splitlines()[-1] == "2 of 4 done, less than a minute left; 1 running, 1 failed"
+    assert [teacher.id, store.id, baseline.id] == [row["id"] for row in document()["runs"][:3]]
 
 
 def test_a_watch_finds_what_came_and_what_went_and_reads_each_run_once(
@@ -111,15 +111,15 @@ def test_a_watch_finds_what_came_and_what_went_and_reads_each_run_once(
     second = desk.look(first)
     assert set(second.ids) == {*first.ids, point.id}
     assert [group.title for group in second.groups] == ["fashion", "sweep of fashion"]
-    (folder / "runs" / made.runs[1].id).rename(folder / "gone")
-    assert set(desk.look(second).ids) == {*second.ids} - {made.runs[1].id}
+    (folder / "runs" / made.runs[2].id).rename(folder / "gone")
+    assert set(desk.look(second).ids) == {*second.ids} - {made.runs[2].id}
     assert sorted(read) == sorted(set(read))
 
 
 def test_a_named_experiment_keeps_what_it_wants_in_a_watch(folder: Path, made: Plan) -> None:
     desk = _Desk(Chosen(names=("fashion.yaml",), runs_dir=folder / "runs"))
     first = desk.look(None)
-    (folder / "runs" / made.runs[1].id).rename(folder / "gone")
+    (folder / "runs" / made.runs[2].id).rename(folder / "gone")
     assert desk.look(first).ids == first.ids
     point = tried(folder)
     assert desk.look(first).ids == (*first.ids, point.id)
@@ -145,10 +145,10 @@ def test_what_many_trials_need_is_read_once(folder: Path, made: Plan, monkeypatc
     known = RunDir.known
     monkeypatch.setattr(RunDir, "known", lambda self: read.append(self.id) or known(self))  # type: ignore[func-returns-value]
     for seed in range(3):
-        one = made.runs[2].model_copy(update={"id": f"distilled-x-s{seed}-0000000{seed}"})
+        one = made.runs[3].model_copy(update={"id": f"distilled-x-s{seed}-0000000{seed}"})
         put(folder / "runs", one, "done").note_trial("fashion", {"seed": seed})
     read.clear()
-    assert len(document("fashion.yaml")["runs"]) == 6
+    assert len(document("fashion.yaml")["runs"]) == 7
     assert sorted(read) == [f"distilled-x-s{seed}-0000000{seed}" for seed in range(3)]
     (folder / "runs" / made.runs[0].id).rename(folder / "gone")
     (folder / "fashion.yaml").unlink()
@@ -172,7 +172,7 @@ def next_steps(*words: str) -> list[str]:
 
 
 def test_the_advice_names_a_file_that_is_there(folder: Path, made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = made.runs[1].id
+    failed = made.runs[2].id
     logs = f"kdcluster logs {failed}"
     assert next_steps() == [logs, "kdcluster submit fashion.yaml --procs 1 --retry"]
     (folder / "elsewhere").mkdir()
@@ -186,13 +186,13 @@ def test_the_advice_names_a_file_that_is_there(folder: Path, made: Plan, monkeyp
 
 def test_what_was_never_submitted_is_advised_by_the_name_of_its_file(folder: Path, made: Plan) -> None:
     for name in ("submit.json", "ticket.json"):
-        for one in made.runs[1:]:
+        for one in made.runs[2:]:
             (folder / "runs" / one.id / name).unlink(missing_ok=True)
     assert next_steps()[1:] == ["kdcluster submit ./fashion.yaml --retry"]
 
 
 def test_a_cancel_ends_with_how_to_go_on(folder: Path, made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = made.runs[1].id
+    one = made.runs[2].id
     monkeypatch.setattr("kdcluster.launch.cancel.cancel", lambda *_: {one: State.CANCELLED})
     for name, again in (("fashion.yaml", "fashion.yaml --procs 1 --retry"), (one, one)):
         assert run("cancel", name).stderr.splitlines()[-2:] == ["1 run stopped", f"next: kdcluster submit {again}"]
@@ -203,7 +203,7 @@ def test_a_cancel_ends_with_how_to_go_on(folder: Path, made: Plan, monkeypatch: 
 def test_many_single_runs_are_advised_in_one_command(folder: Path, made: Plan) -> None:
     (folder / "fashion.yaml").unlink()
     for seed in range(5):
-        one = made.runs[1].model_copy(update={"id": f"baseline-x-s{seed}-0000000{seed}"})
+        one = made.runs[2].model_copy(update={"id": f"baseline-x-s{seed}-0000000{seed}"})
         RunDir(folder / "runs", one.id).prepare(one)
         put(folder / "runs", one, "failed")
     steps = next_steps()

@@ -26,6 +26,7 @@ from kdcluster.train import data, distributed, models, step, tracking, trainer, 
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss, round_logits
 from kdcluster.train.step import Shard, Training
+from kdcluster.train.teacher_logits import Targets, load_teacher
 from kdcluster.train.trainer import Progress
 from tests import golden_loss, tiny
 from tests.fabricated import NO_WEIGHTS
@@ -57,14 +58,18 @@ def set_up(
     """A training as trainer.train makes it, its teacher with random weights from a file."""
     changes = {"train.batch_size": BATCH, **(changes or {})}
     run = tiny.make_run(tmp_path, role, changes)
-    run_dir = tiny.prepare(tmp_path / "runs", run)
+    tiny.prepare(tmp_path / "runs", run)
     if run.teacher is not None:
         torch.manual_seed(5)
         teacher = models.build(run.teacher.model, run.num_classes, run.channels)
         folder = RunDir(tmp_path / "runs", run.teacher.id)
         folder.path.mkdir(exist_ok=True)
         save_file(teacher.net.state_dict(), folder.weights("best"))
-    return step.set_up(run_dir, run, World(0, 1, device), steps_per_epoch=5)
+    world = World(0, 1, device)
+    targets = Targets(run, tmp_path / "runs", world, 64) if run.teacher else None
+    if targets:
+        _ = targets.forward  # as `begin` builds it, and not in the middle of a step
+    return step.set_up(run, world, 5, targets)
 
 
 def shards_of(training: Training, images: Tensor, labels: Tensor) -> list[Shard]:
@@ -178,7 +183,7 @@ def test_batches_from_the_host_are_those_from_the_device(tmp_path, data_dir):
 def expected_gradient(training: Training, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of the mean loss, and the summed terms, in float64 and without any of the trainer's code."""
     run = training.run
-    student, teacher = training.student.double(), training.teacher.double()
+    student, teacher = training.student.double(), training.targets.forward.net.double()
 
     def logits(net: nn.Module) -> Tensor:
         x = (images.double() / 255 - net.mean) / net.std  # images already have the models' size
@@ -221,8 +226,9 @@ def test_the_layout_in_memory_does_not_move_the_gradient(tmp_path):
     for channels_last in (False, True):
         training = set_up(tmp_path, "distilled", {**CNN_STUDENT, **CNN_TEACHER, "train.channels_last": channels_last})
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        for net in (training.student, training.teacher):
-            assert net.net.conv1[0].weight.is_contiguous(memory_format=layout)
+        assert training.student.net.conv1[0].weight.is_contiguous(memory_format=layout)
+        teacher = training.targets.forward.net.net  # as in its store, which has students of both kinds
+        assert teacher.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
         grads[channels_last], _ = gradient(training, [Shard(*batch(), 1.0)])
     assert difference(grads[True], grads[False]) < 1e-4
 
@@ -260,14 +266,15 @@ def test_bf16_is_for_the_forward_passes_alone(tmp_path, monkeypatch, role):
 def test_the_teacher_is_in_eval_mode_and_stays_as_it_is(tmp_path):
     """With BatchNorm: in train mode its running statistics would move."""
     training = set_up(tmp_path, "distilled", CNN_TEACHER)
-    before = {key: value.clone() for key, value in training.teacher.state_dict().items()}
+    teacher = training.targets.forward.net
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
     for _ in range(3):
         training.model.train()
         step.train_step(training, [Shard(*batch(), 1.0)])
     assert training.student.training
-    assert not any(module.training for module in training.teacher.modules())
-    assert all(not p.requires_grad and p.grad is None for p in training.teacher.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in training.teacher.state_dict().items())
+    assert not any(module.training for module in teacher.modules())
+    assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 
 
 def test_the_optimizer_holds_the_students_parameters_alone(tmp_path):
@@ -431,7 +438,7 @@ def test_a_teacher_whose_weights_are_damaged_is_named_with_its_file(tmp_path):
     ):
         weights.write_bytes(content)
         with pytest.raises(KdclusterError) as caught:
-            step.load_teacher(run_dir, run, ALONE, debug=False)
+            load_teacher(run_dir.root, run, ALONE)
         assert str(caught.value).startswith(f"{weights} ")
         assert str(caught.value).endswith(said)
 
@@ -466,7 +473,7 @@ def test_compiled_models_train_the_same(tmp_path, data_dir, eager_compile):
     for compiled in (False, True):
         root = tmp_path / str(compiled)
         for run in tiny.make_plan(tmp_path, {**changes, "train.compile": compiled}).runs:
-            if run.role != "baseline":
+            if run.role in ("teacher", "distilled"):
                 run_dir = tiny.train_here(root, run, data_dir)
                 found[run.role, compiled] = points(run_dir, "train/loss")
                 assert set(load_file(run_dir.weights("best"))) == {

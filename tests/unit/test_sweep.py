@@ -34,6 +34,7 @@ from kdcluster.ownership import own_folder
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
 from kdcluster.results import events
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
 from kdcluster.sweep.adaptive import Adaptive
@@ -124,8 +125,11 @@ def test_teachers_may_be_searched_if_that_is_allowed_and_are_counted(tmp_path: P
     searched.check()
     made = points(searched)
     teachers = searched.teachers(made)
-    assert [run.role for run in teachers.runs] == ["teacher"] * 3  # seed 0 is the experiment's own
-    assert {need for point in made for run in point.runs for need in run.needs} == {run.id for run in teachers.runs}
+    assert sorted(run.role for run in teachers.runs) == ["teacher"] * 3 + [STORE] * 3  # seed 0 is the experiment's own
+    waited = {one for point in made for run in point.runs for one in (*run.needs, *run.after)}
+    assert waited == {run.id for run in teachers.runs}
+    order = [run.id for run in teachers.runs]
+    assert all(order.index(need) < order.index(run.id) for run in teachers.runs for need in run.needs)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +158,9 @@ def test_the_confirmation_uses_seeds_that_no_trial_had_and_the_whole_training_se
     searched = space(tmp_path, {"trials": 1})
     made = searched.confirmation(points(searched)[0], 2)
     assert list(made.wanted) == ["tiny", "tiny-best"]
-    assert {run.seed for run in made.runs if run.role != "teacher"} == {1000, 1001}
+    assert {run.seed for run in made.runs if run.role in ("baseline", "distilled")} == {1000, 1001}
     assert all(run.data.val_fraction == 0 for run in made.runs)
-    assert len({run.id for run in made.runs}) == 1 + 2 + 2 + 2
+    assert len({run.id for run in made.runs}) == 1 + 1 + 2 + 2 + 2
 
 
 def test_points_of_an_earlier_sweep_are_found_while_the_file_makes_the_same_runs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kdcluster.launch.local.backend import Local
 from kdcluster.launch.slurm.answers import Job
 from kdcluster.launch.slurm.backend import Slurm
 from kdcluster.plan import Run, plan
+from kdcluster.run import STORE
 from kdcluster.sweep.points import Point, Space
 from tests.fabricated import done, put
 from tests.tiny import write_experiment
@@ -49,8 +51,9 @@ def space(folder: Path, block: dict[str, Any], **changes: Any) -> Space:
 def test_a_dry_run_shows_points_runs_and_teachers_and_writes_nothing(folder: Path) -> None:
     searched = space(folder, {"trials": 2})
     first, second = searched.drawn(2)
-    teacher = plan([searched.loaded]).runs[0]
+    teacher, store = plan([searched.loaded]).runs[:2]
     there = put(folder / "runs", teacher, "done")
+    put(folder / "runs", store, "done")
     put(folder / "runs", first.runs[0], "stopped")
     lines = [
         f"  1  {' '.join(first.settings)}  {first.ids[0]} (stopped)",
@@ -79,8 +82,9 @@ def test_a_dry_run_says_how_long_the_whole_takes_from_what_such_runs_took(
         run_dir.attempt(1).write("start", {"started": 1000.0, "host": "here"})
         run_dir.attempt(1).write("outcome", {"state": "done", "time": 1000.0 + seconds})
 
-    teacher, baseline, distilled = plan([searched.loaded]).runs
+    teacher, store, baseline, distilled = plan([searched.loaded]).runs
     took(teacher, 300, 4)
+    took(store, 10, 4)
     took(distilled, 200, 2)  # 100 s an epoch, however many there were: 400 s
     lines = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
     # 4 trials and 3 + 3 distilled runs of the confirmation, two at a time; nothing like a baseline is done
@@ -100,7 +104,8 @@ def test_a_dry_run_counts_the_teachers_of_a_space_that_has_several(folder: Path)
     space(folder, {"space": {"teacher.seed": {"grid": [1, 2, 3]}}})
     assert "--allow-teacher does that, --dry-run says how many" in fails(2, "sweep", "tiny.yaml", "--dry-run")
     lines = run("sweep", "tiny.yaml", "--allow-teacher", "--dry-run").stdout.splitlines()
-    assert len([line for line in lines if line.startswith("first teacher-")]) == 4
+    assert len([line for line in lines if line.startswith("first teacher-logits-")]) == 4
+    assert len([line for line in lines if line.startswith("first ")]) == 4 + 4
     assert lines[-2].startswith("3 trials, 4 teachers (4 to be trained), 9 runs to confirm")
 
 
@@ -123,7 +128,7 @@ def test_a_dry_run_refuses_what_the_real_one_would(folder: Path) -> None:
 def test_a_dry_run_with_optuna_shows_what_is_known_beforehand(folder: Path) -> None:
     space(folder, {"trials": 9, "search": "optuna"})
     lines = run("sweep", "tiny.yaml", "--dry-run").stdout.splitlines()
-    assert len(lines) == 3 + 1 + 1 + 2
+    assert len(lines) == 3 + 1 + 2 + 2
     assert lines[3] == "     and 6 more, which follow from the results of these"
 
 
@@ -162,7 +167,8 @@ def test_a_teacher_under_the_gate_has_no_trials(folder: Path, capsys: pytest.Cap
     grid = {"space": {"teacher.seed": {"grid": [1, 2]}}}
     searched = space(folder, grid, **{"teacher.min_top1": 60.0})
     points = searched.drawn(2)
-    for run_, top1 in zip(searched.teachers(points).runs[1:], (70.0, 55.0), strict=True):
+    there = [run for run in searched.teachers(points).runs if run.role == "teacher"]
+    for run_, top1 in zip(there[1:], (70.0, 55.0), strict=True):
         done(put(folder / "runs", run_, "planned"), top1)
 
     def good(chosen: list[Point], *, every: bool = False) -> list[Point]:
@@ -185,7 +191,7 @@ def test_a_teacher_whose_weights_are_gone_is_made_again_where_a_trial_needs_them
     searched = space(folder, {"trials": 1})
     (point,) = searched.drawn(1)
     teacher = searched.teachers([])
-    run_dir = put(folder / "runs", teacher.runs[0], "done")
+    run_dir, _ = (put(folder / "runs", run, "done") for run in teacher.runs)
     started: list[str] = []
     backend = Local()
     monkeypatch.setattr(backend, "start", lambda made, chosen, root, data: started.extend(chosen) or "here")
@@ -198,6 +204,27 @@ def test_a_teacher_whose_weights_are_gone_is_made_again_where_a_trial_needs_them
         assert started == []  # no trial is left that needs it
         teachers_first.submit(teacher, point.runs, chosen, backend)
         assert started == [teacher.runs[0].id]
+
+
+def test_a_store_is_made_while_a_trial_is_left_that_reads_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = space(folder, {"trials": 2})
+    first, second = (point.runs[0] for point in searched.drawn(2))
+    made = searched.teachers([])
+    assert [run.role for run in made.runs] == ["teacher", STORE]
+    put(folder / "runs", made.runs[0], "done")
+    started: list[str] = []
+    backend = Local()
+    monkeypatch.setattr(backend, "start", lambda made, chosen, root, data: started.extend(chosen) or "here")
+    with main.make_context("kdcluster", ["list"]) as context:
+        context.obj = {"quiet": False}
+        chosen = Chosen(("tiny.yaml",), runs_dir=folder / "runs")
+        for run in (first, second):
+            put(folder / "runs", run, "done")
+        teachers_first.submit(made, [first, second], chosen, backend)
+        assert started == []
+        shutil.rmtree(folder / "runs" / second.id)
+        teachers_first.submit(made, [first, second], chosen, backend)
+        assert started == [made.runs[1].id]
 
 
 def test_without_gpus_the_nodes_are_of_the_trials_and_not_of_the_teacher(

@@ -17,6 +17,7 @@ from kdcluster.results.measured import TOP1
 from kdcluster.results.render import render
 from kdcluster.results.spread import interval95, t_quantile
 from kdcluster.results.table import build
+from kdcluster.run import TRAINED
 from kdcluster.runs import RunDir
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "results_table.txt"
@@ -299,7 +300,7 @@ def test_runs_that_are_not_done_are_listed_with_reason_and_log(tmp_path):
     }
     table = build(plan, tmp_path, states=states)
     found = rows(table)
-    assert [(found[role].n, found[role].n_expected) for role in planning.ROLES] == [(1, 1), (2, 3), (2, 3)]
+    assert [(found[role].n, found[role].n_expected) for role in TRAINED] == [(1, 1), (2, 3), (2, 3)]
     assert [(p.run, p.state, p.reason, p.log) for p in table.experiments[0].problems] == [
         (running.id, "running", "", None),
         (failed.id, "failed", "RuntimeError: out of memory", "runs/x/torchrun.log"),

@@ -271,7 +271,7 @@ def test_a_run_that_is_done_or_cancelled_meanwhile_is_left_alone(tmp_path: Path)
 def test_the_gate_is_looked_at_before_torchrun(tmp_path: Path) -> None:
     made = make_plan(tmp_path, {"teacher.min_top1": 60.0})
     put(tmp_path / "runs", made.runs[0], "done")
-    student = put(tmp_path / "runs", made.runs[2], "planned")
+    student = put(tmp_path / "runs", made.runs[-1], "planned")
     assert "under teacher.min_top1 60" in make(student)._not_needed()
 
 

@@ -205,7 +205,7 @@ def test_the_first_of_the_best_epochs_is_kept(tmp_path):
         assert marked(publish.run_dir.weights("last")) == epoch
         assert marked(publish.run_dir.weights("best")) == min(epoch, 2)
     assert publish.run_dir.result() is None
-    publish.result()
+    publish.result({})
     publish.tracker.close(success=True)
     best = events.read_scalars(publish.run_dir.events, ("best/",)).points["best/top1"]
     assert [point.value for point in best] == [50.0, 70.0, 70.0, 70.0]
@@ -220,7 +220,7 @@ def test_best_is_by_validation_where_there_is_a_split(tmp_path):
     publish, net = publisher(tmp_path, {"data.val_fraction": 0.1})
     for epoch, (val, test) in enumerate(((40.0, 90.0), (60.0, 50.0)), 1):
         publish.epoch(epoch, 4 * epoch, evaluated(test, **{"val/top1": val}), net)
-    publish.result()
+    publish.result({})
     publish.tracker.close(success=True)
     result = publish.run_dir.result()
     assert (result["best"]["epoch"], result["selected_on"]) == (2, "val")
@@ -258,7 +258,7 @@ def test_an_attempt_that_was_overtaken_publishes_nothing_more(tmp_path):
     with pytest.raises(KdclusterError, match="attempt 1 was overtaken by attempt 2, which goes on"):
         publish.epoch(2, 8, evaluated(60.0), net)
     with pytest.raises(KdclusterError, match="overtaken"):
-        publish.result()
+        publish.result({})
     publish.tracker.close(success=False)
     assert marked(publish.run_dir.weights("last")) == marked(publish.run_dir.weights("best")) == 1
     assert publish.run_dir.result() is None
@@ -268,7 +268,7 @@ def test_an_attempt_that_was_overtaken_publishes_nothing_more(tmp_path):
 def test_other_ranks_publish_nothing(tmp_path):
     publish, net = publisher(tmp_path, rank=1)
     publish.epoch(1, 4, evaluated(50.0), net)
-    publish.result()
+    publish.result({})
     publish.tracker.close(success=True)
     assert {path.name for path in publish.run_dir.path.iterdir()} == {"config.yaml", "attempts"}
     assert publish.best["test/top1"] == 50.0  # all ranks know it
