@@ -83,13 +83,17 @@ def publish(run_dir: RunDir, top1: float, attempt: int = 1, **values: Any) -> No
 
 
 def store(run_dir: RunDir, attempt: int = 1, views: int | None = None) -> None:
-    """result.json and the views of a store of one image and one class: as many as it is to hold, unless told."""
+    """result.json and the views of a store of one image: as many as it is to hold, unless told."""
     run = run_dir.known()[0]
     listed = {str(view): {"crc32c": 0} for view in range(run.views if views is None and run.views else views or 0)}
     (run_dir.path / "logits").mkdir(exist_ok=True)
     for view in map(int, listed):
-        (run_dir.path / "logits" / f"view-{view:05}.npy").write_bytes(bytes(teacherlogits.ITEM))
-    known = {"schema": teacherlogits.SCHEMA, "images": 1, "classes": 1, "views": listed}
+        (run_dir.path / "logits" / f"view-{view:05}.npy").write_bytes(bytes(128 + teacherlogits.ITEM * run.num_classes))
+    teacher = RunDir(run_dir.root, run.needs[0]) if run.needs else run_dir
+    of = {"run": run_dir.id, "teacher": teacher.id, "images": 1, "classes": run.num_classes}
+    of |= {"weights": saved.weights_digest(teacher.path, "best")}
+    of |= {"precision": (teacher.result() or {}).get("amp", "none")}
+    known = {"schema": teacherlogits.SCHEMA, **of, "views": listed}
     write_json(run_dir.path / "logits" / "manifest.json", known)
     known = {"schema": "kdcluster.result/1", "id": run_dir.id, "hash": run.hash, "attempt": attempt}
     write_json(run_dir.path / "result.json", {**known, "views": len(listed), "params": 7})
