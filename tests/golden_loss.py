@@ -44,11 +44,12 @@ def curve(name: str = "loss") -> dict[int, float]:
             folder = Path(scratch)
             tiny.put_images(folder / "data")
             made = tiny.make_plan(folder, {"seeds": [SEED], **CURVES[name]})
-            for run in made.only(["distilled"]).runs:  # the teacher comes first
-                run_dir = tiny.train_here(folder / "runs", run, folder / "data")
+            for run in made.only(["distilled"]).runs:  # the teacher comes first, then the store, with enough views
+                wide = run.model_copy(update={"views": 7}) if run.views else run
+                run_dir = tiny.train_here(folder / "runs", wide, folder / "data")
             views = (run_dir.result() or {})["views"]
-        assert views.keys() == {"read"}, views
-        points = events.read_scalars(run_dir.events, ("train/loss",)).points["train/loss"]
+            assert views.keys() == {"read"}, views
+            points = events.read_scalars(run_dir.events, ("train/loss",)).points["train/loss"]
     finally:
         torch.set_num_threads(threads)
     return {point.step: point.value for point in points}
