@@ -22,7 +22,7 @@ from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import Model, Resources
 from kdcluster.files import document, read_json
 from kdcluster.rereading import once
-from kdcluster.run import Run
+from kdcluster.run import STORE, Run
 from kdcluster.shapes import NUMBERED, OF_A_RUN, OF_AN_ATTEMPT, OTHERS, Record
 from kdcluster.wording import block_of, first_problem
 
@@ -83,11 +83,14 @@ def _hold_against_its_shape(path: str, values: Any) -> None:
 
 
 def _hold_against_its_folder(path: Path, values: Mapping[str, Any]) -> None:
-    """A result may be another run's: copied, or in a folder that was renamed."""
+    """A result may be another run's: copied, or in a folder that was renamed. A store's has no accuracies."""
     if values["id"] != path.parent.name:
         raise Damaged(path, f"it is of the run {values['id']}")
     if not values["hash"].startswith(values["id"][-8:]):
         raise Damaged(path, "it is of another run (its hash differs)")
+    lacking = [key for key in ("best", "last") if not values.get(key)]
+    if lacking and not values["id"].startswith(f"{STORE}-"):
+        raise Damaged(path, f"it lacks {' and '.join(lacking)}")
 
 
 def found(path: FilePath) -> Any:

@@ -170,6 +170,11 @@ def _size(path: Path) -> int:
     return known.st_size
 
 
+def precision(teacher: Path) -> str:
+    """The precision in which the teacher in a run's folder was trained and evaluated; float32 where it has not said."""
+    return str((records.found(teacher / "result.json") or {}).get("amp") or "none")
+
+
 def held(run: Path) -> int:
     """How many views a run's folder holds by its manifest; 0 for a run that is no store."""
     return len((records.found(run / "logits" / "manifest.json") or {}).get("views", ()))

@@ -64,8 +64,9 @@ def _of_store(plan: Plan, run: Run, root: Path, own: Mapping[RunDir, Status]) ->
         return one if one.state == State.DONE else replace(one, state=State.DONE, reason="nobody reads it any more")
     if one.state == State.DONE and run.teacher:
         of = {"run": run.id, "teacher": run.teacher.id, "classes": run.num_classes}
-        if weights := weights_digest(root / run.teacher.id, "best"):
-            of |= {"weights": weights, "precision": (RunDir(root, run.teacher.id).result() or {}).get("amp", "none")}
+        teacher = root / run.teacher.id
+        if weights := weights_digest(teacher, "best"):
+            of |= {"weights": weights, "precision": teacherlogits.precision(teacher)}
         why = teacherlogits.problem(root / run.id, run.views or 0, of)
         if why and foreign(root / run.id):
             return replace(one, reason=f"{why}; it is another user's, and students compute what is missing")

@@ -27,7 +27,7 @@ from kdcluster.errors import KdclusterError
 from kdcluster.files import file_digest
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
-from kdcluster.teacherlogits import Missing, Store
+from kdcluster.teacherlogits import Missing, Store, precision
 from kdcluster.train import feed, models, speed, views
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import round_logits
@@ -96,12 +96,7 @@ def load_teacher(root: Path, run: Run, world: World, *, debug: bool = False) -> 
     net.to(world.device).eval().requires_grad_(False)
     if world.device.type == "cuda":  # gpu only
         torch.backends.cudnn.benchmark &= speed.worth_searching(net)
-    return Forward(net.in_channels_last(), precision(place))
-
-
-def precision(teacher: RunDir) -> str:
-    """The precision in which a teacher was trained and evaluated; float32 where it has not said."""
-    return str((teacher.result() or {}).get("amp") or "none")
+    return Forward(net.in_channels_last(), precision(place.path))
 
 
 def made_by(device: torch.device) -> str:
@@ -129,7 +124,7 @@ def store_of(root: Path, store: str, run: Run, images: int) -> Store:
     of = {
         "run": store,
         "teacher": place.id,
-        "precision": precision(place),
+        "precision": precision(place.path),
         "images": images,
         "classes": run.num_classes,
     }

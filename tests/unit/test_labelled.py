@@ -19,6 +19,7 @@ from kdcluster.cli import main
 from kdcluster.plan import Run
 from kdcluster.results import events
 from kdcluster.results.measured import measure
+from kdcluster.run import STORE, TRAINED
 from kdcluster.runs import RunDir
 from kdcluster.train import feed, views
 from kdcluster.train.distributed import World
@@ -43,7 +44,7 @@ HELD = set(views.held_out(N, 0.25)[1].tolist())
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, Run]:
-    """Teacher, baseline and distilled, with images for them."""
+    """Teacher, the store of its logits, baseline and distilled, with images for them."""
     tiny.put_images(tmp_path / "data", train=N)
     return {run.role: run for run in tiny.make_plan(tmp_path, CHANGES).runs}
 
@@ -74,12 +75,19 @@ def same_weights(one: RunDir, other: RunDir, which: str = "last") -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def same_logits(one: RunDir, other: RunDir) -> bool:
+    ours, theirs = ([path.read_bytes() for path in sorted(run.path.glob("logits/*.npy"))] for run in (one, other))
+    assert ours
+    return ours == theirs
+
+
 def test_labels_of_unlabelled_images_decide_nothing(tmp_path: Path, runs: dict[str, Run]) -> None:
     plain = trained(tmp_path / "plain", runs, tmp_path / "data")
     without = set(range(N)) - KNOWN - HELD
     assert len(without) == 24
     other = trained(tmp_path / "other", runs, scrambled(tmp_path / "data", tmp_path / "changed", without))
-    for role in runs:
+    assert same_logits(plain[STORE], other[STORE])
+    for role in TRAINED:
         assert numbers(plain[role]) == numbers(other[role])
         assert same_weights(plain[role], other[role])
         assert same_weights(plain[role], other[role], "best")
@@ -94,15 +102,16 @@ def test_labels_that_are_there_do_decide(tmp_path: Path, runs: dict[str, Run]) -
         assert not same_weights(plain[role], tiny.train_here(root, runs[role], changed))
 
 
-def test_only_distilled_sees_the_images_without_labels(tmp_path: Path, runs: dict[str, Run]) -> None:
+def test_only_distilled_and_its_store_see_the_images_without_labels(tmp_path: Path, runs: dict[str, Run]) -> None:
     plain = trained(tmp_path / "plain", runs, tmp_path / "data")
     changed = scrambled(tmp_path / "data", tmp_path / "changed", set(range(N)) - KNOWN - HELD, "images")
     other = trained(tmp_path / "other", runs, changed)
-    assert {role: same_weights(plain[role], other[role]) for role in runs} == {
+    assert {role: same_weights(plain[role], other[role]) for role in TRAINED} == {
         "teacher": True,
         "baseline": True,
         "distilled": False,
     }
+    assert not same_logits(plain[STORE], other[STORE])
 
 
 def test_held_out_images_are_evaluated_with_their_labels(tmp_path: Path, runs: dict[str, Run]) -> None:
@@ -123,7 +132,9 @@ def test_both_arms_take_as_many_steps_and_are_evaluated_at_the_same_ones(
     tmp_path: Path, runs: dict[str, Run], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    for role, run_dir in trained(tmp_path / "runs", runs, tmp_path / "data").items():
+    made = trained(tmp_path / "runs", runs, tmp_path / "data")
+    for role in TRAINED:
+        run_dir = made[role]
         per_epoch, unlabelled = (6, 24) if role == "distilled" else (3, 0)
         found = numbers(run_dir)
         assert [step for step, _ in found["test/top1"]] == [step for step, _ in found["val/top1"]] == ENDS
@@ -243,6 +254,9 @@ def test_an_experiment_from_its_file_to_its_table(tmp_path: Path, runs: dict[str
     assert "distilled: the same labels as teacher and baseline (24), and 24 images without" in experiment["notes"]
     assert "protocol best: test/top1 of the best val/top1 evaluation" in experiment["notes"]
     result = CliRunner().invoke(main, ["status", *where, "--json"])
-    for row in json.loads(result.stdout)["runs"]:
+    rows = {row["role"]: row for row in json.loads(result.stdout)["runs"]}
+    store = rows.pop(STORE)  # one view, as of all of CIFAR-10's images; its steps are rounds over them
+    assert [store[name] for name in ("step", "epoch", "epochs", "state")] == [1, 1, 1, "done"]
+    for row in rows.values():
         assert (row["step"], row["state"]) == (STEPS, "done")
         assert row["epoch"] == row["epochs"] == (4 if row["role"] == "distilled" else 8)

@@ -140,7 +140,7 @@ def test_a_teacher_that_is_taken_as_it_is_hangs_on_no_training() -> None:
 def test_how_many_labels_there_are_is_all_the_same_to_a_teacher_that_is_taken_as_it_is() -> None:
     taken = put(BASE, "teacher.train", "none")
     assert moved(taken, put(taken, "data.labelled", 500)) == ["baseline", "distilled"]
-    assert moved(BASE, put(BASE, "data.labelled", 500)) == ["teacher", "baseline", "distilled"]
+    assert moved(BASE, put(BASE, "data.labelled", 500)) == ["teacher", STORE, "baseline", "distilled"]
 
 
 def test_the_teachers_seed_is_its_own() -> None:

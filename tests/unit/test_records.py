@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from kdcluster.cli import main
 from kdcluster.errors import ConfigError, SchedulerError
+from kdcluster.files import read_json, write_json
 from kdcluster.history import history
 from kdcluster.launch import cancel as cancelling
 from kdcluster.launch import submission
@@ -74,6 +75,16 @@ def test_a_result_that_was_copied_from_another_run_is_not_believed(made: Plan, t
     found = run_status(teacher)
     assert found.state == State.LOST
     assert found.reason.endswith(f"it is of the run {baseline.id}; submit makes it again")
+
+
+@pytest.mark.parametrize("key", ["best", "last"])
+def test_a_result_without_an_accuracy_is_a_stores_alone(teacher: RunDir, key: str) -> None:
+    fabricated.done(teacher)
+    path = teacher.path / "result.json"
+    write_json(path, {**read_json(path), key: None})
+    found = run_status(teacher)
+    assert (found.state, found.top1) == (State.DONE, None)
+    assert f"its result.json is damaged: it lacks {key}" in found.reason
 
 
 @pytest.mark.parametrize("as_folder", [True, False])

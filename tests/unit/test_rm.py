@@ -111,7 +111,7 @@ def test_a_store_needs_its_teacher_and_nobody_needs_a_store(root: Path) -> None:
     teacher, store, baseline, distilled = (run.id for run in submitted(root, "one").runs)
     rm(distilled, "--yes")
     refused = rm(teacher, code=2)[1].splitlines()
-    assert refused[0] == f"{teacher} is needed by 1 run (no student is done)"
+    assert refused[0] == f"{teacher} is needed by 1 run (a store of its logits)"
     submitted(root, "one")
     assert rm(store, "--yes")[1].startswith("1 run deleted, ")
     assert left(root) == {teacher, baseline, distilled}
@@ -211,7 +211,7 @@ def test_a_copy_of_the_file_finds_the_runs_that_were_started_for_another(root: P
     """`status` and `results` showed them, and `logs` and `rm` said that nothing was started for it."""
     made = submitted(root, "one")
     (root.parent / "configs" / "copy.yaml").write_text((root.parent / "configs" / "one.yaml").read_text())
-    assert rm("copy", "--yes") == ("", "3 runs stay: started for one\nnothing to delete\n")
+    assert rm("copy", "--yes") == ("", "4 runs stay: started for one\nnothing to delete\n")
     assert left(root) == {run.id for run in made.runs}
     told = CliRunner().invoke(main, ["logs", "copy"], catch_exceptions=False).stderr
     assert told.startswith("no run of copy is running, and none has failed; the last: ")
@@ -221,6 +221,6 @@ def test_a_broken_file_says_so_where_nothing_was_started_for_it(root: Path) -> N
     path = root.parent / "configs" / "one.yaml"
     made = submitted(root, "one")
     path.write_text(path.read_text() + "no: key\n")
-    assert rm("one", "--yes")[1].startswith("3 runs deleted, ")
+    assert rm("one", "--yes")[1].startswith("4 runs deleted, ")
     assert left(root).isdisjoint(run.id for run in made.runs)
     assert "no: unknown key" in rm("one", code=2)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,11 +70,11 @@ class Desk:
         return [plan[run_id].role for run_id in found.started]
 
 
-def trained(run_dir: RunDir) -> None:
+def trained(run_dir: RunDir, **facts: Any) -> None:
     attempt = fabricated.started(run_dir, agent=fabricated.DEAD)
     run_dir.weights("best").write_bytes(fabricated.NO_WEIGHTS)
     weights = {"best": weights_record(run_dir.weights("best"))}
-    fabricated.publish(run_dir, 50.0, attempt.number, weights=weights, amp="none")
+    fabricated.publish(run_dir, 50.0, attempt.number, weights=weights, **{"amp": "none", **facts})
     fabricated.ended(attempt, "done")
 
 
@@ -150,6 +151,14 @@ def test_a_view_that_is_damaged_is_said_and_the_store_is_started(desk: Desk, dam
     assert desk.submit() == ["teacher-logits", "baseline", "distilled"]
 
 
+def test_a_teacher_that_does_not_say_its_precision_has_a_store_of_float32(desk: Desk) -> None:
+    """As an earlier version left it: the store is made in float32, and was made again by every submit."""
+    shutil.rmtree(RunDir(desk.root, desk.run("teacher").id).path)
+    desk.put("teacher", partial(trained, amp=None))
+    desk.put("teacher-logits", stored(desk, 4))
+    assert desk.states()["teacher-logits"].state == State.DONE
+
+
 def test_what_only_another_experiment_asked_for_is_not_missed(desk: Desk) -> None:
     folder = desk.put("teacher-logits", stored(desk, 9)).path / "logits"
     write_json(folder / "view-00008.damaged", {"why": "its check sum is wrong"})
@@ -215,9 +224,9 @@ def test_more_views_that_are_asked_for_of_a_running_store_widen_it(desk: Desk) -
     assert store.load().views == 6  # fewer take nothing away
 
 
-def test_a_running_store_of_another_user_is_left_as_it_is(desk: Desk, monkeypatch: Any) -> None:
+def test_a_running_store_of_another_user_is_left_as_it_is(desk: Desk) -> None:
     store = desk.put("teacher-logits", fabricated.running)
-    monkeypatch.setattr(submission, "foreign", lambda path: path == store.path)
+    store.path.chmod(0o775)
     assert Desk(desk.folder, {"train.epochs": 6}).submit() == ["baseline", "distilled"]
     assert store.load().views == 4
 

@@ -83,6 +83,11 @@ def of(plan, role, seed=0):
     return next(run for run in plan.runs if run.role == role and (role == "teacher" or run.seed == seed))
 
 
+def trained(plan):
+    """Its runs but the store of the teacher's logits."""
+    return [run for run in plan.runs if run.role in TRAINED]
+
+
 def full(root, plan, **trainer):
     """Every run of a plan with three seeds done."""
     fabricate(root, of(plan, "teacher"), TEACHER)
@@ -247,7 +252,7 @@ def test_students_that_were_still_getting_better_are_counted(tmp_path, schedule,
 def test_a_length_in_steps_is_of_evaluations(tmp_path):
     plan = planned_with(tmp_path, "train: {steps: 30}", seeds=[0])
     tops = [float(number) for number in range(10)]
-    for run in plan.runs:
+    for run in trained(plan):
         directory = fabricate(tmp_path, run, tops, steps_per_epoch=7, step=3)
         assert measure(run, directory, "best").problems == ()
     notes = build(plan, tmp_path).experiments[0].notes
@@ -259,7 +264,7 @@ def test_a_length_in_steps_is_of_evaluations(tmp_path):
 def test_labels_that_are_shared_and_images_without_are_said(tmp_path):
     def notes(train, without):
         plan = planned_with(tmp_path, f"train: {train}", seeds=[0], data="{name: cifar100, labelled: 500}")
-        for run in plan.runs:
+        for run in trained(plan):
             fabricate(tmp_path, run, [50.0, 60.0, 70.0], steps_per_epoch=STEPS, images=without[run.role])
         return [note for note in build(plan, tmp_path).experiments[0].notes if "label" in note or "steps" in note]
 
@@ -274,7 +279,7 @@ def test_labels_that_are_shared_and_images_without_are_said(tmp_path):
 
 def test_epochs_of_unequal_length_are_said(tmp_path):
     plan = planned_with(tmp_path, "train: {epochs: 3}", seeds=[0], data="{name: cifar100, labelled: 500}")
-    for run in plan.runs:
+    for run in trained(plan):
         step = 2 if run.role == "distilled" else 1
         fabricate(tmp_path, run, [50.0, 60.0, 70.0], steps_per_epoch=step, step=step)
     said = "distilled took more steps than baseline, whose epochs have fewer images: train.steps gives both as many"

@@ -706,8 +706,8 @@ def test_a_large_view_is_mapped_read_ahead_in_order_and_gives_the_same_bits(plac
     asked: list[list[int]] = []
     rows = Targets._rows
 
-    def spy(self: Targets, view: Tensor, index: Tensor) -> Tensor:
-        asked.append(index.tolist())
+    def spy(self: Targets, view: Tensor, index: feed.Index) -> Tensor:
+        asked.append(index.host.tolist())
         return rows(self, view, index)
 
     monkeypatch.setattr(Targets, "_rows", spy)
