@@ -83,14 +83,15 @@ def publish(run_dir: RunDir, top1: float, attempt: int = 1, **values: Any) -> No
 
 
 def store(run_dir: RunDir, attempt: int = 1, views: int | None = None) -> None:
-    """result.json and the views of a store of one image and one class: as many as it is to hold, unless told."""
+    """result.json and the views of a store of one image: as many as it is to hold, unless told."""
     run = run_dir.known()[0]
     listed = {str(view): {"crc32c": 0} for view in range(run.views if views is None and run.views else views or 0)}
     (run_dir.path / "logits").mkdir(exist_ok=True)
-    for view in map(int, listed):
-        (run_dir.path / "logits" / f"view-{view:05}.npy").write_bytes(bytes(teacherlogits.ITEM))
-    known = {"schema": teacherlogits.SCHEMA, "images": 1, "classes": 1, "views": listed}
-    write_json(run_dir.path / "logits" / "manifest.json", known)
+    for view in map(int, listed):  # behind a header of 128 bytes
+        size = 128 + teacherlogits.size_of(1, run.num_classes, 1)
+        (run_dir.path / "logits" / f"view-{view:05}.npy").write_bytes(bytes(size))
+    of = {"run": run.id, "teacher": run.teacher.id if run.teacher else "", "images": 1, "classes": run.num_classes}
+    write_json(run_dir.path / "logits" / "manifest.json", {"schema": teacherlogits.SCHEMA, **of, "views": listed})
     known = {"schema": "kdcluster.result/1", "id": run_dir.id, "hash": run.hash, "attempt": attempt}
     write_json(run_dir.path / "result.json", {**known, "views": len(listed), "params": 7})
 
