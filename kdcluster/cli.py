@@ -421,7 +421,7 @@ def schema(as_json: bool) -> None:
         default = f", default {doc.default}" if doc.default not in ("", "required") else ""
         where = "" if doc.hashed else "  (not in the id)"
         show_wrapped("", f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
-        for line in wrapped(f"    {doc.meaning}", width() or 100, "    "):
+        for line in wrapped(f"    {doc.meaning}", width() or 80, "    "):
             show(line)
 
 

@@ -18,6 +18,11 @@ def evaluation_count(train: Train) -> int:
     return train.epochs if train.steps is None else min(TENTHS, train.steps)
 
 
+def epochs(train: Train, images: int) -> int:
+    """How often a run that sees so many images begins to go through them."""
+    return Course.of(train, max(1, images // train.batch_size)).epochs
+
+
 @dataclass(frozen=True)
 class Course:
     """The steps of a run."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
+from kdcluster import course
 from kdcluster.errors import ConfigError
 from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Train
 from kdcluster.experiment.configfile import LoadedExperiment
@@ -155,10 +156,8 @@ def _store(loaded: LoadedExperiment, teacher: TeacherRef) -> Run:
     config = loaded.config
     seen = config.data.model_copy(update={"views": None, "val_fraction": 0.0, "labelled": None})
     run = _run(loaded, STORE, config.teacher.seed, config.teacher, None, None, teacher, data=seen)
-    epochs = config.train.epochs
-    if config.train.steps is not None:  # the last time through the images perhaps not to the end
-        shown = loaded.train_images - round(loaded.train_images * config.data.val_fraction)
-        epochs = -(-config.train.steps // max(1, shown // config.train.batch_size))
+    shown = loaded.train_images - round(loaded.train_images * config.data.val_fraction)
+    epochs = course.epochs(config.train, shown)
     return run.model_copy(update={"views": min(config.data.views or epochs, epochs)})
 
 

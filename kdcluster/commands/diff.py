@@ -12,6 +12,7 @@ from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run, plan
+from kdcluster.run import TRAINED
 from kdcluster.runs import RunDir
 from kdcluster.settings import NOT_IN_THE_ID, Setting, of_experiment, of_run
 from kdcluster.terminal import show, show_json, show_wrapped, width
@@ -90,7 +91,8 @@ def _experiment(one: Chosen) -> Side:
     made = plan([loaded])
     sets = "".join(f" --set {quoted(text)}" for text in one.settings)
     facts = {}
-    for role, ids in made.wanted[loaded.name].items():
+    for role in TRAINED:
+        ids = made.wanted[loaded.name][role]
         if done := [result["best"]["test/top1"] for i in ids if (result := RunDir(one.root, i).result())]:
             facts[f"{role}, best test/top1"] = f"{statistics.fmean(done):.2f} % ({len(done)} of {len(ids)})"
     name = f"{loaded.name} ({loaded.path}){sets}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kdcluster.commands import stores
 from kdcluster.commands.arguments import Chosen
@@ -35,17 +35,21 @@ def submit(
     wanted = submission.to_start(made, statuses(made, root), retry=retry, named=named)
     if wanted:
         say_notes(there, made, wanted)
-        for line in stores.told(made, root, data, wanted):
+
+    def say_data(runs: Sequence[Run], started: Collection[str]) -> None:
+        say_inputs(runs, data)
+        for line in stores.told(made, root, data, started):
             say(line)
+
     if dry_run:
-        say_inputs(made.runs, data)
+        say_data(made.runs, wanted)
         return show_dry_run(made, wanted, root, data, there)
     words = chosen.submit_again()
 
     def prepare(runs: list[Run]) -> None:
         say("trying the models and looking at the data; that takes some seconds")
         preflight(runs, data, fetch=True)
-        say_inputs(runs, data)
+        say_data(runs, [run.id for run in runs])
 
     done = submission.submit(made, root, data, there, prepare, retry=retry, named=named, words=words)
     _say_submission(made, done, chosen)

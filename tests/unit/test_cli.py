@@ -255,7 +255,7 @@ def test_a_plan_to_read(empty_folder: Path) -> None:
         [distilled, "planned", teacher],
     ]
     assert each == [f"{row['id']} on 2 CPU processes of 1 thread\n  command  {typed(row['command'])}" for row in rows]
-    assert last == f"{DEMO}\n4 runs: 1 teacher, 1 teacher-logits, 1 baseline, 1 distilled; 0 done\n"
+    assert last == f"{DEMO}\n{STORED}\n4 runs: 1 teacher, 1 teacher-logits, 1 baseline, 1 distilled; 0 done\n"
     assert everything(empty_folder) == []
 
 
@@ -269,12 +269,13 @@ def test_a_plan_on_a_terminal_shows_a_command_once(empty_folder: Path, monkeypat
     rows = planned("demo")
     result = run("plan", "demo")
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:8]] == [row["id"] for row in rows]
+    assert [line.split()[0] for line in lines[1:9]] == [row["id"] for row in rows]
     (shown,) = re.findall(r"^each run on .*; RUN stands for its id:\n((?:.+\n)+)", result.stdout, re.MULTILINE)
     for row in rows:
         assert argv(shown.replace("/runs/RUN", f"/runs/{row['id']}")) == row["command"]
-    assert lines[-1] == "7 runs: 1 teacher, 3 baseline, 3 distilled; 0 done"
+    assert lines[-1] == "8 runs: 1 teacher, 1 teacher-logits, 3 baseline, 3 distilled; 0 done"
     assert result.stderr == "all commands: kdcluster plan demo --commands\n"
+    assert len(lines) - shown.count("\n") + 1 <= 24 - 6 - 1  # beside six lines of the command, and the next prompt
     monkeypatch.setattr("kdcluster.launch.local.backend.Local.scripts", lambda *_: {rows[0]["id"]: "#SBATCH -J a\n"})
     assert "#SBATCH" not in run("plan", "demo").stdout
     assert "batch scripts: kdcluster plan demo --commands" in run("plan", "demo").stderr
@@ -285,7 +286,7 @@ def test_a_plan_on_a_terminal_shows_a_command_once(empty_folder: Path, monkeypat
     assert list(map(argv, found)) == [row["command"] for row in rows]
 
 
-@pytest.mark.parametrize(("columns", "short"), [(120, []), (80, ["needs"]), (60, ["run", "needs"])])
+@pytest.mark.parametrize(("columns", "short"), [(120, []), (100, ["needs"]), (80, ["run", "needs"])])
 def test_a_plan_on_a_terminal_leaves_out_no_column(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch, columns: int, short: list[str]
 ) -> None:
@@ -307,8 +308,8 @@ def test_a_plan_says_on_what_runs_run_where_they_differ(empty_folder: Path, monk
         (empty_folder / f"x{procs}.yaml").write_text(block + text)
     monkeypatch.setattr("kdcluster.terminal.size", lambda stream: os.terminal_size((120, 24)))
     text = run("plan", "x1.yaml", "x2.yaml").stdout
-    assert re.search(r"distilled-s-s0-\w+  planned  teacher-t-s0-\w+  x2 +2 CPU processes of 1 thread\n", text)
-    assert "\n3 runs on 1 CPU process of 1 thread; RUN stands for its id:\n" in text
+    assert re.search(r"distilled-s-s0-\w+ +planned  teacher-t-s0-\w+  x2 +2 CPU processes of 1 thread\n", text)
+    assert "\n4 runs on 1 CPU process of 1 thread; RUN stands for its id:\n" in text
     assert "\n2 runs on 2 CPU processes of 1 thread; RUN stands for its id:\n" in text
 
 
@@ -322,20 +323,18 @@ def test_a_plan_counts_states_and_says_how_long_the_rest_takes(
     def last(*options: str) -> str:
         return run("plan", "demo", "--seeds", "0,1,2,3", *options).stdout.splitlines()[-1]
 
-    for number, seconds, state in ((0, 40, "done"), (1, 60, "done"), (2, 0, "failed")):
+    for number, seconds, state in ((0, 40, "done"), (1, 20, "done"), (2, 60, "done"), (3, 0, "failed")):
         run_dir = put(root, made.runs[number], state)
         start = {"started": 1000.0, "host": "here", "device": "cpu", "procs": 1, "threads": 1}
         run_dir.attempt(1).write("start", start)
         run_dir.attempt(1).write("outcome", {"state": state, "time": 1000.0 + seconds})
-    counted = "9 runs: 1 teacher, 4 baseline, 4 distilled; 2 done, 1 failed"
+    counted = "10 runs: 1 teacher, 1 teacher-logits, 4 baseline, 4 distilled; 3 done, 1 failed"
     less = ", without 4 runs of a kind that was never done here"
     assert last() == f"{counted}; 6 runs to start: about 60 s, 2 at a time, as such runs took here{less}"
     assert last("--procs", "2") == counted  # nothing is known of two processes
-    for run_id in [one.id for one in made.runs[5:]]:
+    for run_id in [one.id for one in made.runs[6:]]:
         put(root, made[run_id], "done")
-    assert last().startswith(
-        "9 runs: 1 teacher, 4 baseline, 4 distilled; 6 done, 1 failed; 2 runs to start: about 60 s"
-    )
+    assert last().startswith(f"{counted.replace('3 done', '7 done')}; 2 runs to start: about 60 s")
 
 
 def test_plan_needs_no_torch(empty_folder: Path) -> None:
@@ -495,9 +494,11 @@ def test_plan_says_where_a_longer_run_begins(empty_folder: Path, monkeypatch: py
     [teacher] = (row["id"] for row in planned("exp1", "--role", "teacher"))
     for why, said in (("", "at the end of short, with the same numbers"), ("no", "from scratch, and not at the end")):
         answer = RunDir(empty_folder / "runs", "short"), why
-        monkeypatch.setattr("kdcluster.commands.plan.begins_from", lambda *_, answer=answer: answer)
+        monkeypatch.setattr(  # a store never does
+            "kdcluster.commands.plan.begins_from", lambda run, *_, answer=answer: answer if run.train else None
+        )
         assert f"\n3 runs begin {said}" in run("plan", "exp1").stdout
-        assert {row["begins"]["why_not"] for row in planned("exp1")} == {why}
+        assert {row["begins"]["why_not"] for row in planned("exp1") if row["begins"]} == {why}
     put(Path("runs"), plan([load("exp1", [])])[teacher], "failed")
     assert next(row for row in planned("exp1") if row["id"] == teacher)["begins"] is None
 
@@ -569,12 +570,15 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
 
 DEMO = "10 classes, 4,000 train, 1,000 test, 28×28 px; resnet18 sees 28 px, test_vit 28 px"
 """What the models of the demo will see."""
+STORED = "teacher logits: 16 views of 4,000 images, 1.2 MiB; 16 teacher passes"
+STORED += ", none for more seeds, students and trials"
+"""What its one student reads."""
 
 
 def test_a_dry_run_writes_nothing(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdcluster.commands.submit.preflight", _raiser(AssertionError("it fetches")))
     result = run("submit", "demo", "--dry-run", "--seeds", "0")
-    assert (result.exit_code, result.stderr) == (0, f"{DEMO}\n")
+    assert (result.exit_code, result.stderr) == (0, f"{DEMO}\n{STORED}\n")
     for row in planned("demo", "--seeds", "0"):
         assert f"# {row['dir']}/config.yaml\nid: {row['id']}\n" in result.stdout
     assert result.stdout.count("kdcluster.launch.torchrun_agent") == 4
@@ -627,6 +631,7 @@ def test_submit_talks_on_stderr(empty_folder: Path, no_start: list[Any]) -> None
     assert result.stderr.splitlines() == [
         "trying the models and looking at the data; that takes some seconds",
         DEMO,
+        STORED,
         f"  {teacher}  failed (why)",
         f"  {store}  started",
         f"  {baseline}  started",

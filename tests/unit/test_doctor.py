@@ -117,9 +117,9 @@ def test_images_that_nobody_has_read_yet_are_no_promise(folder: Path, monkeypatc
     data = {"name": "image_folder", "path": str(pictures(folder / "pets", train=2))}
     made = make_plan(folder, {"data": data})
     unread = "; its images are not read yet: submit reads all of them first, and refuses what it cannot read"
-    assert told("tiny.yaml")["submit"] == f"ok   3 of 3 runs would be started{unread}"
+    assert told("tiny.yaml")["submit"] == f"ok   4 of 4 runs would be started{unread}"
     arrays_folder(made.runs[0], folder / "data").mkdir(parents=True)
-    assert told("tiny.yaml")["submit"] == "ok   3 of 3 runs would be started"
+    assert told("tiny.yaml")["submit"] == "ok   4 of 4 runs would be started"
 
 
 def test_a_submit_says_that_it_takes_some_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ LINE = "10 classes, 64 train, 32 test, 16×16 px; test_resnet sees 16 px, vit_ti
 def test_plan_and_dry_run_say_it(folder: Path) -> None:
     put_images(folder / "data")
     write_experiment(folder, {"teacher": CNN})
-    assert run("plan", "tiny.yaml").stdout.splitlines()[-2] == LINE
+    assert run("plan", "tiny.yaml").stdout.splitlines()[-3] == LINE
     assert json.loads(run("plan", "tiny.yaml", "--json").stdout)["inputs"] == [LINE]
     assert LINE in run("submit", "tiny.yaml", "--dry-run").stderr.splitlines()
 

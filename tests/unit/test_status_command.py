@@ -215,7 +215,7 @@ def test_many_single_runs_are_advised_in_one_command(folder: Path, made: Plan) -
 def test_runs_of_other_settings_are_said_with_the_command_that_shows_them(folder: Path, made: Plan) -> None:
     """`submit EXP --set …` had started three, and `status EXP` said `7 planned, next: submit`."""
     for alpha, state in (("0.25", "running"), ("0.75", "done")):
-        (other,) = plan([configfile.load("fashion.yaml", [f"distill.alpha={alpha}"])]).runs[2:]
+        (other,) = plan([configfile.load("fashion.yaml", [f"distill.alpha={alpha}"])]).runs[3:]
         run_dir = put(folder / "runs", other, state)
         run_dir.add_experiments(["fashion"])
         run_dir.note_submit(f"fashion.yaml --set distill.alpha={alpha} --procs 1")
@@ -233,7 +233,7 @@ def test_runs_of_other_settings_are_said_with_the_command_that_shows_them(folder
     path = folder / "fashion.yaml"
     path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.02"))
     there = run("status", "fashion.yaml").stderr
-    assert "3 more runs of fashion with other settings or seeds: kdcluster status\n" in there
+    assert "4 more runs of fashion with other settings or seeds: kdcluster status\n" in there
 
 
 def test_once_all_is_done_the_table_is_next(folder: Path, made: Plan) -> None:

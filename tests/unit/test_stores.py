@@ -64,24 +64,34 @@ def say(*arguments: str, code: int = 0) -> str:
 @pytest.mark.parametrize(
     ("seeds", "there", "said"),
     [
-        ("0,1,2", 0, "; 3 students read them: 4 passes of the teacher over the images instead of 12"),
-        ("0,1,2", 3, "; 3 students read them: 1 pass of the teacher over the images instead of 12"),
-        ("0,1,2", 4, "; 3 students read them instead of 12 passes of the teacher over the images"),
-        ("0", 0, "; 1 student reads them: 4 passes of the teacher over the images, and none for more seeds, students"),
+        ("0,1,2", 0, "; 4 teacher passes, not 12"),
+        ("0,1,2", 3, "; 1 teacher pass, not 12"),
+        ("0,1,2", 4, "; all there, which saves 12 teacher passes"),
+        ("0", 0, "; 4 teacher passes, none for more seeds, students and trials"),
     ],
 )
 def test_a_store_in_a_line(root: Path, seeds: str, there: int, said: str) -> None:
     plan = made(root, seeds=seeds)
     hold(root, of(plan), there)
     (line,) = stores.told(plan, root, root.parent / "data")
-    assert line.startswith(f"teacher logits: 4 views of {IMAGES} images, 39.1 KiB{said}")
+    assert line == f"teacher logits: 4 views of {IMAGES} images, 39.1 KiB{said}"
 
 
 def test_views_that_come_again_save_more(root: Path) -> None:
     plan = made(root, epochs=8, seeds="0", **{"data.views": 2})
     (line,) = stores.told(plan, root, root.parent / "data")
-    assert "2 views" in line
-    assert "1 student reads them: 2 passes of the teacher over the images instead of 8" in line
+    assert line.startswith("teacher logits: 2 views of ")
+    assert line.endswith("; 2 teacher passes, not 8")
+
+
+@pytest.mark.parametrize(("val_fraction", "passes"), [(0.0, 19), (0.5, 37)])
+def test_passes_of_a_length_in_steps(empty_folder: Path, val_fraction: float, passes: int) -> None:
+    """They were counted from `train.epochs`, which such a run does not have."""
+    length = {"train": {"steps": 9001, "batch_size": 100}}  # epochs of 500 steps, or of 250 where half is held out
+    plan = make_plan(empty_folder, {"data.val_fraction": val_fraction, **length}, ["seeds=[0,1]"])
+    (line,) = stores.told(plan, empty_folder / "runs", empty_folder / "data")
+    assert line.startswith(f"teacher logits: {passes} views of 50,000 images, ")
+    assert line.endswith(f"; {passes} teacher passes, not {2 * passes}")
 
 
 def test_held_out_images_are_in_the_store_too(root: Path) -> None:
@@ -136,10 +146,12 @@ def test_submit_says_it_before_it_starts_anything(root: Path, monkeypatch: pytes
     said = CliRunner().invoke(main, ["submit", "tiny.yaml", "--dry-run"], catch_exceptions=False)
     assert said.stderr.count("teacher logits: 4 views of") == 1
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def looked_at(plan: Plan, root: Path, data: Path, place: Any, prepare: Any, **_: Any) -> None:
+        prepare(list(plan.runs))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(submission, "submit", refuse)
+    monkeypatch.setattr(submission, "submit", looked_at)
+    monkeypatch.setattr("kdcluster.commands.submit.preflight", lambda *_, **__: None)
     said = CliRunner().invoke(main, ["submit", "tiny.yaml"], catch_exceptions=False)
     assert said.stderr.count("teacher logits: 4 views of") == 1
 
