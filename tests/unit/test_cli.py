@@ -266,20 +266,21 @@ def argv(text: str) -> list[str]:
 
 def test_a_plan_on_a_terminal_shows_a_command_once(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdcluster.terminal.size", lambda stream: os.terminal_size((80, 24)))
-    rows = planned("demo")
-    result = run("plan", "demo")
+    three = ("demo", "--seeds", "0,1,2")
+    rows = planned(*three)
+    result = run("plan", *three)
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:9]] == [row["id"] for row in rows]
     (shown,) = re.findall(r"^each run on .*; RUN stands for its id:\n((?:.+\n)+)", result.stdout, re.MULTILINE)
     for row in rows:
         assert argv(shown.replace("/runs/RUN", f"/runs/{row['id']}")) == row["command"]
     assert lines[-1] == "8 runs: 1 teacher, 1 teacher-logits, 3 baseline, 3 distilled; 0 done"
-    assert result.stderr == "all commands: kdcluster plan demo --commands\n"
+    assert result.stderr == "all commands: kdcluster plan demo --seeds 0,1,2 --commands\n"
     assert len(lines) - shown.count("\n") + 1 <= 24 - 6 - 1  # beside six lines of the command, and the next prompt
     monkeypatch.setattr("kdcluster.launch.local.backend.Local.scripts", lambda *_: {rows[0]["id"]: "#SBATCH -J a\n"})
-    assert "#SBATCH" not in run("plan", "demo").stdout
-    assert "batch scripts: kdcluster plan demo --commands" in run("plan", "demo").stderr
-    result = run("plan", "demo", "--commands")
+    assert "#SBATCH" not in run("plan", *three).stdout
+    assert "batch scripts: kdcluster plan demo --seeds 0,1,2 --commands" in run("plan", *three).stderr
+    result = run("plan", *three, "--commands")
     assert result.stderr == ""
     assert "  sbatch\n    #SBATCH -J a\n" in result.stdout
     found = re.findall(r"^  command  ((?:.+\\\n)*.+)", result.stdout, re.MULTILINE)
@@ -430,7 +431,7 @@ def test_status_of_what_was_never_started(empty_folder: Path) -> None:
     assert {row["state"] for row in document["runs"]} == {"planned"}
     promised = {*("id", "experiments", "role", "seed", "state", "epoch", "epochs", "step", "job_id")}
     assert promised | {"attempts", "reason", "dir"} <= set(document["runs"][0])
-    assert run("status", "demo").stdout.splitlines()[-1] == "0 of 8 done; 8 planned"
+    assert run("status", "demo").stdout.splitlines()[-1] == "0 of 12 done; 12 planned"
     assert everything(empty_folder) == []
 
 
@@ -568,10 +569,10 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
 
 # submit, debug, prefetch
 
-DEMO = "10 classes, 4,000 train, 1,000 test, 28×28 px; resnet18 sees 28 px, test_vit 28 px"
+DEMO = "10 classes, 4,000 train (500 with labels, 3,500 without), 1,000 test, 28×28 px; "
+DEMO += "resnet18 sees 28 px, test_vit 28 px"
 """What the models of the demo will see."""
-STORED = "teacher logits: 16 views of 4,000 images, 1.2 MiB; 16 teacher passes"
-STORED += ", none for more seeds, students and trials"
+STORED = "teacher logits: 8 views of 4,000 images, 625.0 KiB; 8 teacher passes, not 13"
 """What its one student reads."""
 
 
