@@ -159,7 +159,12 @@ class Targets:
     @cached_property
     def forward(self) -> Forward:
         """The teacher, built when a view is missing for the first time."""
-        return load_teacher(self.root, self.run, self.world, debug=self.debug)
+        made = load_teacher(self.root, self.run, self.world, debug=self.debug)
+        if (
+            self.world.device.type == "cuda"
+        ):  # gpu only; as of a step in pieces: a pass may have fewer rows than another
+            made.net = speed.compiled(made.net, self.run, self.world, pieces=2)
+        return made
 
     def begin(self, epoch: int) -> None:
         """Get the view of an epoch: onto the device, unless it is too large for that."""
@@ -202,7 +207,7 @@ class Targets:
 
     def _rows(self, view: Tensor, index: feed.Index) -> Tensor:
         rows = view.index_select(0, index.host)
-        return rows.pin_memory() if self.world.device.type == "cuda" else rows
+        return rows if self.world.device == feed.HOST else rows.pin_memory()
 
     def of(self, images: Tensor, stored: Tensor | None) -> Tensor:
         """float16 (b, C): the stored ones, or those of a forward pass over the same images."""

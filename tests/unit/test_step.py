@@ -7,8 +7,9 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import timm
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from kdcluster.errors import KdclusterError
 from kdcluster.results import events
 from kdcluster.runs import RunDir
-from kdcluster.train import data, distributed, evaluate, feed, models, step, tracking, trainer, worker
+from kdcluster.train import data, distributed, evaluate, feed, models, step, teacher_logits, tracking, trainer, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.losses import distillation_loss, round_logits
 from kdcluster.train.metrics import Lagged
@@ -163,6 +164,41 @@ def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_di
         found = evaluate.sums_over(training.evaluated, training.run, images, index, training.world, lambda: None)
         assert device.where(sums) == device.where(found) == "device"
     assert found[0] == 64
+
+
+class AtOnce:
+    """In the place of the thread that reads ahead, into which the guard cannot see."""
+
+    def __init__(self, _: int) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work, *given):
+        done = Future()
+        done.set_result(work(*given))
+        return done
+
+
+@pytest.mark.parametrize("is_far", [False, True], ids=["a view on the device", "a large one on the host"])
+def test_stored_logits_come_without_a_wait(tmp_path, data_dir, monkeypatch, is_far):
+    monkeypatch.setattr(teacher_logits, "ThreadPoolExecutor", AtOnce)
+    with StandIn() as device:
+        training = set_up(tmp_path, "distilled", {}, PLACE)
+        images = feed.to_device(data.open_arrays(training.run, data_dir), "train", PLACE)
+        view, targets = torch.randn(64, 10).half(), training.targets
+        targets._view, targets._is_far = view if is_far else view.to(PLACE), is_far
+        vars(targets)["forward"] = None  # nobody calls the teacher
+        training.model.train()
+        device.watching = True
+        batches = step.epoch_batches(training.run, images, torch.arange(64), 0, training.world, targets=targets)
+        for shards in batches:
+            sums = step.train_step(training, shards)
+        assert device.where(sums) == "device"
 
 
 @pytest.mark.gpu

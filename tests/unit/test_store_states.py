@@ -242,7 +242,7 @@ def test_rm_of_a_store_is_said_to_cost_time_and_that_of_its_teacher_is_refused(d
     shutil.rmtree(student.path)
     with pytest.raises(SystemExit):
         cli.main(["rm", desk.run("teacher").id, "--yes"])
-    assert "is needed by 1 run (no student is done)" in capsys.readouterr().err
+    assert "is needed by 1 run (a store of its logits)" in capsys.readouterr().err
     desk.put("distilled", fabricated.failed)
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main(["rm", store.id, "--yes"])
