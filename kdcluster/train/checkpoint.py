@@ -26,6 +26,7 @@ from kdcluster.plan import Run
 from kdcluster.runs import RunDir
 from kdcluster.saved import HEADER, MAGIC, checkpoint_problem, newest_step, path_of, steps
 from kdcluster.train.distributed import World
+from kdcluster.train.writer import on_host
 
 log = logging.getLogger(__name__)
 
@@ -206,16 +207,33 @@ class Saver:
             return step % int(self._every.removesuffix("steps")) == 0
         return time.monotonic() - self._saved_at >= 60 * float(self._every.removesuffix("min"))
 
-    def save(self, step: int, state: dict[str, Any], best_step: Callable[[int], int]) -> None:
-        """Write a checkpoint; `best_step` names the best evaluation up to a step, whose checkpoint is kept."""
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        best_step: Callable[[int], int],
+        beside: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """Have a checkpoint written.
+
+        Args:
+            step: optimizer steps that are done.
+            state: tensors and plain values as they are now.
+            best_step: names the best evaluation up to a step, whose checkpoint is kept.
+            beside: has something done while the training goes on.
+        """
         started = time.perf_counter()
-        self.folder.mkdir(exist_ok=True)
-        last = [*steps(self.folder)[-KEEP_LAST:], step]
-        save(self.folder, step, {**state, "hash": self._run.hash}, {best_step(at) for at in last})
+        kept = on_host({**state, "hash": self._run.hash})
+        beside(lambda: self._write(step, kept, best_step))
         self._saved_at = time.monotonic()
         self._seconds += time.perf_counter() - started
 
+    def _write(self, step: int, state: dict[str, Any], best_step: Callable[[int], int]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        last = [*steps(self.folder)[-KEEP_LAST:], step]
+        save(self.folder, step, state, {best_step(at) for at in last})
+
     def take_seconds(self) -> float:
-        """Seconds spent in `save` since this was asked last."""
+        """Seconds for which training waited in `save` since this was asked last."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdcluster.course import Course
 from kdcluster.errors import KdclusterError
@@ -23,6 +23,7 @@ from kdcluster.train.checkpoint import keep_last, write_weights
 from kdcluster.train.distributed import World, has_batchnorm
 from kdcluster.train.feed import share
 from kdcluster.train.tracking import BEST, Tracker
+from kdcluster.train.writer import Writer, on_host
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Publisher:
         """`noted`: `data.Arrays.noted`; `images`: of each split that is evaluated, how many; with and
         without labels, too, where some have none."""
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
+        self.writer = Writer()
         self.active = world.rank == 0
         if self.active and attempt is not None:
             tidy(run_dir, attempt)
@@ -80,17 +82,16 @@ class Publisher:
         return max(seen, key=lambda epoch: epoch[f"{self.selected_on}/top1"])["step"] if seen else 0
 
     def epoch(self, epoch: int, step: int, metrics: dict[str, float], net: models.Classifier) -> None:
-        """Publish an evaluation after `epoch` epochs and `step` steps: weights first, so that what the events
-        call best is on disk."""
+        """Publish an evaluation after `epoch` epochs and `step` steps: weights first, beside the training, so that what
+        the events call best is on disk."""
         self.check_newest()
         stored = self.tracker.scalars(metrics, step)
         self.epochs.append({"epoch": epoch, "step": step, **stored})
         self.tracker.scalars({BEST: self.best["test/top1"]}, step)
         if self.active:
-            self._save("last", net)
-            if self.best is self.epochs[-1]:
-                self._save("best", net)
-        self.tracker.flush()
+            which = ["last", *(["best"] if self.best is self.epochs[-1] else [])]
+            weights = on_host(net.net.state_dict())
+            self.beside(lambda: self._save(which, weights, step))
         self.beat(epoch, step, force=True, top1=stored["test/top1"], best_top1=self.best["test/top1"])
 
     def beat(self, epoch: int, step: int, *, force: bool = False, **values: float) -> None:
@@ -106,6 +107,7 @@ class Publisher:
 
     def result(self, more: Mapping[str, Any]) -> None:
         """Write result.json, with `more`: the run is done, and needs no checkpoint but the last."""
+        self.writer.wait()
         self.check_newest()
         if not self.active:
             return
@@ -127,12 +129,24 @@ class Publisher:
         write_json(self.run_dir.path / "result.json", result)
         keep_last(self.run_dir.checkpoints)
 
-    def _save(self, which: str, net: models.Classifier) -> None:
+    def beside(self, work: Callable[[], object]) -> None:
+        """Have something written while the training goes on, unless this attempt is overtaken by then."""
+
+        def do() -> None:
+            self.check_newest()
+            work()
+
+        self.writer.do(do)
+
+    def _save(self, names: list[str], weights: dict[str, Tensor], step: int) -> None:
         """Weights in timm's layout, written aside and renamed."""
-        write_weights(self.run_dir.weights(which), net.net.state_dict(), self.run, self.epochs[-1]["step"])
+        for which in names:
+            write_weights(self.run_dir.weights(which), weights, self.run, step)
+        self.tracker.flush()
 
     def preempted(self, epoch: int, step: int) -> None:
         """Say that the run was stopped on request and can go on from `step`; the checkpoint is on disk."""
+        self.writer.wait()
         if self.active and self.attempt is not None:
             self.beat(epoch, step, force=True)  # where it stands while it waits to go on
             self.attempt.write("preempted", {"step": step})

@@ -116,10 +116,12 @@ def train(
         if finished:
             publish.result({"views": targets.counted()} if targets else {})
     except BaseException:
+        publish.writer.close()
         publish.tracker.close(success=False)
         raise
     finally:
         loop.bar.clear()
+    publish.writer.close()
     publish.tracker.close(success=finished)
     if world.rank == 0:
         log.info("%s", parts.line())
@@ -240,7 +242,7 @@ class Loop:
             state["amp"] = self.training.run.amp
             state["best_step"] = self.publish.best_step(self.progress.step)
             with self.parts.during("saving"):
-                self.saver.save(self.progress.step, state, self.publish.best_step)
+                self.saver.save(self.progress.step, state, self.publish.best_step, self.publish.beside)
 
 
 def _heed(publish: Publisher, world: World, progress: Progress, epoch: int) -> None:
@@ -284,4 +286,5 @@ def _evaluate_only(
     except Stopped:
         publish.preempted(0, 0)
     finally:
+        publish.writer.close()
         publish.tracker.close(success=finished)

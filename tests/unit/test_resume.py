@@ -233,6 +233,7 @@ def test_last_two_and_best_are_kept_and_the_last_once_it_is_done(tmp_path, run, 
     seen = []
 
     def look(self, more, original=Publisher.result):
+        self.writer.wait()
         seen.append(saved.steps(self.run_dir.checkpoints))
         original(self, more)
 

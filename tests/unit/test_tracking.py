@@ -202,6 +202,8 @@ def test_the_first_of_the_best_epochs_is_kept(tmp_path):
     for epoch, top1 in enumerate((50.0, 70.0, 70.0, 60.0), 1):
         mark(net, epoch)
         publish.epoch(epoch, 4 * epoch, evaluated(top1), net)
+        mark(net, 99)  # what is saved is as it was
+        publish.writer.wait()
         assert marked(publish.run_dir.weights("last")) == epoch
         assert marked(publish.run_dir.weights("best")) == min(epoch, 2)
     assert publish.run_dir.result() is None
@@ -232,6 +234,7 @@ def test_weights_are_timms_whatever_the_layout_in_memory(tmp_path):
     plain = {key: value.clone() for key, value in net.net.state_dict().items()}
     net.in_channels_last()
     publish.epoch(1, 4, evaluated(50.0), net)
+    publish.writer.wait()
     publish.tracker.close(success=True)
     saved = load_file(publish.run_dir.weights("best"))
     assert saved.keys() == plain.keys()
@@ -244,6 +247,7 @@ def test_tied_weights_are_saved_under_both_names(tmp_path):
     net.net.twin = nn.Linear(16, 10)
     net.net.twin.weight = net.net.head.weight
     publish.epoch(1, 4, evaluated(50.0), net)
+    publish.writer.wait()
     publish.tracker.close(success=True)
     saved = load_file(publish.run_dir.weights("last"))
     assert torch.equal(saved["twin.weight"], saved["head.weight"])
@@ -253,6 +257,7 @@ def test_an_attempt_that_was_overtaken_publishes_nothing_more(tmp_path):
     publish, net = publisher(tmp_path)
     mark(net, 1)
     publish.epoch(1, 4, evaluated(50.0), net)
+    publish.writer.wait()
     publish.run_dir.start_attempt({})
     mark(net, 2)
     with pytest.raises(KdclusterError, match="attempt 1 was overtaken by attempt 2, which goes on"):
@@ -268,6 +273,7 @@ def test_an_attempt_that_was_overtaken_publishes_nothing_more(tmp_path):
 def test_other_ranks_publish_nothing(tmp_path):
     publish, net = publisher(tmp_path, rank=1)
     publish.epoch(1, 4, evaluated(50.0), net)
+    publish.writer.wait()
     publish.result({})
     publish.tracker.close(success=True)
     assert {path.name for path in publish.run_dir.path.iterdir()} == {"config.yaml", "attempts"}
