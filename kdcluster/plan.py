@@ -123,10 +123,18 @@ def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float) -
         seeds: of the runs.
         val_fraction: share that is held out where the file holds out none.
     """
+    return _runs_of(loaded, _holding_out(loaded, tuple(seeds), val_fraction))["distilled"]
+
+
+def trial_stores(loaded: LoadedExperiment, val_fraction: float) -> list[Run]:
+    """The store that trials read, with as many views as they see: of fewer images they see more in as many steps."""
+    return _runs_of(loaded, _holding_out(loaded, loaded.config.seeds, val_fraction))[STORE]
+
+
+def _holding_out(loaded: LoadedExperiment, seeds: tuple[int, ...], val_fraction: float) -> LoadedExperiment:
     data = loaded.config.data
     held = data if data.val_fraction else data.model_copy(update={"val_fraction": val_fraction})
-    changes = {"data": held, "seeds": tuple(seeds)}
-    return _runs_of(loaded, replace(loaded, config=loaded.config.model_copy(update=changes)))["distilled"]
+    return replace(loaded, config=loaded.config.model_copy(update={"data": held, "seeds": seeds}))
 
 
 def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None) -> dict[Role, list[Run]]:

@@ -152,6 +152,18 @@ class Run(BaseModel):
                 f"run's; submit its experiment instead"
             )
 
+    def check_recipe(self) -> None:
+        """Refuse to go on with what an earlier version began: its numbers would be of two recipes.
+
+        Raises:
+            ConfigError: it was made by another one than today's.
+        """
+        if self.recipe != (today := RECIPES[self.role]):
+            raise ConfigError(
+                f"{self.id} was begun with recipe {self.recipe} of an earlier version (today's is {today}): submit its "
+                f"experiment, which makes it anew"
+            )
+
     @classmethod
     def from_yaml(cls, path: Path) -> Run:
         """Read a run's config.yaml.

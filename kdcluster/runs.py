@@ -37,7 +37,7 @@ from kdcluster.attempts import Attempt as Attempt
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import next_numbered, write_aside, write_json
 from kdcluster.ownership import foreign
-from kdcluster.plan import Run
+from kdcluster.run import Run
 from kdcluster.shapes import OF_A_RUN
 from kdcluster.tickets import Ticket
 
@@ -88,14 +88,13 @@ class RunDir:
         return saved.weights_problem(self.path, which)
 
     def load(self) -> Run:
-        """The run as its directory has it, to be started.
-
-        Raises ConfigError where it cannot be: its config.yaml is damaged, another version's, run's or user's.
-        """
+        """The run, to be started; raises ConfigError where its config.yaml is damaged, another version's, run's or user's."""
         run = Run.from_yaml(self.config)
         if run.id != self.id:
             raise ConfigError(f"{self.path} holds the run {run.id}; rename it back")
         run.check_identity()
+        if not self.result():
+            run.check_recipe()
         return run
 
     def known(self) -> tuple[Run, str]:
@@ -122,8 +121,7 @@ class RunDir:
     def with_needs(self) -> list[Run]:
         """The runs that it needs, or waits for, and itself, as their directories say, without another user's `imports`.
 
-        Raises:
-            NotFound: the directory of one is gone.
+        Raises NotFound where the directory of one that it needs is gone.
         """
         run = self.load()
         gone = [need for need in run.needs if not RunDir(self.root, need).config.exists()]
@@ -131,8 +129,9 @@ class RunDir:
             raise NotFound(
                 f"{self.id} needs {gone[0]}, whose directory is gone from {self.root}; submit makes it again"
             )
-        there = [one for one in run.after if RunDir(self.root, one).config.exists()]
-        return [*(RunDir(self.root, need)._as_needed() for need in (*run.needs, *there)), run]
+        stores = (RunDir(self.root, one) for one in run.after)
+        there = [one for one in stores if one.config.exists() and not one.known()[1]]
+        return [*(one._as_needed() for one in (*(RunDir(self.root, need) for need in run.needs), *there)), run]
 
     def _as_needed(self) -> Run:
         run, problem = self.known()
@@ -271,7 +270,7 @@ class RunDir:
 
 
 def run_dirs(root: Path) -> list[RunDir]:
-    """Every run directory, also one that has lost its config.yaml; a hidden folder is none (a run that is deleted)."""
+    """Every run directory, also one without its config.yaml; a hidden folder is none (a run that is deleted)."""
     names = [name for name in records.entries(root) if not name.startswith(".")]
     of_one = ("config.yaml", "attempts")
     return [RunDir(root, name) for name in names if any(os.path.lexists(f"{root}/{name}/{one}") for one in of_one)]

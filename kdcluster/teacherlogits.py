@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import errno
 import io
-import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,13 @@ from typing import Any
 from kdcluster import records
 from kdcluster.errors import Damaged, KdclusterError
 from kdcluster.files import write_json
+from kdcluster.rows import ITEM, WRONG, Rows, behind_header, crc32c_of, size_of_file, sum_of
 
 SCHEMA = "kdcluster.teacher-logits/1"
-ITEM = 2
-"""Bytes of a float16."""
+NO_FILE = (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENOTDIR)
+"""What a view's path says where there is none; of other errors this machine may be the reason."""
+EARLIER = "bf16"
+"""What `amp: auto` was before results said in which precision a run was trained."""
 
 
 class Missing(KdclusterError):
@@ -82,41 +84,69 @@ class Store:
         """The manifest of no view."""
         return {"schema": SCHEMA, **self.of, "views": {}}
 
-    def read(self, view: int, largest: int, *, summed: bool = True) -> tuple[Any, bool]:
-        """A view as an array, float16 (N, C), whose check sum was right, and whether it is mapped from its file.
+    def read(self, view: int, largest: int) -> Any:
+        """A view whose check sum was right: an array, float16 (N, C), or `Rows` of a file larger than `largest` bytes.
 
-        Args:
-            view: its number.
-            largest: bytes up to which it is read into memory, so that nobody can change it any more; else mapped.
-            summed: False leaves out the check sum of one that is mapped, for whoever reads a few rows of it.
+        What is read into memory nobody can change any more.
 
         Raises:
             Missing: it is not there, or damaged; then that is noted for the next submit.
         """
         import numpy as np
-        from google_crc32c import value as crc32c
 
+        path, expected = self._listed(view)
+        with self._noting(view):
+            if size_of_file(path) > largest:
+                return Rows(path, self._shape, expected)
+            content = bytearray(size_of_file(path))
+            with path.open("rb") as file:
+                file.readinto(content)
+            if sum_of(io.BytesIO(content)) != expected:
+                raise ValueError(WRONG)
+            first = behind_header(io.BytesIO(content[:256]), self._shape)
+            return np.frombuffer(content, np.float16, offset=first).reshape(self._shape)
+
+    def mapped(self, view: int, *, summed: bool) -> Any:
+        """A view as an array that is mapped from its file, for whoever looks at it once; `summed`: check it before.
+
+        Raises:
+            Missing: as `read`.
+        """
+        import numpy as np
+
+        path, expected = self._listed(view)
+        with self._noting(view):
+            if summed and crc32c_of(path) != expected:
+                raise ValueError(WRONG)
+            with path.open("rb") as header:
+                behind_header(header, self._shape)
+            return np.load(path, mmap_mode="c")  # nobody writes to it, but torch warns of what cannot be written to
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.of["images"], self.of["classes"]
+
+    def _listed(self, view: int) -> tuple[Path, int]:
+        """Where a view lies, and its check sum."""
         known = self.manifest()["views"].get(str(view))
         if known is None:
             raise Missing("it is not there (yet)", damaged=False)
-        path = self.path(view)
-        marker = records.found(path.with_suffix(".damaged")) or {}
+        marker = records.found(self.path(view).with_suffix(".damaged")) or {}
         if marker.get("crc32c") == known["crc32c"]:
             raise Missing(marker["why"])
+        return self.path(view), known["crc32c"]
+
+    @contextmanager
+    def _noting(self, view: int) -> Iterator[None]:
+        """Note what is wrong with a view for the next submit, unless it may be this machine that cannot read it."""
         try:
-            is_large = _size(path) > largest
-            content = b"" if is_large else path.read_bytes()
-            if (summed or not is_large) and (crc32c_of(path) if is_large else crc32c(content)) != known["crc32c"]:
-                raise ValueError("its check sum is wrong")
-            # c: nobody writes to it, but torch warns of what cannot be written to
-            found = np.load(path, mmap_mode="c") if is_large else np.load(io.BytesIO(content))
-            if found.dtype != np.float16 or found.shape != (self.of["images"], self.of["classes"]):
-                raise ValueError(f"it holds {found.dtype}{found.shape}")
+            yield
         except (OSError, ValueError) as error:
             why = f"{getattr(error, 'strerror', None) or error}"
+            if isinstance(error, OSError) and error.errno not in NO_FILE:
+                raise Missing(f"it cannot be read ({why})") from None
             self.mark(view, why)
             raise Missing(f"it is damaged ({why})") from None
-        return found, is_large
 
     def mark(self, view: int, why: str, crc32c: int | None = None) -> None:
         """Have a view that is not right be made again by the next submit.
@@ -145,34 +175,23 @@ class Store:
             note = path.with_suffix(".damaged")
             with suppress(Missing):
                 if note.exists() or not _is_whole(path, manifest):
-                    self.read(int(view), 0)
+                    self.mapped(int(view), summed=True)
                     note.unlink(missing_ok=True)
                 views[view] = entry
         return {**manifest, "views": views}
 
 
-def crc32c_of(path: Path, first: int | None = None) -> int:
-    """CRC-32C of a file, or of its first bytes; without holding it in memory."""
-    from google_crc32c import extend
-
-    found, left = 0, _size(path) if first is None else first
-    with path.open("rb") as file:
-        while left > 0 and (block := file.read(min(left, 1 << 24))):
-            found, left = extend(found, block), left - len(block)
-    return found
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; of a pipe, which would be waited for, and of whatever else is none: OSError."""
-    known = path.stat()
-    if not stat.S_ISREG(known.st_mode):
-        raise OSError(errno.EINVAL, "it is no file")
-    return known.st_size
-
-
 def precision(teacher: Path) -> str:
-    """The precision in which the teacher in a run's folder was trained and evaluated; float32 where it has not said."""
-    return str((records.found(teacher / "result.json") or {}).get("amp") or "none")
+    """The precision in which the teacher in a run's folder was trained and evaluated; float32 where there is no result.
+
+    Raises:
+        Damaged: its result cannot be read.
+    """
+    result = records.read(teacher / "result.json")
+    if not result:
+        return "none"
+    known = str(result.get("amp") or records.config(teacher / "config.yaml")[0].amp)
+    return EARLIER if known == "auto" else known
 
 
 def held(run: Path) -> int:
@@ -219,7 +238,7 @@ def problem(run: Path, views: int, of: Mapping[str, Any]) -> str:
 
 def _is_whole(path: Path, known: Mapping[str, Any]) -> bool:
     try:
-        return _size(path) > size_of(known["images"], known["classes"], 1)  # there is a header
+        return size_of_file(path) > size_of(known["images"], known["classes"], 1)  # there is a header
     except OSError:
         return False
 

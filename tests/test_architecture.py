@@ -30,6 +30,7 @@ RANKS: dict[str, float] = {
     "files": 1,
     "processes": 1,
     "rereading": 1,
+    "rows": 1,
     "saved": 1.1,
     "states": 1,
     "tickets": 1,

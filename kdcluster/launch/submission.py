@@ -92,7 +92,11 @@ def submit(
     with one_at_a_time(root, "submit"):
         found = statuses(every, root)
         adopt(root, found)
-        chosen = to_start(plan, found, retry=retry, named=named)
+        chosen = [
+            run_id
+            for run_id in to_start(plan, found, retry=retry, named=named)
+            if plan[run_id].role != STORE or not foreign(root / run_id)  # students compute what is not in it
+        ]
         left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
         check(plan, found, chosen, root, backend)
         if not chosen:

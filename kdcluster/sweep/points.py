@@ -16,7 +16,7 @@ from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile, space
 from kdcluster.experiment.config import Sweep
 from kdcluster.experiment.configfile import LoadedExperiment
-from kdcluster.plan import Plan, Run, plan, trial
+from kdcluster.plan import Plan, Run, plan, trial, trial_stores
 from kdcluster.run import FIRST
 from kdcluster.runs import RunDir, run_dirs
 
@@ -184,7 +184,8 @@ class Space:
         there = [configfile.load(str(self.loaded.path), [*self.overrides, *point.settings]) for point in points]
         own = plan([self.loaded]).only(FIRST)
         known = {run.id for run in own.runs}
-        others = (run for one in there for run in plan([one]).only(FIRST).runs)
+        others = [run for one in there for run in plan([one]).only(FIRST).runs]
+        others += [run for one in (self.loaded, *there) for run in trial_stores(one, self.sweep.val_fraction)]
         return own.joined(run for run in others if run.id in known or not self.is_adaptive)
 
     def confirmation(self, best: Point, count: int) -> Plan:

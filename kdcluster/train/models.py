@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Model
 from kdcluster.files import file_digest
-from kdcluster.plan import Run
+from kdcluster.run import STORE, Run
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,8 @@ def check_files(run: Run) -> None:
     Raises:
         ConfigError: a file has changed since the run was planned.
     """
-    weights = [run.model.pretrained] if isinstance(run.model.pretrained, str) else []
+    start = run.model.pretrained if run.role != STORE else False  # a store's teacher has been trained
+    weights = [start] if isinstance(start, str) else []
     for path in (*run.imports, *weights):
         if not Path(path).is_file() or file_digest(Path(path)) != run.digests[path]:
             raise ConfigError(f"{path} was changed or deleted since this run was planned; put it back, or plan again")

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from kdcluster.plan import Run
+from kdcluster.teacherlogits import EARLIER
 from kdcluster.train.distributed import World
 
 log = logging.getLogger(__name__)
-
-EARLIER = "bf16"
-"""What `auto` was before checkpoints said it."""
 
 
 def decided(run: Run, world: World, state: Mapping[str, Any] | None) -> Run:

@@ -89,6 +89,7 @@ class Publisher:
         self.epochs.append({"epoch": epoch, "step": step, **stored})
         self.tracker.scalars({BEST: self.best["test/top1"]}, step)
         if self.active:
+            self.writer.room()
             which = ["last", *(["best"] if self.best is self.epochs[-1] else [])]
             weights = on_host(net.net.state_dict())
             self.beside(lambda: self._save(which, weights, step))

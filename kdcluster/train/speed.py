@@ -9,6 +9,8 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,22 +30,25 @@ WORTH_STEPS = COMPILE_S * 1000 // SAVED_MS
 """Steps that earn it back; no less on other cards, which were not measured."""
 
 
-def decided(run: Run, world: World, steps: int) -> Run:
+def decided(run: Run, world: World, steps: int, state: Mapping[str, Any] | None = None) -> Run:
     """The run with `train.compile: auto` decided, by the steps that are left; the log says how.
 
-    On a CPU never: it took 130 s to the first step there. A run that goes on decides anew: its numbers on a GPU are the
-    same in all but the last bits either way.
+    On a CPU never: it took 130 s to the first step there. A run that goes on stays as it began, where it can.
 
     Args:
         steps: that this attempt may still take.
+        state: the checkpoint that it goes on from.
     """
     assert run.train is not None
     if run.train.compile != "auto":
         return run
-    lacks = _lacks() if steps >= WORTH_STEPS else ""
-    worth = world.device.type == "cuda" and steps >= WORTH_STEPS and not lacks
+    began = (state or {}).get("compile")
+    wanted = steps >= WORTH_STEPS if began is None else bool(began)
+    lacks = _lacks() if wanted else ""
+    worth = world.device.type == "cuda" and wanted and not lacks
     if world.device.type == "cuda" and world.rank == 0:
-        why = f"there is no {lacks}" if lacks else f"{steps:,} steps are left, and {WORTH_STEPS:,} earn it back"
+        why = f"{steps:,} steps are left, and {WORTH_STEPS:,} earn it back" if began is None else "as it began"
+        why = f"there is no {lacks}" if lacks else why
         log.info("train.compile auto: %s; %s", "true" if worth else "false", why)
     return run.model_copy(update={"train": run.train.model_copy(update={"compile": worth})})
 
@@ -73,6 +78,7 @@ def compiled(net: nn.Module, run: Run, world: World, pieces: int) -> nn.Module:
     assert run.train is not None
     if run.train.compile is not True:
         return net
+    torch._inductor.config.fallback_random = True  # dropout draws what it draws uncompiled, as a run that goes on does
     alone = world.device.type == "cuda" and world.size == 1 and pieces == 1
     made: nn.Module = torch.compile(net, dynamic=False, mode="reduce-overhead" if alone else None)  # type: ignore[assignment]
     return made

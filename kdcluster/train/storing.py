@@ -26,8 +26,9 @@ from kdcluster import records
 from kdcluster.errors import Damaged
 from kdcluster.files import sync_folder, trainer_code, write_json
 from kdcluster.plan import Run
+from kdcluster.rows import crc32c_of
 from kdcluster.runs import Attempt, RunDir
-from kdcluster.teacherlogits import Missing, Store, crc32c_of
+from kdcluster.teacherlogits import Missing, Store
 from kdcluster.train import feed, models, views
 from kdcluster.train.distributed import World
 from kdcluster.train.publish import check_newest, surroundings, tidy
@@ -56,8 +57,6 @@ def store_logits(
     Raises:
         KdclusterError: the teacher has no usable weights; another attempt has begun.
     """
-    if world.device.type == "cuda":  # gpu only
-        torch.backends.cudnn.benchmark = True  # unless the teacher is none for that
     forward = load_teacher(run_dir.root, run, world)
     store = store_of(run_dir.root, run.id, run, len(images.labels))
     facts = {"params": models.parameters(forward.net), "amp": forward.amp, "trainer_code": trainer_code()}

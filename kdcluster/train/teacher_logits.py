@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from kdcluster.errors import KdclusterError
 from kdcluster.files import file_digest
 from kdcluster.plan import Run
+from kdcluster.rows import Rows
 from kdcluster.runs import RunDir
 from kdcluster.teacherlogits import Missing, Store, precision
 from kdcluster.train import feed, models, speed, views
@@ -52,10 +53,18 @@ class Forward:
 
     def __init__(self, net: nn.Module, amp: str) -> None:
         self.net, self.amp = net, amp
+        self.searches = speed.worth_searching(net)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """float16 (b, C) of images (b, channels, H, W), in passes of ROWS; on a GPU the last one may have fewer."""
+        of_student, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, self.searches
+        try:
+            return self._logits(images)
+        finally:
+            torch.backends.cudnn.benchmark = of_student
+
+    def _logits(self, images: Tensor) -> Tensor:
         found = []
         for some in images.split(ROWS):
             gap = ROWS - len(some) if images.device.type == "cpu" else 0
@@ -94,8 +103,6 @@ def load_teacher(root: Path, run: Run, world: World, *, debug: bool = False) -> 
     else:
         log.warning("the teacher %s is not trained yet: debugging with its start weights", run.teacher.id)
     net.to(world.device).eval().requires_grad_(False)
-    if world.device.type == "cuda":  # gpu only
-        torch.backends.cudnn.benchmark &= speed.worth_searching(net)
     return Forward(net.in_channels_last(), precision(place.path))
 
 
@@ -152,9 +159,10 @@ class Targets:
     images: int
     debug: bool = False
     origin: dict[int, str] = field(default_factory=dict)
-    _view: Tensor | None = None
-    _is_far: bool = False
-    """Whether it is mapped from its file, because it is large."""
+    _view: Tensor | Rows | None = None
+    """On the device; or in its file, because it is large."""
+    _number: int | None = None
+    """Which one."""
 
     @cached_property
     def forward(self) -> Forward:
@@ -166,25 +174,35 @@ class Targets:
             made.net = speed.compiled(made.net, self.run, self.world, pieces=2)
         return made
 
+    @cached_property
+    def store(self) -> Store:
+        """Where they stand, as it has to be for the teacher as it is now, and stays for this run."""
+        assert self.run.store is not None
+        return store_of(self.root, self.run.store, self.run, self.images)
+
     def begin(self, epoch: int) -> None:
         """Get the view of an epoch: onto the device, unless it is too large for that."""
         view = views.view_of(self.run, epoch)
-        self._view = None
-        if self.run.store:
-            try:
-                self._read(view)
-            except Missing as why:
-                text = "view %d of %s is computed along the way, with the same numbers: %s"
-                log.log(logging.WARNING if why.damaged else logging.INFO, text, view, self.run.store, why)
+        if self._view is None or self._number != view:
+            self._view, self._number = self._read(view), view
         self.origin[epoch] = "computed" if self._view is None else "read"
         if self._view is None:
             _ = self.forward  # built now, and not in the middle of a step
 
-    def _read(self, view: int) -> None:
-        assert self.run.store is not None
-        store, device = store_of(self.root, self.run.store, self.run, self.images), self.world.device
-        found, self._is_far = store.read(view, _free(device) // 10)
-        self._view = torch.from_numpy(found) if self._is_far else torch.from_numpy(found).to(device)
+    def _read(self, view: int) -> Tensor | Rows | None:
+        """The view; None, and why is said, where it does not stand whole."""
+        if not self.run.store:
+            return None
+        try:
+            found = self.store.read(view, _free(self.world.device) // 10)
+        except Missing as why:
+            self._say(view, why, is_wrong=why.damaged)
+            return None
+        return found if isinstance(found, Rows) else torch.from_numpy(found).to(self.world.device)
+
+    def _say(self, view: int | None, why: object, *, is_wrong: bool) -> None:
+        text = "view %s of %s is computed along the way, with the same numbers: %s"
+        log.log(logging.WARNING if is_wrong else logging.INFO, text, view, self.run.store, why)
 
     def batches(self, batches: Sequence[feed.Index]) -> Iterator[Tensor | None]:
         """The logits of each batch of images, float16 (B, C) on the device; None: they are to be computed.
@@ -194,19 +212,25 @@ class Targets:
         view = self._view
         if view is None:
             yield from (None for _ in batches)
-        elif not self._is_far:
+        elif isinstance(view, Tensor):
             yield from (view.index_select(0, index.device) for index in batches)
         else:
             with ThreadPoolExecutor(1) as reader:
                 coming = deque(reader.submit(self._rows, view, index) for index in batches[:AHEAD])
                 for number in range(len(batches)):
-                    rows = coming.popleft().result()
+                    try:
+                        rows = coming.popleft().result()
+                    except OSError as error:  # the file server is away, or somebody has deleted it there
+                        self._say(self._number, error, is_wrong=True)
+                        self._view = None
+                        yield from (None for _ in batches[number:])
+                        return
                     if number + AHEAD < len(batches):
                         coming.append(reader.submit(self._rows, view, batches[number + AHEAD]))
                     yield rows.to(self.world.device, non_blocking=True)
 
-    def _rows(self, view: Tensor, index: feed.Index) -> Tensor:
-        rows = view.index_select(0, index.host)
+    def _rows(self, view: Rows, index: feed.Index) -> Tensor:
+        rows = torch.frombuffer(view.take(index.host.tolist()), dtype=torch.float16).view(len(index), -1)
         return rows if self.world.device == feed.HOST else rows.pin_memory()
 
     def of(self, images: Tensor, stored: Tensor | None) -> Tensor:
@@ -219,5 +243,9 @@ class Targets:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that are free where a view would lie."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Bytes that are free where a view would lie, and on its way there."""
+    host: int = psutil.virtual_memory().available
+    if device.type != "cuda":
+        return host
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # gpu only
+    return min(host, torch.cuda.mem_get_info(device)[0] + unused)

@@ -72,8 +72,7 @@ def train(
     """
     parts = Parts(attempt)
     run = run_dir.load()
-    if run.role != STORE:
-        models.check_files(run)
+    models.check_files(run)
     models.import_files(run.imports)
     arrays = data.open_arrays(run, data_dir)
     if world.rank == 0:
@@ -99,7 +98,7 @@ def train(
         begin(run_dir, run, attempt, world)
     state = saver.newest() if attempt is not None else None
     run = precision.decided(run, world, state)
-    run = speed.decided(run, world, max_steps or course.steps - (state["step"] if state else 0))
+    run = speed.decided(run, world, max_steps or course.steps - (state["step"] if state else 0), state)
     targets = Targets(run, run_dir.root, world, len(images.labels), debug=attempt is None) if run.teacher else None
     training = set_up(run, world, steps_per_epoch, targets)
     if state is not None:
@@ -238,8 +237,10 @@ class Loop:
     def save(self) -> None:
         """Checkpoint, unless this is a debug run or its attempt was overtaken."""
         if self.publish.may_write():
+            self.publish.writer.room()
             state = {**self.training.state(), "epochs": self.publish.epochs, "step": self.progress.step}
-            state["amp"] = self.training.run.amp
+            run = self.training.run
+            state |= {"amp": run.amp, "compile": run.train is not None and run.train.compile}
             state["best_step"] = self.publish.best_step(self.progress.step)
             with self.parts.during("saving"):
                 self.saver.save(self.progress.step, state, self.publish.best_step, self.publish.beside)

@@ -77,7 +77,7 @@ def verify(run: Run, root: Path, data_dir: Path, images: int, seed: int, *, whol
         stored, wrong, rows = {}, {}, {}
         for view in sorted(map(int, entries)):
             try:
-                stored[view], _ = store.read(view, 0, summed=whole)
+                stored[view] = store.mapped(view, summed=whole)
             except Missing as missing:
                 wrong[view] = str(missing)
         for view, logits in stored.items():

@@ -23,10 +23,14 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, "writer")
         self._jobs: deque[Future[object]] = deque()
 
-    def do(self, work: Callable[[], object]) -> None:
-        """Have it done after what was asked for before; waits where too much of that is left."""
+    def room(self) -> None:
+        """Wait until there is room for another thing, before it is copied."""
         while self._jobs and (len(self._jobs) >= WAITING or self._jobs[0].done()):
             self._jobs.popleft().result()
+
+    def do(self, work: Callable[[], object]) -> None:
+        """Have it done after what was asked for before; waits where too much of that is left."""
+        self.room()
         self._jobs.append(self._thread.submit(work))
 
     def wait(self) -> None:
@@ -35,10 +39,11 @@ class Writer:
             self._jobs.popleft().result()
 
     def close(self) -> None:
-        """The same for who is leaving because of something else, which is what is to be raised."""
-        self._thread.shutdown()
-        for error in filter(None, (job.exception() for job in self._jobs)):
-            log.error("what was to be saved is not: %s", error)
+        """Leave, because of something else, which is what is to be raised: what was not begun is not written."""
+        self._thread.shutdown(cancel_futures=True)
+        for error in (job.exception() for job in self._jobs if not job.cancelled()):
+            if error:
+                log.error("what was to be saved is not: %s", error)
         self._jobs.clear()
 
 

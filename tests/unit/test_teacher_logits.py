@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from kdcluster import teacherlogits
 from kdcluster.errors import KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.plan import Plan, Run
+from kdcluster.rows import Rows
 from kdcluster.runs import RunDir
 from kdcluster.saved import weights_record
 from kdcluster.teacherlogits import Missing, Store
@@ -706,7 +708,7 @@ def test_a_large_view_is_mapped_read_ahead_in_order_and_gives_the_same_bits(plac
     asked: list[list[int]] = []
     rows = Targets._rows
 
-    def spy(self: Targets, view: Tensor, index: feed.Index) -> Tensor:
+    def spy(self: Targets, view: Rows, index: feed.Index) -> Tensor:
         asked.append(index.host.tolist())
         return rows(self, view, index)
 
@@ -716,6 +718,26 @@ def test_a_large_view_is_mapped_read_ahead_in_order_and_gives_the_same_bits(plac
     order = [views.epoch_order(IMAGES, seed=0, epoch=epoch)[:64].view(4, 16).tolist() for epoch in range(3)]
     assert asked == [batch for epoch in order for batch in epoch]
     assert reading_threads() == []
+
+
+@pytest.mark.parametrize("good", [0, 1, 5])
+def test_a_large_view_that_cannot_be_read_any_more_costs_time_alone(
+    place: Place, computed: Any, monkeypatch: Any, caplog: Any, good: int
+) -> None:
+    """A mapped page that a file server has no more would end the process with SIGBUS."""
+    monkeypatch.setattr(teacher_logits, "_free", lambda device: 0)
+    taken: list[int] = []
+
+    def stale(self: Rows, index: Any, take: Any = Rows.take) -> bytearray:
+        taken.append(1)
+        if len(taken) > good:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return take(self, index)
+
+    monkeypatch.setattr(Rows, "take", stale)
+    assert bits(place.make("distilled")) == computed
+    assert "is computed along the way, with the same numbers: [Errno 116] Stale file handle" in caplog.text
+    assert not list(place.root.glob("*/logits/*.damaged"))
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
@@ -732,11 +754,11 @@ def test_no_thread_is_left_by_an_epoch_that_was_broken_off(place: Place, monkeyp
     batches.close()  # type: ignore[attr-defined]
     assert reading_threads() == []
 
-    def fails(self: Targets, view: Tensor, index: Tensor) -> Tensor:
-        raise OSError("as asked")
+    def fails(self: Targets, view: Rows, index: feed.Index) -> Tensor:
+        raise RuntimeError("as asked")
 
     monkeypatch.setattr(Targets, "_rows", fails)
-    with pytest.raises(OSError, match="as asked"):
+    with pytest.raises(RuntimeError, match="as asked"):
         list(epoch_batches(run, images, torch.arange(IMAGES), 0, ALONE, targets=targets))
     assert reading_threads() == []
 

@@ -52,6 +52,7 @@ def test_what_goes_wrong_is_raised_to_who_asks_next(caplog):
     with pytest.raises(OSError, match="No space left"):
         writer.do(lambda: None)
     writer.do(full)
+    writer._thread.submit(lambda: None).result()
     writer.close()
     assert "what was to be saved is not: [Errno 28] No space left on device" in caplog.text
     assert not any(thread.is_alive() for thread in threads)
