@@ -25,6 +25,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,7 @@ class RunDir:
         return saved.weights_problem(self.path, which)
 
     def load(self) -> Run:
-        """The run, to be started; raises ConfigError where its config.yaml is damaged, another version's, run's or user's."""
+        """The run, to be started; ConfigError where its config.yaml is damaged or of another version, run or user."""
         run = Run.from_yaml(self.config)
         if run.id != self.id:
             raise ConfigError(f"{self.path} holds the run {run.id}; rename it back")
@@ -124,14 +125,15 @@ class RunDir:
         Raises NotFound where the directory of one that it needs is gone.
         """
         run = self.load()
-        gone = [need for need in run.needs if not RunDir(self.root, need).config.exists()]
-        if gone:
+        if gone := [need for need in run.needs if not RunDir(self.root, need).config.exists()]:
             raise NotFound(
                 f"{self.id} needs {gone[0]}, whose directory is gone from {self.root}; submit makes it again"
             )
-        stores = (RunDir(self.root, one) for one in run.after)
-        there = [one for one in stores if one.config.exists() and not one.known()[1]]
-        return [*(one._as_needed() for one in (*(RunDir(self.root, need) for need in run.needs), *there)), run]
+        found = [RunDir(self.root, need)._as_needed() for need in run.needs]
+        for one in run.after:
+            with suppress(ConfigError):  # it is gone, or damaged
+                found.append(RunDir(self.root, one)._as_needed())
+        return [*found, run]
 
     def _as_needed(self) -> Run:
         run, problem = self.known()

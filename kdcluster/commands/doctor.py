@@ -80,7 +80,7 @@ def _place(plan: Plan | None, chosen: Chosen, *, with_job: bool) -> Iterator[Fin
     if plan is None:
         return
     found = statuses(plan, chosen.root)
-    wanted = submission.to_start(plan, found)
+    wanted = submission.to_start(plan, found, chosen.root)
     try:
         notes = submission.check(plan, found, wanted, chosen.root, there)
     except KdclusterError as error:

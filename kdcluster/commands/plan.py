@@ -41,7 +41,7 @@ def plan(chosen: Chosen, *, check: bool, commands: bool, as_json: bool) -> None:
     checked = _check(made, chosen, there) if check else None
     notes = checked["notes"] if checked else []
     seen, stored = inputs.told(made.runs, data), stores.told(made, root, data)
-    wanted = to_start(made, found)
+    wanted = to_start(made, found, root)
     rows = [_planned(made, run, root, data, found[run.id], where[run.id], scripts.get(run.id)) for run in made.runs]
     names = records.entries(root)
     for row in rows:

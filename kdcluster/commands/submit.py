@@ -32,7 +32,7 @@ def submit(
     made, root, data = chosen.plan_with_runs(), chosen.root, chosen.data
     there = chosen.place(max_gpu_hours)
     named = {run_id for one in chosen.single for run_id in (*made[one.id].needs, *made[one.id].after, one.id)}
-    wanted = submission.to_start(made, statuses(made, root), retry=retry, named=named)
+    wanted = submission.to_start(made, statuses(made, root), root, retry=retry, named=named)
     if wanted:
         say_notes(there, made, wanted)
 

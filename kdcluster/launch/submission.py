@@ -44,10 +44,13 @@ class Submission:
     """Of what was started: what has not begun yet though the place starts things at once, and why."""
 
 
-def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False, named: Collection[str] = ()) -> list[str]:
+def to_start(
+    plan: Plan, found: Mapping[str, Status], root: Path, *, retry: bool = False, named: Collection[str] = ()
+) -> list[str]:
     """The runs that a submit starts, in order: planned and interrupted ones; with `retry` failed and cancelled ones.
 
-    Those `named` one by one go on where they were cancelled: who names a run has thought better of it.
+    Those `named` one by one go on where they were cancelled: who names a run has thought better of it. Another user's
+    store is left alone: students compute what is not in it.
     """
     states = {*UNSTARTED, *INTERRUPTED, State.STOPPED, *(GIVEN_UP if retry else ())}
     states_of = {run.id: {*states, State.CANCELLED} if run.id in named else states for run in plan.runs}
@@ -56,7 +59,9 @@ def to_start(plan: Plan, found: Mapping[str, Status], *, retry: bool = False, na
         own = found[run.id]
         needs = {need: Status(State.QUEUED) if need in chosen else found[need] for need in run.needs}
         unmet = [need for need in needs.values() if need.unknown or need.state not in (State.DONE, *LIVE)]
-        if own.state in states_of[run.id] and not own.unknown and not unmet and not blocked_by(run, needs):
+        if own.state not in states_of[run.id] or own.unknown or unmet or blocked_by(run, needs):
+            continue
+        if run.role != STORE or not foreign(root / run.id):
             chosen.append(run.id)
     return chosen
 
@@ -87,16 +92,12 @@ def submit(
     """
     every = plan.joined(waiting)
     if not root.exists():  # a refusal leaves nothing behind
-        backend.check(plan, to_start(plan, statuses(every, root), retry=retry, named=named), root)
+        backend.check(plan, to_start(plan, statuses(every, root), root, retry=retry, named=named), root)
     keep_to_oneself()
     with one_at_a_time(root, "submit"):
         found = statuses(every, root)
         adopt(root, found)
-        chosen = [
-            run_id
-            for run_id in to_start(plan, found, retry=retry, named=named)
-            if plan[run_id].role != STORE or not foreign(root / run_id)  # students compute what is not in it
-        ]
+        chosen = to_start(plan, found, root, retry=retry, named=named)
         left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
         check(plan, found, chosen, root, backend)
         if not chosen:

@@ -313,7 +313,7 @@ class Life(RuleBasedStateMachine):
         for host in HOSTS:
             self.world.view = host
             found = statuses(PLAN[0], self.world.root)
-            chosen = submission.to_start(PLAN[0], found)
+            chosen = submission.to_start(PLAN[0], found, self.world.root)
             for run_id in self.runs:
                 if run_id in self.world.excused:
                     continue

@@ -75,7 +75,7 @@ def test_to_start_in_every_state(made: Plan, root: Path, state: str, retry: bool
     put(root, distilled, state)
     again = state in ALWAYS or (retry and state in WITH_RETRY)
     expected = [baseline.id, distilled.id] if again else []
-    assert to_start(made, statuses(made, root), retry=retry) == expected
+    assert to_start(made, statuses(made, root), root, retry=retry) == expected
 
 
 @pytest.mark.parametrize("retry", [False, True])
@@ -86,12 +86,12 @@ def test_a_store_holds_no_student_back_and_is_made_for_those_that_read_it(
     teacher, store, _, distilled = made.runs
     put(root, teacher, "done")
     put(root, store, state)
-    chosen = to_start(made, statuses(made, root), retry=retry)
+    chosen = to_start(made, statuses(made, root), root, retry=retry)
     assert distilled.id in chosen
     assert (store.id in chosen) == (state in ALWAYS or (retry and state in WITH_RETRY))
     for run in made.runs[2:]:
         put(root, run, "done")
-    assert to_start(made, statuses(made, root)) == []
+    assert to_start(made, statuses(made, root), root) == []
 
 
 @pytest.mark.parametrize("retry", [False, True])
@@ -100,7 +100,7 @@ def test_a_student_starts_when_its_teacher_is_done_or_on_its_way(
     made: Plan, root: Path, state: str, retry: bool
 ) -> None:
     put(root, made.runs[0], state)
-    chosen = to_start(made, statuses(made, root), retry=retry)
+    chosen = to_start(made, statuses(made, root), root, retry=retry)
     assert (roles(made)["distilled"].id in chosen) == (retry or state not in WITH_RETRY)
     assert roles(made)["baseline"].id in chosen
 
@@ -114,7 +114,7 @@ def test_a_run_that_is_named_goes_on_where_it_was_cancelled_and_what_it_needs_to
         put(root, run, state)
     named = {teacher.id, store.id, distilled.id}
     found = statuses(made, root)
-    before, chosen = to_start(made, found), to_start(made, found, named=named)
+    before, chosen = to_start(made, found, root), to_start(made, found, root, named=named)
     assert chosen == ([teacher.id, store.id, distilled.id] if state == "cancelled" else before)
     assert not (state == "failed" and chosen)
 
@@ -124,13 +124,13 @@ def test_blocked_starts_once_the_reason_is_gone(tmp_path: Path, root: Path) -> N
     teacher, _, _, distilled = made.runs
     run_dir = put(root, teacher, "failed")
     assert statuses(made, root)[distilled.id].state == "blocked"
-    assert distilled.id not in to_start(made, statuses(made, root))
+    assert distilled.id not in to_start(made, statuses(made, root), root)
     fabricated.done(run_dir, top1=59.0)
     assert statuses(made, root)[distilled.id].state == "blocked"
-    assert distilled.id not in to_start(made, statuses(made, root), retry=True)
+    assert distilled.id not in to_start(made, statuses(made, root), root, retry=True)
     lower = make_plan(tmp_path, {"teacher.min_top1": 58.0})
     assert [run.id for run in lower.runs] == [run.id for run in made.runs]
-    assert distilled.id in to_start(lower, statuses(lower, root))
+    assert distilled.id in to_start(lower, statuses(lower, root), root)
 
 
 def test_a_student_of_a_teacher_that_is_not_planned_to_run_again_waits(tmp_path: Path, root: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_student_of_a_teacher_that_is_not_planned_to_run_again_waits(tmp_path:
     made = make_plan(tmp_path).only(["distilled"])
     assert [run.role for run in made.runs] == ["teacher", STORE, "distilled"]
     put(root, made.runs[0], "running")
-    assert to_start(made, statuses(made, root)) == [run.id for run in made.runs[1:]]
+    assert to_start(made, statuses(made, root), root) == [run.id for run in made.runs[1:]]
 
 
 def test_layouts_are_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

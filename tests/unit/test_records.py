@@ -125,14 +125,14 @@ def test_who_has_a_run_must_be_known_before_it_is_started(made: Plan, teacher: R
     found = statuses(made, teacher.root)
     alive = record == "ticket.json" or state == "running"
     assert bool(found[teacher.id].unknown) == alive, found[teacher.id]
-    assert (teacher.id in to_start(made, found, retry=True)) != alive
+    assert (teacher.id in to_start(made, found, teacher.root, retry=True)) != alive
     assert f"its {record} is damaged: it is not JSON" in found[teacher.id].reason
     if alive:
         with pytest.raises(ConfigError, match="cancel it first"):
             cancelling.check([teacher], teacher.root)
         cancelling.cancel([teacher.id], teacher.root)
         assert not run_status(teacher).unknown
-        assert teacher.id in to_start(made, statuses(made, teacher.root), retry=True)
+        assert teacher.id in to_start(made, statuses(made, teacher.root), teacher.root, retry=True)
         cancelling.check([teacher], teacher.root)
 
 
@@ -234,7 +234,7 @@ def test_a_run_whose_id_is_misspelt_in_its_own_file_stays_what_it_is(made: Plan,
     found = statuses(made, teacher.root)
     assert found[teacher.id].state == state
     assert "it was copied or renamed" in found[teacher.id].reason
-    assert teacher.id not in to_start(made, found)
+    assert teacher.id not in to_start(made, found, teacher.root)
 
 
 def test_a_run_whose_need_has_no_directory_is_shown(made: Plan, teacher: RunDir) -> None:

@@ -163,6 +163,18 @@ def test_a_config_of_another_version_says_so(run_dir: RunDir) -> None:
         run_dir.load()
 
 
+def test_what_an_earlier_recipe_began_is_not_gone_on_with_and_what_it_finished_is_used(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "distilled").model_copy(update={"recipe": 1})
+    hash = run.digest()
+    run = run.model_copy(update={"hash": hash, "id": f"{run.id[:-8]}{hash[:8]}"})
+    run_dir = RunDir(tmp_path / "runs", run.id)
+    run_dir.prepare(run)
+    with pytest.raises(ConfigError, match=r"was begun with recipe 1 of an earlier version \(today's is 2\): submit"):
+        run_dir.load()
+    publish(run_dir, 61.5)
+    assert run_dir.load() == run
+
+
 def test_a_ticket_names_the_attempt_that_it_follows(run_dir: RunDir) -> None:
     run_dir.write_ticket("local", LIVE)
     assert run_dir.ticket() == Ticket("local", LIVE, 0)

@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from kdcluster.train import speed
+from kdcluster import saved
+from kdcluster.train import checkpoint, speed
 from kdcluster.train.distributed import World
 from kdcluster.train.speed import WORTH_STEPS
 from tests import tiny
@@ -40,6 +41,31 @@ def test_auto_compiles_where_the_steps_left_earn_it_back(tmp_path: Path, asked, 
     decided = speed.decided(run, world, steps)
     assert decided.train.compile is found
     assert decided.has_identity()
+
+
+@pytest.mark.usefixtures("complete")
+@pytest.mark.parametrize(
+    ("asked", "world", "steps", "state", "found"),
+    [
+        ("auto", GPU, 1, {"compile": True}, True),
+        ("auto", GPU, WORTH_STEPS, {"compile": False}, False),
+        ("auto", GPU, WORTH_STEPS, {}, True),  # an earlier version's
+        ("auto", CPU, WORTH_STEPS, {"compile": True}, False),
+        (False, GPU, WORTH_STEPS, {"compile": True}, False),
+    ],
+)
+def test_a_run_that_goes_on_stays_as_it_began_where_it_can(tmp_path: Path, asked, world, steps, state, found):
+    run = tiny.make_run(tmp_path, "baseline", {"train.compile": asked})
+    assert speed.decided(run, world, steps, state).train.compile is found
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", False), (True, True)])
+def test_a_checkpoint_says_whether_its_run_was_compiled(tmp_path: Path, monkeypatch, asked, used):
+    monkeypatch.setattr(torch, "compile", lambda net, **options: net)
+    data_dir = tmp_path / "data"
+    tiny.put_images(data_dir)
+    run_dir = tiny.train_here(tmp_path, tiny.make_run(tmp_path, "baseline", {"train.compile": asked}), data_dir)
+    assert checkpoint.load(saved.path_of(run_dir.checkpoints, 8))["compile"] is used
 
 
 def test_the_schema_says_the_same_number_of_steps(tmp_path: Path):

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from kdcluster import cli
+from kdcluster import cli, teacherlogits
 from kdcluster.commands import teachers_first
+from kdcluster.errors import ConfigError, Damaged
 from kdcluster.files import write_json
 from kdcluster.launch import submission
 from kdcluster.launch.backend import Backend
 from kdcluster.launch.local.supervisor import Supervisor
 from kdcluster.launch.status import Status, statuses
 from kdcluster.launch.torchrun import Layout
-from kdcluster.plan import Plan, Run
+from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir
 from kdcluster.saved import weights_record
 from kdcluster.states import State
@@ -45,9 +46,8 @@ class Desk:
         how(run_dir)
         return run_dir
 
-    def states(self, plan: Plan | None = None) -> dict[str, Status]:
-        plan = plan or self.plan
-        return {plan[run_id].role: one for run_id, one in statuses(plan, self.root).items()}
+    def states(self) -> dict[str, Status]:
+        return {self.plan[run_id].role: one for run_id, one in statuses(self.plan, self.root).items()}
 
     def place(self) -> Backend:
         """One that takes everything, and starts nothing."""
@@ -151,12 +151,18 @@ def test_a_view_that_is_damaged_is_said_and_the_store_is_started(desk: Desk, dam
     assert desk.submit() == ["teacher-logits", "baseline", "distilled"]
 
 
-def test_a_teacher_that_does_not_say_its_precision_has_a_store_of_float32(desk: Desk) -> None:
-    """As an earlier version left it: the store is made in float32, and was made again by every submit."""
-    shutil.rmtree(RunDir(desk.root, desk.run("teacher").id).path)
-    desk.put("teacher", partial(trained, amp=None))
-    desk.put("teacher-logits", stored(desk, 4))
+@pytest.mark.parametrize(("asked", "used"), [("auto", "bf16"), ("bf16", "bf16"), ("none", "none")])
+def test_a_teacher_whose_result_lacks_its_precision_had_the_one_of_its_config(tmp_path: Path, asked, used) -> None:
+    """auto was bf16 before results said it: taken for float32, its students would go on in another precision."""
+    desk = Desk(tmp_path, {"teacher.train": {"epochs": 1, "amp": asked}})
+    assert teacherlogits.precision(desk.put("teacher", fabricated.planned).path) == "none"
+    teacher = desk.put("teacher", partial(trained, amp=None))
+    assert teacherlogits.precision(teacher.path) == used
+    desk.put("teacher-logits", stored(desk, 4, precision=used))
     assert desk.states()["teacher-logits"].state == State.DONE
+    (teacher.path / "result.json").write_text("{")
+    with pytest.raises(Damaged):
+        teacherlogits.precision(teacher.path)
 
 
 def test_what_only_another_experiment_asked_for_is_not_missed(desk: Desk) -> None:
@@ -201,6 +207,21 @@ def test_a_sweep_does_not_wait_for_a_store_of_which_nobody_knows(desk: Desk) -> 
     teachers_first.train(desk.plan.only(["teacher-logits"]), students, chosen, desk.place(), "again")  # comes back
 
 
+@pytest.mark.parametrize("how", [fabricated.lost, fabricated.preempted, fabricated.failed, fabricated.planned])
+def test_another_users_store_is_not_started_and_stops_nothing(desk: Desk, how: Any) -> None:
+    store = desk.put("teacher-logits", how)
+
+    def chosen() -> list[str]:
+        return submission.to_start(desk.plan, statuses(desk.plan, desk.root), desk.root, retry=True)
+
+    assert store.id in chosen()
+    store.path.chmod(0o775)
+    assert store.id not in chosen()  # what plan, doctor and submit --dry-run go by
+    given: Any = SimpleNamespace(root=desk.root, data=desk.folder / "data")
+    teachers_first.train(desk.plan.only(["teacher-logits"]), [desk.run("distilled")], given, desk.place(), "again")
+    assert desk.submit(retry=True) == ["baseline", "distilled"]
+
+
 def test_students_alone_take_their_store_along(desk: Desk) -> None:
     assert desk.submit(desk.plan.only(["distilled"])) == ["teacher-logits", "distilled"]
 
@@ -212,6 +233,18 @@ def test_one_student_of_its_directory_is_started_with_a_store_or_without(desk: D
     desk.put("teacher-logits", stored(desk, 2))
     runs = student.with_needs()
     assert [run.role for run in runs] == ["teacher", "teacher-logits", "distilled"]
+
+
+@pytest.mark.parametrize("alter", [lambda text: text[:40], lambda text: text.replace("embed_dim: 24", "embed_dim: 32")])
+def test_one_student_of_its_directory_is_started_without_a_store_whose_config_is_damaged(desk: Desk, alter) -> None:
+    student = desk.put("distilled", fabricated.lost)
+    store = desk.put("teacher-logits", stored(desk, 4))
+    store.config.write_text(alter(store.config.read_text()))
+    with pytest.raises(ConfigError):
+        store.load()
+    runs = student.with_needs()
+    assert [run.role for run in runs] == ["teacher", "distilled"]
+    assert desk.submit(plan([]).joined(runs)) == ["distilled"]
 
 
 def test_more_views_that_are_asked_for_of_a_running_store_widen_it(desk: Desk) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from kdcluster import runs
+from kdcluster import course, runs
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment import configfile
 from kdcluster.experiment.config import Resources
@@ -130,6 +130,19 @@ def test_teachers_may_be_searched_if_that_is_allowed_and_are_counted(tmp_path: P
     assert waited == {run.id for run in teachers.runs}
     order = [run.id for run in teachers.runs]
     assert all(order.index(need) < order.index(run.id) for run in teachers.runs for need in run.needs)
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_the_store_of_a_sweep_holds_all_views_that_its_trials_see(tmp_path: Path, search: str) -> None:
+    """Of 45,000 images they begin a third time in as many steps as the experiment needs to see 50,000 twice."""
+    searched = space(tmp_path, {"trials": 2, "search": search}, train={"steps": 6250, "batch_size": 16})
+    made = points(searched)
+    assert {course.epochs(run.train, 45_000) for point in made for run in point.runs if run.train} == {3}
+    own, asked = (
+        [run for run in each.runs if run.role == STORE] for each in (plan([searched.loaded]), searched.teachers(made))
+    )
+    assert [run.id for run in own] == [run.id for run in asked] == made[0].runs[0].after
+    assert ([run.views for run in own], [run.views for run in asked]) == ([2], [3])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcluster import teacherlogits
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import read_json, write_json
 from kdcluster.plan import Plan, Run
 from kdcluster.rows import Rows
@@ -270,6 +270,21 @@ def test_what_is_stored_is_what_the_teacher_says_in_its_own_precision(place: Pla
         assert found.dtype == np.float16
         assert np.abs(found.astype(np.float32) - plain.float().numpy()).max() <= 2e-3
         assert (found.argmax(-1) == plain.argmax(-1).numpy()).all()
+
+
+def test_a_store_is_made_by_the_code_that_it_was_planned_with_and_needs_no_start_weights(tmp_path: Path) -> None:
+    """Else it would hold another model's logits under the same id."""
+    code, weights = tmp_path / "models.py", tmp_path / "start.safetensors"
+    code.touch()
+    save_file({}, weights)
+    place = Place(tmp_path, {"imports": [str(code)], "teacher.pretrained": str(weights)})
+    run_dir = tiny.prepare(place.root, place.run("teacher-logits"))
+    weights.unlink()
+    models.check_files(run_dir.load())
+    code.write_text("1")
+    with pytest.raises(ConfigError, match=r"models\.py was changed or deleted since this run was planned"):
+        trainer.train(run_dir, run_dir.start_attempt({}), ALONE, tmp_path / "data", Progress())
+    assert not (run_dir.path / "logits").exists()
 
 
 # --- damage ---
@@ -769,6 +784,20 @@ def test_a_student_whose_views_are_all_stored_builds_no_teacher(place: Place, mo
     monkeypatch.setattr(models, "build", lambda model, *a, **k: built.append(model.model) or build(model, *a, **k))
     place.make("distilled")
     assert len(built) == 1
+
+
+def test_a_view_that_stays_from_epoch_to_epoch_is_read_once(place: Place, monkeypatch: Any) -> None:
+    asked: list[int] = []
+    read = Store.read
+    monkeypatch.setattr(Store, "read", lambda self, view, *a: asked.append(view) or read(self, view, *a))
+    for shown, expected in ((1, [0]), (2, [0, 1, 0])):
+        run = Place(place.folder, {"data.views": shown}).run("distilled")
+        targets = Targets(run, place.root, ALONE, IMAGES)
+        for epoch in range(3):
+            targets.begin(epoch)
+        assert asked == expected
+        assert targets.counted() == {"read": 3}
+        asked.clear()
 
 
 def test_the_reader_names_what_is_missing(place: Place) -> None:
