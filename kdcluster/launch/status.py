@@ -22,6 +22,9 @@ from kdcluster.states import GIVEN_UP, LIVE, State
 KNOWN_S = 10.0
 """For whoever looks again and again: how old the answer of a place may be that others pay for, as a scheduler's."""
 
+ANOTHERS = "it is another user's, and students compute what is missing"
+"""Why nobody makes what a store lacks."""
+
 
 def statuses(
     plan: Plan, root: Path, within_s: float = 0.0, watching: Watching[Status] | None = None
@@ -69,7 +72,7 @@ def _of_store(plan: Plan, run: Run, root: Path, own: Mapping[RunDir, Status]) ->
             of |= {"weights": weights, "precision": teacherlogits.precision(teacher)}
         why = teacherlogits.problem(root / run.id, run.views or 0, of)
         if why and foreign(root / run.id):
-            return replace(one, reason=f"{why}; it is another user's, and students compute what is missing")
+            return replace(one, reason=f"{why}; {ANOTHERS}")
         if why:
             return replace(one, state=State.PLANNED, reason=f"{why}; submit makes what is missing")
     return one

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,7 +16,7 @@ from kdcluster import records
 from kdcluster.errors import KdclusterError, SchedulerError
 from kdcluster.files import acquire, write_json
 from kdcluster.launch.backend import Backend, find
-from kdcluster.launch.status import Status, blocked_by, statuses, statuses_of
+from kdcluster.launch.status import ANOTHERS, Status, blocked_by, statuses, statuses_of
 from kdcluster.ownership import foreign, keep_to_oneself, refuse_foreign
 from kdcluster.plan import Plan, Run
 from kdcluster.processes import process_record
@@ -98,7 +98,7 @@ def submit(
         found = statuses(every, root)
         adopt(root, found)
         chosen = to_start(plan, found, root, retry=retry, named=named)
-        left = {run.id: found[run.id] for run in plan.runs if run.id not in chosen}
+        left = {run.id: _in_words(run, found[run.id], root) for run in plan.runs if run.id not in chosen}
         check(plan, found, chosen, root, backend)
         if not chosen:
             return Submission([], left)
@@ -118,6 +118,13 @@ def submit(
         now = statuses_of(RunDir(root, run_id) for run_id in chosen)
         waits = {run_dir.id: one.reason for run_dir, one in now.items() if one.state == State.QUEUED}
     return Submission(chosen, left, where, backend.word, waits)
+
+
+def _in_words(run: Run, one: Status, root: Path) -> Status:
+    """The status of a run that is left alone, with the reason where that is whose it is."""
+    if run.role != STORE or one.state in (State.DONE, *LIVE) or not foreign(root / run.id):
+        return one
+    return replace(one, reason="; ".join(filter(None, (one.reason, ANOTHERS))))
 
 
 def check(plan: Plan, found: Mapping[str, Status], chosen: Collection[str], root: Path, backend: Backend) -> list[str]:

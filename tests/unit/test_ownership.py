@@ -61,7 +61,7 @@ def test_a_run_that_was_planted_is_not_executed(
 def test_what_others_may_write_in_a_run_keeps_it_from_being_started(planned: Plan, tmp_path: Path, name: str) -> None:
     root = tmp_path / "runs"
     put(root, planned.runs[0], "done")
-    run_dir = put(root, planned.runs[1], "failed")
+    run_dir = put(root, planned.runs[2], "failed")
     (run_dir.path / name).chmod(0o775)
     for words in ([run_dir.id], ["tiny.yaml"]):
         result = kdcluster("submit", *words, "--retry", "--backend", "local")

@@ -219,7 +219,9 @@ def test_another_users_store_is_not_started_and_stops_nothing(desk: Desk, how: A
     assert store.id not in chosen()  # what plan, doctor and submit --dry-run go by
     given: Any = SimpleNamespace(root=desk.root, data=desk.folder / "data")
     teachers_first.train(desk.plan.only(["teacher-logits"]), [desk.run("distilled")], given, desk.place(), "again")
-    assert desk.submit(retry=True) == ["baseline", "distilled"]
+    done = submission.submit(desk.plan, desk.root, given.data, desk.place(), lambda _: None, retry=True)
+    assert [desk.plan[run_id].role for run_id in done.started] == ["baseline", "distilled"]
+    assert done.left[store.id].reason.endswith("it is another user's, and students compute what is missing")
 
 
 def test_students_alone_take_their_store_along(desk: Desk) -> None:
