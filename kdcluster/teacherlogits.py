@@ -207,7 +207,7 @@ def about(run: Path) -> dict[str, Any]:
     """
     known: dict[str, Any] = records.found(run / "logits" / "manifest.json") or {"views": {}}
     entries = known["views"].values()
-    right, far = ([entry[key] for entry in entries if key in entry] for key in ("top1", "tolerance"))
+    right, far = ([e[key] for e in entries if e.get(key) is not None] for key in ("top1", "tolerance"))
     found = {key: known.get(key) for key in ("images", "classes", "precision")}
     return {
         "views": len(entries),

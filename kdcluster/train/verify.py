@@ -163,7 +163,7 @@ class Sample:
 
     def _device(self, view: int) -> str:
         """Where a view was made, if that is here."""
-        return "cuda" if self.entries[str(view)]["device"] == "cuda" and torch.cuda.is_available() else "cpu"
+        return "cuda" if self.entries[str(view)].get("device") == "cuda" and torch.cuda.is_available() else "cpu"
 
     def _allowed(self, device: torch.device, far: bool, largest: float, amp: str) -> float:
         """By how much logits may differ: by nothing on the CPU that made them; the manifest's tolerance was measured
@@ -172,7 +172,7 @@ class Sample:
             return ELSEWHERE[amp] * largest
         if device.type == "cpu":
             return 0.0
-        tolerance = max(float(entry["tolerance"]) for entry in self.entries.values())
+        tolerance = max(entry.get("tolerance") or 0.0 for entry in self.entries.values())
         return max(2 * tolerance, STEP * largest)  # gpu
 
 
@@ -202,8 +202,8 @@ def _miscounted(
 ) -> Iterator[tuple[int, str]]:
     """Views of which not so many images are as labelled as were when they were made."""
     for view, pair in rows.items():
-        now, then = _share(*pair), entries[str(view)]["top1"]
-        if abs(now - then) > 1e-9:
+        now, then = _share(*pair), entries[str(view)].get("top1")
+        if then is not None and abs(now - then) > 1e-9:
             shuffled = f"{100 * _chance(*pair):.2f} % would be in a shuffled order"
             yield view, f"{now:.2f} % of its images are as labelled, {then:.2f} % were when it was made, {shuffled}"
 

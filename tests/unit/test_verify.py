@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from kdcluster import teacherlogits
 from kdcluster.cli import main
 from kdcluster.commands import verify as command
 from kdcluster.files import write_json
@@ -105,6 +106,16 @@ def test_a_sound_store_has_the_same_bits_and_stands_in_the_order_of_the_labels(f
     assert f"{VIEWS} views of {IMAGES} images, 10 classes, every check sum is right" in said
     assert f"{VIEWS * IMAGES} images computed again on cpu: the same bits\n" in said
     assert re.search(r"\d\d\.\d\d to \d\d\.\d\d % of the images are as labelled, (9|10|11)\.\d\d % would be in a", said)
+
+
+@pytest.mark.parametrize("lacks", [{}, {"top1": None, "tolerance": None}])
+def test_of_a_view_of_which_the_check_sum_alone_is_known_the_rest_is_compared(folder, lacks):
+    ours = store(folder)
+    manifest = ours.manifest()
+    views = {view: {"crc32c": entry["crc32c"], **lacks} for view, entry in manifest["views"].items()}
+    write_json(ours.folder / "manifest.json", {**manifest, "views": views})
+    assert f"{VIEWS * IMAGES} images computed again on cpu: the same bits\n" in say().stdout
+    assert teacherlogits.about(ours.run)["top1"] == [None, None]
 
 
 def test_the_same_in_json_of_a_sample(folder):
