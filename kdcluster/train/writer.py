@@ -39,11 +39,10 @@ class Writer:
             self._jobs.popleft().result()
 
     def close(self) -> None:
-        """Leave, because of something else, which is what is to be raised: what was not begun is not written."""
-        self._thread.shutdown(cancel_futures=True)
-        for error in (job.exception() for job in self._jobs if not job.cancelled()):
-            if error:
-                log.error("what was to be saved is not: %s", error)
+        """Wait, for who is leaving because of something else, which is what is to be raised."""
+        self._thread.shutdown()
+        for error in filter(None, (job.exception() for job in self._jobs)):
+            log.error("what was to be saved is not: %s", error)
         self._jobs.clear()
 
 
