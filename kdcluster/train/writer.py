@@ -39,9 +39,9 @@ class Writer:
             self._jobs.popleft().result()
 
     def close(self) -> None:
-        """Leave, because of something else, which is what is to be raised: what was not begun is not written."""
-        self._thread.shutdown(cancel_futures=True)
-        for error in (job.exception() for job in self._jobs if not job.cancelled()):
+        """Write what was asked for, then leave; where something else went wrong, that is what is to be raised."""
+        self._thread.shutdown()
+        for error in (job.exception() for job in self._jobs):
             if error:
                 log.error("what was to be saved is not: %s", error)
         self._jobs.clear()
