@@ -1,6 +1,7 @@
 """For `imports` of a test's experiment: kills the whole tree of a run at one moment of its first attempt.
 
-KDTEST_KILL=save|step|evaluation names the moment. Supervisor, torchrun and every rank get SIGKILL at once.
+KDTEST_KILL=save|step|evaluation names the moment. Supervisor, torchrun and every rank get SIGKILL at once,
+late enough for two checkpoints to be on disk although a thread writes them (train/writer.py: WAITING).
 """
 
 import os
@@ -59,9 +60,9 @@ if os.environ.get("KDTEST_KILL") and attempt() == "1" and "distilled" in sys.arg
 
         checkpoint.torch.save = torn_save
     elif os.environ["KDTEST_KILL"] == "step" and rank0:
-        after(8, trainer, "train_step")
+        after(10, trainer, "train_step")
     elif os.environ["KDTEST_KILL"] == "evaluation" and rank0:
-        after(2, evaluate, "evaluate")
+        after(3, evaluate, "evaluate")
 
 assert metrics
 assert step

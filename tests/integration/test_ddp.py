@@ -87,7 +87,7 @@ def runs(folder: Path) -> dict[str, Run]:
     settings = {"teacher.train": {"epochs": 1}, "train.epochs": 5, "train.micro_batch": 5, "train.label_smoothing": 0.1}
     found = {}
     for name, changes in (("vit", {}), ("cnn", CNN)):
-        teacher, found[name] = tiny.make_plan(folder, {**settings, **changes}).only(["distilled"]).runs
+        teacher, _, found[name] = tiny.make_plan(folder, {**settings, **changes}).only(["distilled"]).runs
         tiny.train_here(folder / "runs", teacher, folder / "data")
     return found
 
@@ -202,7 +202,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, RunDir]:
         "train.epochs": 3,
     }
     made = tiny.make_plan(folder, changes)
-    teacher, student = made.only(["distilled"]).runs
+    teacher, _, student = made.only(["distilled"]).runs
     teacher_dir = tiny.train_here(folder / "runs", teacher, folder / "data")
     run_dir = tiny.prepare(folder / "runs", student)
     layout = Layout("cpu", 2, 1)

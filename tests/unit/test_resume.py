@@ -321,6 +321,19 @@ def test_best_weights_that_are_gone_come_back(tmp_path, run):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path, run):
+    """Else a store would be made again for a teacher that is what it was."""
+    path, state, found = tmp_path / "best.safetensors", {"b": torch.rand(3), "a": torch.ones(2, 2).bfloat16()}, set()
+    for _ in range(20):
+        checkpoint.write_weights(path, state, run, 7)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    assert checkpoint.weights_step(path) == 7
+    loaded = load_file(path)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "altered", "foreign"])
 def test_weights_of_a_finished_run_that_are_damaged_are_made_again(tmp_path, run, damage):
     run_dir = attempt(tmp_path, run, tmp_path / "data")

@@ -58,6 +58,19 @@ def test_what_goes_wrong_is_raised_to_who_asks_next(caplog):
     assert not any(thread.is_alive() for thread in threads)
 
 
+def test_what_was_asked_for_before_a_failure_is_written():
+    """A checkpoint that waits for the disk is of steps that need not be done again."""
+    writer, gate, done = Writer(), threading.Event(), []
+    writer.do(lambda: gate.wait(HANG_S))
+    writer.do(lambda: done.append("checkpoint"))
+    leaving = threading.Thread(target=writer.close)
+    leaving.start()
+    leaving.join(0.05)
+    gate.set()
+    leaving.join(HANG_S)
+    assert done == ["checkpoint"]
+
+
 def test_what_is_kept_stays_as_it_was():
     weight, epochs = torch.ones(2), [{"top1": 1.0}]
     kept = on_host({"student": {"weight": weight}, "epochs": epochs, "ema": None, "step": 3})
