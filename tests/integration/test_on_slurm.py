@@ -58,12 +58,12 @@ def table(desk: Desk, *words: str) -> list[tuple[Any, ...]]:
 def test_the_whole_experiment_in_the_queue_gives_the_table_of_one_machine(desk: Callable[..., Desk]) -> None:
     place = desk('it\'s a $(touch HACK) `touch HACK` "desk"\n#SBATCH --partition=urgent')
     _, said = place.run("submit", "tiny.yaml", "--gpus", "2", "--nodes", "2", "--wait")
-    assert "running in SLURM, cluster profile 'dev'\nworst case of 3 runs: 66 GPU-hours (6 without restarts" in said
+    assert "running in SLURM, cluster profile 'dev'\nworst case of 4 runs: 88 GPU-hours (8 without restarts" in said
     assert "waits for the run that it needs)" in said
     rows = place.states()
     assert {role: row["state"] for role, row in rows.items()} == dict.fromkeys(rows, "done")
     ids = [row["job_id"] for row in rows.values()]
-    assert len(set(ids)) == 3
+    assert len(set(ids)) == 4
     accounted = place.slurm("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "-o", "JobID,State,Partition")
     assert sorted(accounted.split()) == sorted(f"{number}|COMPLETED|normal" for number in ids)
     for row in rows.values():
@@ -77,6 +77,9 @@ def test_the_whole_experiment_in_the_queue_gives_the_table_of_one_machine(desk: 
     machine = desk("machine")
     machine.run("submit", "tiny.yaml", "--procs", "2", "--backend", "local", "--wait")
     assert table(place) == table(machine)
+    for where in (place, machine):
+        student = RunDir(where.root, rows["distilled"]["id"])
+        assert (student.result() or {})["views"] == {"read": 2}
 
 
 def test_two_nodes_of_two_ranks_and_a_rank_that_raises(desk: Callable[..., Desk]) -> None:
@@ -91,6 +94,7 @@ def test_two_nodes_of_two_ranks_and_a_rank_that_raises(desk: Callable[..., Desk]
     rows = place.states()
     assert {role: row["state"] for role, row in rows.items()} == {
         "teacher": "done",
+        "teacher-logits": "blocked",
         "baseline": "failed",
         "distilled": "blocked",  # its job found the teacher under the gate, and started no torchrun
     }
@@ -138,9 +142,10 @@ def test_a_teacher_that_is_stopped_by_hand_a_cancel_and_a_resume_elsewhere(desk:
     place.run("submit", "tiny.yaml", "--gpus", "2", "--role", "teacher,distilled")
     wait_until(lambda: teacher.saved_step() > saved)
     said = place.run("cancel", "tiny.yaml")[1]
-    assert "2 runs stopped" in said
+    assert "3 runs stopped" in said
     assert {role: row["state"] for role, row in place.states().items()} == {
         "teacher": "cancelled",
+        "teacher-logits": "cancelled",
         "baseline": "planned",
         "distilled": "cancelled",
     }
@@ -171,7 +176,7 @@ def test_what_could_never_run_is_refused_and_a_dead_submit_is_adopted(desk: Call
     assert "FAIL  partition: the default partition: nodes of 8 GPUs and 16 cores\n      do: the profile says 99" in said
     said = place.run("doctor", "tiny.yaml", "--cluster", "dev", "--with-job")[0]
     assert "ok    file locks there: hold between here and there" in said
-    assert "ok    submit: 3 of 3 runs would be queued; SLURM would run these jobs (sbatch --test-only)" in said
+    assert "ok    submit: 4 of 4 runs would be queued; SLURM would run these jobs (sbatch --test-only)" in said
 
     # A submit that is killed between sbatch and its record: the job is there, and nobody wrote down its id.
     killer = (
@@ -271,10 +276,11 @@ def test_thirty_at_once_without_accounting_and_a_teacher_that_fails(desk: Callab
         place.run("submit", "tiny.yaml", "--gpus", "1", "--wait", expect=1)
         wait_until(lambda: place.slurm("squeue", "--noheader", "--states=PD,R,CG").strip() == "")
         names = place.slurm("squeue", "--noheader", "--states=all", "--format=%j").split()
-        assert len(names) == len(set(names)) == 3  # one job a run, whoever was first
+        assert len(names) == len(set(names)) == 4  # one job a run, whoever was first
         rows = place.states()
         assert {role: row["state"] for role, row in rows.items()} == {
             "teacher": "failed",
+            "teacher-logits": "blocked",
             "baseline": "done",
             "distilled": "blocked",
         }
@@ -305,7 +311,8 @@ def test_two_nodes_compute_what_one_process_computes(desk: Callable[..., Desk]) 
     place.run("submit", *files, "--gpus", "4", "--nodes", "2", "--role", "baseline", "--wait")
     machine.run("submit", *files, "--procs", "1", "--backend", "local", "--role", "baseline", "--wait")
     for name in trains:
-        row = json.loads(place.run("status", f"{name}.yaml", "--json")[0])["runs"][1]
+        rows = json.loads(place.run("status", f"{name}.yaml", "--json")[0])["runs"]
+        (row,) = (row for row in rows if row["role"] == "baseline")
         ours, theirs = RunDir(place.root, row["id"]), RunDir(machine.root, row["id"])
         assert ours.attempt(1).read("start")["procs"] == 4
         if name == "loss":

@@ -219,7 +219,8 @@ def test_a_node_is_set_down_and_another_one_dies(student: Callable[..., OnSlurm]
 def test_what_status_says_while_things_are_done_to_a_job(
     student: Callable[..., OnSlurm], with_signal: dict[str, str]
 ) -> None:
-    run = student(with_signal, **{"train.checkpoint_every": "1steps", "train.epochs": 40})
+    given = {"train.checkpoint_every": "1steps", "train.epochs": 40, "distill.logits": "computed"}
+    run = student(with_signal, **given)  # without a store, which would be held as well
     run.submit(sbatch={"hold": True})
     assert "is held; scontrol release" in run.row["reason"]
     run.desk.slurm("scontrol", "release", run.job)
