@@ -96,7 +96,7 @@ def test_compiled_by_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, o
     }
     found = []
     for compiled in (False, True):
-        teacher, student = tiny.make_plan(tmp_path, {**changes, "train.compile": compiled}).only(["distilled"]).runs
+        teacher, _, student = tiny.make_plan(tmp_path, {**changes, "train.compile": compiled}).only(["distilled"]).runs
         if not compiled:
             tiny.train_here(tmp_path / "runs", teacher, tmp_path / "data")
         found.append(tiny.train_here(tmp_path / "runs", student, tmp_path / "data").result()["last"])
