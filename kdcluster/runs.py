@@ -38,7 +38,7 @@ from kdcluster.attempts import Attempt as Attempt
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import next_numbered, write_aside, write_json
 from kdcluster.ownership import foreign
-from kdcluster.run import Run
+from kdcluster.run import STORE, Run
 from kdcluster.shapes import OF_A_RUN
 from kdcluster.tickets import Ticket
 
@@ -284,17 +284,17 @@ def renamed(root: Path) -> dict[str, str]:
 
 
 def find_run(root: Path, beginning: str) -> RunDir:
-    """The run that a unique beginning of its id names, or the eight digits at its end.
+    """The run that a unique beginning of its id names, or the eight digits at its end; `teacher` is no store.
 
     Raises NotFound where none does, ConfigError where several do.
     """
     known = [run_dir.id for run_dir in run_dirs(root)]
     matches = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
+    matches = [name for name in matches if not name.startswith(f"{STORE}-")] or matches
     if re.fullmatch("[0-9a-f]{8}", beginning):
         matches = matches or [name for name in known if name.endswith(f"-{beginning}")]
     if not matches:
         raise NotFound(f"no run {beginning!r} in {root}; kdcluster status EXP shows the runs of an experiment")
     if len(matches) > 1:
-        what = f"{beginning!r} is the beginning of {len(matches)} runs"
-        raise ConfigError(f"{what}, give more of it: {', '.join(matches[:6])}")
+        raise ConfigError(f"{beginning!r} begins the ids of {len(matches)} runs, give more: {', '.join(matches[:6])}")
     return RunDir(root, matches[0])

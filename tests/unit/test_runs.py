@@ -218,9 +218,14 @@ def test_find_run_takes_a_unique_beginning(tmp_path: Path) -> None:
     assert find_run(tmp_path, "base").id == "baseline-a-s0-33333333"
     assert find_run(tmp_path, "teacher-a-s0-11111111").id == "teacher-a-s0-11111111"  # whole, though it begins another
     with pytest.raises(
-        ConfigError, match="'teacher' is the beginning of 2 runs, give more of it: teacher-a-s0-11111111, teacher-a"
+        ConfigError, match="'teacher' begins the ids of 2 runs, give more: teacher-a-s0-11111111, teacher-a"
     ):
         find_run(tmp_path, "teacher")
+    (tmp_path / "teacher-logits-a-s0-55555555").mkdir()
+    (tmp_path / "teacher-logits-a-s0-55555555" / "config.yaml").touch()
+    assert find_run(tmp_path, "teacher-l").id == find_run(tmp_path, "55555555").id == "teacher-logits-a-s0-55555555"
+    (tmp_path / "teacher-a-s0-1111111122" / "config.yaml").unlink()
+    assert find_run(tmp_path, "teacher").id == "teacher-a-s0-11111111"
     for name, root in (("distilled", tmp_path), ("x", tmp_path), ("x", tmp_path / "nowhere")):
         with pytest.raises(NotFound, match=f"no run '{name}' in "):
             find_run(root, name)
