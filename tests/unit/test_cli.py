@@ -181,9 +181,7 @@ def test_no_such_run_is_5(empty_folder: Path) -> None:
     for name in ("teacher-a-s0-00000000", "teacher-a-s0-11111111"):
         (empty_folder / "runs" / name).mkdir(parents=True)
         (empty_folder / "runs" / name / "config.yaml").touch()
-    assert "'teacher' begins the ids of 2 runs, give more: teacher-a-s0-00000000, " in fails(
-        2, "logs", "teacher"
-    )
+    assert "'teacher' begins the ids of 2 runs, give more: teacher-a-s0-00000000, " in fails(2, "logs", "teacher")
     assert run("logs", "teacher-a-s0-0").exit_code == 0
 
 
