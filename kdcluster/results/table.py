@@ -210,7 +210,7 @@ def _of_stores(stores: Iterable[str], states: Mapping[str, Standing]) -> Iterato
     for run_id in stores:
         state, reason, log = states.get(run_id, NEVER_STARTED)
         if state in GIVEN_UP:
-            yield Problem(run_id, state, f"{reason}; students computed its logits themselves", log)
+            yield Problem(run_id, state, f"{reason}; students compute its logits themselves", log)
 
 
 def _uncounted(records: Mapping[str, Sequence[Record]]) -> Iterable[str]:
