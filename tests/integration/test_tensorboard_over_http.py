@@ -58,7 +58,7 @@ def test_runs_have_readable_names_and_come_in_while_it_runs(tmp_path: Path) -> N
     write_experiment(tmp_path, {"sweep": {"trials": 1}})
     loaded = configfile.load(str(tmp_path / "tiny.yaml"))
     (point,) = Space(loaded).drawn(1)
-    teacher, baseline, distilled = plan([loaded]).runs
+    teacher, _, baseline, distilled = plan([loaded]).runs
     train(root, teacher, 90.0)
     train(root, point.runs[0], 70.0, point)
     train(root, distilled, 80.0)
