@@ -12,6 +12,6 @@ mkdir "$work/empty"
 cd "$work/empty"
 kdcluster() { env -u PYTHONPATH "$work/venv/bin/kdcluster" "$@"; }
 kdcluster list
-short=(--set train.epochs=1 --set train.warmup_epochs=0 --set teacher.train.epochs=1 --set teacher.train.warmup_epochs=0)
+short=(--set train.steps=10 --set train.warmup_steps=0 --set teacher.train.steps=10 --set teacher.train.warmup_steps=0)
 kdcluster submit demo --seeds 0 "${short[@]}" --backend local --wait
 kdcluster results demo --seeds 0 "${short[@]}" --strict
