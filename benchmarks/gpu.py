@@ -15,16 +15,13 @@ import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.setting import STUDENT, Bench, said
-from kdcluster.train.step import Training, train_step
 
 TEACHER = {"model": "vit_base_patch16_224", "image_size": 224}
 STUDENTS = {
@@ -71,45 +68,22 @@ def table(
         bench.store()
         took = time.perf_counter() - started
         rows: dict[str, Callable[[], Callable[[], object]]] = {
-            f"{what}, bare loop": lambda: bare(bench, bench.training(bench.baseline)),
-            f"{what}, cross-entropy": lambda: stepping(bench, bench.training(bench.baseline)),
-            f"{what}, stored logits": lambda: stepping(
-                bench, bench.training(bench.distilled, bench.targets(stored=True))
+            f"{what}, bare loop": lambda: bench.bare(bench.training(bench.baseline)),
+            f"{what}, cross-entropy": lambda: bench.stepping(bench.training(bench.baseline)),
+            f"{what}, stored logits": lambda: bench.stepping(
+                bench.training(bench.distilled, bench.targets(stored=True))
             ),
-            f"{what}, teacher along": lambda: stepping(
-                bench, bench.training(bench.distilled, bench.targets(stored=False))
+            f"{what}, teacher along": lambda: bench.stepping(
+                bench.training(bench.distilled, bench.targets(stored=False))
             ),
         }
         if teacher_too:
-            rows["teacher, bare loop"] = lambda: bare(bench, bench.training(bench.teacher))
-            rows["teacher, training"] = lambda: stepping(bench, bench.training(bench.teacher))
+            rows["teacher, bare loop"] = lambda: bench.bare(bench.training(bench.teacher))
+            rows["teacher, training"] = lambda: bench.stepping(bench.training(bench.teacher))
         for row, make in rows.items():
             print(f"  {how:<9} {row:<26} {said(speeds(make(), given, device), 0)} images/s", flush=True)
             gc.collect()
         print(f"  {how:<9} {'the store, a view':<26} {len(bench.index) / took:.0f} images/s, once, with its start")
-
-
-def bare(bench: Bench, training: Training) -> Callable[[], None]:
-    """Forward, cross-entropy, backward and optimizer on one batch that is there."""
-    pixels, labels = bench.view(bench.index[:BATCH])
-    device = bench.world.device
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = training.model(pixels)
-        F.cross_entropy(logits.float(), labels).backward()
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def stepping(bench: Bench, training: Training) -> Callable[[], object]:
-    """One step of the trainer, with its batch."""
-    if training.targets:
-        training.targets.begin(0)
-    batches: Iterator[Any] = (shards for _ in cycle([0]) for shards in bench.batches(training))
-    return lambda: train_step(training, next(batches))
 
 
 def speeds(step: Callable[[], object], given: argparse.Namespace, device: torch.device) -> list[float]:

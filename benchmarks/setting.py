@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from kdcluster.experiment import configfile, yamlfile
 from kdcluster.plan import Run, plan
@@ -111,6 +113,28 @@ class Bench:
     def batches(self, training: Training, number: int = 0) -> Any:
         """What the trainer's loop takes."""
         return epoch_batches(training.run, self.images, self.index, number, self.world, targets=training.targets)
+
+    def stepping(self, training: Training) -> Callable[[], object]:
+        """One step of the trainer, with its batch."""
+        if training.targets:
+            training.targets.begin(0)
+        batches: Iterator[Any] = (shards for _ in cycle([0]) for shards in self.batches(training))
+        return lambda: train_step(training, next(batches))
+
+    def bare(self, training: Training) -> Callable[[], None]:
+        """Forward, cross-entropy, backward and optimizer of a run on one batch that is there."""
+        assert training.run.train is not None
+        pixels, labels = self.view(self.index[: training.run.train.batch_size])
+        device = self.world.device
+
+        def step() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = training.model(pixels)
+            F.cross_entropy(logits.float(), labels).backward()
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=True)
+
+        return step
 
     def view(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch's pixels in the first view, and its labels."""

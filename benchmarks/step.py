@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.setting import CHEAP, DEAR, Bench, in_turns, said, small
 from kdcluster.train import feed, views
 from kdcluster.train.losses import distillation_loss
-from kdcluster.train.step import Training, train_step
 
 IMAGES = 1280
 
@@ -33,12 +29,12 @@ def main() -> None:
         cheap, dear = (Bench(root, small(teacher), IMAGES, 32, torch.device("cpu")) for teacher in (CHEAP, DEAR))
         cheap.store()
         steps = {
-            "cross-entropy": stepping(cheap, cheap.training(cheap.baseline)),
-            "stored logits": stepping(cheap, cheap.training(cheap.distilled, cheap.targets(stored=True))),
-            "teacher along, resnet18": stepping(cheap, cheap.training(cheap.distilled, cheap.targets(stored=False))),
-            "teacher along, vit_tiny": stepping(dear, dear.training(dear.distilled, dear.targets(stored=False))),
+            "cross-entropy": cheap.stepping(cheap.training(cheap.baseline)),
+            "stored logits": cheap.stepping(cheap.training(cheap.distilled, cheap.targets(stored=True))),
+            "teacher along, resnet18": cheap.stepping(cheap.training(cheap.distilled, cheap.targets(stored=False))),
+            "teacher along, vit_tiny": dear.stepping(dear.training(dear.distilled, dear.targets(stored=False))),
         }
-        found = in_turns({"bare model": bare(cheap), **steps}, rounds)
+        found = in_turns({"bare model": cheap.bare(cheap.training(cheap.baseline)), **steps}, rounds)
         print(f"n = {rounds}; milliseconds of a step: CPU, wall, ratio of CPU to the bare model's")
         for what, times in found.items():
             cpu, wall = ([one[at] for one in times] for at in (0, 1))
@@ -47,27 +43,6 @@ def main() -> None:
         print("parts, milliseconds of CPU (the last one is of an epoch, not of a step)")
         for what, times in in_turns(parts(cheap), 20 * rounds).items():
             print(f"  {what:<44} {said([cpu for cpu, _ in times], 3)}")
-
-
-def bare(bench: Bench) -> Callable[[], None]:
-    """Forward, cross-entropy, backward and optimizer on one batch that is there."""
-    training = bench.training(bench.baseline)
-    pixels, labels = bench.view(bench.index[:128])
-
-    def step() -> None:
-        F.cross_entropy(training.model(pixels), labels).backward()
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def stepping(bench: Bench, training: Training) -> Callable[[], object]:
-    """One step of the trainer, with its batch."""
-    if training.targets:
-        training.targets.begin(0)
-    batches: Iterator[Any] = (shards for _ in cycle([0]) for shards in bench.batches(training))
-    return lambda: train_step(training, next(batches))
 
 
 def parts(bench: Bench) -> dict[str, Callable[[], object]]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,14 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state |= {key: torch.ones_like(state[key]) for key in state if "norm" in key and key.endswith(".weight")}
         save_file(state, folder / f"{role}.safetensors")
     return folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings(folder: Path, batch_size: int) -> list[str]:
