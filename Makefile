@@ -31,7 +31,7 @@ bench: $(READY)  ## what benchmarks/README.md has of a step, an epoch, a sweep, 
 	PYTHONPATH=. $(BIN)/python benchmarks/decoding.py 5
 	PYTHONPATH=. $(BIN)/python benchmarks/first_step.py 5
 
-bench-gpu: $(READY)  ## the step with the real models of exp1 and exp2, in about 4 minutes on one GPU
+bench-gpu: $(READY)  ## the step with the real models of exp1 and exp2 on one GPU
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py
 
 drill-slurm: $(READY)  ## preempt one run 20 times on a real SLURM, and compare its weights

@@ -1,12 +1,12 @@
 """The step on one GPU with the models of exp1 and exp2 at 224 px: bare loops beside the trainer's own steps.
 
-    PYTHONPATH=. python benchmarks/gpu.py            # about 4 minutes on one GPU
+    PYTHONPATH=. python benchmarks/gpu.py            # meant for 4 minutes on one GPU
     PYTHONPATH=. python benchmarks/gpu.py --tiny     # does everything once with tiny models, on any machine
 
 Batch 128, bf16, random weights, CIFAR-sized images on the GPU that the models enlarge; images a second, median and
 range of the rounds, all in one process. Rows: the bare loop (forward, cross-entropy, backward, fused AdamW on one batch
-that is there), and the trainer's step with cross-entropy, with stored logits, and with the teacher run along; eager,
-then compiled.
+that is there), the trainer's step with cross-entropy, with stored logits, and with the teacher run along, and timm's
+own distillation over a batch that is there; eager, then the bare loop and stored logits compiled.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
+from benchmarks.others import timms
 from benchmarks.setting import STUDENT, Bench, said
+from kdcluster.train import models
 
 TEACHER = {"model": "vit_base_patch16_224", "image_size": 224}
 STUDENTS = {
@@ -76,14 +79,24 @@ def table(
             f"{what}, teacher along": lambda: bench.stepping(
                 bench.training(bench.distilled, bench.targets(stored=False))
             ),
+            f"{what}, timm.task": lambda: timms(bench, [resized(bench)]),
         }
-        if teacher_too:
+        if compiled:  # each takes about a minute to compile: the two that are asked for
+            rows = {row: make for row, make in rows.items() if row.endswith(("bare loop", "stored logits"))}
+        if teacher_too and not compiled:
             rows["teacher, bare loop"] = lambda: bench.bare(bench.training(bench.teacher))
             rows["teacher, training"] = lambda: bench.stepping(bench.training(bench.teacher))
         for row, make in rows.items():
             print(f"  {how:<9} {row:<26} {said(speeds(make(), given, device), 0)} images/s", flush=True)
             gc.collect()
         print(f"  {how:<9} {'the store, a view':<26} {len(bench.index) / took:.0f} images/s, once, with its start")
+
+
+def resized(bench: Bench) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch as timm's trainer would have it: at the size of the models, which do not resize there."""
+    pixels, labels = bench.view(bench.index[:BATCH])
+    side = models.image_size(bench.baseline.model)
+    return F.interpolate(pixels.float(), (side, side), mode="bicubic").clamp(0, 255).byte(), labels
 
 
 def speeds(step: Callable[[], object], given: argparse.Namespace, device: torch.device) -> list[float]:

@@ -52,16 +52,16 @@ def compare(name: str, bench: Bench, rounds: int) -> None:
     }
     with contextlib.suppress(ImportError):
         actions["torchdistill"] = torchdistills(bench, batches)
-    times = {what: [cpu for cpu, _ in found] for what, found in in_turns(actions, rounds).items()}
+    both = in_turns(actions, rounds)
+    times = {what: [cpu for cpu, _ in found] for what, found in both.items()}
     gain = 1 + statistics.median(times["bare teacher"]) / statistics.median(times["bare student"])
-    print(
-        f"teacher {name}: n = {rounds}, epochs of {BATCHES} batches; CPU milliseconds of a batch; 1 + t/s = {gain:.2f}"
-    )
+    what = f"teacher {name}: n = {rounds}, epochs of {BATCHES} batches; 1 + t/s = {gain:.2f}"
+    print(f"{what}; milliseconds of a batch, CPU and wall clock")
     for what, found in times.items():
         ratios = [other / ours for other, ours in zip(found, times["kdcluster, stored"], strict=True)]
         of_it = f"{said(ratios)} times kdcluster's, {statistics.median(ratios) / gain:.2f} of 1 + t/s"
-        each = said([value / BATCHES for value in found], 1)
-        print(f"  {what:<18} {each:<26} {of_it if what in ('timm.task', 'torchdistill') else ''}".rstrip())
+        each = f"{said([cpu / BATCHES for cpu in found], 1)}  {said([wall / BATCHES for _, wall in both[what]], 1)}"
+        print(f"  {what:<18} {each:<52} {of_it if what in ('timm.task', 'torchdistill') else ''}".rstrip())
 
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -96,25 +96,27 @@ def student(bench: Bench) -> tuple[models.Classifier, torch.optim.Optimizer]:
     """Model and optimizer, as the trainer makes them."""
     run = bench.baseline
     assert run.train is not None
-    net = models.build(run.model, run.num_classes, run.channels).in_channels_last().train()
+    net = models.build(run.model, run.num_classes, run.channels).to(bench.world.device).in_channels_last().train()
     return net, optim.build_optimizer(net, run.train)
 
 
 def teacher(bench: Bench) -> models.Classifier:
     """In evaluation mode, without gradients."""
     run = bench.teacher
-    net = models.build(run.model, run.num_classes, run.channels).in_channels_last()
+    net = models.build(run.model, run.num_classes, run.channels).to(bench.world.device).in_channels_last()
     return net.eval().requires_grad_(False)  # type: ignore[return-value]
 
 
 def theirs(
     batches: Batches, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[], None]:
-    """An epoch around somebody else's loss."""
+    """An epoch around somebody else's loss; in bf16 on a GPU."""
 
     def epoch() -> None:
         for pixels, labels in batches:
-            loss(pixels, labels).backward()
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
+                value = loss(pixels, labels)
+            value.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
