@@ -26,11 +26,11 @@ def verify(chosen: Chosen, *, images: int, seed: int, as_json: bool) -> None:
     """Print what is found; leave with 1 where something is wrong, else with 5 where there is no store."""
     made, root = chosen.plan(), chosen.root
     there = stores(made, root)
-    absent = list(_absent(made, root))
+    again = f"kdcluster submit {chosen.again()}{chosen.where}"
+    absent = list(_absent(made, root, again))
     if not there:
         raise NotFound("; ".join(absent))
     found = preflight.verify(there, root, chosen.data, images=images, seed=seed, whole=True)
-    again = f"kdcluster submit {chosen.again()}{chosen.where}"
     if as_json:
         stores_ = [{**one, "experiments": made.experiments_of(one["id"])} for one in found]
         show_json({"schema": "kdcluster.verify/1", "seed": seed, "stores": stores_, "notes": absent})
@@ -60,8 +60,8 @@ def stores(made: Plan, root: Path) -> list[Run]:
     return [run for run in made.runs if run.role == STORE and teacherlogits.held(root / run.id)]
 
 
-def _absent(made: Plan, root: Path) -> Iterator[str]:
-    """Experiments without a store, and why."""
+def _absent(made: Plan, root: Path, again: str) -> Iterator[str]:
+    """Experiments without a store, and why; `again`: the command that makes what is missing."""
     for name, config in made.experiments.items():
         ids = made.wanted[name][STORE]
         if not ids:
@@ -69,7 +69,7 @@ def _absent(made: Plan, root: Path) -> Iterator[str]:
             yield f"{name} has no store of its teacher's logits: {why}"
         for run_id in ids:
             if not teacherlogits.held(root / run_id):
-                yield f"{name}: no view is stored yet in {root / run_id}; kdcluster submit {name} makes them"
+                yield f"{name}: no view is stored yet in {root / run_id}; {again} makes them"
 
 
 def _held(one: Mapping[str, Any]) -> str:

@@ -295,8 +295,12 @@ def test_the_same_processor_is_not_allowed_to(folder):
 def test_no_store_is_5(folder):
     shutil.rmtree(store(folder).folder)
     assert "no view is stored yet in" in say(code=5).stderr
-    assert "distill.logits is computed" in say("tiny.yaml", "--set", "distill.logits=computed", code=5).stderr
-    assert "distill.alpha is 0" in say("tiny.yaml", "--set", "distill.alpha=0", code=5).stderr
+
+
+def test_where_there_is_none_the_command_that_makes_it_can_be_typed(folder):
+    shutil.rmtree(store(folder).folder)
+    Path("tiny.yaml").rename("a b.yaml")
+    assert "; kdcluster submit './a b.yaml' makes them" in say("./a b.yaml", code=5).stderr
 
 
 def test_of_two_experiments_the_one_that_has_a_store_is_looked_at(folder):
