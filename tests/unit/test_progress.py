@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import io
 import logging
@@ -31,6 +32,8 @@ from kdcluster.terminal import Screen
 from tests import fabricated
 from tests.fabricated import BEAT, LIVE, STATES, ended, publish, put, started
 from tests.tiny import make_plan
+
+HANG_S = 300
 
 
 @pytest.fixture
@@ -274,22 +277,22 @@ class Terminal:
             env={**plain, "TERM": "xterm-256color", **variables},
         )
         os.close(slave)
-        self.text = ""
+        self.text, self._decoder = "", codecs.getincrementaldecoder("utf-8")()
 
-    def wait_for(self, words: str) -> str:
-        """All that was shown, once it has `words`."""
-        deadline = time.monotonic() + 30
-        while words not in self.text:
+    def wait_for(self, pattern: str) -> None:
+        """Read until what was shown has this."""
+        deadline = time.monotonic() + HANG_S
+        while not re.search(pattern, self.text):
             assert time.monotonic() < deadline, self.text
-            self.read()
-        return self.text
+            assert self.read(), self.text
 
     def read(self) -> bool:
+        """One byte: a screen is written at once, yet nobody promises that it comes at once."""
         try:
-            data = os.read(self.master, 65536)
+            data = os.read(self.master, 1)
         except OSError:  # Linux' way to say that nobody holds the other side any more
             return False
-        self.text += data.decode()
+        self.text += self._decoder.decode(data)
         return bool(data)
 
     def end(self) -> str:
@@ -297,7 +300,7 @@ class Terminal:
         while self.read():
             pass
         os.close(self.master)
-        out, _ = self.process.communicate(timeout=30)
+        out, _ = self.process.communicate(timeout=HANG_S)
         assert self.process.returncode == 0
         return out.decode()
 
@@ -308,7 +311,7 @@ def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, var
     started(teacher, agent=LIVE).write("heartbeat", {**BEAT, "time": time.time(), "steps": 6030})
     fabricated.done(baseline, 55.5)
     terminal = Terminal(tmp_path / "tiny.yaml", root, columns, **variables)
-    terminal.wait_for(" left")
+    terminal.wait_for(r" min left; .*\n")
     first = Glass(columns)
     first.feed(terminal.text)
     ended(teacher.attempt(1), "failed", "rank 1, step 7: ValueError: no")
