@@ -20,7 +20,7 @@ from benchmarks.others import bare_student, bare_teacher
 from benchmarks.setting import CHEAP, DEAR, Bench, Times, in_turns, said, small
 
 TRIALS = 16
-BATCHES = 2
+BATCHES = 3
 """Of a trial's epoch."""
 
 

@@ -171,8 +171,8 @@ class Maker:
 
     @cached_property
     def _tolerance(self) -> float:
-        """How far logits lie apart that were computed among other images, and on a GPU among fewer."""
-        index = torch.arange(min(2 * ROWS, len(self.images.labels)))
+        """How far logits of one pass lie apart from those in another order, and on a GPU among fewer."""
+        index = torch.arange(min(ROWS, len(self.images.labels)))
         pixels, other = pixels_of(self.run, self.images, 0, index), index.flip(0)
         size = ROWS // 4 if self.world.device.type == "cuda" else ROWS
         again = torch.cat([self.forward(some) for some in pixels[other].split(size)])
