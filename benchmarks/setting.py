@@ -18,11 +18,11 @@ from kdcluster.plan import Run, plan
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.train import feed, models, views
-from kdcluster.train.checkpoint import write_weights
 from kdcluster.train.distributed import World
 from kdcluster.train.step import Training, epoch_batches, set_up, train_step
 from kdcluster.train.storing import store_logits
 from kdcluster.train.teacher_logits import Targets
+from kdcluster.train.weights import write_weights
 
 Times = dict[str, list[tuple[float, float]]]
 """Name -> (CPU, wall) milliseconds of each round."""

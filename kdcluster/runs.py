@@ -10,8 +10,8 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
           slurm/<n>/             one for each SLURM job: job.sh task.json <job id>.log
           checkpoints/           step-<n>.ckpt (saved.py)
           events/                TensorBoard files of all attempts, written by rank 0
-          last.safetensors  best.safetensors
-          result.json            written once, at the end
+          last.safetensors  best.safetensors  predictions/       and what they say of each test image (predictions.py)
+          config.json  result.json          once, at the end: the model in timm's hub layout, and what came of the run
 """
 
 from __future__ import annotations

@@ -161,6 +161,13 @@ class Evaluation(Record):
     top1: Percent = Field(alias="test/top1")
 
 
+class Saved(Record):
+    """A file of a run."""
+
+    bytes: Number
+    sha256: str
+
+
 class Result(Record):
     document: Literal["kdcluster.result/1"] = Field(alias="schema")
     id: str
@@ -170,6 +177,8 @@ class Result(Record):
     best: Evaluation | None = None
     """None of a store."""
     last: Evaluation | None = None
+    predictions: dict[str, Saved | None] = {}
+    """By protocol; none of earlier versions."""
     views: Number | dict[str, Number] | None = None
     """Of a store how many it holds; of a distilled run `read` and `computed`."""
 

@@ -89,7 +89,7 @@ def evaluation(
 
     feed.gather, evaluate.BATCH = spy, 5
     try:
-        numbers = evaluate.evaluate_all(net, run, {"test": (test, torch.arange(count))}, world)
+        numbers = evaluate.evaluate_all(net, run, {"test": (test, torch.arange(count))}, world).metrics
     finally:
         feed.gather, evaluate.BATCH = gather, 256
     (out / f"taken-{run.id}-{count}-{world.rank}.json").write_text(json.dumps(taken))

@@ -31,6 +31,7 @@ RANKS: dict[str, float] = {
     "processes": 1,
     "rereading": 1,
     "rows": 1,
+    "predictions": 1.1,
     "saved": 1.1,
     "states": 1,
     "tickets": 1,

@@ -1,7 +1,8 @@
-"""What the event files of a runs directory hold, so that those which are as they were need not be read again.
+"""What the event files and predictions of a runs directory hold, so that those which are as they were need not be read
+again.
 
-`.index/events-<uid>` in the runs directory: a line that says by which code it was written, then a line for each event
-file, with a check sum. It is only ever a shortcut: whoever cannot write it, or cannot trust it (it is damaged, other
+`.index/events-<uid>` in the runs directory: a line that says by which code it was written, then a line for each file,
+with a check sum. It is only ever a shortcut: whoever cannot write it, or cannot trust it (it is damaged, other
 users can change it, other code has written it), reads the files. Each user has one, and believes no other.
 """
 
@@ -24,8 +25,8 @@ from kdcluster.ownership import own_text, shared_folder
 from kdcluster.rereading import Stamp, is_settled
 from kdcluster.results.frames import Frames
 
-_NAME = re.compile(r"[\w.-]+/events/[\w.-]+", re.ASCII)
-"""Of an event file below the runs directory; one with another name is read each time."""
+_NAME = re.compile(r"[\w.-]+/(events|predictions)/[\w.-]+", re.ASCII)
+"""Of such a file below the runs directory; one with another name is read each time."""
 
 
 class Known(NamedTuple):
@@ -53,8 +54,18 @@ class Known(NamedTuple):
         return not self.open and self.check == google_crc32c.value(content[: self.settled])
 
 
+class Counts(NamedTuple):
+    """Predictions as they were when they were read."""
+
+    stamp: Stamp
+    right: int
+    at_most: int
+    """These as `scores.right` has them."""
+    images: int
+
+
 class Index:
-    """The event files of a runs directory; reading never creates anything, `save` does."""
+    """The files of a runs directory; reading never creates anything, `save` does."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -63,14 +74,20 @@ class Index:
         self._changed = False
 
     def of(self, path: Path) -> Known | None:
-        """What is known of a file, whatever it is now."""
-        check, _, text = self._lines.get(self._name(path), "").partition("\t")
-        if not text or check != _check(text):
+        """What is known of an event file, whatever it is now."""
+        if not (found := self._found(path)):
             return None
-        stamp, lost, *rest = json.loads(text)
+        stamp, lost, *rest = found
         return Known(tuple(stamp), list(map(tuple, lost)), *rest)
 
-    def note(self, path: Path, known: Known) -> None:
+    def counts(self, path: Path) -> Counts | None:
+        """What is known of predictions, whatever they are now."""
+        if not (found := self._found(path)):
+            return None
+        stamp, *rest = found
+        return Counts(tuple(stamp), *rest)
+
+    def note(self, path: Path, known: Known | Counts) -> None:
         """Remember a file that was read; not where it may be changing just now."""
         name = self._name(path)
         if _NAME.fullmatch(name) and is_settled(known.stamp):
@@ -89,6 +106,11 @@ class Index:
             write_aside(self._path, "\n".join([_version(), *lines, ""]), sync=False)
         except OSError:
             pass  # a directory that is another user's, or a full disk, is no reason to refuse a table
+
+    def _found(self, path: Path) -> list[Any]:
+        check, _, text = self._lines.get(self._name(path), "").partition("\t")
+        found: list[Any] = json.loads(text) if text and check == _check(text) else []
+        return found
 
     def _name(self, path: Path) -> str:
         return os.fspath(path)[len(os.fspath(self._root)) + 1 :]
@@ -112,8 +134,8 @@ def _check(text: str) -> str:
 
 @cache
 def _version() -> str:
-    """Of the code that reads event files: what it has read may be read otherwise tomorrow."""
+    """Of the code that reads these files: what it has read may be read otherwise tomorrow."""
     digest = hashlib.sha256()
-    for name in ("events", "frames", "index", "sound"):
+    for name in ("events", "frames", "index", "scores", "sound"):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return f"kdcluster.events/1 {digest.hexdigest()}"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from kdcluster.course import Course, evaluation_count
 from kdcluster.experiment.config import Data
 from kdcluster.plan import Run
+from kdcluster.results import recount
 from kdcluster.results.events import Scalars, read_scalars
 from kdcluster.results.index import Index
 from kdcluster.runs import RunDir
@@ -67,10 +68,13 @@ def is_done(directory: RunDir) -> bool:
     return bool(newest and newest.read("outcome").get("state") == State.DONE) or directory.result() is not None
 
 
-def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None = None) -> Measured:
+def measure(
+    run: Run, directory: RunDir, protocol: Protocol, index: Index | None = None, *, recounted: bool = False
+) -> Measured:
     """Read one run; it is done when its newest attempt says so or there is a result that can be believed.
 
-    Numbers of a run that is not done are not read: they enter no mean. `index`: of the runs directory's event files.
+    Numbers of a run that is not done are not read: they enter no mean. `index`: of the runs directory's files.
+    `recounted`: also hold the accuracy against the predictions that were kept.
     """
     attempts = directory.attempts()
     trainer = next((facts for a in reversed(attempts) if (facts := a.read("trainer"))), {})
@@ -98,6 +102,8 @@ def measure(run: Run, directory: RunDir, protocol: Protocol, index: Index | None
         problems.append(f"{len(lost)} of {len(steps)} evaluations missing from the event files, {first}")
     problems += _contradictions(run, evaluations, lost, result)
     top1, how = _top1(run, evaluations, lost, result, protocol)
+    if recounted and result and top1 is not None:
+        how += recount.problems(directory, result, protocol, top1, index)
     log = newest.log() if newest else None
     return Measured(
         run=run,

@@ -119,7 +119,7 @@ def build(
     """
     index = Index(root)
     trained = [run for run in plan.runs if run.role in TRAINED]
-    measured = {run.id: measure(run, RunDir(root, run.id), protocol, index) for run in trained}
+    measured = {run.id: measure(run, RunDir(root, run.id), protocol, index, recounted=True) for run in trained}
     index.save()
     experiments = []
     for name, wanted in plan.wanted.items():

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from kdcluster import records
+from kdcluster import predictions, records
 from kdcluster.continued import BEGUN, begins_from
 from kdcluster.files import write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.saved import path_of, steps
-from kdcluster.train.checkpoint import Damaged, load, save, write_weights
+from kdcluster.train.checkpoint import Damaged, load, save
 from kdcluster.train.distributed import World
 from kdcluster.train.publish import surroundings
+from kdcluster.train.weights import write_predictions, write_weights
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def begin(run_dir: RunDir, run: Run, attempt: Attempt, world: World) -> None:
         return
     step = state["step"]
     for which, at in (("best", state["best_step"]), ("last", step)):
+        if (predicted := predictions.path_of(shorter.path, at)).exists():  # an earlier version kept none
+            write_predictions(run_dir.path, load_file(predicted), run, at)
         write_weights(run_dir.weights(which), load_file(shorter.weights(which)), run, at)
     _carry(shorter.events, run_dir.events)
     write_json(run_dir.path / BEGUN, {"run": shorter.id, "step": step})

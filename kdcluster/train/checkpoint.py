@@ -8,7 +8,6 @@ the images and the random numbers of a step are functions of (seed, step, rank),
 from __future__ import annotations
 
 import io
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -18,15 +17,15 @@ from typing import IO, Any, cast
 
 import google_crc32c
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 
+from kdcluster import predictions
 from kdcluster.errors import KdclusterError
 from kdcluster.files import aside
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
 from kdcluster.saved import HEADER, MAGIC, checkpoint_problem, newest_step, path_of, steps
 from kdcluster.train.distributed import World
+from kdcluster.train.weights import weights_step, write_weights
 from kdcluster.train.writer import on_host
 
 log = logging.getLogger(__name__)
@@ -115,33 +114,6 @@ def newest(folder: Path, complete: Callable[[dict[str, Any]], None]) -> dict[str
         except Damaged as error:
             log.warning("passing over a damaged checkpoint: %s", error)
     return None
-
-
-def write_weights(path: Path, state: dict[str, torch.Tensor], run: Run, step: int) -> None:
-    """A model's weights as safetensors in timm's layout, with the run and the step they are of.
-
-    The same weights are the same bytes, by which a store knows its teacher; safetensors itself shuffles what is known.
-    """
-    tensors = {  # copies: safetensors refuses tensors that share memory, as tied weights do
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
-    }
-    known = {"run": run.id, "hash": run.hash, "step": str(step)}
-    content = save_tensors(tensors, known)
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = {**json.loads(content[8:end]), "__metadata__": known}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    with aside(path) as file:
-        for part in (content[:8], text.ljust(end - 8), memoryview(content)[end:]):
-            file.write(part)
-
-
-def weights_step(path: Path) -> int | None:
-    """The step of a file that `write_weights` wrote; None where it is none, or gone."""
-    try:
-        with safe_open(path, "pt") as file:
-            return int(file.metadata()["step"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # damaged, or somebody else's
-        return None
 
 
 class _Checked:
@@ -241,7 +213,10 @@ class Saver:
     def _write(self, step: int, state: dict[str, Any], best_step: Callable[[int], int]) -> None:
         self.folder.mkdir(exist_ok=True)
         last = [*steps(self.folder)[-KEEP_LAST:], step]
-        save(self.folder, step, state, {best_step(at) for at in last})
+        best = {best_step(at) for at in last}
+        save(self.folder, step, state, best)
+        evaluated = [epoch["step"] for epoch in state["epochs"][-1:]]
+        predictions.keep(self._run_dir.path, {*best, *evaluated})
 
     def take_seconds(self) -> float:
         """Seconds for which training waited in `save` since this was asked last."""

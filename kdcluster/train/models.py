@@ -131,9 +131,7 @@ def build(model: Model, num_classes: int, channels: int, *, start: bool = True, 
         KdclusterError: timm's weights are not here and cannot be fetched.
     """
     cfg = pretrained_cfg(model.model)
-    kwargs = dict(model.model_args)
-    if model.image_size is not None and cfg.get("fixed_input_size"):
-        kwargs["img_size"] = model.image_size
+    kwargs = arguments(model, cfg)
     from_timm = start and model.pretrained is True
     if from_timm and exact and cfg.get("num_classes") != num_classes:
         had = cfg.get("num_classes")
@@ -154,6 +152,12 @@ def build(model: Model, num_classes: int, channels: int, *, start: bool = True, 
     if start and isinstance(model.pretrained, str):
         load_weights(net, Path(model.pretrained), cfg, exact=exact)
     return Classifier(net, cfg, channels, model.image_size)
+
+
+def arguments(model: Model, cfg: dict[str, Any]) -> dict[str, Any]:
+    """What timm's `create_model` is given beside classes and channels; `cfg`: the model's pretrained_cfg."""
+    sized = model.image_size is not None and cfg.get("fixed_input_size")
+    return {**model.model_args, **({"img_size": model.image_size} if sized else {})}
 
 
 def patch_of(net: nn.Module) -> int:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdcluster import predictions
 from kdcluster.course import Course
 from kdcluster.errors import KdclusterError
-from kdcluster.files import remove_asides, trainer_code, write_json
+from kdcluster.files import remove_asides, trainer_code, write_aside, write_json
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.saved import weights_record
-from kdcluster.train import models
-from kdcluster.train.checkpoint import keep_last, write_weights
+from kdcluster.train import hub, models
+from kdcluster.train.checkpoint import keep_last
 from kdcluster.train.distributed import World, has_batchnorm
+from kdcluster.train.evaluate import Evaluation
 from kdcluster.train.feed import share
 from kdcluster.train.tracking import BEST, Tracker
+from kdcluster.train.weights import write_predictions, write_weights
 from kdcluster.train.writer import Writer, on_host
 
 log = logging.getLogger(__name__)
@@ -44,9 +48,10 @@ class Publisher:
         resumed: dict[str, Any] | None = None,
         noted: Mapping[str, int] | None = None,
         images: Mapping[str, int] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         """`noted`: `data.Arrays.noted`; `images`: of each split that is evaluated, how many; with and
-        without labels, too, where some have none."""
+        without labels, too, where some have none; `classes`: their names, by label."""
         self.run_dir, self.run, self.attempt = run_dir, run, attempt
         self.writer = Writer()
         self.active = world.rank == 0
@@ -57,6 +62,7 @@ class Publisher:
         self.selected_on = "val" if run.data.val_fraction > 0 else "test"
         self.epochs: list[dict[str, Any]] = resumed["epochs"] if resumed else []
         self.course = Course.of(run.train, steps_per_epoch) if run.train else None
+        self.config = hub.config(net, run, classes)
         norm_batch = batchnorm_batch(net, run, world)
         self.facts = {
             "params": models.parameters(net),
@@ -81,18 +87,18 @@ class Publisher:
         seen = [epoch for epoch in self.epochs if epoch["step"] <= at]
         return max(seen, key=lambda epoch: epoch[f"{self.selected_on}/top1"])["step"] if seen else 0
 
-    def epoch(self, epoch: int, step: int, metrics: dict[str, float], net: models.Classifier) -> None:
-        """Publish an evaluation after `epoch` epochs and `step` steps: weights first, beside the training, so that what
-        the events call best is on disk."""
+    def epoch(self, epoch: int, step: int, found: Evaluation, net: models.Classifier) -> None:
+        """Publish an evaluation after `epoch` epochs and `step` steps: predictions and weights first, beside the
+        training, so that what the events call best is on disk."""
         self.check_newest()
-        stored = self.tracker.scalars(metrics, step)
+        stored = self.tracker.scalars(found.metrics, step)
         self.epochs.append({"epoch": epoch, "step": step, **stored})
         self.tracker.scalars({BEST: self.best["test/top1"]}, step)
         if self.active:
             self.writer.room()
             which = ["last", *(["best"] if self.best is self.epochs[-1] else [])]
             weights = on_host(net.net.state_dict())
-            self.beside(lambda: self._save(which, weights, step))
+            self.beside(lambda: self._save(which, weights, found.predictions, step))
         self.beat(epoch, step, force=True, top1=stored["test/top1"], best_top1=self.best["test/top1"])
 
     def beat(self, epoch: int, step: int, *, force: bool = False, **values: float) -> None:
@@ -107,12 +113,13 @@ class Publisher:
             self.check_newest()
 
     def result(self, more: Mapping[str, Any]) -> None:
-        """Write result.json, with `more`: the run is done, and needs no checkpoint but the last."""
+        """Write config.json and result.json, with `more`: the run is done, and needs no checkpoint but the last."""
         self.writer.wait()
         self.check_newest()
         if not self.active:
             return
-        last = self.epochs[-1]
+        best, last = self.best, self.epochs[-1]
+        counted = {"best": best, "last": last}
         result = {
             "schema": "kdcluster.result/1",
             "id": self.run.id,
@@ -121,14 +128,22 @@ class Publisher:
             "epochs": last["epoch"],
             "steps": last["step"],
             "selected_on": self.selected_on,
-            "best": self.best,
-            "last": last,
+            **counted,
             "weights": {which: weights_record(self.run_dir.weights(which)) for which in ("best", "last")},
+            "predictions": {w: predictions.record(self.run_dir.path, e["step"]) for w, e in counted.items()},
+            "per_class": self._per_class(best["step"]),
             **self.facts,
             **more,
         }
+        write_aside(self.run_dir.path / "config.json", json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
         write_json(self.run_dir.path / "result.json", result)
         keep_last(self.run_dir.checkpoints)
+        predictions.keep(self.run_dir.path, [best["step"], last["step"]])
+
+    def _per_class(self, step: int) -> dict[str, list[int]] | None:
+        """Test images of each class, and how many of them are right; None where an earlier version began the run."""
+        path = predictions.path_of(self.run_dir.path, step)
+        return predictions.per_class(predictions.load(path)["test"]) if path.exists() else None
 
     def beside(self, work: Callable[[], object]) -> None:
         """Have something written while the training goes on, unless this attempt is overtaken by then."""
@@ -139,8 +154,9 @@ class Publisher:
 
         self.writer.do(do)
 
-    def _save(self, names: list[str], weights: dict[str, Tensor], step: int) -> None:
-        """Weights in timm's layout, written aside and renamed."""
+    def _save(self, names: list[str], weights: dict[str, Tensor], predicted: Mapping[str, Tensor], step: int) -> None:
+        """Weights in timm's layout and what they predict, written aside and renamed."""
+        write_predictions(self.run_dir.path, predicted, self.run, step)
         for which in names:
             write_weights(self.run_dir.weights(which), weights, self.run, step)
         self.tracker.flush()
@@ -191,8 +207,9 @@ def tidy(run_dir: RunDir, attempt: Attempt) -> None:
         KdclusterError: this attempt was overtaken.
     """
     check_newest(run_dir, attempt)
-    remove_asides(run_dir.path, "best.safetensors", "last.safetensors", "result.json")
+    remove_asides(run_dir.path, "best.safetensors", "last.safetensors", "config.json", "result.json")
     remove_asides(run_dir.checkpoints, "step-*.ckpt")
+    remove_asides(run_dir.path / predictions.FOLDER, "step-*.safetensors")
     remove_asides(run_dir.path / "logits", "manifest.json", ".partial.json")
     for one in run_dir.attempts():
         if one.number < attempt.number:

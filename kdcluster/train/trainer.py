@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -87,7 +87,7 @@ def train(
     if len(val_index):
         splits["val"] = (images, val_index)
     if run.train is None:
-        return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays.noted)
+        return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays)
     images, train_index, sizes = feed.taught(run, images, train_index, _sizes(splits))
     steps_per_epoch = len(train_index) // run.train.batch_size
     if steps_per_epoch == 0:
@@ -107,7 +107,8 @@ def train(
     first = feed.Index.placed(torch.arange(min(2, len(test.labels))), world.device)
     settle_buckets(training, feed.gather(test, first)[0])
     say_start(run, world, training.student, steps_per_epoch, len(train_index))
-    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, arrays.noted, sizes)
+    about = (arrays.noted, sizes, arrays.classes)
+    publish = Publisher(run_dir, run, attempt, world, training.student, steps_per_epoch, state, *about)
     trace = Trace(run_dir.path, world.device, min(max_steps, course.steps)) if profile else None
     loop = Loop(training, images, train_index, splits, course, publish, saver, progress, parts, max_steps, trace)
     try:
@@ -166,15 +167,15 @@ class Loop:
                 heed = partial(_heed, self.publish, self.training.world, self.progress, epoch)
                 try:
                     with self.parts.during("evaluation"):
-                        metrics = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
+                        found = evaluate_all(self.training.evaluated, run, self.splits, self.training.world, heed)
                 except Stopped:  # what was trained is saved, so that the evaluation alone is done again
                     self.save()
                     self.publish.preempted(epoch, self.progress.step)
                     return False
                 with self.parts.during("saving"):
-                    self.publish.epoch(epoch, self.progress.step, metrics, self.training.evaluated)
+                    self.publish.epoch(epoch, self.progress.step, found, self.training.evaluated)
                 if self.training.world.rank == 0:
-                    say_epoch(epoch if run.train.steps is None else self.progress.step, run, metrics, self.meter)
+                    say_epoch(epoch if run.train.steps is None else self.progress.step, run, found.metrics, self.meter)
                 self.save()
             if due == len(course.ends):
                 return True
@@ -269,19 +270,19 @@ def _evaluate_only(
     world: World,
     splits: Splits,
     progress: Progress,
-    noted: Mapping[str, int],
+    arrays: data.Arrays,
 ) -> None:
     """A teacher that is taken as it is: one evaluation at step 0."""
     net = models.build(run.model, run.num_classes, run.channels, exact=True).to(world.device)
     say_start(run, world, net, 0)
-    sizes = _sizes(splits)
-    publish = Publisher(run_dir, run, attempt, world, net, steps_per_epoch=0, noted=noted, images=sizes)
+    about = (arrays.noted, _sizes(splits), arrays.classes)
+    publish = Publisher(run_dir, run, attempt, world, net, 0, None, *about)
     finished = False
     try:
-        metrics = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))
-        publish.epoch(0, 0, metrics, net)
+        found = evaluate_all(net, run, splits, world, partial(_heed, publish, world, progress, 0))
+        publish.epoch(0, 0, found, net)
         if world.rank == 0:
-            say_epoch(0, run, metrics, None)
+            say_epoch(0, run, found.metrics, None)
         publish.result({})
         finished = True
     except Stopped:

@@ -163,7 +163,7 @@ def test_evaluation_counts_the_same_on_any_number_of_processes(folder, runs, mea
     state = found.tensors[name]
     net.net.load_state_dict({key.removeprefix("state/"): v for key, v in state.items() if key.startswith("state/")})
     test = feed.to_device(data.open_arrays(run, folder / "data"), "test", CPU)
-    alone = evaluate(net, run, test, torch.arange(count), World(0, 1, CPU))
+    alone, _ = evaluate(net, run, test, torch.arange(count), World(0, 1, CPU))
     assert found.numbers[name][str(count)] == {
         "test/top1": alone["top1"],
         "test/top5": alone["top5"],
@@ -265,7 +265,7 @@ def test_the_weights_are_in_timms_layout(trained, which):
     net = models.Classifier(timm.create_model("test_resnet", **arguments), models.pretrained_cfg("test_resnet"), 3, 16)
     run = run_dir.load()
     test = feed.to_device(data.open_arrays(run, run_dir.root.parent / "data"), "test", CPU)
-    found = evaluate(net, run, test, torch.arange(32), World(0, 1, CPU))
+    found, _ = evaluate(net, run, test, torch.arange(32), World(0, 1, CPU))
     assert found["top1"] == run_dir.result()[which]["test/top1"]
 
 

@@ -19,7 +19,7 @@ from kdcluster.launch import submission
 from kdcluster.launch.outcome import outcome as why_it_ended
 from kdcluster.results.measured import measure
 from kdcluster.runs import RunDir
-from kdcluster.train import checkpoint, evaluate, models, tracking, worker
+from kdcluster.train import checkpoint, evaluate, models, tracking, weights, worker
 from kdcluster.train.distributed import World
 from kdcluster.train.publish import Publisher
 from kdcluster.train.trainer import Progress, train
@@ -242,7 +242,7 @@ def test_last_two_and_best_are_kept_and_the_last_once_it_is_done(tmp_path, run, 
     best = run_dir.result()["best"]["step"]
     assert seen == [sorted({6, 8, best, 4 if best == 4 else 8})]
     assert saved.steps(run_dir.checkpoints) == [8]
-    assert checkpoint.weights_step(run_dir.weights("best")) == best
+    assert weights.weights_step(run_dir.weights("best")) == best
 
 
 def test_a_result_that_is_lost_comes_back_from_the_last_checkpoint(tmp_path, run):
@@ -325,10 +325,10 @@ def test_the_same_weights_are_the_same_bytes(tmp_path, run):
     """Else a store would be made again for a teacher that is what it was."""
     path, state, found = tmp_path / "best.safetensors", {"b": torch.rand(3), "a": torch.ones(2, 2).bfloat16()}, set()
     for _ in range(20):
-        checkpoint.write_weights(path, state, run, 7)
+        weights.write_weights(path, state, run, 7)
         found.add(path.read_bytes())
     assert len(found) == 1
-    assert checkpoint.weights_step(path) == 7
+    assert weights.weights_step(path) == 7
     loaded = load_file(path)
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)

@@ -161,7 +161,8 @@ def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_di
         for number, shards in enumerate(step.epoch_batches(training.run, images, index, 0, training.world)):
             step.seed_step(0, number, 0)
             sums = step.train_step(training, shards)
-        found = evaluate.sums_over(training.evaluated, training.run, images, index, training.world, lambda: None)
+        found, rows = evaluate.sums_over(training.evaluated, training.run, images, index, training.world, lambda: None)
+        assert device.where(rows) == "device"
         assert device.where(sums) == device.where(found) == "device"
     assert found[0] == 64
 
@@ -216,7 +217,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, data_dir, optimizer):
     with cuda_refuses_to_wait():
         for shards in batches:
             sums = step.train_step(training, shards)
-        found = evaluate.sums_over(
+        found, _ = evaluate.sums_over(
             training.evaluated, training.run, images, torch.arange(64), training.world, lambda: None
         )
     assert sums.isfinite().all()
@@ -586,7 +587,7 @@ def test_compiled_on_a_gpu_is_as_eager(tmp_path, net, micro_batch):
         shards = shards_of(training, *batch(device=device))
         training.model.train()
         found[compiled] = [step.train_step(training, shards).tolist() for _ in range(8)]
-        found[compiled].append(evaluate.sums_over(training.evaluated, training.run, *held, lambda: None))
+        found[compiled].append(evaluate.sums_over(training.evaluated, training.run, *held, lambda: None)[0])
     torch._dynamo.reset()
     torch.testing.assert_close(torch.tensor(found[True][:-1]), torch.tensor(found[False][:-1]), rtol=0.02, atol=0.02)
     assert found[True][-1][3].item() == pytest.approx(found[False][-1][3].item(), rel=0.02)
