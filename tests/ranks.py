@@ -89,11 +89,14 @@ def evaluation(
 
     feed.gather, evaluate.BATCH = spy, 5
     try:
-        numbers = evaluate.evaluate_all(net, run, {"test": (test, torch.arange(count))}, world).metrics
+        found = evaluate.evaluate_all(net, run, {"test": (test, torch.arange(count))}, world)
     finally:
         feed.gather, evaluate.BATCH = gather, 256
     (out / f"taken-{run.id}-{count}-{world.rank}.json").write_text(json.dumps(taken))
-    return numbers
+    if world.rank == 0:
+        save_file(found.predictions, out / f"predictions-{run.id}-{count}.safetensors")
+    assert bool(found.predictions) == (world.rank == 0)
+    return found.metrics
 
 
 if __name__ == "__main__":

@@ -163,12 +163,15 @@ def test_evaluation_counts_the_same_on_any_number_of_processes(folder, runs, mea
     state = found.tensors[name]
     net.net.load_state_dict({key.removeprefix("state/"): v for key, v in state.items() if key.startswith("state/")})
     test = feed.to_device(data.open_arrays(run, folder / "data"), "test", CPU)
-    alone, _ = evaluate(net, run, test, torch.arange(count), World(0, 1, CPU))
+    alone, logits = evaluate(net, run, test, torch.arange(count), World(0, 1, CPU))
     assert found.numbers[name][str(count)] == {
         "test/top1": alone["top1"],
         "test/top5": alone["top5"],
         "test/loss": pytest.approx(alone["loss"], rel=1e-6),
     }
+    kept = load_file(found.out / f"predictions-{run.id}-{count}.safetensors")
+    torch.testing.assert_close(kept["test"], logits, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(kept["test_labels"], test.labels[:count].int())
 
 
 @pytest.mark.parametrize("processes", [2, 3])
