@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from operator import attrgetter
 from pathlib import Path
 
@@ -172,11 +173,18 @@ class Broken:
 
 
 @contextmanager
-def building(run: Run, place: Path) -> Iterator[multiprocessing.Process]:
-    """A process that builds in two of its own."""
+def building(run: Run, place: Path, chunks: int) -> Iterator[multiprocessing.Process]:
+    """A process that builds in two of its own, and waits for ever once it has so many pairs of images from them."""
 
     def child() -> None:
-        pool.START_S, pool.CHUNK, pool.threads_available = 0.0, 2, lambda: 2
+        left, wait = iter(range(chunks)), pool.wait
+
+        def one_at_a_time(connections: list[Connection]) -> list[object]:
+            if next(left, None) is None:
+                signal.pause()
+            return wait(connections)[:1]
+
+        pool.START_S, pool.CHUNK, pool.threads_available, pool.wait = 0.0, 2, lambda: 2, one_at_a_time
         data.prepare(run, place)
 
     process = FORK.Process(target=child)
@@ -208,7 +216,7 @@ def marked(place: Path) -> int:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_whatever_ends_a_build_leaves_no_process(tmp_path, number, processes):
     run = folder_run(tmp_path, make_folder(tmp_path / "images", train=200, size=200), image_size=100)
-    with building(run, tmp_path) as process:
+    with building(run, tmp_path, 10) as process:
         until(lambda: len(descendants(process.pid)) == 2)
         children = [process_record(pid) for pid in descendants(process.pid)]
         os.kill(process.pid, number)
@@ -254,8 +262,8 @@ def test_ten_kills_at_random_moments_leave_the_same_bytes(tmp_path, caplog, proc
     wanted = built(run, tmp_path / "undisturbed")
     moments = sorted(random.Random(0).sample(range(300), 10))
     for moment in moments:
-        with building(run, tmp_path) as process:
-            until(lambda moment=moment: marked(tmp_path) >= moment or not process.is_alive())
+        with building(run, tmp_path, moment // 2 + 1) as process:
+            until(lambda moment=moment: marked(tmp_path) >= moment)
             children = [process_record(pid) for pid in descendants(process.pid)]
             process.kill()
             process.join(HANG_S)
