@@ -177,6 +177,7 @@ def building(run: Run, place: Path, chunks: int) -> Iterator[multiprocessing.Pro
     """A process that builds in two of its own, and waits for ever once it has so many pairs of images from them."""
 
     def child() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
         left, wait = iter(range(chunks)), pool.wait
 
         def one_at_a_time(connections: list[Connection]) -> list[object]:
