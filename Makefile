@@ -15,7 +15,7 @@ test-unit: $(READY)
 	$(BIN)/pytest -m "not gpu and not integration"
 
 test-integration: $(READY)  ## real torchrun processes
-	$(BIN)/pytest -m "integration and not gpu"
+	$(BIN)/pytest -m "integration and not gpu" --durations=25
 
 test-gpu: $(READY)  ## what only a GPU can show
 	$(BIN)/pytest -m gpu
