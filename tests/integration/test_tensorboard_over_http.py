@@ -14,14 +14,16 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from kdcluster.experiment import configfile
 from kdcluster.plan import Run, plan
 from kdcluster.sweep.points import Point, Space
+from kdcluster.train import board
 from kdcluster.train.tracking import FIRST, METRICS, Tracker, hparams
 from tests.desk import wait_until
 from tests.fabricated import put
-from tests.tiny import write_experiment
+from tests.tiny import make_run, put_images, train_here, write_experiment
 
 pytestmark = pytest.mark.integration
 
@@ -110,3 +112,31 @@ def test_runs_have_readable_names_and_come_in_while_it_runs(tmp_path: Path) -> N
         assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("kdcluster")] == []
     finally:
         process.kill()
+
+
+def test_a_done_run_has_its_configuration_and_what_it_gets_wrong(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    put_images(tmp_path / "data")
+    run = make_run(tmp_path, "baseline")
+    run_dir = train_here(tmp_path / "runs", run, tmp_path / "data")
+    run_dir.add_experiments(["tiny"])
+    step = run_dir.result()["best"]["step"]  # type: ignore[index]
+    process = start(tmp_path, "tiny")
+    try:
+        assert process.stdout is not None
+        url = f"{process.stdout.readline().strip()}data/plugin"
+        shown = {board.WRONG, board.CONFUSION}
+        wait_until(lambda: shown == set(asked(f"{url}/images/tags").get("baseline s0", ())))
+        for tag in shown:
+            (one,) = asked(f"{url}/images/images?run=baseline+s0&tag={tag}&sample=0")
+            assert one["step"] == step
+            with urllib.request.urlopen(f"{url}/images/individualImage?{one['query']}", timeout=60) as answer:
+                assert Image.open(answer).format == "PNG"
+        assert asked(f"{url}/text/tags") == {"baseline s0": [board.CONFIG]}
+        (text,) = asked(f"{url}/text/text?run=baseline+s0&tag={board.CONFIG}")
+        assert text["step"] == step
+        assert run.hash in text["text"]
+        assert text["text"].startswith("<pre><code>")
+    finally:
+        process.kill()
+        process.communicate()
