@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from kdcluster import records
@@ -108,7 +109,7 @@ def screen(
 
     `curve_of`: asked for the accuracy of the runs that have a row.
     """
-    paper = Paper(size.columns, spell, colour)
+    paper, curve_of = Paper(size.columns, spell, colour), cache(curve_of)  # for all that is tried below
     for folded in FOLDS:
         if sum(found[run.id].state not in folded for group in groups for run in group.runs) < size.lines:
             for with_way in (True, False):
