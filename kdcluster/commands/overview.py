@@ -6,6 +6,7 @@ A short screen folds what is done, then what else does not run; without one ever
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -159,8 +160,9 @@ def _lines(
         if hidden := _hidden(group, found, folded):
             lines += paper.text(f"  {hidden}", "  ")
     if with_reasons and "why" in fit.left_out:
-        lines += [""] if not folded else []
-        lines += [line for why in reasons(shown, found) for line in paper.text(why, "  ")]
+        why = reasons((run for run in shown if not (with_way and _is_on_the_way(run, groups, found))), found)
+        lines += [""] if why and not folded else []
+        lines += [line for one in why for line in paper.text(one, "  ")]
     return lines
 
 
@@ -190,6 +192,18 @@ def _way(group: Group, found: Mapping[str, Status]) -> str:
     names = {role: f"{'logits' if role == STORE else role} {stage}" for role, stage in stages.items() if stage}
     chain = " ─▶ ".join(name for role, name in names.items() if role in linked)
     return "; ".join([chain, *(name for role, name in names.items() if role not in linked)])
+
+
+def _is_on_the_way(run: Run, groups: Iterable[Group], found: Mapping[str, Status]) -> bool:
+    """Whether a run waits only for what stands before it in `_way`."""
+    needs = waited_for(found[run.id])
+    return bool(needs) and any({run.id, *needs} <= {one.id for one in group.runs} for group in groups)
+
+
+def waited_for(status: Status) -> list[str]:
+    """The runs that a queued one waits for, as its place says it; none where it waits for something else."""
+    needs = re.fullmatch(r"waits for ([\w.-]+(?:, [\w.-]+)*)", status.reason)
+    return needs[1].split(", ") if needs and status.state == State.QUEUED else []
 
 
 def _stage(ours: Sequence[Status]) -> str:

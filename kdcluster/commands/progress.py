@@ -12,7 +12,7 @@ from typing import TextIO
 
 from kdcluster.columns import in_ascii
 from kdcluster.commands.curves import CurveOf, Curves
-from kdcluster.commands.overview import Group, grouped, screen, total
+from kdcluster.commands.overview import Group, grouped, screen, total, waited_for
 from kdcluster.commands.remaining import in_words, until_done
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
@@ -70,8 +70,7 @@ def as_known(status: Status, found: Mapping[str, Status]) -> Status:
     held = re.search(r", held by ([\w.-]+)( and \d+ others?)?", status.reason)
     if held and not going(held[1]):
         return replace(status, reason=status.reason.replace(held[0], ""))
-    needs = re.fullmatch(r"waits for ([\w.-]+(?:, [\w.-]+)*)", status.reason)
-    if needs and not any(map(going, needs[1].split(", "))):
+    if (needs := waited_for(status)) and not any(map(going, needs)):
         return replace(status, reason="waits for its turn")
     return status
 

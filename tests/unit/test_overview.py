@@ -10,7 +10,7 @@ import pytest
 from kdcluster.columns import in_ascii
 from kdcluster.commands.cells import short_name
 from kdcluster.commands.curves import Curves
-from kdcluster.commands.overview import Group, grouped, rows, screen, total
+from kdcluster.commands.overview import Group, grouped, rows, screen, total, waited_for
 from kdcluster.commands.remaining import Left, in_words, until_done
 from kdcluster.experiment import configfile
 from kdcluster.launch.status import Status, statuses
@@ -235,6 +235,25 @@ def test_students_wait_for_a_store(tmp_path: Path) -> None:
         "teacher done ─▶ logits running ─▶ distilled queued; baseline queued"
     )
     assert way_of(runs[2:], "queued queued") == ""  # what they wait for stands in another group
+
+
+def test_who_waits_for_what_stands_before_it_is_not_said_again(tiny: list[Run]) -> None:
+    groups = [Group("tiny", tuple(tiny), dict.fromkeys((run.id for run in tiny), ""))]
+    found = {run.id: Status(State.DONE) for run in tiny}
+    teacher, *_, one, two, three = (run.id for run in tiny)
+    found[teacher] = Status(State.RUNNING)
+    found[one] = Status(State.QUEUED, f"waits for {teacher}")
+    found[two] = Status(State.QUEUED, "waits for elsewhere-s0-1")
+    found[three] = Status(State.QUEUED, "waits for its turn")
+
+    def shown(lines: int) -> str:
+        return " ".join(" ".join(screen(groups, found, os.terminal_size((60, lines)), colour=False)).split())
+
+    for reason in ("waits for its turn", "waits for elsewhere-s0-1"):
+        assert reason in shown(40)
+    assert f"waits for {teacher}" not in shown(40)
+    assert waited_for(found[one]) == [teacher]
+    assert waited_for(found[three]) == []
 
 
 def test_a_short_screen_leaves_it_out_before_it_folds_runs(tiny: list[Run]) -> None:
