@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 from kdcluster.wording import one_line, wide, wrapped
 
-_SIGNS = {"±": "+/-", "–": "-", "─": "-", "━": "=", "α": "alpha", "×": "x", "…": "...", "\xa0": " "}
+_SIGNS = {"±": "+/-", "–": "-", "─": "-", "━": "=", "α": "alpha", "×": "x", "…": "...", "\xa0": " ", "▶": ">"}
+_SIGNS |= dict(zip("▁▂▃▄▅▆▇", "_.:=+*#", strict=True))
 
 
 def has_cursor(stream: TextIO) -> bool:

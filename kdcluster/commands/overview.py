@@ -9,27 +9,20 @@ import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from kdcluster import records
-from kdcluster.columns import Fitted, fitted
-from kdcluster.commands.remaining import clock
+from kdcluster.commands.cells import BOLD, PLAIN, TROUBLE, Paper, table
+from kdcluster.commands.curves import CurveOf, drawn
 from kdcluster.differing import in_words
 from kdcluster.launch.status import Status
 from kdcluster.plan import ROLES, Plan, Run
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.states import State
-from kdcluster.wording import count, wrapped
+from kdcluster.wording import count
 
-COLUMNS = ("run", "settings", "state", "epoch", "left", "best", "images/s", "progress", "why")
-RIGHT = ("epoch", "left", "best", "images/s")
-RANKS = {"best": 1, "left": 2, "epoch": 3, "images/s": 4, "progress": 5, "why": 6}
-"""Columns that give way on a narrow terminal, the highest first."""
-NEEDED = ("epoch", "left", "best")
-"""Columns that are worth more than the whole ids of runs."""
-BAR = 12
-"""Columns of a bar of progress."""
-TROUBLE = (State.FAILED, State.LOST, State.BLOCKED)
 LATER = (State.PREEMPTED, State.CANCELLED, State.QUEUED, State.PLANNED, State.STOPPED)
 ORDER = (State.RUNNING, *TROUBLE, *LATER, State.DONE)
 FOLDS: tuple[tuple[State, ...], ...] = (
@@ -39,8 +32,6 @@ FOLDS: tuple[tuple[State, ...], ...] = (
     tuple(state for state in State if state != State.RUNNING),
 )
 """States whose runs are counted only, on shorter and shorter screens; at last whole groups are where nothing runs."""
-INK = {State.RUNNING: "\x1b[32m", **dict.fromkeys(TROUBLE, "\x1b[31m")}
-BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
@@ -101,25 +92,9 @@ def _group(title: str, runs: Sequence[Run], unread: Container[str], above: int =
     return Group(title, tuple(ordered), differs, above)
 
 
-@dataclass(frozen=True)
-class Paper:
-    """What is written on."""
-
-    width: int | None = None
-    """Columns; None: a file or a pipe."""
-    spell: Callable[[str], str] = str
-    colour: bool = False
-
-    def text(self, text: str, indent: str = "") -> list[str]:
-        """A line, or several where it is too long; a word that is, too, is broken: the screen counts its lines."""
-        lines = wrapped(self.spell(text), self.width, indent)
-        step = self.width or 1 + max(map(len, lines))
-        return [line[at : at + step] for line in lines for at in range(0, max(1, len(line)), step)]
-
-
 def rows(groups: Iterable[Group], found: Mapping[str, Status], *, spell: Callable[[str], str] = str) -> list[str]:
     """Every run, for a file or a pipe."""
-    return _lines(list(groups), found, (), Paper(spell=spell))
+    return _lines(list(groups), found, (), Paper(spell=spell), lambda _: ())
 
 
 def screen(
@@ -129,17 +104,22 @@ def screen(
     *,
     spell: Callable[[str], str] = str,
     colour: bool = True,
+    curve_of: CurveOf = lambda _: (),
 ) -> list[str]:
-    """The same on a terminal: in its width, and folded as far as its height wants it."""
-    paper = Paper(size.columns, spell, colour)
+    """The same on a terminal: in its width, and folded as far as its height wants it.
+
+    `curve_of`: asked for the accuracy of the runs that have a row.
+    """
+    paper, curve_of = Paper(size.columns, spell, colour), cache(curve_of)  # for all that is tried below
     for folded in FOLDS:
         if sum(found[run.id].state not in folded for group in groups for run in group.runs) < size.lines:
-            shown = _lines(groups, found, folded, paper)
-            if len(shown) <= size.lines:
-                return shown
+            for with_way in (True, False):
+                shown = _lines(groups, found, folded, paper, curve_of, with_way=with_way)
+                if len(shown) <= size.lines:
+                    return shown
     busy = [group for group in groups if any(found[run.id].state == State.RUNNING for run in group.runs)]
     idle = [group for group in groups if group not in busy]
-    shown = _lines(busy, found, FOLDS[-1], paper, with_reasons=False)
+    shown = _lines(busy, found, FOLDS[-1], paper, curve_of, with_reasons=False)
     if idle:
         said = total((found[run.id] for group in idle for run in group.runs), "")
         shown += paper.text(f"{count(len(idle), 'other group')}: {said}", "  ")
@@ -154,12 +134,18 @@ def _lines(
     found: Mapping[str, Status],
     folded: Sequence[State],
     paper: Paper,
+    curve_of: CurveOf,
     *,
+    with_way: bool = False,
     with_reasons: bool = True,
 ) -> list[str]:
     chosen = [[run for run in _sorted(group, found) if found[run.id].state not in folded] for group in groups]
     shown = [run for runs in chosen for run in runs]
-    fit = _table(groups, shown, found, paper)
+    differs = {run_id: text for group in groups for run_id, text in group.differs.items()}
+    curves: dict[str, str] = {}
+    for runs in chosen:  # each group has a scale of its own
+        curves |= drawn({run.id: curve_of(run.id) for run in runs}, found)
+    fit = table(shown, found, differs, curves, paper)
     head, *body = fit.rows
     lines = list(head) if body else []
     rest = iter(body)
@@ -167,48 +153,17 @@ def _lines(
         title = paper.text(_title(group, found))
         lines += [""] if number and not folded else []
         lines += [f"{BOLD}{line}{PLAIN}" for line in title] if paper.colour else title
+        if with_way and (way := _way(group, found)):
+            lines += paper.text(f"  {way}", "  ")
         for _ in runs:
             lines += next(rest)
         if hidden := _hidden(group, found, folded):
             lines += paper.text(f"  {hidden}", "  ")
     if with_reasons and "why" in fit.left_out:
-        lines += [""] if not folded else []
-        lines += [line for why in reasons(shown, found) for line in paper.text(why, "  ")]
+        why = reasons((run for run in shown if not (with_way and _is_on_the_way(run, groups, found))), found)
+        lines += [""] if why and not folded else []
+        lines += [line for one in why for line in paper.text(one, "  ")]
     return lines
-
-
-def _table(groups: Iterable[Group], runs: Sequence[Run], found: Mapping[str, Status], paper: Paper) -> Fitted:
-    """Headings and rows; where whole ids would take the room of how far runs are, they are short."""
-    differs = {run_id: text for group in groups for run_id, text in group.differs.items()}
-    told = (_cells(run, found[run.id], differs[run.id], bar=paper.width is not None) for run in runs)
-    cells = [[paper.spell(cell) for cell in row] for row in told]
-    stays = ("run", *(("epoch", "left") * any(found[run.id].state == State.RUNNING for run in runs)))  # in a watch
-    used = [at for at, name in enumerate(COLUMNS) if name in stays or any(row[at] for row in cells)]
-    names = [COLUMNS[at] for at in used]
-    right = [at for at, name in enumerate(names) if name in RIGHT]
-    ranks = {at: RANKS[name] for at, name in enumerate(names) if name in RANKS}
-
-    def paint(row: int, column: int, text: str) -> str:
-        ink = INK.get(found[runs[row - 1].id].state, "") if row and names[column] == "state" else ""
-        return f"{ink}{text}{PLAIN}" if ink else text
-
-    def fit(wraps: Mapping[int, int]) -> Fitted:
-        table = [[one[at] for at in used] for one in (COLUMNS, *cells)]
-        ink = paint if paper.colour else None
-        return fitted(table, right, width=paper.width, ranks=ranks, wraps=wraps, paint=ink)
-
-    whole = fit({})
-    if not set(whole.left_out) & set(NEEDED):
-        return whole
-    for row, run in zip(cells, runs, strict=True):
-        row[0] = short_name(run.id)
-    return fit({names.index("settings"): len("settings")} if "settings" in names else {})
-
-
-def short_name(run_id: str) -> str:
-    """Role, seed and last digits of an id, which name the run, too: `distilled s1 e5e567a3`, `logits s0 52e1ab07`."""
-    match = re.fullmatch(r"(?:teacher-(?=logits-))?([a-z-]+)-\w+-(s\d+)-([0-9a-f]{8})", run_id)
-    return " ".join(match.groups()).replace(" ", "\xa0") if match else run_id
 
 
 def _sorted(group: Group, found: Mapping[str, Status]) -> list[Run]:
@@ -224,6 +179,39 @@ def _title(group: Group, found: Mapping[str, Status]) -> str:
     if not group.runs:
         return f"{group.title}: {more.replace(' more', '')}"
     return f"{group.title}: {done} of {len(group.runs)} done" + f" ({more})" * bool(group.above)
+
+
+def _way(group: Group, found: Mapping[str, Status]) -> str:
+    """What waits for what while not all is done: `teacher done ─▶ logits running ─▶ distilled 0/3; baseline 2/3`."""
+    role_of: dict[str, str] = {run.id: run.role for run in group.runs}
+    links = {(role_of[need], run.role) for run in group.runs for need in (*run.needs, *run.after) if need in role_of}
+    linked = {role for link in links for role in link}
+    if not links or all(found[run_id].state == State.DONE for run_id in role_of):
+        return ""
+    stages = {role: _stage([found[run.id] for run in group.runs if run.role == role]) for role in ROLES}
+    names = {role: f"{'logits' if role == STORE else role} {stage}" for role, stage in stages.items() if stage}
+    chain = " ─▶ ".join(name for role, name in names.items() if role in linked)
+    return "; ".join([chain, *(name for role, name in names.items() if role not in linked)])
+
+
+def _is_on_the_way(run: Run, groups: Iterable[Group], found: Mapping[str, Status]) -> bool:
+    """Whether a run waits only for what stands before it in `_way`."""
+    needs = waited_for(found[run.id])
+    return bool(needs) and any({run.id, *needs} <= {one.id for one in group.runs} for group in groups)
+
+
+def waited_for(status: Status) -> list[str]:
+    """The runs that a queued one waits for, as its place says it; none where it waits for something else."""
+    needs = re.fullmatch(r"waits for ([\w.-]+(?:, [\w.-]+)*)", status.reason)
+    return needs[1].split(", ") if needs and status.state == State.QUEUED else []
+
+
+def _stage(ours: Sequence[Status]) -> str:
+    states = [one.state for one in ours]
+    if len(states) < 2:
+        return "".join(states)
+    wrong = [f"{states.count(state)} {state}" for state in TROUBLE if state in states]
+    return ", ".join([f"{states.count(State.DONE)}/{len(states)}", *wrong])
 
 
 def _hidden(group: Group, found: Mapping[str, Status], folded: Sequence[State]) -> str:
@@ -255,38 +243,6 @@ def reasons(runs: Iterable[Run], found: Mapping[str, Status]) -> list[str]:
         f"{state}: {ids[0] if len(ids) == 1 else count(len(ids), 'run')}: {reason}"
         for (state, reason), ids in sorted(why.items(), key=lambda one: one[0][0] not in TROUBLE)
     ]
-
-
-def _cells(run: Run, status: Status, differs: str, *, bar: bool) -> tuple[str, ...]:
-    beat, running = status.heartbeat, status.state == State.RUNNING
-    speed = beat.get("images_per_s") if running else None
-    steps, step = beat.get("steps"), beat.get("step", 0)
-    full = round(BAR * min(1.0, step / steps)) if steps else 0
-    return (
-        run.id,
-        re.sub(r"(\S+) (\S+)(?= |$)", "\\1\xa0\\2", differs),  # a key and its value stay together
-        status.state,
-        f"{beat.get('epoch', 0)}/{beat['epochs']}" if beat.get("epochs") else "",
-        time_left(status),
-        f"{best:.2f} %" if (best := best_top1(status)) is not None else "",
-        f"{speed:.0f}" if speed else "",
-        "━" * full + "─" * (BAR - full) if bar and running and steps else "",
-        status.reason,
-    )
-
-
-def best_top1(status: Status) -> float | None:
-    """Best test accuracy so far, in percent."""
-    best: float | None = status.top1 if status.top1 is not None else status.heartbeat.get("best_top1")
-    return best
-
-
-def time_left(status: Status) -> str:
-    """Minutes and seconds to the end of training at the present speed, evaluations not counted."""
-    beat = status.heartbeat
-    if status.state != State.RUNNING or not beat.get("steps_per_s"):
-        return ""
-    return clock((beat.get("steps", 0) - beat.get("step", 0)) / beat["steps_per_s"])
 
 
 def total(found: Iterable[Status], left: str, spent: str = "") -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.columns import fitted
-from kdcluster.commands.overview import ORDER, reasons, short_name
+from kdcluster.commands.cells import short_name
+from kdcluster.commands.overview import ORDER, reasons
 from kdcluster.launch.status import Status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import ROLES, Plan

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from kdcluster.columns import in_ascii
-from kdcluster.commands.overview import Group, grouped, screen, total
+from kdcluster.commands.curves import CurveOf, Curves
+from kdcluster.commands.overview import Group, grouped, screen, total, waited_for
 from kdcluster.commands.remaining import in_words, until_done
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import KNOWN_S, Status, statuses
@@ -69,8 +70,7 @@ def as_known(status: Status, found: Mapping[str, Status]) -> Status:
     held = re.search(r", held by ([\w.-]+)( and \d+ others?)?", status.reason)
     if held and not going(held[1]):
         return replace(status, reason=status.reason.replace(held[0], ""))
-    needs = re.fullmatch(r"waits for ([\w.-]+(?:, [\w.-]+)*)", status.reason)
-    if needs and not any(map(going, needs[1].split(", "))):
+    if (needs := waited_for(status)) and not any(map(going, needs)):
         return replace(status, reason="waits for its turn")
     return status
 
@@ -106,8 +106,9 @@ def follow(
     if size(stream) is None:
         return _poll(shown, deadline, look, _Lines(stream).show)
     say(SAFE)
+    curves = Curves(root)
     with Screen(stream) as there:
-        found = _poll(shown, deadline, look, lambda now, found: _draw(there, now, found))
+        found = _poll(shown, deadline, look, lambda now, found: _draw(there, now, found, curves))
         if not keep:
             there.clear()
         return found
@@ -156,14 +157,15 @@ class _Lines:
         self.stream.flush()
 
 
-def _draw(there: Screen, shown: Shown, found: Mapping[str, Status]) -> None:
-    there.show(drawn(shown, found, size(there.stream) or SIZE, spell=_spelling(there.stream)))
+def _draw(there: Screen, shown: Shown, found: Mapping[str, Status], curves: Curves) -> None:
+    there.show(drawn(shown, found, size(there.stream) or SIZE, curves.of, spell=_spelling(there.stream)))
 
 
 def drawn(
     shown: Shown,
     found: Mapping[str, Status],
     room: os.terminal_size,
+    curve_of: CurveOf = lambda _: (),
     *,
     spell: Callable[[str], str] = str,
 ) -> list[str]:
@@ -172,7 +174,7 @@ def drawn(
     now = f"{time.strftime('%H:%M:%S')}  {total(found.values(), in_words(until_done(runs, found, shown.at_once)))}"
     last = [spell(line) for line in wrapped(now, room.columns, "  ")]
     above = os.terminal_size((room.columns, room.lines - len(last) - 1))  # the cursor has a line of its own
-    return [*screen(shown.groups, found, above, spell=spell, colour=has_colour()), *last]
+    return [*screen(shown.groups, found, above, spell=spell, colour=has_colour(), curve_of=curve_of), *last]
 
 
 def _spelling(stream: TextIO) -> Callable[[str], str]:

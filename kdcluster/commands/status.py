@@ -9,6 +9,7 @@ from typing import Any
 
 from kdcluster.columns import in_ascii
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.curves import Curves
 from kdcluster.commands.next_steps import say_next_steps, say_others, say_table
 from kdcluster.commands.overview import rows, screen, sweeps_of, total
 from kdcluster.commands.progress import Shown, follow
@@ -109,7 +110,8 @@ def _show(shown: Shown, found: Mapping[str, Status]) -> None:
             show(line)
     else:
         room = type(there)((there.columns, max(1, there.lines - ROOM_BELOW)))
-        show_screen(screen(shown.groups, found, room, spell=spell, colour=has_colour()))
+        curves = Curves(shown.root)
+        show_screen(screen(shown.groups, found, room, spell=spell, colour=has_colour(), curve_of=curves.of))
 
 
 def _status_row(shown: Shown, run: Run, found: Status, records: list[Record]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.bands import Band
+from kdcluster.commands.curves import Curves
 from kdcluster.differing import SIGNS, settings, words
 from kdcluster.errors import KdclusterError
 from kdcluster.experiment import configfile
@@ -32,6 +34,8 @@ LONGEST = 200
 """Bytes of a name; a file's may have 255."""
 NAMED = ("role", "seed", "teacher")
 """What a name says anyway, or would say by an id of its own."""
+BANDS = ("teacher", "baseline", "distilled")
+"""What has its mean over the seeds; a sweep's trials have none."""
 PINNED = [{"plugin": "scalars", "tag": tag} for tag in ("test/top1", "best/top1", "train/loss")]
 """Cards above all others, which TensorBoard sorts by their tags."""
 
@@ -102,15 +106,20 @@ class Links:
     def __init__(self, root: Path, folder: Path, wanted: Iterable[str] = ()) -> None:
         self.root, self.folder, self.wanted = root, folder, set(wanted)
         self._named: dict[Path, RunDir] = {}
+        self._bands: dict[tuple[Path, str], Band] = {}
+        self._curves = Curves(root)
 
     def look(self) -> int:
-        """Link the runs that have begun since; returns how many are linked. A name once given stays."""
+        """Link the runs that have begun since, and bring the bands up to date; returns how many runs are linked. A name
+        once given stays."""
         linked = set(self._named.values())
         for run_dir in run_dirs(self.root):
             if run_dir not in linked and run_dir.events.is_dir():
                 for experiment in run_dir.experiments() or ["no experiment"]:
                     if not self.wanted or experiment in self.wanted:
                         self._link(experiment, run_dir)
+        for band in self._bands.values():
+            band.look(self._curves.of)
         return len(set(self._named.values()))
 
     def _link(self, experiment: str, run_dir: RunDir) -> None:
@@ -128,11 +137,24 @@ class Links:
                 key: value for key, value in ours.items() if key not in NAMED and theirs.get(key, value) != value
             }
             name = above / _as_name(" ".join([role, *words(values), f"s{seed}"]))
+        if role in BANDS:
+            self._join(experiment, above / _as_name(" ".join([role, *words(values)])), run_dir)
         if name in self._named:
             name = name.with_name(f"{name.name} {run_dir.id[-8:]}")
         above.mkdir(parents=True, exist_ok=True)
         name.symlink_to(run_dir.events)
         self._named[name] = run_dir
+
+    def _join(self, experiment: str, name: Path, run_dir: RunDir) -> None:
+        """Into the band of the runs that differ from this one in their seed alone."""
+        run, _ = run_dir.known()
+        alike = (name.parent, repr({**settings(run), "seed": None}))
+        if alike not in self._bands:
+            taken = {band.folder for band in self._bands.values()}
+            folder = name.with_name(f"{name.name}, mean")
+            free = folder if folder not in taken else name.with_name(f"{name.name} {run.id[-8:]}, mean")
+            self._bands[alike] = Band(free, _as_name(experiment))
+        self._bands[alike].runs.append(run.id)
 
 
 def _as_name(text: str) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 from pydantic import BaseModel
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, PLUGIN_NAME, SESSION_END_INFO_TAG
+from tensorboard.plugins.text.summary_v2 import text_pb
 from torch.utils.tensorboard import SummaryWriter
 
 from kdcluster.experiment.config import Data, Distill, Model, Train
@@ -43,10 +46,11 @@ class Tracker:
         self._beat_at = 0.0
         self._beat: dict[str, Any] = {}
         self._writer: SummaryWriter | None = None
+        self._events, self._first_step = run_dir.events, first_step
         if not active:
             return
         self._writer = SummaryWriter(
-            run_dir.events,
+            self._events,
             purge_step=first_step,  # what an attempt that was overtaken wrote from here on is void
             filename_suffix=f".a{attempt.number if attempt else 0}",
         )
@@ -59,6 +63,26 @@ class Tracker:
             for tag, value in stored.items():
                 self._writer.add_scalar(tag, value, step)
         return stored
+
+    def knows(self, tag: str, step: int) -> bool:
+        """Whether an earlier attempt wrote what this one, which goes on behind that step, has not made void."""
+        return step < self._first_step and any(tag.encode() in file.read_bytes() for file in self._events.iterdir())
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Write a text."""
+        if self._writer is not None:
+            self._writer._get_file_writer().add_summary(text_pb(tag, markdown), step)
+
+    def image(self, tag: str, picture: Image, step: int) -> None:
+        """Write an RGB image, as PNG."""
+        if self._writer is not None:
+            png = io.BytesIO()
+            picture.save(png, "PNG", optimize=True)
+            content = Summary.Image(
+                height=picture.height, width=picture.width, colorspace=3, encoded_image_string=png.getvalue()
+            )
+            value = Summary.Value(tag=tag, image=content)
+            self._writer._get_file_writer().add_summary(Summary(value=[value]), step)
 
     def flush(self) -> None:
         """On disk now: a kill would else lose what TensorBoard holds back for two minutes."""

@@ -23,6 +23,7 @@ from kdcluster.runs import Attempt, RunDir
 from kdcluster.train import data, feed, models, optim, precision, speed, views
 from kdcluster.train.bar import Bar
 from kdcluster.train.begin import begin
+from kdcluster.train.board import show_end
 from kdcluster.train.checkpoint import Saver
 from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import Splits, Stopped, evaluate_all
@@ -115,6 +116,7 @@ def train(
         finished = loop.run()
         if finished:
             publish.result({"views": targets.counted()} if targets else {})
+            show_end(publish, arrays)
     except BaseException:
         publish.writer.close()
         publish.tracker.close(success=False)
@@ -284,6 +286,7 @@ def _evaluate_only(
         if world.rank == 0:
             say_epoch(0, run, found.metrics, None)
         publish.result({})
+        show_end(publish, arrays)
         finished = True
     except Stopped:
         publish.preempted(0, 0)

@@ -31,7 +31,14 @@ class Writer:
     def do(self, work: Callable[[], object]) -> None:
         """Have it done after what was asked for before; waits where too much of that is left."""
         self.room()
-        self._jobs.append(self._thread.submit(work))
+        before = self._jobs[-1] if self._jobs else None
+
+        def after() -> None:
+            if before is not None:
+                before.result()  # raises: no checkpoint of a step without its weights, behind which others would begin
+            work()
+
+        self._jobs.append(self._thread.submit(after))
 
     def wait(self) -> None:
         """Until all is written."""

@@ -14,14 +14,17 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
+from kdcluster.commands.bands import WHAT
 from kdcluster.experiment import configfile
 from kdcluster.plan import Run, plan
 from kdcluster.sweep.points import Point, Space
+from kdcluster.train import board
 from kdcluster.train.tracking import FIRST, METRICS, Tracker, hparams
 from tests.desk import wait_until
 from tests.fabricated import put
-from tests.tiny import write_experiment
+from tests.tiny import make_run, put_images, train_here, write_experiment
 
 pytestmark = pytest.mark.integration
 
@@ -73,10 +76,11 @@ def test_runs_have_readable_names_and_come_in_while_it_runs(tmp_path: Path) -> N
         assert pinned[0] == {"plugin": "scalars", "tag": "test/top1"}
         url = f"http://{page.netloc}/data"
         names = {"teacher s0", "distilled α 0.5 T 4 s0", "trial α 0.81 T 8.178 s0"}
-        wait_until(lambda: set(asked(f"{url}/runs")) == names)
-        shown = ["best/top1", "test/loss", "test/top1"]
-        wait_until(lambda: {run: sorted(tags) for run, tags in asked(f"{url}/plugin/scalars/tags").items()}
-                   == dict.fromkeys(names, shown))  # fmt: skip
+        means = {"teacher, mean", "distilled α 0.5 T 4, mean"}
+        wait_until(lambda: set(asked(f"{url}/runs")) == names | means)
+        shown = {key: ["best/top1", "test/loss", "test/top1"] for key in names}
+        shown |= {key: [f"over seeds/tiny {what}" for what in sorted(WHAT)] for key in means}
+        wait_until(lambda: {run: sorted(tags) for run, tags in asked(f"{url}/plugin/scalars/tags").items()} == shown)
 
         about = asked(f"{url}/plugin/hparams/experiment", {"experimentName": "", "includeMetrics": True})
         columns = [info["name"] for info in about["hparamInfos"]]
@@ -110,3 +114,62 @@ def test_runs_have_readable_names_and_come_in_while_it_runs(tmp_path: Path) -> N
         assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("kdcluster")] == []
     finally:
         process.kill()
+
+
+def test_a_chart_has_all_roles_with_bands_over_their_seeds(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    (tmp_path / "tmp").mkdir()
+    write_experiment(tmp_path, {"seeds": [0, 1], "distill.logits": "computed"})
+    teacher, *baselines, distilled, _ = plan([configfile.load(str(tmp_path / "tiny.yaml"))]).runs
+    for run, top1 in ((teacher, 90.0), (baselines[0], 60.0), (distilled, 70.0)):
+        train(root, run, top1)
+    process = start(tmp_path, "tiny")
+    try:
+        assert process.stdout is not None
+        url = f"{process.stdout.readline().strip()}data/plugin"
+
+        def band(run: str) -> list[list[tuple[int, float]]]:
+            """(step, value) of mean, lowest, highest."""
+            urls = (f"{url}/scalars/scalars?{urllib.parse.urlencode({'run': run, 'tag': tag})}" for tag in tags)
+            return [[(step, value) for _, step, value in asked(one)] for one in urls]
+
+        ((chart,),) = (one["chart"] for one in wait_until(lambda: asked(f"{url}/custom_scalars/layout"))["category"])
+        ((series,), tags) = chart["margin"]["series"], [f"over seeds/tiny {what}" for what in WHAT]
+        assert [series[key] for key in ("value", "lower", "upper")] == tags
+        wait_until(lambda: sum(tags[0] in found for found in asked(f"{url}/scalars/tags").values()) == 3)
+        for name, top1 in (("teacher", 90.0), ("baseline", 60.0), ("distilled α 0.5 T 4", 70.0)):
+            assert band(f"{name}, mean") == [[(4, top1), (8, top1 - 1)]] * 3
+        train(root, baselines[1], 64.0)
+        wait_until(lambda: band("baseline, mean")[0] == [(4, 62.0), (8, 61.0)])
+        assert band("baseline, mean")[1:] == [[(4, 60.0), (8, 59.0)], [(4, 64.0), (8, 63.0)]]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_done_run_has_its_configuration_and_what_it_gets_wrong(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    put_images(tmp_path / "data")
+    run = make_run(tmp_path, "baseline")
+    run_dir = train_here(tmp_path / "runs", run, tmp_path / "data")
+    run_dir.add_experiments(["tiny"])
+    step = run_dir.result()["best"]["step"]  # type: ignore[index]
+    process = start(tmp_path, "tiny")
+    try:
+        assert process.stdout is not None
+        url = f"{process.stdout.readline().strip()}data/plugin"
+        shown = {board.WRONG, board.CONFUSION}
+        wait_until(lambda: shown == set(asked(f"{url}/images/tags").get("baseline s0", ())))
+        for tag in shown:
+            (one,) = asked(f"{url}/images/images?run=baseline+s0&tag={tag}&sample=0")
+            assert one["step"] == step
+            with urllib.request.urlopen(f"{url}/images/individualImage?{one['query']}", timeout=60) as answer:
+                assert Image.open(answer).format == "PNG"
+        assert asked(f"{url}/text/tags") == {"baseline s0": [board.CONFIG]}
+        (text,) = asked(f"{url}/text/text?run=baseline+s0&tag={board.CONFIG}")
+        assert text["step"] == step
+        assert run.hash in text["text"]
+        assert text["text"].startswith("<pre><code>")
+    finally:
+        process.kill()
+        process.communicate()

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 import kdcluster
 from kdcluster.cli import main
-from kdcluster.commands.overview import short_name
+from kdcluster.commands.cells import short_name
 from kdcluster.commands.submit import listed
 from kdcluster.errors import KdclusterError, SchedulerError, WaitTimeout
 from kdcluster.experiment.configfile import load

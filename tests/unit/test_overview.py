@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from kdcluster.columns import in_ascii
-from kdcluster.commands.overview import Group, grouped, rows, screen, short_name, total
+from kdcluster.commands.cells import short_name
+from kdcluster.commands.curves import Curves
+from kdcluster.commands.overview import Group, grouped, rows, screen, total, waited_for
 from kdcluster.commands.remaining import Left, in_words, until_done
 from kdcluster.experiment import configfile
 from kdcluster.launch.status import Status, statuses
 from kdcluster.plan import Plan, Run, plan, trial
 from kdcluster.runs import RunDir, find_run
 from kdcluster.states import State
-from tests.fabricated import BEAT, put
+from tests.fabricated import BEAT, evaluated, put
 from tests.tiny import make_plan, write_experiment
 
 OTHER = {"distill.alpha": 0.9, "seeds": [0, 1]}
@@ -99,7 +101,7 @@ def test_the_best_of_what_is_folded_is_a_student(tiny: list[Run]) -> None:
     found = {run.id: Status(State.QUEUED) for run in tiny}
     for run, top1 in zip(tiny, tops, strict=False):
         found[run.id] = Status(State.DONE, top1=top1)
-        folded = screen(groups, found, os.terminal_size((80, 3)), colour=False)[1].strip()
+        folded = screen(groups, found, os.terminal_size((80, 3)), colour=False)[-1].strip()
         done = sum(one.state == State.DONE for one in found.values())
         best = "teacher 93.90 %" if done == 1 else f"student {top1:.2f} %"
         assert folded.startswith(f"{done} done, best {best}")
@@ -129,13 +131,16 @@ def test_nothing_is_folded_or_left_out_without_a_screen(made: Plan, root: Path) 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 120, 200])
 def test_every_line_fits(made: Plan, root: Path, columns: int) -> None:
+    curves = Curves(root)
     for run, state in zip(made.runs, ("failed", "done", "running", "lost"), strict=False):
         attempt = put(root, run, state).newest()
         assert attempt is not None
         attempt.write("heartbeat", BEAT)
+        evaluated(RunDir(root, run.id), [{"step": step, "test/top1": step} for step in (10, 20, 30)])
     for lines in (99, 20, 8):
-        shown = text_of(made, root, columns, lines)
+        shown = text_of(made, root, columns, lines, curve_of=curves.of)
         assert max(map(len, shown)) <= columns
+        assert any("▁▄▇──" in line for line in shown) == (columns >= 80)
         assert any(line.startswith("baseline") and "running" in line for line in shown)
 
 
@@ -153,10 +158,10 @@ def test_ids_are_short_where_they_would_take_the_room_of_how_far_runs_are(made: 
 
 def test_the_columns_of_progress_stand_while_something_runs(made: Plan, root: Path) -> None:
     """They came and went with each heartbeat of a run that had just started."""
-    assert text_of(made, root, 120, 99)[0].split() == ["run", "settings", "state", "epoch", "left", "best"]
+    assert text_of(made, root, 120, 99)[0].split() == ["run", "settings", "state", "epoch", "left", "best", "accuracy"]
     (running,) = (run for run in made.runs if statuses(made, root)[run.id].state == "running")
     RunDir(root, running.id).attempt(1).write("outcome", {"state": "done", "reason": "", "time": 1.0})
-    assert "left" not in text_of(made, root, 120, 99)[0]
+    assert not {"left", "accuracy"} & set(text_of(made, root, 120, 99)[0].split())
 
 
 def test_a_copy_of_a_file_does_not_take_its_runs(tmp_path: Path, root: Path) -> None:
@@ -178,6 +183,13 @@ def test_a_reason_of_many_runs_is_said_once(made: Plan, root: Path) -> None:
     assert sum(line.startswith("failed: ") for line in shown) == 1
 
 
+def test_the_seed_stands_in_the_name_alone_on_a_terminal(tiny: list[Run]) -> None:
+    groups = [Group("tiny", tuple(tiny), {run.id: f"α 0.5 seed {run.seed}" for run in tiny})]
+    found = {run.id: Status(State.QUEUED) for run in tiny}
+    assert sum("α 0.5 seed 2" in line.replace("\xa0", " ") for line in rows(groups, found)) == 2
+    assert not any("seed" in line for line in screen(groups, found, os.terminal_size((120, 40))))
+
+
 def test_a_screen_without_unicode(made: Plan, root: Path) -> None:
     assert all(line.isascii() for line in text_of(made, root, 80, 99, spell=in_ascii))
     assert any("alpha 0.1" in line for line in text_of(made, root, 80, 99, spell=in_ascii))
@@ -189,6 +201,73 @@ def test_the_last_line() -> None:
         "1 of 4 done, about 4 min left; 1 running, 2 queued; 2 GPU-hours"
     )
     assert (total(states[:1], ""), total([], "")) == ("1 of 1 done", "0 runs")
+
+
+# What waits for what
+
+
+def way_of(runs: list[Run], states: str) -> str:
+    groups = [Group("tiny", tuple(runs), dict.fromkeys((run.id for run in runs), ""))]
+    found = {run.id: Status(State(state)) for run, state in zip(runs, states.split(), strict=True)}
+    shown = screen(groups, found, os.terminal_size((120, 40)), colour=False)
+    assert shown[1].startswith("tiny: ")
+    return shown[2].strip() if shown[2].startswith("  ") else ""
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ("running " + "queued " * 6, "teacher running ─▶ distilled 0/3; baseline 0/3"),
+        ("done done done running done queued queued", "teacher done ─▶ distilled 1/3; baseline 2/3"),
+        ("done failed done done lost failed failed",
+         "teacher done ─▶ distilled 0/3, 2 failed, 1 lost; baseline 2/3, 1 failed"),
+        ("failed done done done blocked blocked blocked", "teacher failed ─▶ distilled 0/3, 3 blocked; baseline 3/3"),
+        ("done " * 7, ""),
+    ],
+)  # fmt: skip
+def test_what_waits_for_what(tiny: list[Run], states: str, said: str) -> None:
+    assert way_of(tiny, states) == said
+
+
+def test_students_wait_for_a_store(tmp_path: Path) -> None:
+    runs = list(make_plan(tmp_path).runs)
+    assert way_of(runs, "done running queued queued") == (
+        "teacher done ─▶ logits running ─▶ distilled queued; baseline queued"
+    )
+    assert way_of(runs[2:], "queued queued") == ""  # what they wait for stands in another group
+
+
+def test_who_waits_for_what_stands_before_it_is_not_said_again(tiny: list[Run]) -> None:
+    groups = [Group("tiny", tuple(tiny), dict.fromkeys((run.id for run in tiny), ""))]
+    found = {run.id: Status(State.DONE) for run in tiny}
+    teacher, *_, one, two, three = (run.id for run in tiny)
+    found[teacher] = Status(State.RUNNING)
+    found[one] = Status(State.QUEUED, f"waits for {teacher}")
+    found[two] = Status(State.QUEUED, "waits for elsewhere-s0-1")
+    found[three] = Status(State.QUEUED, "waits for its turn")
+
+    def shown(lines: int) -> str:
+        return " ".join(" ".join(screen(groups, found, os.terminal_size((60, lines)), colour=False)).split())
+
+    for reason in ("waits for its turn", "waits for elsewhere-s0-1"):
+        assert reason in shown(40)
+    assert f"waits for {teacher}" not in shown(40)
+    assert waited_for(found[one]) == [teacher]
+    assert waited_for(found[three]) == []
+
+
+def test_a_short_screen_leaves_it_out_before_it_folds_runs(tiny: list[Run]) -> None:
+    groups = [Group("tiny", tuple(tiny), dict.fromkeys((run.id for run in tiny), ""))]
+    found = {run.id: Status(State.QUEUED) for run in tiny}
+    shown = [screen(groups, found, os.terminal_size((120, lines)), colour=False) for lines in (10, 9)]
+    assert [len(lines) for lines in shown] == [10, 9]
+    assert [any("─▶" in line for line in lines) for lines in shown] == [True, False]
+    assert all(run.id in "\n".join(shown[1]) for run in tiny)
+
+
+def test_a_file_has_rows_alone(made: Plan, root: Path) -> None:
+    lines = rows(grouped(made, root, [run.id for run in made.runs]), statuses(made, root))
+    assert not any("▶" in line for line in lines)
 
 
 # How long it takes

@@ -21,7 +21,7 @@ import pytest
 
 from kdcluster import terminal
 from kdcluster.commands import progress
-from kdcluster.commands.overview import time_left
+from kdcluster.commands.cells import short_name, time_left
 from kdcluster.commands.progress import Shown, as_known, drawn, follow, line
 from kdcluster.errors import WaitTimeout
 from kdcluster.launch.status import Status, statuses
@@ -30,7 +30,7 @@ from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.terminal import Screen
 from tests import fabricated
-from tests.fabricated import BEAT, LIVE, STATES, ended, publish, put, started
+from tests.fabricated import BEAT, LIVE, STATES, ended, evaluated, publish, put, started
 from tests.tiny import make_plan
 
 HANG_S = 300
@@ -309,6 +309,7 @@ class Terminal:
 def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, variables: dict[str, str]) -> None:
     teacher, baseline, student = (put(root, run, "queued") for run in made.runs)
     started(teacher, agent=LIVE).write("heartbeat", {**BEAT, "time": time.time(), "steps": 6030})
+    evaluated(teacher, [{"step": step, "test/top1": top1} for step, top1 in ((603, 20.0), (1206, 41.25))])
     fabricated.done(baseline, 55.5)
     terminal = Terminal(tmp_path / "tiny.yaml", root, columns, **variables)
     terminal.wait_for(r" min left; .*\n")
@@ -323,15 +324,19 @@ def test_on_a_terminal(made: Plan, root: Path, tmp_path: Path, columns: int, var
     last.feed(terminal.text.partition("next: ")[0])
     steps = terminal.text.split("next: ")[1:]  # below the last screen; a terminal may wrap what is to be copied
     assert [step.split()[1] for step in steps] == ["logs", "submit"]
-    safe, head, title, *body = first.shown
+    safe, head, title, way, *body = first.shown
     assert safe == "Ctrl-C ends this; the runs go on"
     wide = columns > 80
-    assert head.split() == ["run", "state", "epoch", "left", "best", *["images/s", "progress", "why"] * wide]
+    known = ["run", "state", "epoch", "left", "best", "accuracy", "images/s"]
+    assert head.split() == [*known, *["progress", "why"] * wide]
     assert title == "tiny: 1 of 3 done"
+    assert way == "  teacher running ─▶ distilled queued; baseline done"
+    curve = "▁▇" + "─" * 8
+    name = {one: [one.id] if wide else short_name(one.id).split() for one in (teacher, student, baseline)}
     assert [line.split() for line in body[:3]] == [
-        [teacher.id, "running", "3/10", "10:00", "41.25", "%", *["160", "─" * 12] * wide],
-        [student.id, "queued", *["waits", "for", "its", "turn"] * wide],
-        [baseline.id, "done", "55.50", "%"],
+        [*name[teacher], "running", "3/10", "10:00", "41.25", "%", curve, "160", *["─" * 12] * wide],
+        [*name[student], "queued", *["waits", "for", "its", "turn"] * wide],
+        [*name[baseline], "done", "55.50", "%"],
     ]
     assert re.fullmatch(r"\d\d:\d\d:\d\d  1 of 3 done, at least 10 min left; 1 running, 1 queued", first.shown[-2])
     shown = " ".join(map(str.strip, last.shown))

@@ -38,6 +38,23 @@ def test_nobody_waits_for_a_disk_until_too_much_waits_to_be_written():
     writer.close()
 
 
+def test_nothing_is_written_behind_what_is_not():
+    """A checkpoint of a step whose weights and predictions are not on disk: the next attempt began behind them."""
+    writer, gate, done = Writer(), threading.Event(), []
+
+    def full() -> None:
+        assert gate.wait(HANG_S)
+        raise OSError(28, "No space left on device")
+
+    writer.do(full)
+    writer.do(lambda: done.append("checkpoint"))
+    gate.set()
+    with pytest.raises(OSError, match="No space left"):
+        writer.wait()
+    writer.close()
+    assert done == []
+
+
 def test_what_goes_wrong_is_raised_to_who_asks_next(caplog):
     def full() -> None:
         raise OSError(28, "No space left on device")
