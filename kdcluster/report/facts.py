@@ -1,0 +1,73 @@
+"""What a report says of an experiment, gathered once from the runs directory; nothing is drawn or spelt here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcluster.experiment.configfile import LoadedExperiment
+from kdcluster.files import trainer_code
+from kdcluster.launch.status import statuses
+from kdcluster.plan import Plan, Role, Run, plan
+from kdcluster.report import curves
+from kdcluster.results.index import Index
+from kdcluster.results.measured import is_done
+from kdcluster.results.table import ExperimentTable, Row, Standing, Table, build
+from kdcluster.run import TRAINED
+from kdcluster.runs import RunDir
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one experiment."""
+
+    name: str
+    table: Table
+    """Of this experiment alone."""
+    curves: curves.Curves
+
+    @property
+    def results(self) -> ExperimentTable:
+        """The table's rows, problems and notes."""
+        return self.table.experiments[0]
+
+    def row(self, role: Role) -> Row | None:
+        """A row of the table, where it has a number."""
+        return next((row for row in self.results.rows if row.role == role and row.top1_mean is not None), None)
+
+    def top1(self, role: Role) -> float | None:
+        """The mean of a role in the table, in percent."""
+        row = self.row(role)
+        return row.top1_mean if row else None
+
+
+def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_dir: Path) -> Facts:
+    """All of them.
+
+    Args:
+        loaded: the experiment.
+        settings: what the command line sets on top of its file.
+        root: the runs directory.
+        data_dir: where its images lie, if they do.
+    """
+    made, index = plan([loaded]), Index(root)
+    done = {run.id for run in made.runs if is_done(RunDir(root, run.id))}
+    built = build(made, root, states=_standings(made, done, root), trainer_code=trainer_code())
+    runs = runs_of(made, loaded.name)
+    unit = "epoch" if loaded.config.train.steps is None else "step"
+    found = Facts(loaded.name, built, curves.read(runs, done, unit, root, index))
+    index.save()
+    return found
+
+
+def runs_of(made: Plan, name: str) -> Mapping[Role, Sequence[Run]]:
+    """By role; none of a store."""
+    return {role: [made[run_id] for run_id in made.wanted[name][role]] for role in TRAINED}
+
+
+def _standings(made: Plan, done: set[str], root: Path) -> Mapping[str, Standing]:
+    """Of the runs that are not done, as `results` has them."""
+    rest = made.cut({run.id for run in made.runs if run.id not in done})
+    found = statuses(rest, root)
+    return {name: (one.state, one.reason, str(one.log) if one.log else None) for name, one in found.items()}
