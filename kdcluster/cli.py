@@ -22,7 +22,10 @@ from kdcluster.imagefolder import looked_at_once
 from kdcluster.terminal import Warnings, leave, say, show, show_json, show_wrapped, width
 from kdcluster.wording import count, one_line, printable, wrapped
 
-PICTURES = ("curves",)
+PICTURES = (
+    *("curves", "gains", "sizes", "latencies", "classes", "calibration"),
+    *("sweep-map", "sweep-keys", "sweep-courses", "time"),
+)
 """Of kdcluster.report.pictures, whose modules are not needed to offer them."""
 
 

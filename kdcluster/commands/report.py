@@ -47,7 +47,8 @@ def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: 
 def _facts(chosen: Chosen, *names: str) -> list[Facts]:
     names = tuple(dict.fromkeys(names or chosen.experiments))
     chosen.plan(*names)  # all that is wrong with files and options, at once
-    return [gather(chosen.load(name), chosen.settings, chosen.root, chosen.data) for name in names]
+    again = {name: f"{chosen.again(name)}{chosen.where}" for name in names}
+    return [gather(chosen.load(name), chosen.settings, chosen.root, chosen.data, again[name]) for name in names]
 
 
 def _write(target: Path, content: str | bytes) -> None:

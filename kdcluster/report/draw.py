@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from kdcluster.errors import KdclusterError
 from kdcluster.report.markup import Html, element, raw, text
+from kdcluster.wording import one_line
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MM = 25.4
@@ -48,7 +50,7 @@ class Look:
     """Of its text, in points."""
 
 
-PAGE = Look(430 / 72, 280 / 72, IN_A_PAGE, 10.5)
+PAGE = Look(380 / 72, 250 / 72, IN_A_PAGE, 10.5)
 
 
 def paper(width_mm: float) -> Look:
@@ -108,6 +110,21 @@ def drawing(look: Look) -> Iterator[None]:
         yield
 
 
+def axes(figure: Figure, x: str, y: str) -> Axes:
+    """The only ones of a figure."""
+    made = figure.subplots()
+    made.set_xlabel(x)
+    made.set_ylabel(y)
+    made.tick_params(length=3)
+    return made
+
+
+def brief(text: str, most: int = 24) -> str:
+    """A name from outside, as a picture has room for it."""
+    text = one_line(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 Draw = Callable[["Figure", Any, Look], None]
 
 
@@ -118,12 +135,13 @@ def figure(draw: Draw, facts: Any, look: Look, height: float = 1.0) -> Figure:
     return made
 
 
-def inline(draw: Draw, facts: Any, label: str, caption: object, height: float = 1.0) -> Html:
+def inline(draw: Draw, facts: Any, of: str, label: str, caption: object, height: float = 1.0) -> Html:
     """A figure of a page: a drawing whose colours are the page's variables, and what is said below it.
 
     Args:
         draw: draws it.
         facts: what it shows.
+        of: the experiment, whose drawings are apart from those of others in the page.
         label: what is to be seen, for who sees it not.
         caption: below it.
         height: as `figure` has it.
@@ -132,17 +150,19 @@ def inline(draw: Draw, facts: Any, label: str, caption: object, height: float = 
     with drawing(PAGE):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure(draw, facts, PAGE, height).savefig(out, format="svg", metadata=nothing)
-    return element("figure", _svg(out.getvalue(), label), element("figcaption", caption))
+    return element("figure", _svg(out.getvalue(), of, label), element("figcaption", caption))
 
 
-def _svg(made: str, label: str) -> Html:
+def _svg(made: str, of: str, label: str) -> Html:
     """matplotlib's file as an element of a page, its ids apart from those of other drawings."""
-    key = f"p{zlib.crc32(made.encode()):08x}"
+    key = f"p{zlib.crc32(f'{of} {made}'.encode()):08x}"
     made = made[made.index("<svg") :]
     made = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>|<!--.*?-->", "", made, flags=re.S)
     head, body = made.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
     body = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{key}-", body)
     body = re.sub(r"font: ((?:\w+ )*[\d.]+px) [^;\"]+", r"font: \1 var(--sans)", body)
     for name, colour in IN_A_PAGE.items():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.files import trainer_code
 from kdcluster.launch.status import statuses
-from kdcluster.plan import Plan, Role, Run, plan
-from kdcluster.report import curves
+from kdcluster.plan import Plan, Role, plan
+from kdcluster.report import curves, examples, guesses, latency, origin, trials
 from kdcluster.results.index import Index
 from kdcluster.results.measured import is_done
 from kdcluster.results.table import ExperimentTable, Row, Standing, Table, build
@@ -26,6 +26,15 @@ class Facts:
     table: Table
     """Of this experiment alone."""
     curves: curves.Curves
+    images: guesses.OfImages
+    examples: examples.Examples
+    trials: trials.Trials | None
+    latencies: tuple[latency.Latency, ...]
+    origin: origin.Origin
+    roles: Mapping[str, Role]
+    """Of each run."""
+    again: str
+    """The arguments that name the same runs in another command."""
 
     @property
     def results(self) -> ExperimentTable:
@@ -41,8 +50,13 @@ class Facts:
         row = self.row(role)
         return row.top1_mean if row else None
 
+    @property
+    def gains(self) -> dict[int, float]:
+        """Seed -> gain in percentage points."""
+        return {one.seed: one.gain for one in self.results.seeds if one.gain is not None}
 
-def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_dir: Path) -> Facts:
+
+def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_dir: Path, again: str = "") -> Facts:
     """All of them.
 
     Args:
@@ -50,20 +64,30 @@ def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_d
         settings: what the command line sets on top of its file.
         root: the runs directory.
         data_dir: where its images lie, if they do.
+        again: the arguments that name the same runs in another command.
     """
     made, index = plan([loaded]), Index(root)
     done = {run.id for run in made.runs if is_done(RunDir(root, run.id))}
     built = build(made, root, states=_standings(made, done, root), trainer_code=trainer_code())
-    runs = runs_of(made, loaded.name)
+    runs = {role: [made[run_id] for run_id in made.wanted[loaded.name][role]] for role in TRAINED}
+    trained = list({run.id: run for ours in runs.values() for run in ours}.values())
     unit = "epoch" if loaded.config.train.steps is None else "step"
-    found = Facts(loaded.name, built, curves.read(runs, done, unit, root, index))
+    each, labels, without = guesses.read(trained, done, root)
+    names = examples.class_names(trained, root, data_dir)
+    found = Facts(
+        loaded.name,
+        built,
+        curves.read(runs, done, unit, root, index),
+        replace(guesses.compare(runs, each, labels, names), without=tuple(without)),
+        examples.choose(runs, each, labels, names, data_dir),
+        trials.read(loaded, tuple(settings), root, index),
+        latency.read(runs, root),
+        origin.read(loaded, made.runs, root),
+        {run.id: run.role for run in made.runs},
+        again,
+    )
     index.save()
     return found
-
-
-def runs_of(made: Plan, name: str) -> Mapping[Role, Sequence[Run]]:
-    """By role; none of a store."""
-    return {role: [made[run_id] for run_id in made.wanted[name][role]] for role in TRAINED}
 
 
 def _standings(made: Plan, done: set[str], root: Path) -> Mapping[str, Standing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Container, Iterable, Sequence
 
 from kdcluster.wording import one_line, printable
@@ -33,7 +34,9 @@ def joined(parts: Iterable[object], separator: str = ", ") -> Html:
 
 def text(value: object) -> Html:
     """A value in one line, with what controls or turns a line spelt out; markup stays as it is."""
-    return value if isinstance(value, Html) else Html(html.escape(one_line(str(value))))
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(re.sub(r"(?<=\d) (?=%)", "\xa0", one_line(str(value)))))  # `92.60 %` is not torn apart
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Html:
@@ -93,7 +96,7 @@ def table(
         body.append(element("tr", name, *cells, class_="strong" if at in strong else None))
     whole = element(
         "table",
-        element("caption", caption),
+        element("caption", element("span", caption)),
         element("thead", element("tr", *heads)),
         element("tbody", *body),
     )

@@ -7,14 +7,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdcluster import __version__
-from kdcluster.report import sections
 from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, element, joined, named, raw, together
+from kdcluster.report.sections import images, origin, results, seeds, sweep
+from kdcluster.report.sections.parts import Section
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Content security: whatever stood in the page, nothing would run and nothing would be fetched."""
 
-SECTIONS: tuple[Callable[[Facts], sections.Section | None], ...] = (sections.results, sections.course)
+SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
+    results.results,
+    results.course,
+    seeds.gains,
+    seeds.sizes,
+    images.classes,
+    images.examples,
+    images.calibration,
+    images.without,
+    sweep.sweep,
+    origin.costs,
+    origin.reproduce,
+)
 """In their order; one that has nothing to say gives None."""
 
 
@@ -56,7 +69,7 @@ def _style() -> str:
 def _experiment(facts: Facts, number: int, several: bool) -> tuple[list[Html], Html]:
     """Links to the parts of an experiment, and the parts."""
     level = "h3" if several else "h2"
-    links, parts = [], [sections.headline(facts)]
+    links, parts = [], [results.headline(facts)]
     for made in filter(None, (section(facts) for section in SECTIONS)):
         anchor = f"e{number}-{re.sub('[^a-z]+', '-', made.title.lower())}"
         links.append(element("li", element("a", made.title, href=f"#{anchor}")))

@@ -35,6 +35,14 @@ def parameters(number: int | None) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
 
 
+def brief_number(value: float) -> str:
+    """`20 k`, `3 M`, `0.5`, as an axis has it."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
 def ratio(value: float | None, unit: str) -> str:
     """`15.5×`, `91.4 %`."""
     return MISSING if value is None else f"{value:.1f}{unit}"
@@ -43,3 +51,8 @@ def ratio(value: float | None, unit: str) -> str:
 def counted(row: Row) -> str:
     """Of how many seeds, and of how many it should be."""
     return str(row.n) if row.n == row.n_expected else f"{row.n} of {row.n_expected}"
+
+
+def chance(p: float) -> str:
+    """`0.031`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
+import io
+import itertools
+import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.numpy import save_file
 
-from kdcluster import cli
+from kdcluster import cli, predictions
 from kdcluster.experiment import configfile
+from kdcluster.files import write_json
 from kdcluster.plan import plan
 from kdcluster.report import pictures
 from kdcluster.report.curves import convergence
 from kdcluster.report.facts import Facts, gather
+from kdcluster.run import STORE
 from kdcluster.runs import RunDir
-from tests.fabricated import ended, evaluated, publish, started
-from tests.tiny import write_experiment
+from tests.fabricated import ended, evaluated, publish, put, started
+from tests.tiny import put_arrays, write_experiment
 
 TOPS = {
     ("teacher", 0): [60.0, 90.0],
@@ -175,3 +185,203 @@ def test_before_a_run_has_begun_there_is_a_page_and_no_figure(folder: Path) -> N
     assert result.exit_code == 1
     assert "nothing for the picture curves yet" in result.stderr
     assert not (folder / "a.pdf").exists()
+
+
+# What is said of single images
+
+LOGITS = {
+    ("teacher", 0): [[4, 0], [0, 4], [4, 0], [0, 4]],
+    ("baseline", 0): [[2, 0], [2, 0], [0, 2], [0, 2]],
+    ("baseline", 1): [[2, 0], [2, 0], [0, 2], [0, 2]],
+    ("distilled", 0): [[3, 0], [0, 3], [0, 3], [0, 3]],
+    ("distilled", 1): [[3, 0], [0, 3], [0, 3], [3, 0]],
+}
+"""(N, 2) of four test images whose labels are LABELS; the other eight classes have no chance."""
+LABELS = [0, 1, 0, 1]
+
+
+def with_predictions(
+    root: Path, made: Any, labels: list[int] = LABELS, leave_out: tuple[str, int] | None = None
+) -> None:
+    """`finished` with logits that give the accuracies of the last epoch."""
+    tops = {}
+    for key, rows in LOGITS.items():
+        right = 25.0 * sum(row.index(max(row)) == label for row, label in zip(rows, LABELS, strict=True))
+        tops[key] = [right / 2, right]
+    finished(root, made, tops)
+    for one in made.runs:
+        if (one.role, one.seed) in LOGITS and (one.role, one.seed) != leave_out:
+            logits = np.full((4, 10), -60000, np.float16)
+            logits[:, :2] = LOGITS[one.role, one.seed]
+            path = predictions.path_of(root / one.id, 8)
+            path.parent.mkdir()
+            save_file({"test": logits, "test_labels": np.array(LABELS, np.int32)}, path)
+
+
+def test_what_is_said_of_images_is_what_counting_by_hand_gives(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    found = gathered(folder).images
+    assert found.without == ()
+    assert found.images == 4
+    # baseline: image 0 right, 1 wrong, 2 wrong, 3 right. Seed 0 fixes image 1; seed 1 fixes 1 and breaks 3.
+    assert [(one.seed, one.fixed, one.broken) for one in found.pairs] == [(0, 1, 0), (1, 1, 1)]
+    assert [one.p for one in found.pairs] == [1.0, 1.0]
+    # class 0 is images 0 and 2: 50 % of both; class 1 is 1 and 3: baseline 50 %, distilled (100 + 50) / 2
+    assert [(one.name, one.images, one.baseline, one.distilled) for one in found.classes] == [
+        ("class 0", 2, 50.0, 50.0),
+        ("class 1", 2, 50.0, 75.0),
+    ]
+    assert found.classes[1].change == 25.0
+    # 1 is taken for 0 once by each baseline; by distilled in seed 1 only
+    assert [(one.label, one.guess, one.baseline, one.distilled) for one in found.confused] == [
+        ("class 1", "class 0", 1.0, 0.5)
+    ]
+    teacher, baseline, distilled = found.calibration
+    sure = {margin: 1 / (1 + math.exp(-margin)) for margin in (2, 3, 4)}
+    assert teacher.ece == pytest.approx(100 * (1 - sure[4]))
+    assert baseline.ece == pytest.approx(100 * (sure[2] - 0.5))
+    assert distilled.ece == pytest.approx(100 * ((sure[3] - 0.75) + (sure[3] - 0.5)) / 2)
+    assert distilled.ece_sd == pytest.approx(100 * 0.25 / math.sqrt(2))
+    assert (teacher.agreement, teacher.kl) == (None, None)
+    assert baseline.agreement == 50.0
+    assert distilled.agreement == pytest.approx((75 + 50) / 2)
+    p = sure[4]
+    same, other = (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)) for q in (sure[2], 1 - sure[2]))
+    assert baseline.kl == pytest.approx((same + other) / 2)
+
+
+def test_images_are_shown_where_the_data_folder_has_those_that_were_tested_on(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    assert "the images are not in" in gathered(folder).examples.no_pixels
+    random = np.random.RandomState(0)
+    images = {f"{split}_images": random.randint(0, 256, (4, 3, 16, 16)).astype(np.uint8) for split in ("train", "test")}
+    labels = {f"{split}_labels": np.array(LABELS, np.int64) for split in ("train", "test")}
+    put_arrays(folder / "data", "cifar10", {**images, **labels})
+    found = gathered(folder).examples
+    assert found.no_pixels == ""
+    (fixed,), (broken,) = found.fixed, found.broken
+    assert (fixed.index, fixed.label, fixed.baseline, fixed.distilled, fixed.seeds, fixed.of) == (
+        *(1, "class 1", "class 0", "class 1", 2, 2),
+    )
+    assert (broken.index, broken.baseline, broken.distilled, broken.seeds) == (3, "class 1", "class 0", 1)
+    assert fixed.png
+    content = base64.b64decode(fixed.png.removeprefix("data:image/png;base64,"))
+    np.testing.assert_array_equal(
+        np.array(Image.open(io.BytesIO(content))), images["test_images"][1].transpose(1, 2, 0)
+    )
+    np.save(folder / "data" / "arrays" / "cifar10" / "test_labels.npy", np.array([1, 1, 0, 1]))
+    assert "not those that the runs were tested on" in gathered(folder).examples.no_pixels
+
+
+def test_runs_without_predictions_are_reported_without_and_it_is_said(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    with_predictions(folder / "runs", made, leave_out=("baseline", 1))
+    lacking = next(one.id for one in made.runs if (one.role, one.seed) == ("baseline", 1))
+    found = gathered(folder).images
+    assert [one.seed for one in found.pairs] == [0]
+    assert found.without == (f"{lacking}: it keeps no predictions: an earlier version made it",)
+    path = predictions.path_of(folder / "runs" / lacking, 8)
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    assert "its predictions are damaged" in gathered(folder).images.without[0]
+    run("report", "tiny.yaml", "--output", "a.html")
+    assert lacking in (folder / "a.html").read_text()
+
+
+def test_a_run_that_failed_is_never_hidden(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, {key: tops for key, tops in TOPS.items() if key != ("distilled", 1)})
+    broken = next(one for one in made.runs if (one.role, one.seed) == ("distilled", 1))
+    put(folder / "runs", broken, "failed")
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(Parsed((folder / "a.html").read_text()).text)
+    assert "1 of 2" in said
+    assert f"{broken.id} failed rank 1, step 7: ValueError: no" in " ".join(said.split())
+    assert f"Not done, and not in the curves: {broken.id} ." in " ".join(said.split())
+
+
+# Names from outside
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "\u202egnp.exe",
+    "$\\frac{",
+    "W" * 200,
+    "</svg></style><b>",
+    "דג",
+    "a&b",
+    "]]>",
+    "x" * 24 + "<i>",
+]
+
+
+@pytest.mark.parametrize("first", range(0, 10, 2))
+def test_names_from_outside_are_text(folder: Path, first: int) -> None:
+    name = "<script>alert(1)<" + "&" * 150  # no slash: it is a file's
+    write_experiment(folder, {"seeds": [0, 1], "variant": HOSTILE[1]}, name)
+    loaded = configfile.load(f"{name}.yaml")
+    made = plan([loaded])
+    with_predictions(folder / "runs", made)
+    for one in (one for one in made.runs if one.role != STORE):
+        RunDir(folder / "runs", one.id).note_submit(shlex.join([name, "--set", f"variant={HOSTILE[1]}"]))
+    write_json(folder / "runs" / made.runs[0].id / "config.json", {"label_names": [*HOSTILE[first:], *HOSTILE[:first]]})
+    assert run("report", f"{name}.yaml", "--output", "a.html").exit_code == 0
+    written = (folder / "a.html").read_text()
+    page = Parsed(written)
+    assert {tag for tag, _ in page.elements} & {"script", "i", "b", "iframe", "object", "link"} == set()
+    for tag, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on")]
+        assert tag != "img" or (attributes["src"] or "").startswith("data:image/png;base64,")
+        assert not (attributes.get("href") or "#").startswith(("http", "javascript"))
+    said = "".join(page.text)
+    assert "\u202e" not in written
+    assert all(one.replace("\u202e", "\\u202e") in said for one in HOSTILE[first : first + 2])
+    assert name in said
+
+
+def test_nothing_is_fetched_and_nothing_can_run(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    run("report", "tiny.yaml")
+    written = (folder / "tiny-report.html").read_text()
+    page = Parsed(written)
+    policy = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv")]
+    assert policy[0].startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert not re.search(r"url\((?!#)", written)
+    assert "@import" not in written
+    addresses = set(re.findall(r"https?://[^\"'<> ]+", written))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_the_page_can_be_read_without_seeing_it(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    run("report", "tiny.yaml")
+    page = Parsed((folder / "tiny-report.html").read_text())
+    assert dict(page.elements[0][1]) == {"lang": "en"}
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("table") == tags.count("caption") == tags.count("thead")
+    assert all(attributes.get("scope") for tag, attributes in page.elements if tag == "th")
+    drawn = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(drawn) == tags.count("figure") == tags.count("figcaption") > 4
+    assert all(one["role"] == "img" and one["aria-label"] for one in drawn)
+    assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    anchors = {(attributes["href"] or "")[1:] for tag, attributes in page.elements if tag == "a"}
+    assert anchors <= set(ids)
+    named = {attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes}
+    assert named <= set(ids)
+
+
+def test_several_experiments_stand_in_one_page(folder: Path) -> None:
+    write_experiment(folder, {"seeds": [0, 1], "distill.alpha": 0.9}, "other")
+    for name in ("tiny", "other"):
+        finished(folder / "runs", plan([configfile.load(f"{name}.yaml")]))
+    result = run("report", "tiny.yaml", "other.yaml")
+    assert result.stdout == "tiny-other-report.html\n"
+    page = Parsed((folder / "tiny-other-report.html").read_text())
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))

@@ -1,24 +1,16 @@
-"""The sections of an experiment in a page: what the table says, and how the accuracy rose."""
+"""What the table says, and how the accuracy rose."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from kdcluster.report import pictures, words
+from kdcluster.report import words
 from kdcluster.report.curves import Curve, convergence
-from kdcluster.report.draw import inline
 from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, element, folded, joined, listed, named, paragraphs, table, together
+from kdcluster.report.sections.parts import Section, picture
 from kdcluster.results.table import Problem
 from kdcluster.states import State
-
-
-class Section(NamedTuple):
-    """A heading, and what stands below it."""
-
-    title: str
-    body: Html
 
 
 def headline(facts: Facts) -> Html:
@@ -31,8 +23,8 @@ def headline(facts: Facts) -> Html:
         tiles.append((row.role, row.role, told, more))
     if distilled and distilled.gain is not None:
         ends = distilled.gain_ci95
-        more = f"95 % interval {words.interval(ends)}" if ends else "of one seed: no interval"
-        tiles.append(("gain", "", f"{words.points(distilled.gain)} points", more))
+        more = f"points, 95 % interval {words.interval(ends)}" if ends else "points, of one seed: no interval"
+        tiles.append(("gain", "", words.points(distilled.gain), more))
     if distilled and distilled.retention is not None:
         tiles.append(("retention", "", words.ratio(distilled.retention, " %"), "of the teacher's accuracy"))
     if distilled and distilled.reduction:
@@ -103,7 +95,7 @@ def course(facts: Facts) -> Section:
         return Section("Accuracy over training", paragraphs(["No run has been evaluated more than once."]))
     label = "; ".join(f"{c.role}: {c.mean[0]:.1f} % at first, best {c.best[1]:.1f} %" for c in found.of.values())
     bands = "Bands are one standard deviation over the seeds. " if any(c.sd for c in found.of.values()) else ""
-    drawn = inline(pictures.curves, facts, f"Test accuracy by {found.unit}. {label}.", bands)
+    drawn = picture("curves", facts, f"Test accuracy by {found.unit}. {label}.", bands)
     said = [*convergence(found)]
     if found.unfinished:
         said.append(f"No {' or '.join(found.unfinished)} run is done: that curve is of runs that are not.")

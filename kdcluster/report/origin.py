@@ -1,0 +1,111 @@
+"""Where an experiment's numbers come from: attempts and what they cost, code, versions, commands, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcluster.experiment.configfile import LoadedExperiment
+from kdcluster.history import Record, history
+from kdcluster.plan import Run
+from kdcluster.runs import Attempt, RunDir
+from kdcluster.settings import Setting, of_experiment
+from kdcluster.wording import count
+
+LONGEST_DIFF = 20_000
+"""Characters of uncommitted changes that a page shows; the run directory has the rest."""
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """How some runs were made, all of them alike: by the newest attempt of each."""
+
+    runs: tuple[str, ...]
+    code: Pairs
+    """(what, version): kdcluster, the digest of its trainer, the commit of each checkout."""
+    versions: Pairs
+    """(package, version), Python first."""
+    where: str
+    """Device, processes, threads, precision."""
+    diff: str
+    """What was not committed; empty where all was."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of an experiment."""
+
+    records: Mapping[str, Sequence[Record]]
+    """Run -> its attempts, oldest first; only of runs that have begun."""
+    made: tuple[Made, ...]
+    submitted: tuple[str, ...]
+    """The arguments of each `kdcluster submit` that started one of its runs."""
+    commands: Mapping[str, Sequence[str]]
+    """Run -> the command of its newest attempt."""
+    settings: Mapping[str, Setting]
+    file: str
+    """The experiment's."""
+
+
+def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
+    """All of it; `runs` with the stores."""
+    dirs = {run.id: RunDir(root, run.id) for run in runs}
+    newest = {run_id: attempt for run_id, run_dir in dirs.items() if (attempt := run_dir.newest())}
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for run_id, attempt in newest.items():
+        alike.setdefault(_how(attempt), []).append(run_id)
+    return Origin(
+        {run_id: found for run_id, run_dir in dirs.items() if (found := history(run_dir))},
+        tuple(Made(tuple(ids), *how) for how, ids in alike.items()),
+        tuple(dict.fromkeys(words for run_dir in dirs.values() if (words := run_dir.submitted()))),
+        {run_id: _command(attempt) for run_id, attempt in newest.items()},
+        of_experiment(loaded),
+        str(loaded.path),
+    )
+
+
+def _how(attempt: Attempt) -> tuple[Pairs, Pairs, str, str]:
+    """What makes runs alike, as `Made` has it."""
+    trainer, code = attempt.read("trainer"), _block(attempt.start, "code")
+    told = [("kdcluster", str(code["kdcluster"]))] if code.get("kdcluster") else []
+    told += [("trainer", str(code["trainer_code"])[:12])] if code.get("trainer_code") else []
+    for folder, state in _block(code, "git").items():
+        changed = " with uncommitted changes" if state.get("dirty") else ""
+        told.append((f"git, {folder}", f"{state.get('commit') or 'no commit'}{changed}"))
+    python = [("python", str(trainer["python"]))] if trainer.get("python") else []
+    versions = sorted((name, str(of)) for name, of in _block(trainer, "versions").items())
+    return tuple(told), (*python, *versions), _where(trainer), _diff(attempt)
+
+
+def _block(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of a record that only people read; empty where it is none."""
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _where(trainer: Mapping[str, Any]) -> str:
+    device = trainer.get("device_name") or trainer.get("device")
+    if not device:
+        return ""
+    parts = [str(device), *(count(trainer[key], word) for key, word in _COUNTED if isinstance(trainer.get(key), int))]
+    amp = {"none": "float32", "bf16": "bf16"}.get(str(trainer.get("amp")))
+    return ", ".join([*parts, *([amp] if amp else []), *["compiled"] * bool(trainer.get("compiled"))])
+
+
+_COUNTED = (("procs", "process"), ("threads", "thread"))
+
+
+def _diff(attempt: Attempt) -> str:
+    try:
+        return (attempt.path / "code.diff").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _command(attempt: Attempt) -> list[str]:
+    found = attempt.start.get("command")
+    return [str(word) for word in found] if isinstance(found, list) else []
