@@ -49,6 +49,7 @@ def page(experiments: Sequence[Facts], made: str) -> str:
         element("title", title),
         raw(f"<style>{_style()}</style>"),
     )
+    overview = results.overview(experiments) if len(experiments) > 1 else Html()
     heading = together("Distillation: ", joined(named(one.name) for one in experiments))
     told = element("p", f"Made {made} by kdcluster {__version__}", class_="soft")
     body = element(
@@ -56,7 +57,7 @@ def page(experiments: Sequence[Facts], made: str) -> str:
         element("a", "Skip to the results", href="#results", class_="skip"),
         element("header", element("h1", heading), told),
         element("nav", element("ul", *(link for links, _ in parts for link in links)), aria_label="Contents"),
-        element("main", *(article for _, article in parts), id="results"),
+        element("main", overview, *(article for _, article in parts), id="results"),
         element("footer", "This file is whole: it fetches nothing and runs no script."),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"

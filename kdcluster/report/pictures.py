@@ -108,6 +108,7 @@ def _against(figure: Figure, found: list[tuple[float, Any]], what: str, facts: F
     ends = [x for x, _ in found]
     plot.set_xlim(min(ends) / 2.5, max(ends) * 4)
     plot.margins(y=0.2)
+    plot.set_ylim(top=min(102.0, plot.get_ylim()[1]))
 
 
 def classes(figure: Figure, facts: Facts, look: Look) -> None:
@@ -143,7 +144,7 @@ def calibration(figure: Figure, facts: Facts, look: Look) -> None:
         label = f"{one.role}, ECE {one.ece:.1f}"
         plot.plot(x, y, color=look.colour[one.role], ls=DASHES[one.role], marker=MARKS[one.role], label=label)
     plot.set(xlim=(0, 102), ylim=(0, 102))
-    plot.legend(loc="upper left")
+    plot.legend(loc="best")
 
 
 def _rows(number: int) -> float:

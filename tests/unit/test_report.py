@@ -10,13 +10,11 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from safetensors.numpy import save_file
 
 from kdcluster import cli, predictions
 from kdcluster.experiment import configfile
@@ -27,40 +25,13 @@ from kdcluster.report.curves import convergence
 from kdcluster.report.facts import Facts, gather
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
-from tests.fabricated import ended, evaluated, publish, put, started
-from tests.tiny import put_arrays, write_experiment
-
-TOPS = {
-    ("teacher", 0): [60.0, 90.0],
-    ("baseline", 0): [40.0, 70.0],
-    ("baseline", 1): [44.0, 74.0],
-    ("distilled", 0): [71.0, 80.0],
-    ("distilled", 1): [75.0, 78.0],
-}
-"""Test accuracy after each of two epochs, by role and seed."""
+from tests.fabricated import put
+from tests.reported import TOPS, finished, with_pixels, with_predictions, with_sweep
+from tests.tiny import write_experiment
 
 
 def run(*words: str) -> Result:
     return CliRunner().invoke(cli.main, words, catch_exceptions=False)
-
-
-def finished(root: Path, made: Any, tops: dict[tuple[str, int], list[float]] = TOPS) -> None:
-    """Runs of an experiment as their trainers leave them."""
-    for one in made.runs:
-        if (one.role, one.seed) not in tops:
-            continue
-        run_dir = RunDir(root, one.id)
-        run_dir.prepare(one)
-        attempt = started(run_dir)
-        attempt.write("trainer", {"steps_per_epoch": 4, "params": 1000 if one.role == "teacher" else 100})
-        epochs = [
-            {"epoch": number, "step": 4 * number, "test/top1": top1}
-            for number, top1 in enumerate(tops[one.role, one.seed], 1)
-        ]
-        evaluated(run_dir, epochs)
-        best = max(epochs, key=lambda epoch: epoch["test/top1"])
-        publish(run_dir, 0.0, best=best, last=epochs[-1], params=1000 if one.role == "teacher" else 100)
-        ended(attempt, "done")
 
 
 @pytest.fixture
@@ -189,34 +160,6 @@ def test_before_a_run_has_begun_there_is_a_page_and_no_figure(folder: Path) -> N
 
 # What is said of single images
 
-LOGITS = {
-    ("teacher", 0): [[4, 0], [0, 4], [4, 0], [0, 4]],
-    ("baseline", 0): [[2, 0], [2, 0], [0, 2], [0, 2]],
-    ("baseline", 1): [[2, 0], [2, 0], [0, 2], [0, 2]],
-    ("distilled", 0): [[3, 0], [0, 3], [0, 3], [0, 3]],
-    ("distilled", 1): [[3, 0], [0, 3], [0, 3], [3, 0]],
-}
-"""(N, 2) of four test images whose labels are LABELS; the other eight classes have no chance."""
-LABELS = [0, 1, 0, 1]
-
-
-def with_predictions(
-    root: Path, made: Any, labels: list[int] = LABELS, leave_out: tuple[str, int] | None = None
-) -> None:
-    """`finished` with logits that give the accuracies of the last epoch."""
-    tops = {}
-    for key, rows in LOGITS.items():
-        right = 25.0 * sum(row.index(max(row)) == label for row, label in zip(rows, LABELS, strict=True))
-        tops[key] = [right / 2, right]
-    finished(root, made, tops)
-    for one in made.runs:
-        if (one.role, one.seed) in LOGITS and (one.role, one.seed) != leave_out:
-            logits = np.full((4, 10), -60000, np.float16)
-            logits[:, :2] = LOGITS[one.role, one.seed]
-            path = predictions.path_of(root / one.id, 8)
-            path.parent.mkdir()
-            save_file({"test": logits, "test_labels": np.array(LABELS, np.int32)}, path)
-
 
 def test_what_is_said_of_images_is_what_counting_by_hand_gives(folder: Path) -> None:
     with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
@@ -253,10 +196,7 @@ def test_what_is_said_of_images_is_what_counting_by_hand_gives(folder: Path) -> 
 def test_images_are_shown_where_the_data_folder_has_those_that_were_tested_on(folder: Path) -> None:
     with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
     assert "the images are not in" in gathered(folder).examples.no_pixels
-    random = np.random.RandomState(0)
-    images = {f"{split}_images": random.randint(0, 256, (4, 3, 16, 16)).astype(np.uint8) for split in ("train", "test")}
-    labels = {f"{split}_labels": np.array(LABELS, np.int64) for split in ("train", "test")}
-    put_arrays(folder / "data", "cifar10", {**images, **labels})
+    images = with_pixels(folder / "data")
     found = gathered(folder).examples
     assert found.no_pixels == ""
     (fixed,), (broken,) = found.fixed, found.broken
@@ -266,9 +206,7 @@ def test_images_are_shown_where_the_data_folder_has_those_that_were_tested_on(fo
     assert (broken.index, broken.baseline, broken.distilled, broken.seeds) == (3, "class 1", "class 0", 1)
     assert fixed.png
     content = base64.b64decode(fixed.png.removeprefix("data:image/png;base64,"))
-    np.testing.assert_array_equal(
-        np.array(Image.open(io.BytesIO(content))), images["test_images"][1].transpose(1, 2, 0)
-    )
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(content))), images[1].transpose(1, 2, 0))
     np.save(folder / "data" / "arrays" / "cifar10" / "test_labels.npy", np.array([1, 1, 0, 1]))
     assert "not those that the runs were tested on" in gathered(folder).examples.no_pixels
 
@@ -383,5 +321,27 @@ def test_several_experiments_stand_in_one_page(folder: Path) -> None:
     result = run("report", "tiny.yaml", "other.yaml")
     assert result.stdout == "tiny-other-report.html\n"
     page = Parsed((folder / "tiny-other-report.html").read_text())
+    assert "All experiments of this page" in page.text
     ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
     assert len(ids) == len(set(ids))
+
+
+# Sweeps
+
+
+def test_a_sweep_shows_what_was_stopped_when(folder: Path) -> None:
+    write_experiment(folder, {"seeds": [0, 1], "train.epochs": 4, "sweep": {"trials": 8}})
+    with_sweep(folder / "runs", folder / "tiny.yaml")
+    found = gathered(folder).trials
+    assert found
+    assert found.metric == "val/top1"
+    # of 8 the 4th and 8th failed, the 2nd and 6th were stopped after two epochs; the best of the others is the 7th
+    assert [one.value for one in found.tried] == [68.0, 62.0, 56.0, 50.0, 57.0, 45.0, None, None]
+    lengths = {one.state: {len(found.courses[one.point.ids])} for one in found.tried}
+    assert lengths == {"done": {4}, "stopped": {2}, "failed": {0}}
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
+    assert "8 trials: 4 done, 2 stopped, 2 failed." in said
+    assert "Best: val/top1 68.00" in said
+    for picture in ("sweep-map", "sweep-keys", "sweep-courses"):
+        assert run("plot", "tiny.yaml", "--picture", picture, "--output", f"{picture}.pdf").exit_code == 0

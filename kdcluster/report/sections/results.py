@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kdcluster.report import words
 from kdcluster.report.curves import Curve, convergence
@@ -10,6 +10,7 @@ from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, element, folded, joined, listed, named, paragraphs, table, together
 from kdcluster.report.sections.parts import Section, picture
 from kdcluster.results.table import Problem
+from kdcluster.run import TRAINED
 from kdcluster.states import State
 
 
@@ -47,6 +48,25 @@ def _in_words(facts: Facts) -> str:
     if verdict:
         return f"{told}: {verdict}, its 95 % interval over the seeds ({words.interval(ends)}) is without zero."
     return f"{told}; the interval ({words.interval(ends)}) includes zero: no gain is shown."
+
+
+def overview(experiments: Sequence[Facts]) -> Html:
+    """Several experiments in one table."""
+    head = ["experiment", "teacher (%)", "baseline (%)", "distilled (%)", "gain (points)", "95 % interval", "retention"]
+    rows = []
+    for facts in experiments:
+        found = [facts.row(role) for role in TRAINED]
+        last = found[-1]
+        rows.append(
+            [
+                facts.name,
+                *(words.percent(row.top1_mean, row.top1_sd) if row else words.MISSING for row in found),
+                words.points(last and last.gain),
+                words.interval(last and last.gain_ci95),
+                words.ratio(last and last.retention, " %"),
+            ]
+        )
+    return table("All experiments of this page", head, rows, right=range(1, len(head)))
 
 
 def results(facts: Facts) -> Section:

@@ -28,7 +28,7 @@ def sweep(facts: Facts) -> Section | None:
         "The fuller a mark, the better; bold: the best.",
         "Thick: the best. A mark: where it ended, and how.",
     )
-    lines = "A line is a trial; black, or white in the dark: the best."
+    lines = "A line is a trial, and the strongest line the best."
     drawn = (
         picture("sweep-map", facts, f"Where the trials lie. {said[-1]}", best_is),
         picture("sweep-keys", facts, f"Trials by all keys. {said[-1]}", lines),
