@@ -14,10 +14,12 @@ from kdcluster.runs import Attempt, RunDir
 from kdcluster.settings import Setting, of_experiment
 from kdcluster.wording import count
 
+DIFF = "code.diff"
 LONGEST_DIFF = 20_000
 """Characters of uncommitted changes that a page shows; the run directory has the rest."""
 
 Pairs = tuple[tuple[str, str], ...]
+Checkouts = tuple[tuple[str, str, bool], ...]
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,17 @@ class Made:
 
     runs: tuple[str, ...]
     code: Pairs
-    """(what, version): kdcluster, the digest of its trainer, the commit of each checkout."""
+    """(what, version): kdcluster, the digest of its trainer."""
+    git: Checkouts
+    """(folder, commit, whether there were uncommitted changes) of each checkout."""
     versions: Pairs
     """(package, version), Python first."""
     where: str
     """Device, processes, threads, precision."""
     diff: str
     """What was not committed; empty where all was."""
+    diff_file: Path
+    """Where that stands."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
         alike.setdefault(_how(attempt), []).append(run_id)
     return Origin(
         {run_id: found for run_id, run_dir in dirs.items() if (found := history(run_dir))},
-        tuple(Made(tuple(ids), *how) for how, ids in alike.items()),
+        tuple(Made(tuple(ids), *how, diff_file=newest[ids[0]].path / DIFF) for how, ids in alike.items()),
         tuple(dict.fromkeys(words for run_dir in dirs.values() if (words := run_dir.submitted()))),
         {run_id: _command(attempt) for run_id, attempt in newest.items()},
         of_experiment(loaded),
@@ -68,17 +74,16 @@ def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
     )
 
 
-def _how(attempt: Attempt) -> tuple[Pairs, Pairs, str, str]:
+def _how(attempt: Attempt) -> tuple[Pairs, Checkouts, Pairs, str, str]:
     """What makes runs alike, as `Made` has it."""
     trainer, code = attempt.read("trainer"), _block(attempt.start, "code")
     told = [("kdcluster", str(code["kdcluster"]))] if code.get("kdcluster") else []
     told += [("trainer", str(code["trainer_code"])[:12])] if code.get("trainer_code") else []
-    for folder, state in _block(code, "git").items():
-        changed = " with uncommitted changes" if state.get("dirty") else ""
-        told.append((f"git, {folder}", f"{state.get('commit') or 'no commit'}{changed}"))
+    git = _block(code, "git").items()
+    checkouts = tuple((folder, str(one["commit"]), bool(one.get("dirty"))) for folder, one in git if one.get("commit"))
     python = [("python", str(trainer["python"]))] if trainer.get("python") else []
     versions = sorted((name, str(of)) for name, of in _block(trainer, "versions").items())
-    return tuple(told), (*python, *versions), _where(trainer), _diff(attempt)
+    return tuple(told), checkouts, (*python, *versions), _where(trainer), _diff(attempt)
 
 
 def _block(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -101,7 +106,7 @@ _COUNTED = (("procs", "process"), ("threads", "thread"))
 
 def _diff(attempt: Attempt) -> str:
     try:
-        return (attempt.path / "code.diff").read_text(encoding="utf-8", errors="replace")
+        return (attempt.path / DIFF).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 

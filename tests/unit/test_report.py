@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from tests.fabricated import put
 from tests.reported import TOPS, finished, with_pixels, with_predictions, with_sweep
-from tests.tiny import write_experiment
+from tests.tiny import put_images, train_here, write_experiment
 
 
 def run(*words: str) -> Result:
@@ -345,3 +346,53 @@ def test_a_sweep_shows_what_was_stopped_when(folder: Path) -> None:
     assert "Best: val/top1 68.00" in said
     for picture in ("sweep-map", "sweep-keys", "sweep-courses"):
         assert run("plot", "tiny.yaml", "--picture", picture, "--output", f"{picture}.pdf").exit_code == 0
+
+
+# From real training
+
+
+def test_of_runs_that_were_really_trained(folder: Path, one_thread: None) -> None:
+    """What is counted in single images is the table's gain, and the pixels are those of the test set."""
+    changes = {"seeds": [0, 1], "distill.logits": "computed", "train.lr": 0.05}
+    write_experiment(folder, changes)
+    put_images(folder / "data")
+    made = plan([configfile.load("tiny.yaml")])
+    for one in made.runs:
+        train_here(folder / "runs", one, folder / "data")
+    found = gathered(folder)
+    assert found.images.without == ()
+    assert found.images.images == 32
+    assert found.gains == {one.seed: pytest.approx(100 * (one.fixed - one.broken) / 32) for one in found.images.pairs}
+    assert found.curves.of["distilled"].at == (1, 2)
+    assert found.examples.no_pixels == ""
+    shown = (*found.examples.fixed, *found.examples.broken)
+    labels = np.load(folder / "data" / "arrays" / "cifar10" / "test_labels.npy")
+    assert shown
+    assert all(one.label == f"class {labels[one.index]}" and one.png for one in shown)
+    (made_by,) = found.origin.made
+    assert len(made_by.runs) == 5
+    assert "torch" in dict(made_by.versions)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+
+
+def test_without_matplotlib_it_is_said_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for words in (("report", "tiny.yaml"), ("plot", "tiny.yaml", "--output", "a.pdf")):
+        result = run(*words)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "pictures need matplotlib: pip install 'kdcluster[report]'" in result.stderr
+
+
+def test_what_was_not_committed_is_told_with_the_commands_that_bring_it_back(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    run_dir = RunDir(folder / "runs", made.runs[0].id)
+    git = {"/src/it's": {"commit": "c" * 40, "dirty": True}}
+    attempt = run_dir.start_attempt({"code": {"kdcluster": "0.1.0", "git": git}})
+    (attempt.path / "code.diff").write_text("-<script>\n+line\n")
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = "".join(Parsed((folder / "a.html").read_text()).text)
+    assert f"git -C '/src/it'\"'\"'s' checkout {'c' * 40}\n" in said
+    assert f"git -C '/src/it'\"'\"'s' apply {attempt.path / 'code.diff'}\n" in said
+    assert "kdcluster submit tiny.yaml\n" in said
+    assert "-<script>\n+line" in said

@@ -71,18 +71,19 @@ def reproduce(facts: Facts) -> Section:
     parts.append(block("\n".join(_commands(facts))))
     made = element("div", *_made(found))
     parts.append(element("div", _settings(found.settings, found.file), made, class_="pair"))
-    shown = "\n".join(f"{run_id}\n  {command(words)}" for run_id, words in found.commands.items() if words)
+    shown = "\n".join(f"{run_id}\n  {command(argv)}" for run_id, argv in found.commands.items() if argv)
     parts += [folded("The command of each run", block(shown))] if shown else []
     return Section("How to make it again", together(*parts))
 
 
 def _commands(facts: Facts) -> Iterator[str]:
-    commits = dict.fromkeys(what for made in facts.origin.made for what in made.code if what[0].startswith("git, "))
-    for folder, commit in commits:
-        if " " not in commit:
-            yield f"git -C {quoted(folder.removeprefix('git, '))} checkout {commit}"
-    for words_ in facts.origin.submitted or (quoted(facts.name),):
-        yield f"kdcluster submit {words_}"
+    for made in facts.origin.made[:1]:
+        for folder, commit, changed in made.git:
+            yield f"git -C {quoted(folder)} checkout {commit}"
+            if changed and len(made.git) == 1:
+                yield f"git -C {quoted(folder)} apply {quoted(str(made.diff_file))}"
+    for given in facts.origin.submitted or (facts.again,):
+        yield f"kdcluster submit {given}"
     yield f"kdcluster report {facts.again}"
 
 
@@ -99,7 +100,11 @@ def _settings(settings: Mapping[str, Setting], file: str) -> Html:
 
 def _made(found: Origin) -> Iterator[Html]:
     for made in found.made:
-        rows = [*([name, version] for name, version in (*made.code, *made.versions)), *_where(made)]
+        commits = [
+            (f"git, {folder}", f"{commit}{', with uncommitted changes' * changed}")
+            for folder, commit, changed in made.git
+        ]
+        rows = [*map(list, (*made.code, *commits, *made.versions)), *_where(made)]
         runs = joined(map(named, made.runs)) if len(made.runs) < 4 else f"{len(made.runs)} of {len(found.commands)}"
         yield table(together("Code and versions of the runs: ", runs), ["what", "version"], rows)
         if made.diff:

@@ -61,9 +61,9 @@ def overview(experiments: Sequence[Facts]) -> Html:
             [
                 facts.name,
                 *(words.percent(row.top1_mean, row.top1_sd) if row else words.MISSING for row in found),
-                words.points(last and last.gain),
-                words.interval(last and last.gain_ci95),
-                words.ratio(last and last.retention, " %"),
+                words.points(last.gain if last else None),
+                words.interval(last.gain_ci95 if last else None),
+                words.ratio(last.retention if last else None, " %"),
             ]
         )
     return table("All experiments of this page", head, rows, right=range(1, len(head)))
