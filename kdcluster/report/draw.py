@@ -99,9 +99,11 @@ def drawing(look: Look) -> Iterator[None]:
         "text.color": ink,
         "xtick.color": soft,
         "ytick.color": soft,
-        "legend.frameon": False,
-        "lines.linewidth": 1.6,
-        "lines.markersize": 4.5,
+        "legend.facecolor": look.colour["paper"],
+        "legend.edgecolor": "none",
+        "legend.framealpha": 0.8,
+        "lines.linewidth": 0.15 * look.size,
+        "lines.markersize": 0.45 * look.size,
         "hatch.linewidth": 0.8,
     }
     library = matplotlib()
@@ -117,6 +119,13 @@ def axes(figure: Figure, x: str, y: str) -> Axes:
     made.set_ylabel(y)
     made.tick_params(length=3)
     return made
+
+
+def whole_numbers(plot: Axes) -> None:
+    """There is nothing between two epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    plot.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def brief(text: str, most: int = 24) -> str:

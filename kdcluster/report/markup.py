@@ -77,6 +77,7 @@ def table(
     *,
     right: Container[int] = (),
     strong: Container[int] = (),
+    names: bool = False,
 ) -> Html:
     """A table whose first column names the rows, in a box that scrolls sideways, with the keyboard, too.
 
@@ -86,6 +87,7 @@ def table(
         rows: as many cells each.
         right: columns of numbers.
         strong: rows that stand out.
+        names: the first column has long ones.
     """
     number = ["number" if at in right else None for at in range(len(head))]
     heads = (element("th", cell, scope="col", class_=number[at]) for at, cell in enumerate(head))
@@ -99,6 +101,7 @@ def table(
         element("caption", element("span", caption)),
         element("thead", element("tr", *heads)),
         element("tbody", *body),
+        class_="names" if names else None,
     )
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=_plain(caption))
 

@@ -20,6 +20,7 @@ LONGEST_DIFF = 20_000
 
 Pairs = tuple[tuple[str, str], ...]
 Checkouts = tuple[tuple[str, str, bool], ...]
+How = tuple[Pairs, Checkouts, Pairs, str, str]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
     """All of it; `runs` with the stores."""
     dirs = {run.id: RunDir(root, run.id) for run in runs}
     newest = {run_id: attempt for run_id, run_dir in dirs.items() if (attempt := run_dir.newest())}
-    alike: dict[tuple[Any, ...], list[str]] = {}
+    alike: dict[How, list[str]] = {}
     for run_id, attempt in newest.items():
         alike.setdefault(_how(attempt), []).append(run_id)
     return Origin(
         {run_id: found for run_id, run_dir in dirs.items() if (found := history(run_dir))},
-        tuple(Made(tuple(ids), *how, diff_file=newest[ids[0]].path / DIFF) for how, ids in alike.items()),
+        tuple(Made(tuple(ids), *how, newest[ids[0]].path / DIFF) for how, ids in alike.items()),
         tuple(dict.fromkeys(words for run_dir in dirs.values() if (words := run_dir.submitted()))),
         {run_id: _command(attempt) for run_id, attempt in newest.items()},
         of_experiment(loaded),
@@ -74,7 +75,7 @@ def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
     )
 
 
-def _how(attempt: Attempt) -> tuple[Pairs, Checkouts, Pairs, str, str]:
+def _how(attempt: Attempt) -> How:
     """What makes runs alike, as `Made` has it."""
     trainer, code = attempt.read("trainer"), _block(attempt.start, "code")
     told = [("kdcluster", str(code["kdcluster"]))] if code.get("kdcluster") else []

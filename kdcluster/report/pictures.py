@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdcluster.report import searched, timeline, words
-from kdcluster.report.draw import Draw, Look, axes, brief
+from kdcluster.report.draw import Draw, Look, axes, brief, whole_numbers
 from kdcluster.report.facts import Facts
 from kdcluster.report.guesses import ClassChange
 from kdcluster.run import TRAINED
@@ -48,6 +48,7 @@ def curves(figure: Figure, facts: Facts, look: Look) -> None:
     if (level := facts.top1("teacher")) is not None and "teacher" not in found.of:
         plot.axhline(level, color=look.colour["teacher"], ls=DASHES["teacher"], label="teacher")
     plot.set_ylim(top=min(100.0, plot.get_ylim()[1]))
+    whole_numbers(plot)
     plot.legend(loc="lower right")
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdcluster.differing import SIGNS, label, short
-from kdcluster.report.draw import Look, axes, brief
+from kdcluster.report.draw import Look, axes, brief, whole_numbers
 from kdcluster.states import State
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from kdcluster.report.facts import Facts
@@ -137,10 +136,4 @@ def courses(figure: Figure, facts: Facts, look: Look) -> None:
             (end,) = plot.plot([len(values)], values[-1:], color=colour, marker=mark, ms=7, ls="none")
             used.setdefault(word, (mark, end))
     plot.legend([end for _, end in used.values()], list(used), loc="best")
-    _whole_numbers(plot)
-
-
-def _whole_numbers(plot: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(plot)

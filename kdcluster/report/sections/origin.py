@@ -61,7 +61,7 @@ def _attempts(facts: Facts) -> Html:
         for run_id, found in facts.origin.records.items()
         for one in found
     ]
-    return table("Attempts, oldest first", head, rows, right=(1, 4, 6, 7))
+    return table("Attempts, oldest first", head, rows, right=(1, 4, 6, 7), names=True)
 
 
 def reproduce(facts: Facts) -> Section:

@@ -93,7 +93,7 @@ def results(facts: Facts) -> Section:
         for row in found.rows
     ]
     strong = [at for at, row in enumerate(found.rows) if row.role == "distilled"]
-    shown = table("Results by configuration", head, rows, right=range(1, len(head)), strong=strong)
+    shown = table("Results by configuration", head, rows, right=range(1, len(head)), strong=strong, names=True)
     notes = listed([*found.notes, *facts.table.notes], class_="notes")
     return Section("Results", together(shown, *_problems(found.problems), notes))
 
@@ -103,8 +103,9 @@ def _problems(found: tuple[Problem, ...]) -> Iterator[Html]:
     odd = [one for one in found if one.state == State.DONE]
     for title, ours in (("Not in the means", unfinished), ("Records that contradict each other, or are lost", odd)):
         if ours:
-            rows = [[one.run, one.state, element("span", one.reason), one.log or ""] for one in ours]
-            told = table(f"{title}: {len(ours)}", ["run", "state", "why", "log"], rows)
+            head = ["run", "state", "why", *["log"] * any(one.log for one in ours)]
+            rows = [[one.run, one.state, one.reason, one.log or ""][: len(head)] for one in ours]
+            told = table(f"{title}: {len(ours)}", head, rows, names=True)
             yield element("div", told, class_="warning")
 
 
