@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from kdcluster.report.facts import Facts
     from kdcluster.report.trials import Trials
+    from kdcluster.sweep.report import Tried
 
 MAP = ("distill.alpha", "distill.temperature")
 ENDS = {State.DONE: ("o", str(State.DONE)), State.STOPPED: ("X", "stopped early")}
@@ -63,13 +64,17 @@ def chart(figure: Figure, facts: Facts, look: Look) -> None:
             plot.set(**{f"{name}scale": "log"})
     points = zip(_numbers(trials, x), _numbers(trials, y), _shares(trials), trials.known, strict=True)
     for at, (right, up, share, one) in enumerate(points):
-        colour = look.colour["distilled"]
-        mark = ENDS.get(State(one.state), FAILED)[0] if one.state in list(State) else FAILED[0]
-        plot.plot([right], [up], marker=mark, ms=11, mfc=colour, mec=look.colour["ink"], alpha=0.15 + 0.85 * share)
+        style = {"color": look.colour["distilled"], "mec": look.colour["ink"], "alpha": 0.15 + 0.85 * share}
+        plot.plot([right], [up], ls="none", marker=_end(one)[0], ms=11, **style)  # type: ignore[arg-type]
         weight = "bold" if at == 0 else "normal"
         told = f"{one.value:.1f}" if at == 0 or len(trials.known) <= 16 else ""
         plot.annotate(told, (right, up), xytext=(8, 4), textcoords="offset points", weight=weight)
     plot.margins(0.15)
+
+
+def _end(one: Tried) -> tuple[str, str]:
+    """Mark and word of how a trial ended."""
+    return ENDS.get(one.states[0], FAILED) if len(set(one.states)) == 1 else FAILED
 
 
 def has_parallel(facts: Facts) -> bool:
@@ -128,7 +133,7 @@ def courses(figure: Figure, facts: Facts, look: Look) -> None:
     used: dict[str, tuple[str, Any]] = {}
     for at, one in enumerate(trials.tried):
         if values := trials.courses.get(one.point.ids):
-            mark, word = ENDS.get(State(one.states[0]), FAILED) if len(set(one.states)) == 1 else FAILED
+            mark, word = _end(one)
             stays = mark == "o"
             colour = look.colour["distilled" if stays else "baseline" if mark == "X" else "teacher"]
             steps = range(1, len(values) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,15 @@ from click.testing import CliRunner
 from kdcluster import cli
 from kdcluster.experiment import configfile
 from kdcluster.plan import plan
+from tests.browser import chromium, missing, show
 from tests.reported import with_pixels, with_predictions, with_sweep
 from tests.tiny import write_experiment
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    reason = "no chromium and chromedriver here: apt-get install chromium chromium-driver"
+if why := missing():
     if os.environ.get("CI") == "true":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason, allow_module_level=True)
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why, allow_module_level=True)
 
-SWITCHES = (
-    *("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run", "hide-scrollbars"),
-    *("disable-quic", "disable-background-networking", "disable-component-update", "disable-sync"),
-)
 CONTRAST = """
 const seen = new Map(), shade = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
 function parts(colour) {
@@ -86,30 +81,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    assert CHROMIUM
-    options.binary_location = CHROMIUM
-    for switch in SWITCHES:
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield made
-    made.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 800, 1280])
 def test_it_fits_it_is_readable_and_it_fetches_nothing(browser: Any, page: Path, width: int, scheme: str) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     for kind in ("performance", "browser"):
         browser.get_log(kind)  # what was before
-    browser.get(page.as_uri())
+    show(browser, page, width, scheme)
     shades = browser.execute_script(CONTRAST)  # with all that is folded open
     assert len(shades) > 400
     assert [shade for shade in shades if shade[0] < 4.5] == []
@@ -144,3 +125,20 @@ def test_the_keyboard_reaches_the_results_and_what_scrolls(browser: Any, page: P
     assert skip.rect["x"] >= 0
     boxes = browser.execute_script("return [...document.querySelectorAll('.scroll, pre')].every(e => e.tabIndex === 0)")
     assert boxes
+
+
+def test_in_print_all_is_black_on_white(browser: Any, page: Path) -> None:
+    show(browser, page, 800, "dark")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    found = browser.execute_script(
+        "return [...document.querySelectorAll('svg path, svg text, svg use, body, p, th, a, .tiles div')]"
+        ".flatMap(e => { const s = getComputedStyle(e); return [s.fill, s.stroke, s.color, s.backgroundColor]; })"
+    )
+    colours = {tuple(re.findall(r"[\d.]+", one)[:3]) for one in found if one.startswith("rgb")}
+    assert len(colours) > 2
+    assert [one for one in colours if len(set(one)) != 1] == []
+    dashes = browser.execute_script(
+        "return new Set([...document.querySelectorAll('figure svg')][0].querySelectorAll('path')"
+        ".values().map(e => getComputedStyle(e).strokeDasharray)).size"
+    )
+    assert dashes >= 3  # the lines of the first picture are told apart without colour

@@ -46,8 +46,9 @@ def _in_words(facts: Facts) -> str:
         return f"{told}, in one seed: whether that is chance, one seed cannot say."
     verdict = "a gain" if ends[0] > 0 else "a loss" if ends[1] < 0 else ""
     if verdict:
-        return f"{told}: {verdict}, its 95 % interval over the seeds ({words.interval(ends)}) is without zero."
-    return f"{told}; the interval ({words.interval(ends)}) includes zero: no gain is shown."
+        side = "above" if ends[0] > 0 else "below"
+        return f"{told}: {verdict}. Its 95 % interval over the seeds, {words.interval(ends)}, lies {side} zero."
+    return f"{told}; its 95 % interval over the seeds, {words.interval(ends)}, includes zero: no gain is shown."
 
 
 def overview(experiments: Sequence[Facts]) -> Html:
