@@ -6,6 +6,7 @@ import base64
 import io
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from kdcluster.experiment import configfile
@@ -32,12 +33,14 @@ def main(root: Path, target: Path) -> None:
         sys.exit(f"the demo is not finished in {root}: make demo")
     with tempfile.TemporaryDirectory() as folder, chromium(Path(folder) / "profile") as driver:
         file = Path(folder) / "report.html"
-        file.write_text(page([facts], "by make docs-images"), encoding="utf-8")
+        file.write_text(page([facts], time.strftime("%Y-%m-%d")), encoding="utf-8")
         show(driver, file, WIDTH, "light", SCALE)
         height = driver.execute_script(f"return document.getElementById('{LAST}').getBoundingClientRect().top")
         clip = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1}
         shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-    image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB").quantize(128)
+    image = (
+        Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    )
     image.save(target, optimize=True)
     if (size := target.stat().st_size) > LARGEST:
         sys.exit(f"{target} has {size:,} bytes; at most {LARGEST:,} are wanted")

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from kdcluster import predictions
 from kdcluster.experiment import configfile
+from kdcluster.files import read_json, write_json
 from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.sweep.points import Space
@@ -35,6 +36,20 @@ LOGITS = {
     ("distilled", 1): [[3, 0], [0, 3], [0, 3], [3, 0]],
 }
 """(N, 2) of four test images whose labels are LABELS; the other eight classes have no chance."""
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "\u202egnp.exe",
+    "$\\frac{",
+    "W" * 200,
+    "</svg></style><b>",
+    "דג",
+    "a&b\udcff",
+    "]]>",
+    "x" * 24 + "<i>",
+]
+"""Names of ten classes as somebody may have called their folders."""
 
 
 def finished(root: Path, made: Plan, tops: dict[tuple[str, int], list[float]] = TOPS) -> None:
@@ -75,12 +90,19 @@ def with_predictions(root: Path, made: Plan, leave_out: tuple[str, int] | None =
             save_file({"test": logits, "test_labels": np.array(LABELS, np.int32)}, path)
 
 
-def with_pixels(data_dir: Path) -> Any:
-    """The four test images, uint8 (N, C, H, W)."""
+def with_names(root: Path, made: Plan, names: list[str]) -> None:
+    """The names of the classes, as a run has them."""
+    write_json(root / made.runs[0].id / "config.json", {"label_names": names})
+
+
+def with_pixels(data_dir: Path, names: list[str] | None = None) -> Any:
+    """The four test images, uint8 (N, C, H, W), whose classes have these names."""
     random = np.random.RandomState(0)
     images = {f"{split}_images": random.randint(0, 256, (4, 3, 16, 16)).astype(np.uint8) for split in ("train", "test")}
     labels = {f"{split}_labels": np.array(LABELS, np.int64) for split in ("train", "test")}
-    put_arrays(data_dir, "cifar10", {**images, **labels})
+    meta = put_arrays(data_dir, "cifar10", {**images, **labels}) / "meta.json"
+    if names:
+        write_json(meta, {**read_json(meta), "classes": names})
     return images["test_images"]
 
 

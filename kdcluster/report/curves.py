@@ -134,12 +134,12 @@ def convergence(curves: Curves) -> Iterable[str]:
 def _told(alone: Curve, taught: Curve, curves: Curves) -> Iterator[str]:
     at, level = alone.best
     there, unit = taught.first(level), curves.unit
-    best = f"the baseline's best mean, {level:.2f} % after {unit} {at:,}"
+    best = f"The baseline's best mean is {level:.2f} %, after {unit} {at:,}"
     if there is None:
-        yield f"The distilled mean never reaches {best}; its own best is {taught.best[1]:.2f} %."
+        yield f"{best}. The distilled mean never reaches it; its own best is {taught.best[1]:.2f} %."
     else:
-        times = f", {at / there:.1f} times sooner" if 0 < there < at else ""
-        yield f"The distilled mean reaches {best}, after {unit} {there:,}{times}."
+        times = f": {at / there:.1f} times sooner" if 0 < there < at else ""
+        yield f"{best}. The distilled mean is there after {unit} {there:,}{times}."
     if curves.pairs:
         sooner = sum(ours is not None and ours < theirs for ours, theirs in curves.pairs)
         yield f"Seed by seed, the distilled run has its baseline's best sooner in {sooner} of {len(curves.pairs)}."

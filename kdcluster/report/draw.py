@@ -164,7 +164,7 @@ def inline(draw: Draw, facts: Any, of: str, label: str, caption: object, height:
 
 def _svg(made: str, of: str, label: str) -> Html:
     """matplotlib's file as an element of a page, its ids apart from those of other drawings."""
-    key = f"p{zlib.crc32(f'{of} {made}'.encode()):08x}"
+    key = f"p{zlib.crc32(f'{of} {made}'.encode(errors='backslashreplace')):08x}"
     made = made[made.index("<svg") :]
     made = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>|<!--.*?-->", "", made, flags=re.S)
     head, body = made.split(">", 1)

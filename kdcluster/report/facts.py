@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.files import trainer_code
 from kdcluster.launch.status import statuses
-from kdcluster.plan import Plan, Role, plan
+from kdcluster.plan import Plan, Role, Run, plan
 from kdcluster.report import curves, examples, guesses, latency, origin, trials
 from kdcluster.results.index import Index
 from kdcluster.results.measured import is_done
@@ -66,10 +66,14 @@ def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_d
         data_dir: where its images lie, if they do.
         again: the arguments that name the same runs in another command.
     """
-    made, index = plan([loaded]), Index(root)
+    made = plan([loaded])
     done = {run.id for run in made.runs if is_done(RunDir(root, run.id))}
     built = build(made, root, states=_standings(made, done, root), trainer_code=trainer_code())
-    runs = {role: [made[run_id] for run_id in made.wanted[loaded.name][role]] for role in TRAINED}
+    index = Index(root)  # with what the table has just read
+    wanted = made.wanted[loaded.name]
+    if wanted["distilled"] == wanted["baseline"]:  # α is 0: there is nothing to compare
+        wanted = {**wanted, "distilled": ()}
+    runs: dict[Role, list[Run]] = {role: [made[run_id] for run_id in wanted[role]] for role in TRAINED}
     trained = list({run.id: run for ours in runs.values() for run in ours}.values())
     unit = "epoch" if loaded.config.train.steps is None else "step"
     each, labels, without = guesses.read(trained, done, root)

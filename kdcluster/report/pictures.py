@@ -47,7 +47,9 @@ def curves(figure: Figure, facts: Facts, look: Look) -> None:
             plot.fill_between(curve.at, low, high, color=colour, alpha=0.2, lw=0)
     if (level := facts.top1("teacher")) is not None and "teacher" not in found.of:
         plot.axhline(level, color=look.colour["teacher"], ls=DASHES["teacher"], label="teacher")
-    plot.set_ylim(top=min(100.0, plot.get_ylim()[1]))
+    bottom, top = plot.get_ylim()
+    lowest = min((min(curve.mean) for role, curve in found.of.items() if role != "teacher"), default=bottom)
+    plot.set_ylim(max(bottom, lowest - 0.1 * (top - bottom)), min(100.0, top))  # a teacher that begins lower is cut off
     whole_numbers(plot)
     plot.legend(loc="lower right")
 
@@ -115,7 +117,7 @@ def _against(figure: Figure, found: list[tuple[float, Any]], what: str, facts: F
 def classes(figure: Figure, facts: Facts, look: Look) -> None:
     """The change of each class's accuracy, the largest gain on top; losses are hatched."""
     found = _classes(facts)
-    plot = axes(figure, "change of the class's accuracy (percentage points)", "")
+    plot = axes(figure, "change (percentage points)", "")
     rows = list(range(len(found), 0, -1))
     colours = [look.colour["distilled" if one.change >= 0 else "baseline"] for one in found]
     bars = plot.barh(rows, [one.change for one in found], color=colours, height=0.7)
@@ -123,7 +125,7 @@ def classes(figure: Figure, facts: Facts, look: Look) -> None:
         if one.change < 0:
             bar.set(hatch="////", facecolor="none", edgecolor=look.colour["baseline"])
     plot.axvline(0, color=look.colour["soft"], lw=1)
-    plot.set_yticks(rows, [brief(one.name) for one in found])
+    plot.set_yticks(rows, [brief(one.name, 16) for one in found])
     plot.set_ylim(0.3, len(found) + 0.7)
     plot.grid(visible=False, axis="y")
 

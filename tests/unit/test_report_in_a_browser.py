@@ -17,7 +17,7 @@ from kdcluster import cli
 from kdcluster.experiment import configfile
 from kdcluster.plan import plan
 from tests.browser import chromium, missing, show
-from tests.reported import with_pixels, with_predictions, with_sweep
+from tests.reported import HOSTILE, with_pixels, with_predictions, with_sweep
 from tests.tiny import write_experiment
 
 if why := missing():
@@ -70,8 +70,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = "w" * 120
     write_experiment(folder, {"seeds": [0, 1], "train.epochs": 4, "sweep": {"trials": 8}, "variant": "v" * 200}, name)
     file = folder / f"{name}.yaml"
-    with_predictions(folder / "runs", plan([configfile.load(str(file))]))
-    with_pixels(folder / "data")
+    made = plan([configfile.load(str(file))])
+    with_predictions(folder / "runs", made)
+    with_pixels(folder / "data", [*HOSTILE[4:], *HOSTILE[:4]])
     with_sweep(folder / "runs", file)
     words = ["report", str(file), "--runs-dir", str(folder / "runs"), "--output", str(folder / "a.html")]
     result = CliRunner().invoke(cli.main, words, catch_exceptions=False)
