@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from kdcluster.errors import Damaged
 from kdcluster.files import read_json
 from kdcluster.plan import Role, Run
 from kdcluster.runs import RunDir
+
+ABOUT = ("device", "device_name", "date", "batch")
+"""Keys of what a number was measured on."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,28 @@ def read(runs: Mapping[Role, Sequence[Run]], root: Path) -> tuple[Latency, ...]:
 
 
 def _of_run(role: Role, path: Path) -> Iterator[Latency]:
-    """What can be understood of a file that another version may have written: a device, a date, a median at batch 1."""
+    """Every median in milliseconds at batch 1 in a file that another version may have written."""
     try:
         known: Any = read_json(path)
     except Damaged:
         return
+    for device, date, ms in _medians(known, {}):
+        yield Latency(role, device, ms, date)
+
+
+def _medians(known: Any, above: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """(device, date, ms) wherever a block says so of one image; device, date and batch may stand in a block above."""
+    if isinstance(known, list):
+        for one in known:
+            yield from _medians(one, above)
     if not isinstance(known, dict):
         return
-    for one in known.get("measured", ()) if isinstance(known.get("measured"), list) else ():
-        if isinstance(one, dict) and one.get("batch") == 1 and isinstance(one.get("p50_ms"), int | float):
-            told = (one.get(key, known.get(key)) for key in ("device_name", "device"))
-            device = next((str(name) for name in told if name), "an unnamed device")
-            yield Latency(role, device, float(one["p50_ms"]), str(one.get("date", known.get("date", ""))))
+    about = {**above, **{key: value for key, value in known.items() if key in ABOUT and value is not None}}
+    for key, value in known.items():
+        inner: Any = value.get("p50") if isinstance(value, dict) and key.endswith("_ms") else value
+        median = key.endswith("_ms") and ("p50" in key or inner is not value)
+        device = about.get("device_name") or about.get("device")
+        if median and device and about.get("batch", 1) == 1 and type(inner) in (int, float) and 0 < inner < math.inf:
+            yield str(device), str(about.get("date", "")), float(inner)
+        else:
+            yield from _medians(value, about)

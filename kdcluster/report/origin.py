@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.history import Record, history
@@ -18,28 +18,32 @@ DIFF = "code.diff"
 LONGEST_DIFF = 20_000
 """Characters of uncommitted changes that a page shows; the run directory has the rest."""
 
+Key = TypeVar("Key", bound=Hashable)
 Pairs = tuple[tuple[str, str], ...]
-Checkouts = tuple[tuple[str, str, bool], ...]
-How = tuple[Pairs, Checkouts, Pairs, str, str]
 
 
 @dataclass(frozen=True)
 class Made:
-    """How some runs were made, all of them alike: by the newest attempt of each."""
+    """With what some runs were made, all of them alike: by the newest attempt of each."""
 
     runs: tuple[str, ...]
-    code: Pairs
-    """(what, version): kdcluster, the digest of its trainer."""
-    git: Checkouts
-    """(folder, commit, whether there were uncommitted changes) of each checkout."""
     versions: Pairs
-    """(package, version), Python first."""
+    """(what, version): kdcluster, the digest of its trainer, Python, packages."""
     where: str
     """Device, processes, threads, precision."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The state of the checkouts from which some runs were started."""
+
+    runs: tuple[str, ...]
+    of: tuple[tuple[str, str, bool], ...]
+    """(folder, commit, whether there were uncommitted changes) of each."""
     diff: str
     """What was not committed; empty where all was."""
     diff_file: Path
-    """Where that stands."""
+    """Where that stands, if it does."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Origin:
     records: Mapping[str, Sequence[Record]]
     """Run -> its attempts, oldest first; only of runs that have begun."""
     made: tuple[Made, ...]
+    commits: tuple[Commit, ...]
     submitted: tuple[str, ...]
     """The arguments of each `kdcluster submit` that started one of its runs."""
     commands: Mapping[str, Sequence[str]]
@@ -62,12 +67,11 @@ def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
     """All of it; `runs` with the stores."""
     dirs = {run.id: RunDir(root, run.id) for run in runs}
     newest = {run_id: attempt for run_id, run_dir in dirs.items() if (attempt := run_dir.newest())}
-    alike: dict[How, list[str]] = {}
-    for run_id, attempt in newest.items():
-        alike.setdefault(_how(attempt), []).append(run_id)
+    made, commits = _alike(newest, _versions), _alike(newest, _checkouts)
     return Origin(
         {run_id: found for run_id, run_dir in dirs.items() if (found := history(run_dir))},
-        tuple(Made(tuple(ids), *how, newest[ids[0]].path / DIFF) for how, ids in alike.items()),
+        tuple(Made(ids, *how) for how, ids in made.items()),
+        tuple(Commit(ids, *how, newest[ids[0]].path / DIFF) for how, ids in commits.items() if how[0]),
         tuple(dict.fromkeys(words for run_dir in dirs.values() if (words := run_dir.submitted()))),
         {run_id: _command(attempt) for run_id, attempt in newest.items()},
         of_experiment(loaded),
@@ -75,16 +79,26 @@ def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
     )
 
 
-def _how(attempt: Attempt) -> How:
-    """What makes runs alike, as `Made` has it."""
+def _alike(newest: Mapping[str, Attempt], told: Callable[[Attempt], Key]) -> dict[Key, tuple[str, ...]]:
+    """What is told of attempts -> the runs of which it is."""
+    found: dict[Key, tuple[str, ...]] = {}
+    for run_id, attempt in newest.items():
+        key = told(attempt)
+        found[key] = (*found.get(key, ()), run_id)
+    return found
+
+
+def _versions(attempt: Attempt) -> tuple[Pairs, str]:
     trainer, code = attempt.read("trainer"), _block(attempt.start, "code")
-    told = [("kdcluster", str(code["kdcluster"]))] if code.get("kdcluster") else []
-    told += [("trainer", str(code["trainer_code"])[:12])] if code.get("trainer_code") else []
-    git = _block(code, "git").items()
-    checkouts = tuple((folder, str(one["commit"]), bool(one.get("dirty"))) for folder, one in git if one.get("commit"))
-    python = [("python", str(trainer["python"]))] if trainer.get("python") else []
-    versions = sorted((name, str(of)) for name, of in _block(trainer, "versions").items())
-    return tuple(told), checkouts, (*python, *versions), _where(trainer), _diff(attempt)
+    told = [("kdcluster", code.get("kdcluster")), ("trainer", str(code.get("trainer_code") or "")[:12])]
+    told += [("python", trainer.get("python")), *sorted(_block(trainer, "versions").items())]
+    return tuple((name, str(version)) for name, version in told if version), _where(trainer)
+
+
+def _checkouts(attempt: Attempt) -> tuple[tuple[tuple[str, str, bool], ...], str]:
+    git = _block(_block(attempt.start, "code"), "git").items()
+    checkouts = ((folder, str(one["commit"]), bool(one.get("dirty"))) for folder, one in git if one.get("commit"))
+    return tuple(checkouts), _diff(attempt)
 
 
 def _block(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

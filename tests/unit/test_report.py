@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 
 from kdcluster import cli, predictions
 from kdcluster.experiment import configfile
+from kdcluster.files import write_json
 from kdcluster.plan import plan
 from kdcluster.report import pictures
 from kdcluster.report.curves import convergence
@@ -394,3 +396,38 @@ def test_without_a_weight_of_the_teacher_there_is_nothing_to_compare(folder: Pat
     assert list(convergence(found.curves)) == []
     run("report", "tiny.yaml", "--output", "a.html")
     assert "α is 0: the distilled runs are the baseline runs" in (folder / "a.html").read_text()
+
+
+MEASURED: list[Any] = [
+    {"date": "2026-11-01", "measured": [{"device": "cpu", "batch": 1, "p50_ms": 4}, {"batch": 64, "p50_ms": 99}]},
+    {"devices": [{"device_name": "cpu", "date": "2026-11-01", "latency_ms": {"p10": 3, "p50": 4.0, "p90": 6}}]},
+]
+
+
+@pytest.mark.parametrize("measured", MEASURED)
+def test_latency_is_shown_where_it_was_measured(folder: Path, measured: dict[str, Any]) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    assert gathered(folder).latencies == ()
+    assert run("plot", "tiny.yaml", "--picture", "latencies", "--output", "a.pdf").exit_code == 1
+    for one in (one for one in made.runs if one.role in ("teacher", "distilled")):
+        write_json(folder / "runs" / one.id / "benchmark.json", measured)
+    found = gathered(folder).latencies
+    assert [(one.role, one.device, one.ms, one.date) for one in found] == [
+        ("teacher", "cpu", 4.0, "2026-11-01"),
+        ("distilled", "cpu", 4.0, "2026-11-01"),
+    ]
+    run("report", "tiny.yaml", "--output", "a.html")
+    assert "distilled: 4 ms on cpu, 2026-11-01" in (folder / "a.html").read_text()
+    assert run("plot", "tiny.yaml", "--picture", "latencies", "--output", "a.pdf").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[", "[]", "null", '"x"', '{"device": "cpu", "latency_ms": "fast", "p50_ms": true}', '{"p50_ms": 4}', "{}"],
+)
+def test_a_benchmark_that_cannot_be_understood_is_none(folder: Path, content: str) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    (folder / "runs" / made.runs[0].id / "benchmark.json").write_text(content)
+    assert gathered(folder).latencies == ()

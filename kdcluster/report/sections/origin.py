@@ -9,7 +9,7 @@ from kdcluster.history import Cost, Record, cost, span, spent
 from kdcluster.report import words
 from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, block, element, folded, joined, named, paragraphs, table, together
-from kdcluster.report.origin import LONGEST_DIFF, Made, Origin
+from kdcluster.report.origin import LONGEST_DIFF, Origin
 from kdcluster.report.sections.parts import Section, picture
 from kdcluster.settings import Setting
 from kdcluster.wording import command, count, quoted
@@ -77,11 +77,12 @@ def reproduce(facts: Facts) -> Section:
 
 
 def _commands(facts: Facts) -> Iterator[str]:
-    for made in facts.origin.made[:1]:
-        for folder, commit, changed in made.git:
+    if len(facts.origin.commits) == 1:
+        (made,) = facts.origin.commits
+        for folder, commit, _ in made.of:
             yield f"git -C {quoted(folder)} checkout {commit}"
-            if changed and len(made.git) == 1:
-                yield f"git -C {quoted(folder)} apply {quoted(str(made.diff_file))}"
+        if made.diff and len(made.of) == 1:
+            yield f"git -C {quoted(made.of[0][0])} apply {quoted(str(made.diff_file))}"
     for given in facts.origin.submitted or (facts.again,):
         yield f"kdcluster submit {given}"
     yield f"kdcluster report {facts.again}"
@@ -99,18 +100,20 @@ def _settings(settings: Mapping[str, Setting], file: str) -> Html:
 
 
 def _made(found: Origin) -> Iterator[Html]:
+    def of(runs: Sequence[str]) -> object:
+        return joined(map(named, runs)) if len(runs) < 3 else f"{len(runs)} of {count(len(found.commands), 'run')}"
+
     for made in found.made:
-        commits = [
-            (f"git, {folder}", f"{commit}{', with uncommitted changes' * changed}")
-            for folder, commit, changed in made.git
-        ]
-        rows = [*map(list, (*made.code, *commits, *made.versions)), *_where(made)]
-        runs = joined(map(named, made.runs)) if len(made.runs) < 4 else f"{len(made.runs)} of {len(found.commands)}"
-        yield table(together("Code and versions of the runs: ", runs), ["what", "version"], rows)
-        if made.diff:
-            cut = f"\n… {len(made.diff) - LONGEST_DIFF:,} more characters" if len(made.diff) > LONGEST_DIFF else ""
-            yield folded("What was not committed", block(made.diff[:LONGEST_DIFF] + cut))
-
-
-def _where(made: Made) -> list[list[str]]:
-    return [["trained on", made.where]] if made.where else []
+        where = [["trained on", made.where]] if made.where else []
+        rows = [*map(list, made.versions), *where]
+        yield table(together("Versions of ", of(made.runs)), ["what", "version"], rows) if rows else Html()
+    states = [
+        [folder, f"{commit}{', with uncommitted changes' * changed}", of(one.runs)]
+        for one in found.commits
+        for folder, commit, changed in one.of
+    ]
+    yield table("Commits from which runs were started", ["folder", "commit", "runs"], states) if states else Html()
+    for one in found.commits:
+        if one.diff:
+            cut = f"\n… {len(one.diff) - LONGEST_DIFF:,} more characters" if len(one.diff) > LONGEST_DIFF else ""
+            yield folded(together("What was not committed: ", of(one.runs)), block(one.diff[:LONGEST_DIFF] + cut))
