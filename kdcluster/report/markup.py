@@ -106,8 +106,9 @@ def table(
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=_plain(caption))
 
 
-def _plain(caption: object) -> object:
-    return None if isinstance(caption, Html) else caption
+def _plain(caption: object) -> str:
+    """As a name that is read aloud, which has no elements."""
+    return html.unescape(re.sub("<[^>]*>", "", caption)) if isinstance(caption, Html) else str(caption)
 
 
 def folded(summary: object, *children: object) -> Html:

@@ -57,7 +57,7 @@ def page(experiments: Sequence[Facts], made: str) -> str:
         element("a", "Skip to the results", href="#results", class_="skip"),
         element("header", element("h1", heading), told),
         element("nav", element("ul", *(link for links, _ in parts for link in links)), aria_label="Contents"),
-        element("main", overview, *(article for _, article in parts), id="results"),
+        element("main", overview, *(article for _, article in parts), id="results", tabindex=-1),
         element("footer", "This file is whole: it fetches nothing and runs no script."),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"

@@ -28,9 +28,11 @@ from kdcluster.report.curves import convergence
 from kdcluster.report.facts import Facts, gather
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
+from kdcluster.sweep.confirmation import OWN, arms
+from kdcluster.sweep.points import FRESH
 from kdcluster.wording import one_line
 from tests.fabricated import put
-from tests.reported import HOSTILE, TOPS, finished, with_names, with_pixels, with_predictions, with_sweep
+from tests.reported import HOSTILE, TOPS, finish, finished, with_names, with_pixels, with_predictions, with_sweep
 from tests.tiny import put_images, train_here, write_experiment
 
 
@@ -336,6 +338,44 @@ def test_a_sweep_shows_what_was_stopped_when(folder: Path) -> None:
     assert "Best: val/top1 68.00" in said
     for picture in ("sweep-map", "sweep-keys", "sweep-courses"):
         assert run("plot", "tiny.yaml", "--picture", picture, "--output", f"{picture}.pdf").exit_code == 0
+
+
+def test_the_confirmation_of_a_sweep_is_told_with_its_verdict(folder: Path) -> None:
+    write_experiment(folder, {"train.epochs": 4, "sweep": {"trials": 1}})
+    root = folder / "runs"
+    searched = with_sweep(root, folder / "tiny.yaml")
+    (best,) = searched.drawn(1)
+    finished(root, plan([searched.loaded]))
+    made = searched.confirmation(best, 2)
+    tops = {"baseline": 50.0, OWN: 40.0, "winner": 60.0}
+    for one in arms(made):
+        finish(root, one.runs[0], [1.0, tops[one.values["arm"]] + one.values["seed"] - FRESH])
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
+    assert "60.50 ± 0.71" in said  # of 60 and 61
+    assert "on 2 fresh seeds, the winner is better than no distillation: 60.50 % against 50.50 %, +10.00" in said
+
+
+# Costs
+
+
+def test_hours_are_the_sum_over_attempts_and_those_of_repeated_steps_are_lost(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    run_dir = RunDir(folder / "runs", made.runs[0].id)
+    run_dir.prepare(made.runs[0])
+    for started, hours, begun, reached, state in ((1e6, 1.0, 0, 40, "preempted"), (1.1e6, 0.5, 30, 80, "done")):
+        attempt = run_dir.start_attempt({"started": started, "gpus_held": 2, "nodes": "node<7>"})
+        attempt.write("trainer", {"resumed_at_step": begun})
+        attempt.write("heartbeat", {"time": started + 3600 * hours, "step": reached})
+        attempt.write("outcome", {"state": state, "reason": "", "time": started + 3600 * hours})
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
+    # 2 GPUs for 1.5 hours; of the first attempt's 40 steps, 2 GPU-hours, 10 were done again
+    assert (
+        "2 attempts of 1 run took 1:30:00, summed. GPUs were held for 3 GPU-hours, 0.5 of them lost to repeats." in said
+    )
+    assert "node<7>" in said
+    assert run("plot", "tiny.yaml", "--picture", "time", "--output", "a.pdf").exit_code == 0
 
 
 # From real training
