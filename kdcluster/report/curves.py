@@ -140,9 +140,11 @@ def _told(alone: Curve, taught: Curve, curves: Curves) -> Iterator[str]:
     else:
         times = f": {at / there:.1f} times sooner" if 0 < there < at else ""
         yield f"{best}. The distilled mean is there after {unit} {there:,}{times}."
-    if curves.pairs:
+    if len(curves.pairs) > 1:
         sooner = sum(ours is not None and ours < theirs for ours, theirs in curves.pairs)
         yield f"Seed by seed, the distilled run has its baseline's best sooner in {sooner} of {len(curves.pairs)}."
+    if alone.n != taught.n:
+        yield f"These means are not over the same seeds: baseline has {alone.n}, distilled {taught.n}."
     share = f"{100 * SETTLED:g} % of its own best"
     yield f"The distilled mean first has {share} after {unit} {taught.settled:,}, the baseline after {alone.settled:,}."
     claim = "That a distilled student converges faster"

@@ -70,7 +70,7 @@ def gains(figure: Figure, facts: Facts, look: Look) -> None:
     plot.hlines([0], low, high, color=look.colour["ink"], lw=2)
     plot.plot([low, high], [0, 0], color=look.colour["ink"], ls="none", marker="|", ms=9)
     plot.plot([mean], [0], color=look.colour["ink"], ls="none", marker="D", ms=6)
-    plot.set_yticks([*rows, 0], [*(f"seed {seed}" for seed in found), "mean, 95 %"])
+    plot.set_yticks([*rows, 0], [*(f"seed {seed}" for seed in found), "mean, 95 %" if row.gain_ci95 else "mean"])
     plot.set_ylim(-0.6, len(found) + 0.6)
     plot.grid(visible=False, axis="y")
 

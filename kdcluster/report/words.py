@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from kdcluster.results.table import Row
 
 MISSING = "–"
@@ -46,6 +48,12 @@ def brief_number(value: float) -> str:
 def ratio(value: float | None, unit: str) -> str:
     """`15.5×`, `91.4 %`."""
     return MISSING if value is None else f"{value:.1f}{unit}"
+
+
+def configuration(row: Row) -> str:
+    """With the number of its note; α and T stay together in a line."""
+    name = re.sub(r"\(.*?\)", lambda found: found[0].replace(" ", "\xa0"), row.configuration)
+    return name if row.note is None else f"{name} [{row.note}]"
 
 
 def counted(row: Row) -> str:

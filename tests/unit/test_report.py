@@ -121,6 +121,14 @@ def test_that_it_converges_faster_is_refuted_where_it_does_not(folder: Path) -> 
     assert "refuted" in said[-1]
 
 
+def test_means_over_other_seeds_are_said_to_be_that(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, {key: tops for key, tops in TOPS.items() if key != ("distilled", 1)})
+    found = gathered(folder).curves
+    assert found.pairs == ((1, 2),)
+    assert "These means are not over the same seeds: baseline has 2, distilled 1." in list(convergence(found))
+
+
 def test_the_command_line_names_every_picture() -> None:
     assert tuple(pictures.PICTURES) == cli.PICTURES
 

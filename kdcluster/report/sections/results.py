@@ -81,7 +81,7 @@ def results(facts: Facts) -> Section:
     ]
     rows = [
         [
-            row.configuration if row.note is None else f"{row.configuration} [{row.note}]",
+            words.configuration(row),
             words.counted(row),
             words.percent(row.top1_mean, row.top1_sd),
             words.points(row.gain),

@@ -32,7 +32,8 @@ def gains(facts: Facts) -> Section | None:
         for seed, gain in found.items()
     ]
     label = f"Gain by seed: {', '.join(f'seed {seed} {words.points(gain)}' for seed, gain in found.items())}."
-    drawn = picture("gains", facts, label, "Each seed, and the mean with its 95 % t interval over the seeds.")
+    with_interval = " with its 95 % t interval over the seeds" if len(found) > 1 else ""
+    drawn = picture("gains", facts, label, f"Each seed, and the mean{with_interval}.")
     numbers = table("Accuracy, gain and paired test of each seed", head, rows, right=range(1, len(head)))
     both = element("div", drawn, element("div", paragraphs(_said(facts))), class_="pair")
     return Section("Gain of each seed", together(both, numbers))
