@@ -41,10 +41,10 @@ def read(runs: Mapping[Role, Sequence[Run]], root: Path) -> tuple[Latency, ...]:
 def _of_run(role: Role, path: Path) -> Iterator[Latency]:
     """Every median in milliseconds at batch 1 in a file that another version may have written."""
     try:
-        known: Any = read_json(path)
-    except Damaged:
+        found = list(_medians(read_json(path), {}))
+    except (Damaged, RecursionError):
         return
-    for device, date, ms in _medians(known, {}):
+    for device, date, ms in found:
         yield Latency(role, device, ms, date)
 
 

@@ -41,7 +41,7 @@ class Commit:
     of: tuple[tuple[str, str, bool], ...]
     """(folder, commit, whether there were uncommitted changes) of each."""
     diff: str
-    """What was not committed; empty where all was."""
+    """What was not committed, the beginning of it; empty where all was."""
     diff_file: Path
     """Where that stands, if it does."""
 
@@ -96,9 +96,10 @@ def _versions(attempt: Attempt) -> tuple[Pairs, str]:
 
 
 def _checkouts(attempt: Attempt) -> tuple[tuple[tuple[str, str, bool], ...], str]:
-    git = _block(_block(attempt.start, "code"), "git").items()
-    checkouts = ((folder, str(one["commit"]), bool(one.get("dirty"))) for folder, one in git if one.get("commit"))
-    return tuple(checkouts), _diff(attempt)
+    git = _block(_block(attempt.start, "code"), "git")
+    states = {folder: _block(git, folder) for folder in git}
+    known = ((folder, one) for folder, one in states.items() if one.get("commit"))
+    return tuple((folder, str(one["commit"]), bool(one.get("dirty"))) for folder, one in known), _diff(attempt)
 
 
 def _block(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -121,7 +122,8 @@ _COUNTED = (("procs", "process"), ("threads", "thread"))
 
 def _diff(attempt: Attempt) -> str:
     try:
-        return (attempt.path / DIFF).read_text(encoding="utf-8", errors="replace")
+        with (attempt.path / DIFF).open(encoding="utf-8", errors="replace") as file:
+            return file.read(LONGEST_DIFF)
     except OSError:
         return ""
 

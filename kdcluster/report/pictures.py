@@ -87,9 +87,13 @@ def _sized(facts: Facts) -> list[tuple[float, Any]]:
 
 def latencies(figure: Figure, facts: Facts, look: Look) -> None:
     """Accuracy against measured latency, on the device on which most was measured."""
-    device = latency_device(facts)
-    found = [(one.ms, one.role) for one in facts.latencies if one.device == device and facts.row(one.role)]
-    _against(figure, found, f"latency of one image, ms ({brief(device)})", facts, look)
+    _against(figure, _timed(facts), f"latency of one image, ms ({brief(latency_device(facts))})", facts, look)
+
+
+def _timed(facts: Facts) -> list[tuple[float, Any]]:
+    """Milliseconds and role, of the rows that have a number."""
+    known = [one for one in facts.latencies if facts.row(one.role)]
+    return [(one.ms, one.role) for one in known if one.device == latency_device(facts)]
 
 
 def latency_device(facts: Facts) -> str:
@@ -100,7 +104,8 @@ def latency_device(facts: Facts) -> str:
 
 def _against(figure: Figure, found: list[tuple[float, Any]], what: str, facts: Facts, look: Look) -> None:
     plot = axes(figure, what, "test accuracy (%)")
-    plot.set_xscale("log")
+    ends = [x for x, _ in found]
+    plot.set(xscale="log", xlim=(min(ends) / 2.5, max(ends) * 4))
     plot.xaxis.set_major_formatter(lambda value, _: words.brief_number(value))
     plot.xaxis.set_minor_formatter(lambda *_: "")
     for at, (x, role) in enumerate(sorted(found, key=lambda pair: facts.top1(pair[1]) or 0.0)):
@@ -108,8 +113,6 @@ def _against(figure: Figure, found: list[tuple[float, Any]], what: str, facts: F
         spread = [row.top1_sd] if row and row.top1_sd else None
         plot.errorbar([x], [mean], yerr=spread, color=colour, marker=MARKS[role], ms=8, capsize=3)
         plot.annotate(role, (x, mean), xytext=(9, -12 if at == 0 else 5), textcoords="offset points")
-    ends = [x for x, _ in found]
-    plot.set_xlim(min(ends) / 2.5, max(ends) * 4)
     plot.margins(y=0.2)
     plot.set_ylim(top=min(102.0, plot.get_ylim()[1]))
 
@@ -158,8 +161,8 @@ def _rows(number: int) -> float:
 PICTURES = {
     "curves": Picture(curves, lambda facts: bool(facts.curves.of)),
     "gains": Picture(gains, lambda facts: bool(facts.gains), lambda facts: _rows(min(MOST_SEEDS, len(facts.gains)))),
-    "sizes": Picture(sizes, lambda facts: len(_sized(facts)) > 1),
-    "latencies": Picture(latencies, lambda facts: len(facts.latencies) > 1),
+    "sizes": Picture(sizes, lambda facts: len({size for size, _ in _sized(facts)}) > 1),
+    "latencies": Picture(latencies, lambda facts: len(_timed(facts)) > 1),
     "classes": Picture(classes, lambda facts: bool(facts.images.classes), lambda facts: _rows(len(_classes(facts)))),
     "calibration": Picture(calibration, lambda facts: bool(facts.images.calibration)),
     "sweep-map": Picture(searched.chart, searched.has_chart),

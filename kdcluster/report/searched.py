@@ -88,7 +88,7 @@ def parallel(figure: Figure, facts: Facts, look: Look) -> None:
     assert trials
     plot = figure.subplots()
     metric = [one.value or 0.0 for one in trials.known]
-    columns = [*((named(key, trials), trials.numbers(key)) for key in trials.keys), (trials.metric, metric)]
+    columns = [*((named(key, trials), trials.numbers(key)) for key in trials.keys), (brief(trials.metric), metric)]
     places = [_scaled(values) for _, values in columns]
     for at, share in enumerate(_shares(trials)):
         style = {"color": look.colour["ink"], "lw": 2.6} if at == 0 else {"color": look.colour["distilled"], "lw": 1.4}
@@ -129,7 +129,7 @@ def courses(figure: Figure, facts: Facts, look: Look) -> None:
     """The metric of each trial after each evaluation, and at its end how it ended."""
     trials = facts.trials
     assert trials
-    plot = axes(figure, trials.unit.removesuffix("s"), trials.metric)
+    plot = axes(figure, trials.unit.removesuffix("s"), brief(trials.metric))
     used: dict[str, tuple[str, Any]] = {}
     for at, one in enumerate(trials.tried):
         if values := trials.courses.get(one.point.ids):

@@ -39,6 +39,7 @@ def attempts(figure: Figure, facts: Facts, look: Look) -> None:
     whole = max((one.started or 0.0) + one.wall_s for one in timed) - first
     unit, seconds = next((pair for pair in UNITS if whole > 2 * pair[1]), UNITS[-1])
     plot = axes(figure, f"{unit} since the first start", "")
+    plot.set_xlim(0, 1.03 * whole / seconds)
     runs = list(facts.origin.records.items())[:MOST]
     for row, (run_id, found) in enumerate(runs):
         role = facts.roles.get(run_id, "teacher")

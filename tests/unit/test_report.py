@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,41 @@ def test_the_confirmation_of_a_sweep_is_told_with_its_verdict(folder: Path) -> N
     assert "on 2 fresh seeds, the winner is better than no distillation: 60.50 % against 50.50 %, +10.00" in said
 
 
+def test_where_nothing_changes_there_are_pictures_all_the_same(folder: Path) -> None:
+    """Warnings of the library, as of axes without a length, are errors here."""
+    made = plan([configfile.load("tiny.yaml")])
+    with_predictions(folder / "runs", made)
+    ours = {one.role + str(one.seed): predictions.path_of(folder / "runs" / one.id, 8) for one in made.runs}
+    for seed in "01":
+        ours[f"distilled{seed}"].write_bytes(ours[f"baseline{seed}"].read_bytes())
+    found = gathered(folder)
+    assert [one.change for one in found.images.classes] == [0.0, 0.0]
+    assert (found.examples.fixed, found.examples.broken) == ((), ())
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+    same = {key: [50.0, 50.0] for key in TOPS}
+    shutil.rmtree(folder / "runs")
+    finished(folder / "runs", made, same)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "roles", [("baseline", "distilled"), ("teacher",), ("baseline",), ("teacher", "distilled")], ids=str
+)
+def test_with_some_roles_alone_there_is_a_page_of_these(folder: Path, roles: tuple[str, ...]) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    with_predictions(folder / "runs", made)
+    for one in made.runs:
+        if one.role not in roles:
+            shutil.rmtree(folder / "runs" / one.id, ignore_errors=True)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+    found = gathered(folder)
+    assert tuple(found.curves.of) == roles
+    assert tuple(one.role for one in found.images.calibration) == roles
+    assert bool(found.images.pairs) == ({"baseline", "distilled"} <= set(roles))
+    if "teacher" not in roles:
+        assert all(one.agreement is None and one.kl is None for one in found.images.calibration)
+
+
 # Costs
 
 
@@ -470,9 +506,32 @@ def test_latency_is_shown_where_it_was_measured(folder: Path, measured: dict[str
     assert run("plot", "tiny.yaml", "--picture", "latencies", "--output", "a.pdf").exit_code == 0
 
 
+ODD: list[Any] = [7, ["x"], {"git": 7}, {"git": {"/src": "x"}}, {"git": {"/src": {"commit": ["<b>"]}}, "kdcluster": {}}]
+
+
+@pytest.mark.parametrize("code", ODD)
+def test_records_that_only_people_read_may_hold_anything(folder: Path, code: Any) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    attempt = RunDir(folder / "runs", made.runs[0].id).start_attempt({"code": code, "command": code})
+    attempt.write("trainer", {"versions": code, "python": code})
+    (attempt.path / "code.diff").write_bytes(b"\xff" * 30_000)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+    assert "b" not in {tag for tag, _ in Parsed((folder / "a.html").read_text()).elements}
+
+
 @pytest.mark.parametrize(
     "content",
-    ["[", "[]", "null", '"x"', '{"device": "cpu", "latency_ms": "fast", "p50_ms": true}', '{"p50_ms": 4}', "{}"],
+    [
+        "[",
+        "[]",
+        "[" * 900 + "]" * 900,
+        "null",
+        '"x"',
+        '{"device": "cpu", "latency_ms": "fast", "p50_ms": true}',
+        '{"p50_ms": 4}',
+        "{}",
+    ],
 )
 def test_a_benchmark_that_cannot_be_understood_is_none(folder: Path, content: str) -> None:
     made = plan([configfile.load("tiny.yaml")])

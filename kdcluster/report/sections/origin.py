@@ -115,5 +115,5 @@ def _made(found: Origin) -> Iterator[Html]:
     yield table("Commits from which runs were started", ["folder", "commit", "runs"], states) if states else Html()
     for one in found.commits:
         if one.diff:
-            cut = f"\n… {len(one.diff) - LONGEST_DIFF:,} more characters" if len(one.diff) > LONGEST_DIFF else ""
-            yield folded(together("What was not committed: ", of(one.runs)), block(one.diff[:LONGEST_DIFF] + cut))
+            cut = f"\n… and more in {one.diff_file}" if len(one.diff) == LONGEST_DIFF else ""
+            yield folded(together("What was not committed: ", of(one.runs)), block(one.diff + cut))
