@@ -1,8 +1,9 @@
-"""Measured latency, where a run directory has a benchmark.json, as `kdcluster export --benchmark` leaves it."""
+"""Measured latency, where a run directory has a benchmark.json of its weights (`kdcluster export --benchmark`)."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,55 +13,57 @@ from kdcluster.errors import Damaged
 from kdcluster.files import read_json
 from kdcluster.plan import Role, Run
 from kdcluster.runs import RunDir
-
-ABOUT = ("device", "device_name", "date", "batch")
-"""Keys of what a number was measured on."""
+from kdcluster.saved import weights_digest
+from kdcluster.wording import count
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one image, on one device; of one run of a role: all of them have the same model."""
+    """Of one image, in milliseconds; the runs of a role have one model, and so have baseline and distilled."""
 
     role: Role
-    device: str
-    ms: float
-    """Median."""
+    on: str
+    """Device, precision, threads and what ran it."""
+    p10: float
+    p50: float
+    p90: float
     date: str
 
 
 def read(runs: Mapping[Role, Sequence[Run]], root: Path) -> tuple[Latency, ...]:
-    """The first of each role and device that was measured; that nothing was is no fault."""
-    found: dict[tuple[Role, str], Latency] = {}
-    for role, ours in runs.items():
-        for run in ours:
-            for one in _of_run(role, RunDir(root, run.id).path / "benchmark.json"):
-                found.setdefault((role, one.device), one)
-    return tuple(found.values())
+    """The first measurement of each model on each device; that there is none is no fault."""
+    found: dict[str, list[tuple[str, float, float, float, str]]] = {}
+    for run in (run for ours in runs.values() for run in ours):
+        if not found.get(_model(run)):
+            found[_model(run)] = list(_measured(RunDir(root, run.id)))
+    return tuple(Latency(role, *one) for role, ours in runs.items() if ours for one in found[_model(ours[0])])
 
 
-def _of_run(role: Role, path: Path) -> Iterator[Latency]:
-    """Every median in milliseconds at batch 1 in a file that another version may have written."""
+def _model(run: Run) -> str:
+    """What decides a latency; a start from other weights does not."""
+    return repr((run.model.model_copy(update={"pretrained": False}), run.num_classes, run.channels))
+
+
+def _measured(run_dir: RunDir) -> Iterator[tuple[str, float, float, float, str]]:
+    """What can be understood of a file that another version may have written, of the weights that are there."""
     try:
-        found = list(_medians(read_json(path), {}))
-    except (Damaged, RecursionError):
+        known: Any = read_json(run_dir.path / "benchmark.json")
+    except Damaged:
         return
-    for device, date, ms in found:
-        yield Latency(role, device, ms, date)
+    if not isinstance(known, dict) or known.get("weights") != weights_digest(run_dir.path, "best"):
+        return
+    when: Any = known.get("time")
+    date = time.strftime("%Y-%m-%d", time.localtime(when)) if _number(when) and when < 4e10 else ""
+    for one in known["speeds"] if isinstance(known.get("speeds"), list) else ():
+        spread = one.get("batch1_ms") if isinstance(one, dict) else None
+        if not isinstance(spread, dict) or not all(_number(spread.get(at)) for at in ("p10", "p50", "p90")):
+            continue
+        threads = [count(one["threads"], "thread")] if _number(one.get("threads")) else []
+        parts = [one.get("name"), one.get("precision"), *threads, one.get("engine")]
+        on = ", ".join(str(part) for part in parts if part)
+        yield on, float(spread["p10"]), float(spread["p50"]), float(spread["p90"]), date
 
 
-def _medians(known: Any, above: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(device, date, ms) wherever a block says so of one image; device, date and batch may stand in a block above."""
-    if isinstance(known, list):
-        for one in known:
-            yield from _medians(one, above)
-    if not isinstance(known, dict):
-        return
-    about = {**above, **{key: value for key, value in known.items() if key in ABOUT and value is not None}}
-    for key, value in known.items():
-        inner: Any = value.get("p50") if isinstance(value, dict) and key.endswith("_ms") else value
-        median = key.endswith("_ms") and ("p50" in key or inner is not value)
-        device = about.get("device_name") or about.get("device")
-        if median and device and about.get("batch", 1) == 1 and type(inner) in (int, float) and 0 < inner < math.inf:
-            yield str(device), str(about.get("date", "")), float(inner)
-        else:
-            yield from _medians(value, about)
+def _number(value: Any) -> bool:
+    """Whether it is a time that can have been measured."""
+    return type(value) in (int, float) and 0 < value < math.inf

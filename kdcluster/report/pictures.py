@@ -87,18 +87,18 @@ def _sized(facts: Facts) -> list[tuple[float, Any]]:
 
 def latencies(figure: Figure, facts: Facts, look: Look) -> None:
     """Accuracy against measured latency, on the device on which most was measured."""
-    _against(figure, _timed(facts), f"latency of one image, ms ({brief(latency_device(facts))})", facts, look)
+    _against(figure, _timed(facts), "latency of one image (ms)", facts, look)
 
 
 def _timed(facts: Facts) -> list[tuple[float, Any]]:
     """Milliseconds and role, of the rows that have a number."""
     known = [one for one in facts.latencies if facts.row(one.role)]
-    return [(one.ms, one.role) for one in known if one.device == latency_device(facts)]
+    return [(one.p50, one.role) for one in known if one.on == latency_device(facts)]
 
 
 def latency_device(facts: Facts) -> str:
     """The one on which most roles were measured."""
-    devices = [one.device for one in facts.latencies]
+    devices = [one.on for one in facts.latencies]
     return max(devices, key=devices.count)
 
 

@@ -6,6 +6,7 @@ import base64
 import html.parser
 import io
 import itertools
+import json
 import math
 import os
 import re
@@ -29,6 +30,7 @@ from kdcluster.report.curves import convergence
 from kdcluster.report.facts import Facts, gather
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
+from kdcluster.saved import weights_digest
 from kdcluster.sweep.confirmation import OWN, arms
 from kdcluster.sweep.points import FRESH
 from kdcluster.wording import one_line
@@ -482,28 +484,37 @@ def test_without_a_weight_of_the_teacher_there_is_nothing_to_compare(folder: Pat
     assert "α is 0: the distilled runs are the baseline runs" in (folder / "a.html").read_text()
 
 
-MEASURED: list[Any] = [
-    {"date": "2026-11-01", "measured": [{"device": "cpu", "batch": 1, "p50_ms": 4}, {"batch": 64, "p50_ms": 99}]},
-    {"devices": [{"device_name": "cpu", "date": "2026-11-01", "latency_ms": {"p10": 3, "p50": 4.0, "p90": 6}}]},
-]
+def measured(run_dir: RunDir, p50: float) -> dict[str, Any]:
+    """benchmark.json, as `kdcluster export --benchmark` leaves it."""
+    about = {"device": "cpu", "name": "CPU <x>", "engine": "onnxruntime 1", "threads": 1}
+    spread = {"p10": p50 / 2, "p50": p50, "p90": 2 * p50}
+    speeds = [{**about, "precision": kind, "batch1_ms": spread} for kind in ("fp32", "int8")]
+    weights = weights_digest(run_dir.path, "best")
+    return {"schema": "kdcluster.benchmark/1", "weights": weights, "time": 1.8e9, "speeds": speeds}
 
 
-@pytest.mark.parametrize("measured", MEASURED)
-def test_latency_is_shown_where_it_was_measured(folder: Path, measured: dict[str, Any]) -> None:
+def test_latency_is_shown_where_it_was_measured(folder: Path) -> None:
     made = plan([configfile.load("tiny.yaml")])
     finished(folder / "runs", made)
     assert gathered(folder).latencies == ()
     assert run("plot", "tiny.yaml", "--picture", "latencies", "--output", "a.pdf").exit_code == 1
-    for one in (one for one in made.runs if one.role in ("teacher", "distilled")):
-        write_json(folder / "runs" / one.id / "benchmark.json", measured)
+    first = {one.role: RunDir(folder / "runs", one.id) for one in reversed(made.runs)}
+    for role, ms in (("teacher", 40.0), ("distilled", 4.0)):
+        write_json(first[role].path / "benchmark.json", measured(first[role], ms))
     found = gathered(folder).latencies
-    assert [(one.role, one.device, one.ms, one.date) for one in found] == [
-        ("teacher", "cpu", 4.0, "2026-11-01"),
-        ("distilled", "cpu", 4.0, "2026-11-01"),
+    assert [(one.role, one.on, one.p10, one.p50, one.p90, one.date) for one in found] == [
+        (role, f"CPU <x>, {kind}, 1 thread, onnxruntime 1", p50 / 2, p50, 2 * p50, "2027-01-15")
+        for role, p50 in (("teacher", 40.0), ("baseline", 4.0), ("distilled", 4.0))  # baseline is the same model
+        for kind in ("fp32", "int8")
     ]
     run("report", "tiny.yaml", "--output", "a.html")
-    assert "distilled: 4 ms on cpu, 2026-11-01" in (folder / "a.html").read_text()
+    said = "".join(Parsed((folder / "a.html").read_text()).text)
+    assert "Median latency of one image: CPU <x>, fp32, 1 thread, onnxruntime 1, 2027-01-15." in said
+    assert "distilled: 4 ms (2 to 8) on CPU <x>, fp32, 1 thread, onnxruntime 1, 2027-01-15" in said
     assert run("plot", "tiny.yaml", "--picture", "latencies", "--output", "a.pdf").exit_code == 0
+    of_others = {**measured(first["distilled"], 4.0), "weights": "those of before"}
+    write_json(first["distilled"].path / "benchmark.json", of_others)
+    assert {one.role for one in gathered(folder).latencies} == {"teacher"}
 
 
 ODD: list[Any] = [7, ["x"], {"git": 7}, {"git": {"/src": "x"}}, {"git": {"/src": {"commit": ["<b>"]}}, "kdcluster": {}}]
@@ -520,21 +531,15 @@ def test_records_that_only_people_read_may_hold_anything(folder: Path, code: Any
     assert "b" not in {tag for tag, _ in Parsed((folder / "a.html").read_text()).elements}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[",
-        "[]",
-        "[" * 900 + "]" * 900,
-        "null",
-        '"x"',
-        '{"device": "cpu", "latency_ms": "fast", "p50_ms": true}',
-        '{"p50_ms": 4}',
-        "{}",
-    ],
-)
+NONE = ["[", "[]", "[" * 900 + "]" * 900, "null", '"x"', "{}", '{"weights": WEIGHTS, "speeds": 1}']
+NONE += ['{"weights": WEIGHTS, "time": "x", "speeds": [1, {"batch1_ms": 1}, {"batch1_ms": {"p10": 1, "p50": true}}]}']
+
+
+@pytest.mark.parametrize("content", NONE)
 def test_a_benchmark_that_cannot_be_understood_is_none(folder: Path, content: str) -> None:
     made = plan([configfile.load("tiny.yaml")])
     finished(folder / "runs", made)
-    (folder / "runs" / made.runs[0].id / "benchmark.json").write_text(content)
+    run_dir = RunDir(folder / "runs", made.runs[0].id)
+    weights = json.dumps(weights_digest(run_dir.path, "best"))
+    (run_dir.path / "benchmark.json").write_text(content.replace("WEIGHTS", weights))
     assert gathered(folder).latencies == ()

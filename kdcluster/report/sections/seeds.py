@@ -70,8 +70,16 @@ def sizes(facts: Facts) -> Section | None:
         return None
     if not facts.latencies:
         return Section("Accuracy and size", drawn)
-    told = [f"{one.role}: {one.ms:.3g} ms on {one.device}, {one.date}" for one in facts.latencies]
-    where = f"Median latency of one image on {latency_device(facts)}."
+    told = [
+        f"{one.role}: {one.p50:.3g} ms ({one.p10:.3g} to {one.p90:.3g}) on {one.on}, {one.date}"
+        for one in facts.latencies
+    ]
+    on = latency_device(facts)
+    dates = dict.fromkeys(one.date for one in facts.latencies if one.on == on and one.date)
+    where = f"Median latency of one image: {', '.join([on, *dates])}."
     timed = picture("latencies", facts, f"Accuracy against latency. {'; '.join(told)}.", where)
     both = element("div", drawn, timed, class_="pair")
-    return Section("Accuracy and size", together(both, folded("Measured latencies", listed(told))))
+    return Section(
+        "Accuracy and size",
+        together(both, folded("Measured latencies: median, and 10th to 90th percentile", listed(told))),
+    )
