@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 SHARED := -n 2 --dist loadfile  # two processes, each file in one of them
 
-.PHONY: demo test test-unit test-integration test-gpu test-wheel bench bench-gpu drill-slurm lint format golden clean
+.PHONY: demo test test-unit test-integration test-gpu test-wheel bench bench-gpu drill-slurm lint format docs-images golden clean
 
 demo: $(READY)  ## train teacher, baselines and distilled students on real images, and print the table
 	@$(BIN)/kdcluster submit demo --backend local --wait; $(BIN)/kdcluster results demo --strict
@@ -46,6 +46,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs-images: $(READY)  ## the picture of the README, from the finished demo, with chromium
+	PYTHONPATH=. $(BIN)/python docs/images.py
 
 golden: $(READY)  ## renew the golden loss curve; look at the diff
 	$(BIN)/python -m tests.golden_loss

@@ -22,6 +22,12 @@ from kdcluster.imagefolder import looked_at_once
 from kdcluster.terminal import Warnings, leave, say, show, show_json, show_wrapped, width
 from kdcluster.wording import count, one_line, printable, wrapped
 
+PICTURES = (
+    *("curves", "gains", "sizes", "latencies", "classes", "calibration"),
+    *("sweep-map", "sweep-keys", "sweep-courses", "time"),
+)
+"""Of kdcluster.report.pictures, whose modules are not needed to offer them."""
+
 
 class _Group(click.Group):
     """Turns our errors into a message and an exit code, and a misspelt command into a suggestion."""
@@ -423,6 +429,45 @@ def schema(as_json: bool) -> None:
         show_wrapped("", f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
         for line in wrapped(f"    {doc.meaning}", width() or 80, "    "):
             show(line)
+
+
+@main.command()
+@takes(arguments.experiments, arguments.settings, arguments.runs_dir, arguments.data_dir)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    metavar="FILE.html",
+    help="Where to.  [default: EXP-report.html]",
+)
+def report(chosen: Chosen, output: Path | None) -> None:
+    """One HTML page with all that came of experiments.
+
+    It needs no network: table, curves, gain of each seed, what distillation fixed and broke, calibration, sweeps, cost,
+    and how to make it again.
+    """
+    from kdcluster.commands import report as command
+
+    command.report(chosen, output)
+
+
+@main.command()
+@click.argument("experiment", metavar="EXP", shell_complete=completion.experiments)
+@takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FIG.pdf",
+    help="Where to: .pdf, .png or .svg.",
+)
+@click.option("--picture", type=click.Choice(PICTURES), default="curves", show_default=True, help="Of what.")
+@click.option("--width-mm", type=click.FloatRange(20, 1000), default=88, show_default=True, help="How wide.")
+def plot(chosen: Chosen, experiment: str, **options: Any) -> None:
+    """A picture of the report as a file for a paper."""
+    from kdcluster.commands import report as command
+
+    command.plot(chosen, experiment, **options)
 
 
 if __name__ == "__main__":

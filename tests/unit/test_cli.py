@@ -71,6 +71,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),
+    "report": (*EXP, *WHERE, "--output"),
+    "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
@@ -88,6 +90,8 @@ ARGUMENTS = {
     "doctor": "[EXP...]",
     "verify": "EXP...",
     "tensorboard": "[EXP...]",
+    "report": "EXP...",
+    "plot": "EXP",
 }
 
 

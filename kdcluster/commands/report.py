@@ -1,0 +1,63 @@
+"""`kdcluster report` and `kdcluster plot`: a page to show, and a figure for a paper."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.next_steps import say_others
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.files import write_output
+from kdcluster.plan import Plan
+from kdcluster.report import draw, pictures
+from kdcluster.report.facts import Facts, gather
+from kdcluster.report.page import page
+from kdcluster.terminal import show
+
+
+def report(chosen: Chosen, output: Path | None) -> None:
+    """Write the page, and say where.
+
+    Raises:
+        KdclusterError: matplotlib is missing, or the file cannot be written.
+    """
+    draw.matplotlib()
+    made, found = _gathered(chosen, chosen.experiments)
+    target = output or Path(f"{'-'.join(one.name for one in found)}-report.html")
+    _write(target, page(found, time.strftime("%Y-%m-%d %H:%M")))
+    say_others(made, chosen, "report")
+    chosen.say_where_no_runs_are()
+
+
+def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: float) -> None:
+    """Write one picture, and say where.
+
+    Raises:
+        ConfigError: the file's name says no format that there is.
+        KdclusterError: matplotlib is missing, there is nothing to draw yet, or the file cannot be written.
+    """
+    if output.suffix.lower() not in draw.FORMATS:
+        raise ConfigError(f"--output {output}: its end says no format; give it one of {', '.join(draw.FORMATS)}")
+    draw.matplotlib()
+    _, (found,) = _gathered(chosen, (experiment,))
+    drawn = pictures.PICTURES[picture]
+    if not drawn.has(found):
+        raise KdclusterError(f"{experiment} has nothing for the picture {picture} yet: kdcluster status shows its runs")
+    _write(output, draw.to_file(drawn.draw, found, draw.paper(width_mm), output, drawn.height(found)))
+
+
+def _gathered(chosen: Chosen, experiments: Iterable[str]) -> tuple[Plan, list[Facts]]:
+    names = tuple(dict.fromkeys(experiments))
+    made = chosen.plan(*names)  # all that is wrong with files and options, at once
+    again = {name: f"{chosen.again(name)}{chosen.where}" for name in names}
+    return made, [gather(chosen.load(name), chosen.settings, chosen.root, chosen.data, again[name]) for name in names]
+
+
+def _write(target: Path, content: str | bytes) -> None:
+    try:
+        write_output(target, content)
+    except OSError as error:
+        raise KdclusterError(f"cannot write {target}: {error.strerror}; give another --output") from None
+    show(str(target))

@@ -1,0 +1,1 @@
+"""The sections of an experiment in a page, in HTML."""

@@ -1,0 +1,545 @@
+"""`kdcluster report` and `plot`: what they say, against values computed by hand, whatever the runs are called."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from kdcluster import cli, predictions
+from kdcluster.experiment import configfile
+from kdcluster.files import write_json
+from kdcluster.plan import plan
+from kdcluster.report import pictures
+from kdcluster.report.curves import convergence
+from kdcluster.report.facts import Facts, gather
+from kdcluster.run import STORE
+from kdcluster.runs import RunDir
+from kdcluster.saved import weights_digest
+from kdcluster.sweep.confirmation import OWN, arms
+from kdcluster.sweep.points import FRESH
+from kdcluster.wording import one_line
+from tests.fabricated import put
+from tests.reported import HOSTILE, TOPS, finish, finished, with_names, with_pixels, with_predictions, with_sweep
+from tests.tiny import put_images, train_here, write_experiment
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli.main, words, catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_experiment(tmp_path, {"seeds": [0, 1]})
+    return tmp_path
+
+
+def gathered(folder: Path) -> Facts:
+    return gather(configfile.load(str(folder / "tiny.yaml")), [], folder / "runs", folder / "data")
+
+
+class Parsed(html.parser.HTMLParser):
+    """A page: its elements, its text, and whether each element is closed where it was opened."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_says_what_the_table_says(folder: Path) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    result = run("report", "tiny.yaml")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "tiny-report.html\n", "")
+    page = Parsed((folder / "tiny-report.html").read_text())
+    said = " ".join(" ".join(page.text).split())
+    # baseline 70, 74; distilled 80, 78: means 72 and 79, gains 10 and 4, t(0.975, 1) = 12.706
+    assert "72.00 ± 2.83" in said
+    assert "79.00 ± 1.41" in said
+    assert "+7.00" in said
+    assert f"−{12.7062 * 3 - 7:.1f} to {12.7062 * 3 + 7:.1f}" in said
+    assert "87.8 %" in said  # 79 / 90
+    assert "10.0×" in said
+    assert "includes zero: no gain is shown" in said
+
+
+def test_curves_are_means_over_seeds_and_say_who_is_sooner(folder: Path) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    found = gathered(folder).curves
+    assert found.unit == "epoch"
+    assert found.of["baseline"].at == (1, 2)
+    assert found.of["baseline"].mean == pytest.approx((42.0, 72.0))
+    assert found.of["baseline"].sd == pytest.approx((8**0.5, 8**0.5))
+    assert found.of["distilled"].mean == pytest.approx((73.0, 79.0))
+    assert found.of["teacher"].sd is None
+    assert found.pairs == ((1, 2), (1, 2))
+    said = list(convergence(found))
+    best, there = said[0].split(". ")
+    assert best == "The baseline's best mean is 72.00 %, after epoch 2"
+    assert there == "The distilled mean is there after epoch 1: 2.0 times sooner."
+    assert said[1].endswith("sooner in 2 of 2.")
+    assert "half true" in said[-1]
+
+
+def test_that_it_converges_faster_is_refuted_where_it_does_not(folder: Path) -> None:
+    tops = {**TOPS, ("distilled", 0): [30.0, 60.0], ("distilled", 1): [30.0, 60.0]}
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]), tops)
+    said = list(convergence(gathered(folder).curves))
+    assert "The distilled mean never reaches it; its own best is 60.00 %" in said[0]
+    assert "refuted" in said[-1]
+
+
+def test_means_over_other_seeds_are_said_to_be_that(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, {key: tops for key, tops in TOPS.items() if key != ("distilled", 1)})
+    found = gathered(folder).curves
+    assert found.pairs == ((1, 2),)
+    assert "These means are not over the same seeds: baseline has 2, distilled 1." in list(convergence(found))
+
+
+def test_the_command_line_names_every_picture() -> None:
+    assert tuple(pictures.PICTURES) == cli.PICTURES
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.pdf", b"%PDF"), ("a.png", b"\x89PNG"), ("a.SVG", b"<?xml")])
+def test_a_figure_is_as_wide_as_was_asked(folder: Path, name: str, begins: bytes) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    result = run("plot", "tiny.yaml", "--output", name, "--width-mm", "120")
+    assert (result.exit_code, result.stdout) == (0, f"{name}\n")
+    content = (folder / name).read_bytes()
+    assert content.startswith(begins)
+    points = 120 / 25.4 * 72
+    if name == "a.pdf":
+        box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ", content)
+        assert box
+        assert float(box[1]) == pytest.approx(points, abs=0.01)
+        assert b"/Type3" not in content
+    elif name == "a.png":
+        assert int.from_bytes(content[16:20], "big") == int(120 / 25.4 * 300)
+    run("plot", "tiny.yaml", "--output", f"again{Path(name).suffix}", "--width-mm", "120")
+    assert (folder / f"again{Path(name).suffix}").read_bytes() == content
+
+
+def test_a_figure_of_no_known_format_is_refused_before_anything_is_read(folder: Path) -> None:
+    result = run("plot", "tiny.yaml", "--output", "a.gif")
+    assert result.exit_code == 2
+    assert "--output a.gif: its end says no format; give it one of .pdf, .png, .svg" in result.stderr
+
+
+def test_before_a_run_has_begun_there_is_a_page_and_no_figure(folder: Path) -> None:
+    result = run("report", "tiny.yaml", "--output", "a.html")
+    assert result.exit_code == 0
+    assert "there are no runs in" in result.stderr
+    said = " ".join(Parsed((folder / "a.html").read_text()).text)
+    assert "No gain can be told yet" in said
+    assert "Not in the means: 5" in said
+    assert all(one.id in said for one in plan([configfile.load("tiny.yaml")]).runs if "logits" not in one.id)
+    result = run("plot", "tiny.yaml", "--output", "a.pdf")
+    assert result.exit_code == 1
+    assert "nothing for the picture curves yet" in result.stderr
+    assert not (folder / "a.pdf").exists()
+
+
+# What is said of single images
+
+
+def test_what_is_said_of_images_is_what_counting_by_hand_gives(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    found = gathered(folder).images
+    assert found.without == ()
+    assert found.images == 4
+    # baseline: image 0 right, 1 wrong, 2 wrong, 3 right. Seed 0 fixes image 1; seed 1 fixes 1 and breaks 3.
+    assert [(one.seed, one.fixed, one.broken) for one in found.pairs] == [(0, 1, 0), (1, 1, 1)]
+    assert [one.p for one in found.pairs] == [1.0, 1.0]
+    # class 0 is images 0 and 2: 50 % of both; class 1 is 1 and 3: baseline 50 %, distilled (100 + 50) / 2
+    assert [(one.name, one.images, one.baseline, one.distilled) for one in found.classes] == [
+        ("class 0", 2, 50.0, 50.0),
+        ("class 1", 2, 50.0, 75.0),
+    ]
+    assert found.classes[1].change == 25.0
+    # 1 is taken for 0 once by each baseline; by distilled in seed 1 only
+    assert [(one.label, one.guess, one.baseline, one.distilled) for one in found.confused] == [
+        ("class 1", "class 0", 1.0, 0.5)
+    ]
+    teacher, baseline, distilled = found.calibration
+    sure = {margin: 1 / (1 + math.exp(-margin)) for margin in (2, 3, 4)}
+    assert teacher.ece == pytest.approx(100 * (1 - sure[4]))
+    assert baseline.ece == pytest.approx(100 * (sure[2] - 0.5))
+    assert distilled.ece == pytest.approx(100 * ((sure[3] - 0.75) + (sure[3] - 0.5)) / 2)
+    assert distilled.ece_sd == pytest.approx(100 * 0.25 / math.sqrt(2))
+    assert (teacher.agreement, teacher.kl) == (None, None)
+    assert baseline.agreement == 50.0
+    assert distilled.agreement == pytest.approx((75 + 50) / 2)
+    p = sure[4]
+    same, other = (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)) for q in (sure[2], 1 - sure[2]))
+    assert baseline.kl == pytest.approx((same + other) / 2)
+
+
+def test_images_are_shown_where_the_data_folder_has_those_that_were_tested_on(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    assert "the images are not in" in gathered(folder).examples.no_pixels
+    images = with_pixels(folder / "data")
+    found = gathered(folder).examples
+    assert found.no_pixels == ""
+    (fixed,), (broken,) = found.fixed, found.broken
+    assert (fixed.index, fixed.label, fixed.baseline, fixed.distilled, fixed.seeds, fixed.of) == (
+        *(1, "class 1", "class 0", "class 1", 2, 2),
+    )
+    assert (broken.index, broken.baseline, broken.distilled, broken.seeds) == (3, "class 1", "class 0", 1)
+    assert fixed.png
+    content = base64.b64decode(fixed.png.removeprefix("data:image/png;base64,"))
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(content))), images[1].transpose(1, 2, 0))
+    np.save(folder / "data" / "arrays" / "cifar10" / "test_labels.npy", np.array([1, 1, 0, 1]))
+    assert "not those that the runs were tested on" in gathered(folder).examples.no_pixels
+
+
+def test_runs_without_predictions_are_reported_without_and_it_is_said(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    with_predictions(folder / "runs", made, leave_out=("baseline", 1))
+    lacking = next(one.id for one in made.runs if (one.role, one.seed) == ("baseline", 1))
+    found = gathered(folder).images
+    assert [one.seed for one in found.pairs] == [0]
+    assert found.without == (f"{lacking}: it keeps no predictions: an earlier version made it",)
+    path = predictions.path_of(folder / "runs" / lacking, 8)
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    assert "its predictions are damaged" in gathered(folder).images.without[0]
+    run("report", "tiny.yaml", "--output", "a.html")
+    assert lacking in (folder / "a.html").read_text()
+
+
+def test_a_run_that_failed_is_never_hidden(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, {key: tops for key, tops in TOPS.items() if key != ("distilled", 1)})
+    broken = next(one for one in made.runs if (one.role, one.seed) == ("distilled", 1))
+    put(folder / "runs", broken, "failed")
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(Parsed((folder / "a.html").read_text()).text)
+    assert "1 of 2" in said
+    assert f"{broken.id} failed rank 1, step 7: ValueError: no" in " ".join(said.split())
+    assert f"Not done, and not in the curves: {broken.id} ." in " ".join(said.split())
+
+
+# Names from outside
+
+
+@pytest.mark.parametrize("first", range(0, 10, 2))
+def test_names_from_outside_are_text(folder: Path, first: int) -> None:
+    name = os.fsdecode(b"<script>alert(1)<\xff") + "&" * 150  # no slash: it is a file's
+    write_experiment(folder, {"seeds": [0, 1], "variant": HOSTILE[1]}, name)
+    loaded = configfile.load(f"{name}.yaml")
+    made = plan([loaded])
+    with_predictions(folder / "runs", made)
+    for one in (one for one in made.runs if one.role != STORE):
+        RunDir(folder / "runs", one.id).note_submit(shlex.join([name, "--set", f"variant={HOSTILE[1]}"]))
+    with_names(folder / "runs", made, [*HOSTILE[first:], *HOSTILE[:first]])
+    assert run("report", f"{name}.yaml", "--output", "a.html").exit_code == 0
+    written = (folder / "a.html").read_text()
+    page = Parsed(written)
+    assert {tag for tag, _ in page.elements} & {"script", "i", "b", "iframe", "object", "link"} == set()
+    for tag, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on")]
+        assert tag != "img" or (attributes["src"] or "").startswith("data:image/png;base64,")
+        assert not (attributes.get("href") or "#").startswith(("http", "javascript"))
+    said = "".join(page.text)
+    assert "\u202e" not in written
+    assert all(one_line(one) in said for one in HOSTILE[first : first + 2])
+    assert one_line(name) in said
+
+
+def test_nothing_is_fetched_and_nothing_can_run(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    run("report", "tiny.yaml")
+    written = (folder / "tiny-report.html").read_text()
+    page = Parsed(written)
+    policy = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv")]
+    assert policy[0].startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert not re.search(r"url\((?!#)", written)
+    assert "@import" not in written
+    addresses = set(re.findall(r"https?://[^\"'<> ]+", written))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_the_page_can_be_read_without_seeing_it(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    run("report", "tiny.yaml")
+    page = Parsed((folder / "tiny-report.html").read_text())
+    assert dict(page.elements[0][1]) == {"lang": "en"}
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("table") == tags.count("caption") == tags.count("thead")
+    assert all(attributes.get("scope") for tag, attributes in page.elements if tag == "th")
+    drawn = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(drawn) == tags.count("figure") == tags.count("figcaption") > 4
+    assert all(one["role"] == "img" and one["aria-label"] for one in drawn)
+    assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    anchors = {(attributes["href"] or "")[1:] for tag, attributes in page.elements if tag == "a"}
+    assert anchors <= set(ids)
+    named = {attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes}
+    assert named <= set(ids)
+
+
+def test_several_experiments_stand_in_one_page(folder: Path) -> None:
+    write_experiment(folder, {"seeds": [0, 1], "distill.alpha": 0.9}, "other")
+    for name in ("tiny", "other"):
+        finished(folder / "runs", plan([configfile.load(f"{name}.yaml")]))
+    result = run("report", "tiny.yaml", "other.yaml")
+    assert result.stdout == "tiny-other-report.html\n"
+    page = Parsed((folder / "tiny-other-report.html").read_text())
+    assert "All experiments of this page" in page.text
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+# Sweeps
+
+
+def test_a_sweep_shows_what_was_stopped_when(folder: Path) -> None:
+    write_experiment(folder, {"seeds": [0, 1], "train.epochs": 4, "sweep": {"trials": 8}})
+    with_sweep(folder / "runs", folder / "tiny.yaml")
+    found = gathered(folder).trials
+    assert found
+    assert found.metric == "val/top1"
+    # of 8 the 4th and 8th failed, the 2nd and 6th were stopped after two epochs; the best of the others is the 7th
+    assert [one.value for one in found.tried] == [68.0, 62.0, 56.0, 50.0, 57.0, 45.0, None, None]
+    lengths = {one.state: {len(found.courses[one.point.ids])} for one in found.tried}
+    assert lengths == {"done": {4}, "stopped": {2}, "failed": {0}}
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
+    assert "8 trials: 4 done, 2 stopped, 2 failed." in said
+    assert "Best: val/top1 68.00" in said
+    for picture in ("sweep-map", "sweep-keys", "sweep-courses"):
+        assert run("plot", "tiny.yaml", "--picture", picture, "--output", f"{picture}.pdf").exit_code == 0
+
+
+def test_the_confirmation_of_a_sweep_is_told_with_its_verdict(folder: Path) -> None:
+    write_experiment(folder, {"train.epochs": 4, "sweep": {"trials": 1}})
+    root = folder / "runs"
+    searched = with_sweep(root, folder / "tiny.yaml")
+    (best,) = searched.drawn(1)
+    finished(root, plan([searched.loaded]))
+    made = searched.confirmation(best, 2)
+    tops = {"baseline": 50.0, OWN: 40.0, "winner": 60.0}
+    for one in arms(made):
+        finish(root, one.runs[0], [1.0, tops[one.values["arm"]] + one.values["seed"] - FRESH])
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
+    assert "60.50 ± 0.71" in said  # of 60 and 61
+    assert "on 2 fresh seeds, the winner is better than no distillation: 60.50 % against 50.50 %, +10.00" in said
+
+
+def test_where_nothing_changes_there_are_pictures_all_the_same(folder: Path) -> None:
+    """Warnings of the library, as of axes without a length, are errors here."""
+    made = plan([configfile.load("tiny.yaml")])
+    with_predictions(folder / "runs", made)
+    ours = {one.role + str(one.seed): predictions.path_of(folder / "runs" / one.id, 8) for one in made.runs}
+    for seed in "01":
+        ours[f"distilled{seed}"].write_bytes(ours[f"baseline{seed}"].read_bytes())
+    found = gathered(folder)
+    assert [one.change for one in found.images.classes] == [0.0, 0.0]
+    assert (found.examples.fixed, found.examples.broken) == ((), ())
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+    same = {key: [50.0, 50.0] for key in TOPS}
+    shutil.rmtree(folder / "runs")
+    finished(folder / "runs", made, same)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "roles", [("baseline", "distilled"), ("teacher",), ("baseline",), ("teacher", "distilled")], ids=str
+)
+def test_with_some_roles_alone_there_is_a_page_of_these(folder: Path, roles: tuple[str, ...]) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    with_predictions(folder / "runs", made)
+    for one in made.runs:
+        if one.role not in roles:
+            shutil.rmtree(folder / "runs" / one.id, ignore_errors=True)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+    found = gathered(folder)
+    assert tuple(found.curves.of) == roles
+    assert tuple(one.role for one in found.images.calibration) == roles
+    assert bool(found.images.pairs) == ({"baseline", "distilled"} <= set(roles))
+    if "teacher" not in roles:
+        assert all(one.agreement is None and one.kl is None for one in found.images.calibration)
+
+
+# Costs
+
+
+def test_hours_are_the_sum_over_attempts_and_those_of_repeated_steps_are_lost(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    run_dir = RunDir(folder / "runs", made.runs[0].id)
+    run_dir.prepare(made.runs[0])
+    for started, hours, begun, reached, state in ((1e6, 1.0, 0, 40, "preempted"), (1.1e6, 0.5, 30, 80, "done")):
+        attempt = run_dir.start_attempt({"started": started, "gpus_held": 2, "nodes": "node<7>"})
+        attempt.write("trainer", {"resumed_at_step": begun})
+        attempt.write("heartbeat", {"time": started + 3600 * hours, "step": reached})
+        attempt.write("outcome", {"state": state, "reason": "", "time": started + 3600 * hours})
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
+    # 2 GPUs for 1.5 hours; of the first attempt's 40 steps, 2 GPU-hours, 10 were done again
+    assert (
+        "2 attempts of 1 run took 1:30:00, summed. GPUs were held for 3 GPU-hours, 0.5 of them lost to repeats." in said
+    )
+    assert "node<7>" in said
+    assert run("plot", "tiny.yaml", "--picture", "time", "--output", "a.pdf").exit_code == 0
+
+
+# From real training
+
+
+def test_of_runs_that_were_really_trained(folder: Path, one_thread: None) -> None:
+    """What is counted in single images is the table's gain, and the pixels are those of the test set."""
+    changes = {"seeds": [0, 1], "distill.logits": "computed", "train.lr": 0.05}
+    write_experiment(folder, changes)
+    put_images(folder / "data")
+    made = plan([configfile.load("tiny.yaml")])
+    for one in made.runs:
+        train_here(folder / "runs", one, folder / "data")
+    found = gathered(folder)
+    assert found.images.without == ()
+    assert found.images.images == 32
+    assert found.gains == {one.seed: pytest.approx(100 * (one.fixed - one.broken) / 32) for one in found.images.pairs}
+    assert found.curves.of["distilled"].at == (1, 2)
+    assert found.examples.no_pixels == ""
+    shown = (*found.examples.fixed, *found.examples.broken)
+    labels = np.load(folder / "data" / "arrays" / "cifar10" / "test_labels.npy")
+    assert shown
+    assert all(one.label == f"class {labels[one.index]}" and one.png for one in shown)
+    (made_by,) = found.origin.made
+    assert len(made_by.runs) == 5
+    assert "torch" in dict(made_by.versions)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+
+
+def test_without_matplotlib_it_is_said_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for words in (("report", "tiny.yaml"), ("plot", "tiny.yaml", "--output", "a.pdf")):
+        result = run(*words)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "pictures need matplotlib: pip install 'kdcluster[report]'" in result.stderr
+
+
+def test_what_was_not_committed_is_told_with_the_commands_that_bring_it_back(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    run_dir = RunDir(folder / "runs", made.runs[0].id)
+    git = {"/src/it's": {"commit": "c" * 40, "dirty": True}}
+    attempt = run_dir.start_attempt({"code": {"kdcluster": "0.1.0", "git": git}})
+    (attempt.path / "code.diff").write_text("-<script>\n+line\n")
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = "".join(Parsed((folder / "a.html").read_text()).text)
+    assert f"git -C '/src/it'\"'\"'s' checkout {'c' * 40}\n" in said
+    assert f"git -C '/src/it'\"'\"'s' apply {attempt.path / 'code.diff'}\n" in said
+    assert "kdcluster submit tiny.yaml\n" in said
+    assert "-<script>\n+line" in said
+
+
+def test_without_a_weight_of_the_teacher_there_is_nothing_to_compare(folder: Path) -> None:
+    write_experiment(folder, {"seeds": [0, 1], "distill.alpha": 0.0})
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    found = gathered(folder)
+    assert found.images.pairs == ()
+    assert list(convergence(found.curves)) == []
+    run("report", "tiny.yaml", "--output", "a.html")
+    assert "α is 0: the distilled runs are the baseline runs" in (folder / "a.html").read_text()
+
+
+def measured(run_dir: RunDir, p50: float) -> dict[str, Any]:
+    """benchmark.json, as `kdcluster export --benchmark` leaves it."""
+    about = {"device": "cpu", "name": "CPU <x>", "engine": "onnxruntime 1", "threads": 1}
+    spread = {"p10": p50 / 2, "p50": p50, "p90": 2 * p50}
+    speeds = [{**about, "precision": kind, "batch1_ms": spread} for kind in ("fp32", "int8")]
+    weights = weights_digest(run_dir.path, "best")
+    return {"schema": "kdcluster.benchmark/1", "weights": weights, "time": 1.8e9, "speeds": speeds}
+
+
+def test_latency_is_shown_where_it_was_measured(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    assert gathered(folder).latencies == ()
+    assert run("plot", "tiny.yaml", "--picture", "latencies", "--output", "a.pdf").exit_code == 1
+    first = {one.role: RunDir(folder / "runs", one.id) for one in reversed(made.runs)}
+    for role, ms in (("teacher", 40.0), ("distilled", 4.0)):
+        write_json(first[role].path / "benchmark.json", measured(first[role], ms))
+    found = gathered(folder).latencies
+    assert [(one.role, one.on, one.p10, one.p50, one.p90, one.date) for one in found] == [
+        (role, f"CPU <x>, {kind}, 1 thread, onnxruntime 1", p50 / 2, p50, 2 * p50, "2027-01-15")
+        for role, p50 in (("teacher", 40.0), ("baseline", 4.0), ("distilled", 4.0))  # baseline is the same model
+        for kind in ("fp32", "int8")
+    ]
+    run("report", "tiny.yaml", "--output", "a.html")
+    said = "".join(Parsed((folder / "a.html").read_text()).text)
+    assert "Median latency of one image: CPU <x>, fp32, 1 thread, onnxruntime 1, 2027-01-15." in said
+    assert "distilled: 4 ms (2 to 8) on CPU <x>, fp32, 1 thread, onnxruntime 1, 2027-01-15" in said
+    assert run("plot", "tiny.yaml", "--picture", "latencies", "--output", "a.pdf").exit_code == 0
+    of_others = {**measured(first["distilled"], 4.0), "weights": "those of before"}
+    write_json(first["distilled"].path / "benchmark.json", of_others)
+    assert {one.role for one in gathered(folder).latencies} == {"teacher"}
+
+
+ODD: list[Any] = [7, ["x"], {"git": 7}, {"git": {"/src": "x"}}, {"git": {"/src": {"commit": ["<b>"]}}, "kdcluster": {}}]
+
+
+@pytest.mark.parametrize("code", ODD)
+def test_records_that_only_people_read_may_hold_anything(folder: Path, code: Any) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    attempt = RunDir(folder / "runs", made.runs[0].id).start_attempt({"code": code, "command": code})
+    attempt.write("trainer", {"versions": code, "python": code})
+    (attempt.path / "code.diff").write_bytes(b"\xff" * 30_000)
+    assert run("report", "tiny.yaml", "--output", "a.html").exit_code == 0
+    assert "b" not in {tag for tag, _ in Parsed((folder / "a.html").read_text()).elements}
+
+
+NONE = ["[", "[]", "[" * 900 + "]" * 900, "null", '"x"', "{}", '{"weights": WEIGHTS, "speeds": 1}']
+NONE += ['{"weights": WEIGHTS, "time": "x", "speeds": [1, {"batch1_ms": 1}, {"batch1_ms": {"p10": 1, "p50": true}}]}']
+
+
+@pytest.mark.parametrize("content", NONE)
+def test_a_benchmark_that_cannot_be_understood_is_none(folder: Path, content: str) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    run_dir = RunDir(folder / "runs", made.runs[0].id)
+    weights = json.dumps(weights_digest(run_dir.path, "best"))
+    (run_dir.path / "benchmark.json").write_text(content.replace("WEIGHTS", weights))
+    assert gathered(folder).latencies == ()
