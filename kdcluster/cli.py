@@ -295,7 +295,7 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "md", "csv", "json"]),
+    type=click.Choice(["table", "md", "latex", "html", "csv", "json", "jsonl"]),
     default="table",
     show_default=True,
     help="What to print.",
@@ -312,6 +312,9 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 )
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
 @click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, GPU-hours and time; in JSON always.")
+@click.option("--columns", metavar="NAME,...", default="", help="These columns; a wrong name says which there are.")
+@click.option("--sort", metavar="[-]NAME", default=None, help="Rows by a column, with - the largest first.")
+@click.option("--together", is_flag=True, help="Several experiments in one table, with what they share once.")
 @click.option("--sweep", "of_sweep", is_flag=True, help="The trials of the experiment's sweep instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def results(chosen: Chosen, **options: Any) -> None:

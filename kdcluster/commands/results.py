@@ -13,6 +13,7 @@ from kdcluster.files import trainer_code, write_output
 from kdcluster.launch.status import statuses
 from kdcluster.results import render, table
 from kdcluster.results.measured import is_done
+from kdcluster.results.view import View, names_in
 from kdcluster.runs import RunDir
 from kdcluster.terminal import can_show, show_text, width
 
@@ -24,6 +25,9 @@ def results(
     output: Path | None,
     strict: bool,
     per_seed: bool,
+    columns: str,
+    sort: str | None,
+    together: bool,
     of_sweep: bool,
     as_json: bool,
 ) -> None:
@@ -38,8 +42,10 @@ def results(
         raise NotFound(f"nothing was started yet in {chosen.root}; name an experiment")
     in_ascii = output is None and not can_show("±×αΔ–")
     room = None if output is not None else width()
-    if of_sweep and per_seed:
-        raise ConfigError("--per-seed does not go with --sweep, which has a row for each point")
+    view = View(names_in(columns), sort, together)
+    if of_sweep and (per_seed or view != View()):
+        options = "--per-seed, --columns, --sort and --together do"
+        raise ConfigError(f"{options} not go with --sweep, which has a row for each point")
     if of_sweep:
         from kdcluster.commands.trials import of_sweeps  # imports all that a search needs
 
@@ -53,7 +59,7 @@ def results(
             for run_id, status in statuses(rest, root).items()
         }
         built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
-        text = render.render(built, style, ascii=in_ascii, width=room, per_seed=per_seed)  # type: ignore[arg-type]
+        text = render.render(built, style, ascii=in_ascii, width=room, per_seed=per_seed, view=view)  # type: ignore[arg-type]
         complete = built.complete
     if output is not None:
         try:

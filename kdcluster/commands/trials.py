@@ -25,6 +25,8 @@ def of_sweeps(chosen: Chosen, style: Format, *, ascii: bool, width: int | None) 
     Raises:
         NotFound: there is none.
     """
+    if style not in (known := ("table", "md", "csv", "json")):
+        raise ConfigError(f"--sweep --format {style}: a sweep's trials are shown as {', '.join(known)}")
     if style in ("json", "csv") and len(chosen.experiments) > 1:
         raise ConfigError(f"--sweep --format {style} takes one experiment at a time")
     if chosen.roles is not None:
