@@ -315,6 +315,13 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 @click.option("--columns", metavar="NAME,...", default="", help="These columns; a wrong name says which there are.")
 @click.option("--sort", metavar="[-]NAME", default=None, help="Rows by a column, with - the largest first.")
 @click.option("--together", is_flag=True, help="Several experiments in one table, with what they share once.")
+@click.option(
+    "--compare",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    nargs=2,
+    metavar="DIR_A DIR_B",
+    help="What changed from one runs directory to another, with intervals.",
+)
 @click.option("--sweep", "of_sweep", is_flag=True, help="The trials of the experiment's sweep instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def results(chosen: Chosen, **options: Any) -> None:

@@ -60,6 +60,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "--columns",
         "--sort",
         "--together",
+        "--compare",
         "--sweep",
         "--json",
     ),
