@@ -124,6 +124,7 @@ def plan(chosen: Chosen, **options: bool) -> None:
 @click.option(
     "--timeout", type=click.FloatRange(0), default=None, metavar="MIN", help="With --wait: give up after MIN."
 )
+@arguments.notify
 def submit(chosen: Chosen, **options: Any) -> None:
     """Start what is missing, or go on with a RUN. A second call starts nothing twice."""
     from kdcluster.commands import submit as command
@@ -182,15 +183,18 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int, profile: bool)
 )
 @click.option("--write-best", is_flag=True, help="Write configs/EXP-best.yaml.")
 @click.option("--dry-run", is_flag=True, help="Print the points, their runs and how long all takes; start nothing.")
-def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
+@arguments.notify
+def sweep(chosen: Chosen, experiment: str, notify: str | None, **options: Any) -> None:
     """Search the best alpha and temperature with Ray Tune.
 
     Or other keys: the space stands in the experiment's `sweep` block. Every trial is an ordinary run, and the same
     command goes on after whatever stopped it. In SLURM the search is one job of --nodes and --gpus in all.
     """
+    from kdcluster.commands import notify as notices
     from kdcluster.commands import sweep as command
 
-    command.sweep(chosen, experiment, command.Wanted(**options))
+    notify = "" if options["dry_run"] else notify
+    notices.of_sweep(chosen, experiment, notify, lambda: command.sweep(chosen, experiment, command.Wanted(**options)))
 
 
 @main.command()

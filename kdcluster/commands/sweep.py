@@ -81,8 +81,8 @@ def _interruptible(again: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
-    """Teacher, search, table, confirmation; on a cluster all but the teacher in one job."""
+def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
+    """Teacher, search, table, confirmation; on a cluster all but the teacher in one job. Whether it has ended here."""
     chosen = replace(chosen, experiments=(experiment,))
     for_teacher = chosen  # --gpus is of the whole sweep: its teacher takes them all, a trial what --gpus-per-trial says
     chosen = replace(chosen, gpus=None)
@@ -108,7 +108,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         if here := there.name == "local" and wanted.ray_address is None:
             swept.check()
         at_once = swept.at_once if here else swept.at_once_elsewhere(chosen.nodes)
-        return _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
+        _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
+        return False
     all_runs = [*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials]
     preflight(all_runs, chosen.data, fetch=True)
     say_inputs(all_runs, chosen.data)
@@ -118,7 +119,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     if there.name != "local" and wanted.ray_address is None:
         if not isinstance(there, Slurm):
             raise ConfigError(f"a sweep runs on this machine, in SLURM or in a Ray that is there, not {there.title}")
-        return _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
+        _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
+        return False
     if going := _job_of(chosen.root, loaded.name):
         leave(f"job {going} in SLURM is at the sweep of {loaded.name}; wait for it, or scancel {going} first", 1)
     with _interruptible(again), Sweeping(searched, chosen.root, chosen.data, *where) as swept:
@@ -148,6 +150,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
             say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
         if unwritten:
             leave(f"{unwritten}\nnext: {again}", 1)
+    return True
 
 
 def _again(chosen: Chosen, wanted: Wanted) -> str:
@@ -204,8 +207,7 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     best = report.best(found)
     if best is not None and not interrupted:
         how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
-        what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}"
-        say(f"{how}: {what}")
+        say(f"{how}: {' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}")
     return best.point if best else None
 
 
@@ -288,8 +290,7 @@ def _queue(
         for role in FIRST
     )
     states = {run.id: run_status(RunDir(root, run.id)).state for run in teachers.runs if run.role == "teacher"}
-    undone = [run_id for run_id, state in states.items() if state not in (State.DONE, *LIVE)]
-    if undone:
+    if undone := [run_id for run_id, state in states.items() if state not in (State.DONE, *LIVE)]:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
     given = [*(word for one in searched.overrides for word in ("--set", one)), *words]
     given += ["--runs-dir", str(root), "--data-dir", str(chosen.data), *wanted.words]

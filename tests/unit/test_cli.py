@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "plan": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--check", "--commands", "--json"),
     "submit": (
         *(*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--max-gpu-hours"),
-        *("--retry", "--dry-run", "--wait", "--timeout"),
+        *("--retry", "--dry-run", "--wait", "--timeout", "--notify"),
     ),
     "debug": (*EXP, "--gpus", "--procs", "--role", "--steps", "--profile", *WHERE),
     "status": (*EXP, *RUNS, "--watch", "--json"),
@@ -71,7 +71,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rm": (*RUNS, "--checkpoints", "--yes"),
     "sweep": (
         *("--set", "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
-        *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run"),
+        *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run", "--notify"),
     ),
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),
