@@ -316,8 +316,20 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 )
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
 @click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, GPU-hours and time; in JSON always.")
-@click.option("--columns", metavar="NAME,...", default="", help="These columns; a wrong name says which there are.")
-@click.option("--sort", metavar="[-]NAME", default=None, help="Rows by a column, with - the largest first.")
+@click.option(
+    "--columns",
+    metavar="NAME,...",
+    default="",
+    help="These columns; a wrong name says which there are.",
+    shell_complete=completion.columns,
+)
+@click.option(
+    "--sort",
+    metavar="[-]NAME",
+    default=None,
+    help="Rows by a column, with - the largest first.",
+    shell_complete=completion.columns,
+)
 @click.option("--together", is_flag=True, help="Several experiments in one table, with what they share once.")
 @click.option(
     "--compare",

@@ -1,4 +1,4 @@
-"""Cells as a piece of HTML to put into any page: every text escaped, no style but the side on which numbers end."""
+"""Cells as a piece of HTML to put into any page: every text escaped, no style but the side of each column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcluster.wording import one_line
 
 def table(cells: Sequence[Sequence[str]], right: Container[int], caption: str = "") -> list[str]:
     """The lines of a `table`: the first row as headings of the columns, the first cell of each other as the row's."""
-    side = {at: ' style="text-align: right"' if at in right else "" for at in range(len(cells[0]))}
+    side = [f' style="text-align: {"right" if at in right else "left"}"' for at in range(len(cells[0]))]
     head, *body = [[escaped(cell) for cell in row] for row in cells]
     lines = ["<table>", *([f"<caption>{escaped(caption)}</caption>"] if caption else []), "<thead>", "<tr>"]
     lines += [f'<th scope="col"{side[at]}>{cell}</th>' for at, cell in enumerate(head)]
