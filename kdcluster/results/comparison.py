@@ -85,7 +85,7 @@ def compare(name: str, a: Runs, b: Runs) -> Comparison:
         tuple(_settings(pairs)),
         tuple(_alone(a, b)),
         tuple(_alone(b, a)),
-        tuple(_notes(pairs)),
+        (*_notes(pairs), *_troubles("A", a), *_troubles("B", b)),
     )
 
 
@@ -148,6 +148,14 @@ def _notes(pairs: Sequence[tuple[Role, Measured, Measured]]) -> Iterator[str]:
         for a, b in sorted({(where(ours), where(others)) for ours, others in both}):
             if a != b and a and b:
                 yield f"{role}: trained on {a} in A, on {b} in B"
+
+
+def _troubles(side: str, runs: Runs) -> Iterator[str]:
+    """Runs of a directory that are not done, and what contradicts itself in those that are."""
+    every = [m for role in TRAINED for m in runs[role]]
+    if undone := [m.run.id for m in every if not m.done]:
+        yield f"{side}: not done, and in no mean: {', '.join(undone)}"
+    yield from (f"{side}: {m.run.id}: {what}" for m in every for what in (*m.problems, *m.damage))
 
 
 def render(

@@ -117,6 +117,7 @@ def test_runs_that_only_one_has(tmp_path: Path) -> None:
     )
     assert sorted(experiment["only_a"]) == [name for name in alone if not name.startswith(".")]
     assert experiment["only_b"] == []
+    assert f"B: not done, and in no mean: {lost.id}" in experiment["notes"]
     rows = {row["what"]: row for row in experiment["rows"]}
     assert (rows["baseline"]["n_a"], rows["baseline"]["n_b"], rows["baseline"]["n"]) == (3, 1, 1)
     assert rows["baseline"]["shows"] == "the same numbers"
@@ -134,6 +135,17 @@ def test_what_is_no_setting_and_differs_is_said(tmp_path: Path) -> None:
     assert "baseline: made by other trainer code in A than in B" in experiment["notes"]
     where = "baseline: trained on cpu, 2 processes with 1 thread each in A, on cpu, 4 processes with 1 thread each in B"
     assert where in experiment["notes"]
+
+
+def test_numbers_that_contradict_themselves_are_not_compared_in_silence(tmp_path: Path) -> None:
+    made(tmp_path, "a", A)
+    b = made(tmp_path, "b", A)
+    wrong = b / of(planned(tmp_path, "train.epochs=1"), "baseline", 1).id
+    result = json.loads((wrong / "result.json").read_text())
+    result["best"]["test/top1"] = 99.0
+    (wrong / "result.json").write_text(json.dumps(result))
+    (experiment,) = document("exp1.yaml", "--compare", "a", "b")["experiments"]
+    assert any(note.startswith(f"B: {wrong.name}: result.json contradicts") for note in experiment["notes"])
 
 
 def test_of_several_settings_todays_are_meant_and_else_the_last(tmp_path: Path) -> None:
