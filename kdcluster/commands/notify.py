@@ -23,7 +23,7 @@ import click
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.progress import follow
-from kdcluster.commands.results import built
+from kdcluster.commands.tabled import tabled
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Experiment
 from kdcluster.files import config_folder
@@ -101,7 +101,7 @@ def tell(command: str, summary: Callable[[], Mapping[str, Any]]) -> None:
 
 def of_runs(made: Plan, root: Path, found: Mapping[str, Status], event: str) -> dict[str, Any]:
     """What became of the runs of a plan."""
-    table = built(made, root)
+    table = tabled(made, root)
     rows = [{"experiment": one.name, **asdict(row)} for one in table.experiments for row in one.rows]
     problems = [asdict(problem) for one in table.experiments for problem in one.problems]
     known = {problem["run"] for problem in problems}

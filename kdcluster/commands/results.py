@@ -9,14 +9,11 @@ from typing import Any
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_others
+from kdcluster.commands.tabled import tabled
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
-from kdcluster.files import trainer_code, write_output
-from kdcluster.launch.status import statuses
-from kdcluster.plan import Plan
-from kdcluster.results import render, table
-from kdcluster.results.measured import Protocol, is_done
+from kdcluster.files import write_output
+from kdcluster.results import render
 from kdcluster.results.view import View, names_in
-from kdcluster.runs import RunDir
 from kdcluster.terminal import can_show, show_text, width
 
 
@@ -64,7 +61,7 @@ def results(
         _give(text, output)
     else:
         made = chosen.plan()
-        found = built(made, chosen.root, protocol)
+        found = tabled(made, chosen.root, protocol)
         complete = found.complete
         text = render.render(found, style, ascii=in_ascii, width=room, per_seed=per_seed, view=view)
         _give(text, output)
@@ -72,17 +69,6 @@ def results(
         chosen.say_where_no_runs_are()
     if strict and not complete:
         sys.exit(1)
-
-
-def built(made: Plan, root: Path, protocol: Protocol = "best") -> table.Table:
-    """The table of a plan, with the states of what is not done."""
-    # before the numbers are read: what ends meanwhile is done for them, too
-    rest = made.cut({run.id for run in made.runs if not is_done(RunDir(root, run.id))})
-    states = {
-        run_id: (status.state, status.reason, str(status.log) if status.log else None)
-        for run_id, status in statuses(rest, root).items()
-    }
-    return table.build(made, root, protocol, states=states, trainer_code=trainer_code())
 
 
 def _give(text: str, output: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from kdcluster.errors import ConfigError
 from kdcluster.results.seeds import SeedRow
@@ -58,6 +58,8 @@ class Column:
     fields: tuple[str, ...]
     """What it is made of, by the names of `--format json`."""
     is_text: bool = False
+    shown: Literal["always", "where known", "where asked"] = "where asked"
+    """In which tables: all, those that have a figure of it, or those of which `--columns` wants it."""
 
 
 def names_in(text: str) -> tuple[str, ...]:
@@ -138,11 +140,11 @@ def _key(line: Line, name: str) -> Any:
 
 def cells(table: Table, block: Block, view: View) -> tuple[list[list[str]], list[int]]:
     """Headings and rows, and which columns hold numbers."""
-    usual = ["configuration", "n", "top1", "gain", "params", "reduction", "retention"]
-    usual += ["published"] * any(line.row.reference is not None for line in block.lines)
     known = {column.name: column for column in COLUMNS}
-    names = [known_name(name, known, "--columns") for name in view.columns]
-    shown = [known[name] for name in names or ["experiment"] * (view.together and len(table.experiments) > 1) + usual]
+    shown = [known[known_name(name, known, "--columns")] for name in view.columns]
+    if not shown:
+        together = [known["experiment"]] * (view.together and len(table.experiments) > 1)
+        shown = [*together, *(column for column in COLUMNS if _is_usual(column, block.lines))]
     marked = next((at for at, column in enumerate(shown) if column.name == "configuration"), 0)
     found = [[column.heading.format(protocol=table.protocol) for column in shown]]
     for line in block.lines:
@@ -152,9 +154,20 @@ def cells(table: Table, block: Block, view: View) -> tuple[list[list[str]], list
     return found, [at for at, column in enumerate(shown) if not column.is_text]
 
 
-def number(value: float | None, form: str) -> str:
+def _is_usual(column: Column, lines: Iterable[Line]) -> bool:
+    if column.shown == "where known":
+        return any(getattr(line.row, column.fields[0]) is not None for line in lines)
+    return column.shown == "always"
+
+
+def _of(field: str, form: str) -> Callable[[Line], str]:
     """A figure, or the sign for none."""
-    return MISSING if value is None else form.format(value)
+
+    def show(line: Line) -> str:
+        value = getattr(line.row, field)
+        return MISSING if value is None else form.format(value)
+
+    return show
 
 
 def _count(line: Line) -> str:
@@ -188,14 +201,18 @@ def _params(line: Line) -> str:
 COLUMNS = (
     Column("experiment", "experiment", lambda line: line.experiment, ("experiment",), is_text=True),
     Column("role", "role", lambda line: line.row.role, ("role",), is_text=True),
-    Column("configuration", "model configuration", lambda line: line.row.configuration, ("configuration",), True),
-    Column("n", "n", _count, ("n", "n_expected")),
-    Column("top1", "{protocol} test accuracy", _top1, ("top1_mean", "top1_sd")),
-    Column("gain", "gain", _gain, ("gain", "gain_ci95")),
-    Column("params", "params", _params, ("params",)),
-    Column("reduction", "reduction", lambda line: number(line.row.reduction, "{:.1f}×"), ("reduction",)),
-    Column("retention", "retention", lambda line: number(line.row.retention, "{:.1f} %"), ("retention",)),
-    Column("published", "published", lambda line: number(line.row.reference, "{:.2f}"), ("reference",)),
+    Column(
+        *("configuration", "model configuration", lambda line: line.row.configuration, ("configuration",)),
+        is_text=True,
+        shown="always",
+    ),
+    Column("n", "n", _count, ("n", "n_expected"), shown="always"),
+    Column("top1", "{protocol} test accuracy", _top1, ("top1_mean", "top1_sd"), shown="always"),
+    Column("gain", "gain", _gain, ("gain", "gain_ci95"), shown="always"),
+    Column("params", "params", _params, ("params",), shown="always"),
+    Column("reduction", "reduction", _of("reduction", "{:.1f}×"), ("reduction",), shown="always"),
+    Column("retention", "retention", _of("retention", "{:.1f} %"), ("retention",), shown="always"),
+    Column("published", "published", _of("reference", "{:.2f}"), ("reference",), shown="where known"),
     Column("runs", "runs", lambda line: " ".join(line.row.runs), ("runs",), is_text=True),
 )
 _SORTABLE = [column.name for column in COLUMNS]
