@@ -26,7 +26,7 @@ from kdcluster.results import render
 from kdcluster.run import FIRST
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
-from kdcluster.sweep import job, report
+from kdcluster.sweep import job, report, winner
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
 from kdcluster.sweep.confirmation import Confirmed, arms, confirmed
@@ -94,7 +94,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
     trial_room(loaded.config.resources, wanted.gpus_per_trial, 1)  # what is wrong with it is said before all else
     target = Path("configs") / f"{loaded.name}-best.yaml"
     if wanted.write_best:
-        report.refuse_target(searched, target)
+        winner.refuse_target(searched, target)
     wishes = searched.size(wanted.trials)
     points = searched.corners() if searched.is_adaptive else searched.drawn(wishes)
     teachers = searched.teachers(points)
@@ -225,7 +225,7 @@ def _job_of(root: Path, name: str) -> str | None:
 def _write_best(searched: Space, best: Point, target: Path) -> str:
     """Write the winner's file; returns why that was not possible, and the confirmation goes on."""
     try:
-        report.write_best(searched, best.values, target)
+        winner.write_best(searched, best.values, target)
     except ConfigError as error:  # as of an earlier sweep, with another winner
         return str(error)
     say(f"written: {target}")

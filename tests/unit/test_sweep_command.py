@@ -286,8 +286,6 @@ def test_a_sweep_here_waits_for_the_one_in_slurm(folder: Path, monkeypatch: pyte
 def test_the_trials_are_one_table_of_their_own(folder: Path, option: str) -> None:
     space(folder, {"trials": 2})
     assert "not go with --sweep" in fails(2, "results", "tiny.yaml", "--sweep", option)
-    said = fails(2, "results", "tiny.yaml", "--sweep", "--format", "latex")
-    assert "a sweep's trials are shown as table, md, csv, json" in said
 
 
 @pytest.mark.parametrize(("how", "event"), [(True, "ended"), (1, "failed"), (False, None), (130, None), (2, None)])
