@@ -315,7 +315,7 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
 )
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
-@click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, GPU-hours and time; in JSON always.")
+@click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, test over images, time; in JSON always.")
 @click.option(
     "--columns",
     metavar="NAME,...",
