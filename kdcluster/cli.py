@@ -130,6 +130,7 @@ def plan(chosen: Chosen, **options: bool) -> None:
 @click.option(
     "--timeout", type=click.FloatRange(0), default=None, metavar="MIN", help="With --wait: give up after MIN."
 )
+@arguments.notify
 def submit(chosen: Chosen, **options: Any) -> None:
     """Start what is missing, or go on with a RUN. A second call starts nothing twice."""
     from kdcluster.commands import submit as command
@@ -188,15 +189,18 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int, profile: bool)
 )
 @click.option("--write-best", is_flag=True, help="Write configs/EXP-best.yaml.")
 @click.option("--dry-run", is_flag=True, help="Print the points, their runs and how long all takes; start nothing.")
-def sweep(chosen: Chosen, experiment: str, **options: Any) -> None:
+@arguments.notify
+def sweep(chosen: Chosen, experiment: str, notify: str | None, **options: Any) -> None:
     """Search the best alpha and temperature with Ray Tune.
 
     Or other keys: the space stands in the experiment's `sweep` block. Every trial is an ordinary run, and the same
     command goes on after whatever stopped it. In SLURM the search is one job of --nodes and --gpus in all.
     """
+    from kdcluster.commands import notify as notices
     from kdcluster.commands import sweep as command
 
-    command.sweep(chosen, experiment, command.Wanted(**options))
+    notify = "" if options["dry_run"] else notify
+    notices.of_sweep(chosen, experiment, notify, lambda: command.sweep(chosen, experiment, command.Wanted(**options)))
 
 
 @main.command()
@@ -301,7 +305,7 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "md", "csv", "json"]),
+    type=click.Choice(["table", "md", "latex", "html", "csv", "json", "jsonl"]),
     default="table",
     show_default=True,
     help="What to print.",
@@ -317,7 +321,29 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
 )
 @click.option("--strict", is_flag=True, help="Leave with 1 where a run is missing or failed.")
-@click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, GPU-hours and time; in JSON always.")
+@click.option("--per-seed", is_flag=True, help="Also each run: accuracy, gain, test over images, time; in JSON always.")
+@click.option(
+    "--columns",
+    metavar="NAME,...",
+    default="",
+    help="These columns; a wrong name says which there are.",
+    shell_complete=completion.columns,
+)
+@click.option(
+    "--sort",
+    metavar="[-]NAME",
+    default=None,
+    help="Rows by a column, with - the largest first.",
+    shell_complete=completion.columns,
+)
+@click.option("--together", is_flag=True, help="Several experiments in one table, with what they share once.")
+@click.option(
+    "--compare",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    nargs=2,
+    metavar="DIR_A DIR_B",
+    help="What changed from one runs directory to another, with intervals.",
+)
 @click.option("--sweep", "of_sweep", is_flag=True, help="The trials of the experiment's sweep instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def results(chosen: Chosen, **options: Any) -> None:

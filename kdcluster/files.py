@@ -230,6 +230,11 @@ def remember(kind: str, key: str, text: str) -> None:
         pass  # a read-only home is no reason to refuse a plan
 
 
+def config_folder() -> Path:
+    """The user's own configuration of kdcluster; it may not be there."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")) / "kdcluster"
+
+
 def _remembered(kind: str, key: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "kdcluster" / kind / f"{hashlib.sha256(os.fsencode(key)).hexdigest()}.{kind.removesuffix('s')}"

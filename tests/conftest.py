@@ -31,12 +31,13 @@ def this_machine() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A test sees neither the caller's variables nor the caller's caches, and leaves nothing in them."""
+    """A test sees no variables, caches and configuration of the caller's, and leaves nothing in them."""
     for name in list(os.environ):
         if (name in INHERITED or name.startswith(PREFIXES)) and name != "KDCLUSTER_LOCKS_DIR":
             monkeypatch.delenv(name)
     monkeypatch.setenv("KDCLUSTER_BACKEND", "local")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))  # nobody is notified
 
 
 @pytest.fixture

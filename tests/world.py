@@ -376,7 +376,7 @@ class World:
         self.starts.append(Start(self, run_dir, attempt, agent, rank))
         return self.starts[-1]
 
-    def start_supervisor(self, folder: Path, run_dirs: Sequence[RunDir]) -> None:
+    def start_supervisor(self, folder: Path, run_dirs: Sequence[RunDir], after: object) -> None:
         """As `local.backend._start_supervisor`, and what the supervisor's `main` does."""
         given, submit, told = read_json(folder / "submission.json"), self.process(), []
 

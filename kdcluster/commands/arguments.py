@@ -120,6 +120,12 @@ resources = _resources("GPUs of each run, one process each.")
 resources_of_a_sweep = _resources("GPUs of the whole sweep, and of its teacher.  [default: here, all that are free]")
 place = _place("Nodes of each run.  [default: as few as hold it]")
 place_of_a_sweep = _place("Nodes of the whole sweep.  [default: as few as hold its GPUs]")
+notify = click.option(
+    "--notify",
+    default=None,
+    metavar="COMMAND",
+    help="Run at the end with a summary on stdin.  [default: what ~/.config/kdcluster/notify says]",
+)
 role = click.option(
     *("--role", "roles"),
     default=None,

@@ -58,9 +58,19 @@ def roles(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """The last one of a list with commas."""
     from kdcluster.plan import ROLES
 
+    return _fitting(_last_of(ROLES, incomplete), ctx, param, incomplete)
+
+
+def columns(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Of the results table; the last one of a list with commas."""
+    from kdcluster.results.view import COLUMNS
+
+    return _fitting(_last_of((column.name for column in COLUMNS), incomplete), ctx, param, incomplete)
+
+
+def _last_of(names: Iterable[str], incomplete: str) -> Items:
     before = incomplete[: incomplete.rfind(",") + 1]
-    items = [CompletionItem(before + role) for role in ROLES if role not in before.split(",")]
-    return _fitting(items, ctx, param, incomplete)
+    return [CompletionItem(before + name) for name in names if name not in before.split(",")]
 
 
 def backends(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_others
+from kdcluster.commands.tabled import tabled
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
-from kdcluster.files import trainer_code, write_output
-from kdcluster.launch.status import statuses
-from kdcluster.results import render, table
-from kdcluster.results.measured import is_done
-from kdcluster.runs import RunDir
+from kdcluster.files import write_output
+from kdcluster.results import render
+from kdcluster.results.view import View, names_in
 from kdcluster.terminal import can_show, show_text, width
 
 
 def results(
     chosen: Chosen,
-    style: str,
-    protocol: str,
+    style: Any,
+    protocol: Any,
     output: Path | None,
     strict: bool,
     per_seed: bool,
+    columns: str,
+    sort: str | None,
+    together: bool,
+    compare: tuple[Path, Path] | None,
     of_sweep: bool,
     as_json: bool,
 ) -> None:
@@ -31,39 +35,46 @@ def results(
 
     Raises:
         NotFound: no experiment was named, and none has a run here.
+        ConfigError: options that do not go together.
     """
     style = "json" if as_json else style
+    in_ascii = output is None and not can_show("±×αΔ–")
+    view = View(names_in(columns), sort, together)
+    room = None if output is not None else width()
+    if compare and (per_seed or strict or of_sweep or view != View()):
+        raise ConfigError("--compare goes with --format, --protocol, --role and --output alone")
+    if of_sweep and (per_seed or view != View()):
+        options = "--per-seed, --columns, --sort and --together do"
+        raise ConfigError(f"{options} not go with --sweep, which has a row for each point")
+    if compare:
+        from kdcluster.commands.compare import compared
+
+        text = compared(chosen, compare, style, protocol, ascii=in_ascii, width=room)
+        return _give(text, output)
     chosen = chosen if chosen.experiments else replace(chosen, experiments=chosen.started())
     if not chosen.experiments:
         raise NotFound(f"nothing was started yet in {chosen.root}; name an experiment")
-    in_ascii = output is None and not can_show("±×αΔ–")
-    room = None if output is not None else width()
-    if of_sweep and per_seed:
-        raise ConfigError("--per-seed does not go with --sweep, which has a row for each point")
     if of_sweep:
         from kdcluster.commands.trials import of_sweeps  # imports all that a search needs
 
-        text, complete = of_sweeps(chosen, style, ascii=in_ascii, width=room)  # type: ignore[arg-type]
+        text, complete = of_sweeps(chosen, style, ascii=in_ascii, width=room)
+        _give(text, output)
     else:
-        made, root = chosen.plan(), chosen.root
-        # before the numbers are read: what ends meanwhile is done for them, too
-        rest = made.cut({run.id for run in made.runs if not is_done(RunDir(root, run.id))})
-        states = {
-            run_id: (status.state, status.reason, str(status.log) if status.log else None)
-            for run_id, status in statuses(rest, root).items()
-        }
-        built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
-        text = render.render(built, style, ascii=in_ascii, width=room, per_seed=per_seed)  # type: ignore[arg-type]
-        complete = built.complete
-    if output is not None:
-        try:
-            write_output(output, text)
-        except OSError as error:
-            raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
-    else:
-        show_text(text)
-    if not of_sweep:
+        made = chosen.plan()
+        found = tabled(made, chosen.root, protocol)
+        complete = found.complete
+        text = render.render(found, style, ascii=in_ascii, width=room, per_seed=per_seed, view=view)
+        _give(text, output)
         say_others(made, chosen, "results")
         chosen.say_where_no_runs_are()
     if strict and not complete:
         sys.exit(1)
+
+
+def _give(text: str, output: Path | None) -> None:
+    if output is None:
+        return show_text(text)
+    try:
+        write_output(output, text)
+    except OSError as error:
+        raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from kdcluster.commands import notify as notices
 from kdcluster.commands import stores
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import left_out, say_next_steps, say_table, table
@@ -20,11 +21,18 @@ from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.states import ENDED, State
 from kdcluster.terminal import leave, say
-from kdcluster.wording import command, count
+from kdcluster.wording import command as typed
+from kdcluster.wording import count
 
 
 def submit(
-    chosen: Chosen, max_gpu_hours: float | None, retry: bool, dry_run: bool, wait: bool, timeout: float | None
+    chosen: Chosen,
+    max_gpu_hours: float | None,
+    retry: bool,
+    dry_run: bool,
+    wait: bool,
+    timeout: float | None,
+    notify: str | None,
 ) -> None:
     """Start what is missing; with `wait`, stay until it has ended."""
     if timeout is not None and not wait:
@@ -44,6 +52,13 @@ def submit(
     if dry_run:
         say_data(made.runs, wanted)
         return show_dry_run(made, wanted, root, data, there)
+    command = notices.wanted(notify)
+    is_told = bool(command) and there.tell(notices.after(made, root, command))
+    if command and not is_told and not wait:
+        why = f"{there.title} it takes --wait, since nothing of kdcluster stays here that could tell anybody"
+        if notify:
+            raise ConfigError(f"--notify: {why}")
+        say(f"nobody will be told at the end: {why}")
     words = chosen.submit_again()
 
     def prepare(runs: list[Run]) -> None:
@@ -54,7 +69,7 @@ def submit(
     done = submission.submit(made, root, data, there, prepare, retry=retry, named=named, words=words)
     _say_submission(made, done, chosen)
     if wait:
-        _wait(made, chosen, timeout)
+        _wait(made, chosen, timeout, "" if is_told and done.started else command)
     elif not done.started:
         say_table(done.left, chosen)
 
@@ -90,16 +105,18 @@ def listed(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     ]
 
 
-def _wait(made: Plan, chosen: Chosen, timeout: float | None) -> None:
-    """Until every run has ended."""
+def _wait(made: Plan, chosen: Chosen, timeout: float | None, notify: str) -> None:
+    """Until every run has ended; then `notify` is run, if it is not empty."""
     try:
         found = follow(made, chosen.root, sys.stderr, timeout_min=timeout)
     except KeyboardInterrupt:
         going = [i for i, status in statuses(made, chosen.root).items() if status.state not in (*ENDED, State.PLANNED)]
-        which = command(going) if chosen.roles else chosen.again()  # cancel takes no --role
+        which = typed(going) if chosen.roles else chosen.again()  # cancel takes no --role
         stop = f"kdcluster cancel {which}{chosen.where}"
         look = f"kdcluster status {chosen.again()} --watch{chosen.where}, or {stop} to stop them"
         leave(f"\ndetached; still going: {', '.join(going) or 'nothing'}" + (f"\nnext: {look}" if going else ""), 130)
+    if notify:
+        notices.tell(notify, lambda: notices.of_runs(made, chosen.root, found, "ended"))
     if any(status.state != State.DONE for status in found.values()):
         say_next_steps(found, chosen.submit_again(), chosen)
         leave("not every run is done", 1)

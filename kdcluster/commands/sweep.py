@@ -26,7 +26,7 @@ from kdcluster.results import render
 from kdcluster.run import FIRST
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
-from kdcluster.sweep import job, report
+from kdcluster.sweep import job, report, winner
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.cluster import Session
 from kdcluster.sweep.confirmation import Confirmed, arms, confirmed
@@ -81,8 +81,8 @@ def _interruptible(again: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
-    """Teacher, search, table, confirmation; on a cluster all but the teacher in one job."""
+def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
+    """Teacher, search, table, confirmation; on a cluster all but the teacher in one job. Whether it has ended here."""
     chosen = replace(chosen, experiments=(experiment,))
     for_teacher = chosen  # --gpus is of the whole sweep: its teacher takes them all, a trial what --gpus-per-trial says
     chosen = replace(chosen, gpus=None)
@@ -94,7 +94,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     trial_room(loaded.config.resources, wanted.gpus_per_trial, 1)  # what is wrong with it is said before all else
     target = Path("configs") / f"{loaded.name}-best.yaml"
     if wanted.write_best:
-        report.refuse_target(searched, target)
+        winner.refuse_target(searched, target)
     wishes = searched.size(wanted.trials)
     points = searched.corners() if searched.is_adaptive else searched.drawn(wishes)
     teachers = searched.teachers(points)
@@ -108,7 +108,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
         if here := there.name == "local" and wanted.ray_address is None:
             swept.check()
         at_once = swept.at_once if here else swept.at_once_elsewhere(chosen.nodes)
-        return _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
+        _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
+        return False
     all_runs = [*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials]
     preflight(all_runs, chosen.data, fetch=True)
     say_inputs(all_runs, chosen.data)
@@ -118,7 +119,8 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
     if there.name != "local" and wanted.ray_address is None:
         if not isinstance(there, Slurm):
             raise ConfigError(f"a sweep runs on this machine, in SLURM or in a Ray that is there, not {there.title}")
-        return _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
+        _queue(for_teacher, searched, wanted, teachers, of_trials, there, again)
+        return False
     if going := _job_of(chosen.root, loaded.name):
         leave(f"job {going} in SLURM is at the sweep of {loaded.name}; wait for it, or scancel {going} first", 1)
     with _interruptible(again), Sweeping(searched, chosen.root, chosen.data, *where) as swept:
@@ -148,6 +150,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> None:
             say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
         if unwritten:
             leave(f"{unwritten}\nnext: {again}", 1)
+    return True
 
 
 def _again(chosen: Chosen, wanted: Wanted) -> str:
@@ -204,8 +207,7 @@ def _report(searched: Space, points: list[Point], root: Path, interrupted: str) 
     best = report.best(found)
     if best is not None and not interrupted:
         how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
-        what = f"{' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}"
-        say(f"{how}: {what}")
+        say(f"{how}: {' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}")
     return best.point if best else None
 
 
@@ -223,7 +225,7 @@ def _job_of(root: Path, name: str) -> str | None:
 def _write_best(searched: Space, best: Point, target: Path) -> str:
     """Write the winner's file; returns why that was not possible, and the confirmation goes on."""
     try:
-        report.write_best(searched, best.values, target)
+        winner.write_best(searched, best.values, target)
     except ConfigError as error:  # as of an earlier sweep, with another winner
         return str(error)
     say(f"written: {target}")
@@ -288,8 +290,7 @@ def _queue(
         for role in FIRST
     )
     states = {run.id: run_status(RunDir(root, run.id)).state for run in teachers.runs if run.role == "teacher"}
-    undone = [run_id for run_id, state in states.items() if state not in (State.DONE, *LIVE)]
-    if undone:
+    if undone := [run_id for run_id, state in states.items() if state not in (State.DONE, *LIVE)]:
         leave(f"without its teacher nothing can be searched: {', '.join(undone)}; kdcluster status says why", 1)
     given = [*(word for one in searched.overrides for word in ("--set", one)), *words]
     given += ["--runs-dir", str(root), "--data-dir", str(chosen.data), *wanted.words]

@@ -9,7 +9,7 @@ from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.sweep import recommended
 from kdcluster.errors import ConfigError, NotFound
 from kdcluster.results.index import Index
-from kdcluster.results.render import Format
+from kdcluster.results.render import DATA, Format
 from kdcluster.runs import run_dirs
 from kdcluster.states import State
 from kdcluster.sweep import report
@@ -25,7 +25,7 @@ def of_sweeps(chosen: Chosen, style: Format, *, ascii: bool, width: int | None) 
     Raises:
         NotFound: there is none.
     """
-    if style in ("json", "csv") and len(chosen.experiments) > 1:
+    if style in DATA and len(chosen.experiments) > 1:
         raise ConfigError(f"--sweep --format {style} takes one experiment at a time")
     if chosen.roles is not None:
         raise ConfigError("--role does not go with --sweep: its trials are distilled students")

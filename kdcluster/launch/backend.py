@@ -145,6 +145,13 @@ class Backend(Protocol):
         """
         return []
 
+    def tell(self, after: Mapping[str, Any]) -> bool:
+        """Have `argv` run once what is handed over has ended, or one run has failed; False: nobody stays who could.
+
+        On its standard input it gets the object `given` as JSON, with the `event`: failed (others go on) or ended.
+        """
+        return False
+
     def start(self, plan: Plan, chosen: Sequence[str], root: Path, data_dir: Path) -> str:
         """Hand over runs whose directories are ready, all or none, each with its ticket; returns where they are.
 

@@ -17,7 +17,7 @@ from kdcluster.experiment.config import Data
 from kdcluster.plan import Run
 from kdcluster.results import recount
 from kdcluster.results.events import Scalars, read_scalars
-from kdcluster.results.index import Index
+from kdcluster.results.index import Counts, Index
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 
@@ -50,6 +50,8 @@ class Measured:
     """Whether its best evaluation is its last one, under a learning rate that no end of the schedule has lowered."""
     views: Mapping[str, int] = field(default_factory=dict)
     """Of a distilled run: in how many epochs the teacher's logits were `read`, and in how many `computed`."""
+    counts: Counts | None = None
+    """Which test images it has right, where it has kept that and it was asked for."""
 
     @property
     def params(self) -> int | None:
@@ -102,8 +104,10 @@ def measure(
         problems.append(f"{len(lost)} of {len(steps)} evaluations missing from the event files, {first}")
     problems += _contradictions(run, evaluations, lost, result)
     top1, how = _top1(run, evaluations, lost, result, protocol)
+    counts = None
     if recounted and result and top1 is not None:
-        how += recount.problems(directory, result, protocol, top1, index)
+        contradicting, counts = recount.recounted(directory, result, protocol, top1, index)
+        how += contradicting
     log = newest.log() if newest else None
     return Measured(
         run=run,
@@ -115,6 +119,7 @@ def measure(
         log=str(log) if log and log.exists() else None,
         still_rising=_still_rising(run, evaluations),
         views=views if isinstance(views := result.get("views"), dict) else {},
+        counts=counts,
     )
 
 

@@ -9,7 +9,8 @@ from kdcluster.inputs import in_both
 from kdcluster.plan import Role
 from kdcluster.results.conditions import local_batchnorm, unlike, where
 from kdcluster.results.measured import TOP1, Measured, Protocol, selected_by
-from kdcluster.results.spread import compared, interval95
+from kdcluster.results.paired import Paired, in_words
+from kdcluster.results.spread import interval95, said
 from kdcluster.run import TRAINED
 from kdcluster.wording import count
 
@@ -31,6 +32,7 @@ def differences(ours: Iterable[Measured], others: Iterable[Measured]) -> dict[in
 def notes(
     runs: Mapping[Role, Sequence[Measured]],
     unique: Sequence[Measured],
+    images: Mapping[int, Paired],
     config: Experiment,
     protocol: Protocol,
     trainer_code: str | None,
@@ -54,9 +56,11 @@ def notes(
             yield f"the gain is over the seeds that both have: {', '.join(map(str, seeds))}"
         elif not seeds:
             yield "no gain: no seed has both a baseline and a distilled run"
-        elif (interval := interval95(list(gains(runs).values()))) and interval[0] <= 0 <= interval[1]:
-            words = f"with {len(seeds)} seeds distilled is {compared(interval, NO_DISTILLATION)}"
-            yield f"{words}: the interval of the gain contains zero; more seeds may tell (--seeds)"
+        elif interval := interval95(list(gains(runs).values())):
+            yield f"with {len(seeds)} seeds the interval of the gain {said(interval, NO_DISTILLATION)}"
+        else:
+            yield "of one seed the gain has no interval, and says nothing of other seeds (--seeds 0,1,2)"
+        yield from in_words(images, len(seeds))
     done = [m for m in unique if m.done]
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):

@@ -1,46 +1,77 @@
-"""The results table as text: `table` for people, `md` for documents, `csv` and `json` (full precision) for scripts."""
+"""The results table as text: `table` for people, `md`, `latex` and `html` for documents, `csv`, `json` and `jsonl` for
+scripts (full precision)."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdown
-from kdcluster.results import seeds
-from kdcluster.results.table import ExperimentTable, Problem, Row, Table
+from kdcluster.results import fragment, latex, seeds
+from kdcluster.results.seeds import SeedRow
+from kdcluster.results.table import Problem, Row, Table
+from kdcluster.results.view import COLUMNS, Block, View, blocks, cells, known_name, ordered
 from kdcluster.states import State
-from kdcluster.wording import count, one_line, wide, wrapped
+from kdcluster.wording import count, wide, wrapped
 
-Format = Literal["table", "md", "csv", "json"]
+Format = Literal["table", "md", "latex", "html", "csv", "json", "jsonl"]
+FORMATS: tuple[Format, ...] = ("table", "md", "latex", "html", "csv", "json", "jsonl")
+DATA: tuple[Format, ...] = ("csv", "json", "jsonl")
+"""Those for scripts."""
 SCHEMA = "kdcluster.results/1"
-MISSING = "–"
+USUAL = View()
+_ROW = ["experiment", *(field.name for field in fields(Row))]
+_SEED = [field.name for field in fields(SeedRow)]
 
 
 def render(
-    table: Table, format: Format = "table", *, ascii: bool = False, width: int | None = None, per_seed: bool = False
+    table: Table,
+    format: Format = "table",
+    *,
+    ascii: bool = False,
+    width: int | None = None,
+    per_seed: bool = False,
+    view: View = USUAL,
 ) -> str:
     """A table as one text that ends with a line break; `ascii` for a stream that can take nothing else.
 
     Args:
         table: what is shown.
-        format: `md`, `csv` and `json` are whole always.
+        format: all but `table` are whole always.
         ascii: in ASCII alone.
         width: of a terminal, in columns, which `table` then fits: text wraps at words, columns give way by rank.
-        per_seed: with the runs behind the means below it, in CSV in its place; in JSON they always are.
+        per_seed: with the runs behind the means below it, in CSV and JSON lines in its place; in JSON they always are.
+        view: which columns, in which order.
+
+    Raises:
+        ConfigError: there is no such column.
     """
     if format == "json":
-        return as_json(document(table))
+        return as_json(document(table, view))
     if format == "table":
-        return _plain(table, in_ascii if ascii else str, width, per_seed)
-    text = _markdown(table, per_seed) if format == "md" else _csv(table, per_seed)
+        return _plain(table, in_ascii if ascii else str, width, per_seed, view)
+    if format in DATA:
+        names, rows = _records(table, per_seed, view)
+        if format == "jsonl":
+            return "".join(json.dumps(dict(zip(names, row, strict=True)), allow_nan=False) + "\n" for row in rows)
+        return _csv(names, rows, in_ascii if ascii else str)
+    if format == "html":
+        text = _html(table, per_seed, view)
+        return text.encode("ascii", "xmlcharrefreplace").decode() if ascii else text
+    text = _latex(table, per_seed, view) if format == "latex" else _markdown(table, per_seed, view)
     return in_ascii(text) if ascii else text
 
 
-def document(table: Table) -> dict[str, Any]:
+def document(table: Table, view: View = USUAL) -> dict[str, Any]:
     """What `--format json` prints: percent, percentage points, None where a number cannot be had."""
-    experiments = [asdict(experiment) for experiment in table.experiments]
+    experiments = []
+    for experiment in table.experiments:
+        rows = [{"experiment": experiment.name, **asdict(row)} for row in experiment.rows]
+        names, chosen = _chosen(rows, _ROW, view, ("experiment",))
+        experiments.append({**asdict(experiment), "rows": [dict(zip(names, row, strict=True)) for row in chosen]})
     return {
         "schema": SCHEMA,
         "protocol": table.protocol,
@@ -50,80 +81,128 @@ def document(table: Table) -> dict[str, Any]:
     }
 
 
-def _csv(table: Table, per_seed: bool) -> str:
-    if per_seed:
-        each = ((experiment.name, experiment.seeds) for experiment in table.experiments)
-        return as_csv(seeds.table(each, protocol=table.protocol, metric=table.metric))
-    names = ["experiment", "protocol", "metric", *(name for name in Row.__dataclass_fields__ if name != "note")]
-    at = names.index("gain_ci95")
-    names[at : at + 1] = ["gain_ci95_low", "gain_ci95_high"]
-    rows: list[list[Any]] = [names]
-    for experiment in table.experiments:
-        about = {"experiment": experiment.name, "protocol": table.protocol, "metric": table.metric}
-        for row in experiment.rows:
-            low, high = row.gain_ci95 or (None, None)
-            values = {**about, **asdict(row), "gain_ci95_low": low, "gain_ci95_high": high, "runs": " ".join(row.runs)}
-            rows.append([values[name] for name in names])
-    return as_csv(rows)
+def _records(table: Table, per_seed: bool, view: View) -> tuple[list[str], list[list[Any]]]:
+    """Names, and a row of values for each row of the table, or for each run behind it."""
+    about = {"protocol": table.protocol, "metric": table.metric}
+    rows = [
+        {"experiment": experiment.name, **about, **asdict(row)}
+        for experiment in table.experiments
+        for row in (experiment.seeds if per_seed else experiment.rows)
+    ]
+    known = ["experiment", *about, *(_SEED if per_seed else _ROW[1:])]
+    return _chosen(rows, known, view, ("note",))
 
 
-def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_seed: bool) -> str:
+def _chosen(
+    rows: Sequence[Mapping[str, Any]], known: Sequence[str], view: View, unasked: Container[str]
+) -> tuple[list[str], list[list[Any]]]:
+    """Names, and rows of values, as a view has them; `unasked`: what is only there where it is named."""
+    parts = {column.name: column.fields for column in COLUMNS if set(column.fields) <= set(known)}
+
+    def made_of(name: str, option: str) -> Sequence[str]:
+        return parts.get(known_name(name, [*parts, *known], option), (name,))
+
+    names = [field for name in view.columns for field in made_of(name, "--columns")]
+    names = list(dict.fromkeys(names)) or [name for name in known if name not in unasked]
+    if view.sort:
+        rows = ordered(rows, view.sort, lambda row, name: row[made_of(name, "--sort")[0]], [*parts, *known])
+    return names, [[row[name] for name in names] for row in rows]
+
+
+def _csv(names: Sequence[str], rows: Iterable[Sequence[Any]], spell: Callable[[str], str]) -> str:
+    """An interval is two columns, a list one."""
+    heads: list[Any] = []
+    for name in names:
+        heads += [f"{name}_low", f"{name}_high"] if name == "gain_ci95" else [name]
+    found = [heads]
+    for row in rows:
+        flat: list[Any] = []
+        for name, value in zip(names, row, strict=True):
+            flat += (value or (None, None)) if name == "gain_ci95" else [" ".join(value) if name == "runs" else value]
+        found.append(flat)
+    return spell(as_csv(found))
+
+
+def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_seed: bool, view: View) -> str:
     def below(notes: Iterable[str]) -> list[str]:
         return [line for note in notes for line in wrapped(spell(note), width, "  ")]
 
-    blocks = []
-    for experiment in table.experiments:
-        cells = [[spell(cell) for cell in row] for row in _cells(table, experiment)]  # before their width is taken
-        for row in cells[1:]:
-            row[0] = re.sub(r"\(.*?\)", lambda found: found[0].replace(" ", "\xa0"), row[0])  # α and T stay together
-        right = range(1, len(cells[0]))
-        ranks = {at: _RANKS[name] for at, name in enumerate(cells[0]) if name in _RANKS}
-        fit = fitted(cells, right, width=width, ranks=ranks, wraps={0: WRAPS_TO})
+    shown = []
+    for block in blocks(table, view):
+        found, right = cells(table, block, view)
+        spelt = [[spell(cell) for cell in row] for row in found]  # before their width is taken
+        texts = [at for at in range(len(spelt[0])) if at not in right]
+        for row in spelt[1:]:
+            for at in texts:
+                row[at] = re.sub(r"\(.*?\)", lambda one: one[0].replace(" ", "\xa0"), row[at])  # α and T stay together
+        ranks = {at: _RANKS[name] for at, name in enumerate(spelt[0]) if name in _RANKS}
+        fit = fitted(spelt, right, width=width, ranks=ranks, wraps=dict.fromkeys(texts, WRAPS_TO))
         head, *rows = fit.rows
         rule = "─" * max(len(line) for row in fit.rows for line in row)
-        lines = [*below([_title(table, experiment)]), "", *head, rule, *(line for row in rows for line in row)]
+        lines = [*below([_title(table, block)]), "", *head, rule, *(line for row in rows for line in row)]
         if fit.left_out:
             lines += ["", *below([f"no room here for {', '.join(fit.left_out)}: widen the terminal, or --format md"])]
         if per_seed:
-            each = [[spell(cell) for cell in row] for row in seeds.cells(experiment.seeds, table.protocol)]
+            each = [[spell(cell) for cell in row] for row in seeds.cells(block.seeds, table.protocol)]
             fit = fitted(each, range(1, len(each[0])), width=width)
             lines += ["", *(line for row in fit.rows for line in row)]
-        for title, problems in _by_kind(experiment.problems):
+        for title, problems in _by_kind(block.problems):
             told = [["", "", ""], *([who, p.state, spell(p.reason)] for who, p in _alike(problems))]
             room = width and width - 2
-            shown = fitted(told, width=room, wraps={2: room or 0}).rows[1:]
-            if room and any(wide(line) > room for row in shown for line in row):
-                shown = [wrapped("  ".join(cells), room, "  ") for cells in told[1:]]
+            listed = fitted(told, width=room, wraps={2: room or 0}).rows[1:]
+            if room and any(wide(line) > room for row in listed for line in row):
+                listed = [wrapped("  ".join(one), room, "  ") for one in told[1:]]
             more = " (kdcluster logs RUN says more)" * any(p.log for p in problems)
-            lines += ["", f"{title}{more}:", *(f"  {line}" for row in shown for line in row)]
-        blocks.append("\n".join([*lines, "", *below(experiment.notes)]))
-    return spell("\n\n".join(filter(None, [*blocks, "\n".join(below(table.notes))])) + "\n")
+            lines += ["", f"{title}{more}:", *(f"  {line}" for row in listed for line in row)]
+        shown.append("\n".join([*lines, "", *below(block.notes)]))
+    return spell("\n\n".join(filter(None, [*shown, "\n".join(below(table.notes))])) + "\n")
 
 
-def _markdown(table: Table, per_seed: bool) -> str:
-    blocks = []
-    for experiment in table.experiments:
-        cells = _cells(table, experiment)
-        lines = [f"### {escaped(_title(table, experiment))}", "", *markdown(cells, right=range(1, len(cells[0])))]
+def _markdown(table: Table, per_seed: bool, view: View) -> str:
+    shown = []
+    for block in blocks(table, view):
+        lines = [f"### {escaped(_title(table, block))}", "", *markdown(*cells(table, block, view))]
         if per_seed:
-            each = seeds.cells(experiment.seeds, table.protocol)
+            each = seeds.cells(block.seeds, table.protocol)
             lines += ["", *markdown(each, right=range(1, len(each[0])))]
-        for title, problems in _by_kind(experiment.problems):
-            lines += ["", f"**{title}**", ""]
-            lines += [f"- {escaped(f'{who}: {p.state}: {_why(p)}')}" for who, p in _alike(problems)]
-        blocks.append("\n".join([*lines, "", *(f"- {escaped(note)}" for note in experiment.notes)]))
-    return "\n\n".join(filter(None, [*blocks, "\n".join(f"- {escaped(note)}" for note in table.notes)])) + "\n"
+        for title, told in _problems(block):
+            lines += ["", f"**{title}**", "", *(f"- {escaped(text)}" for text in told)]
+        shown.append("\n".join([*lines, "", *(f"- {escaped(note)}" for note in block.notes)]))
+    return "\n\n".join(filter(None, [*shown, "\n".join(f"- {escaped(note)}" for note in table.notes)])) + "\n"
 
 
-def _title(table: Table, experiment: ExperimentTable) -> str:
-    return f"{one_line(experiment.name)}: {table.protocol} {table.metric} in percent"
+def _latex(table: Table, per_seed: bool, view: View) -> str:
+    """A float for each block, with all its notes: it stands alone on its page."""
+    shown = [latex.PREAMBLE]
+    for block in blocks(table, view):
+        each = seeds.cells(block.seeds, table.protocol)
+        tables = [cells(table, block, view), *([(each, range(1, len(each[0])))] if per_seed else [])]
+        told = (f"{title}: {text}" for title, texts in _problems(block) for text in texts)
+        shown.append(latex.float_of(_title(table, block), tables, [*block.notes, *told, *table.notes]))
+    return "\n\n".join(shown) + "\n"
 
 
-def _cells(table: Table, experiment: ExperimentTable) -> list[list[str]]:
-    """Headings and rows; the reference column only where there is a published figure."""
-    columns = _COLUMNS if any(row.reference is not None for row in experiment.rows) else _COLUMNS[:-1]
-    heading = [heading.format(protocol=table.protocol) for heading, _ in columns]
-    return [heading, *([show(row) for _, show in columns] for row in experiment.rows)]
+def _html(table: Table, per_seed: bool, view: View) -> str:
+    lines = []
+    for block in blocks(table, view):
+        lines += fragment.table(*cells(table, block, view), _title(table, block))
+        if per_seed:
+            each = seeds.cells(block.seeds, table.protocol)
+            lines += fragment.table(each, range(1, len(each[0])), f"{block.name}: the runs behind the means")
+        for title, told in _problems(block):
+            lines += [f"<p>{fragment.escaped(title)}:</p>", *fragment.items(told)]
+        lines += fragment.items(block.notes)
+    return "\n".join([*lines, *fragment.items(table.notes)]) + "\n"
+
+
+def _title(table: Table, block: Block) -> str:
+    return f"{block.name}: {table.protocol} {table.metric} in percent"
+
+
+def _problems(block: Block) -> list[tuple[str, list[str]]]:
+    """Each kind of problem, and what is said of each."""
+    found = _by_kind(block.problems)
+    return [(title, [f"{who}: {p.state}: {_why(p)}" for who, p in _alike(problems)]) for title, problems in found]
 
 
 def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
@@ -146,46 +225,6 @@ def _why(problem: Problem) -> str:
     return f"{problem.reason} (log: {problem.log})" if problem.log else problem.reason
 
 
-def _number(value: float | None, form: str) -> str:
-    return MISSING if value is None else form.format(value)
-
-
-def _count(row: Row) -> str:
-    return str(row.n) if row.n == row.n_expected else f"{row.n}/{row.n_expected}"
-
-
-def _top1(row: Row) -> str:
-    spread = "" if row.top1_sd is None else f" ± {row.top1_sd:.2f}"
-    return MISSING if row.top1_mean is None else f"{row.top1_mean:.2f}{spread}"
-
-
-def _gain(row: Row) -> str:
-    if row.gain is None:
-        return MISSING
-    interval = "" if row.gain_ci95 is None else f" [{row.gain_ci95[0]:z.1f}, {row.gain_ci95[1]:z.1f}]"
-    return f"{row.gain:+z.2f}{interval}"
-
-
-def _params(row: Row) -> str:
-    if row.params is None:
-        return MISSING
-    return f"{row.params / 1e6:.1f} M" if row.params >= 1e6 else f"{row.params / 1e3:.1f} k"
-
-
-def _configuration(row: Row) -> str:
-    return row.configuration if row.note is None else f"{row.configuration} [{row.note}]"
-
-
-_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
-    ("model configuration", _configuration),
-    ("n", _count),
-    ("{protocol} test accuracy", _top1),
-    ("gain", _gain),
-    ("params", _params),
-    ("reduction", lambda row: _number(row.reduction, "{:.1f}×")),
-    ("retention", lambda row: _number(row.retention, "{:.1f} %")),
-    ("published", lambda row: _number(row.reference, "{:.2f}")),
-]
 _RANKS = {"params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
 WRAPS_TO = 20

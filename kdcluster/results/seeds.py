@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from kdcluster.history import Cost, cost, span, spent
 from kdcluster.results.measured import Measured
+from kdcluster.results.paired import Paired, shown
 from kdcluster.run import TRAINED, Role
 from kdcluster.wording import count
 
@@ -28,9 +28,17 @@ class SeedRow:
     gpu_hours: float
     wall_s: float
     """Of all its attempts; what they waited does not count."""
+    fixed: int | None = None
+    """Of a distilled run: test images that it has right and the baseline of the same seed has not."""
+    broken: int | None = None
+    """The other way round."""
+    p: float | None = None
+    """Of McNemar's exact test on these, two-sided; None for other roles, and where predictions are missing."""
 
 
-def by_seed(runs: Mapping[Role, Sequence[Measured]], costs: Mapping[str, Cost]) -> tuple[SeedRow, ...]:
+def by_seed(
+    runs: Mapping[Role, Sequence[Measured]], costs: Mapping[str, Cost], images: Mapping[int, Paired]
+) -> tuple[SeedRow, ...]:
     """Every run, by role and in the order of the seeds."""
     baseline = {m.run.seed: m.top1 for m in runs["baseline"]}
     rows = []
@@ -39,7 +47,9 @@ def by_seed(runs: Mapping[Role, Sequence[Measured]], costs: Mapping[str, Cost]) 
             other = baseline.get(m.run.seed) if role == "distilled" else None
             gain = m.top1 - other if m.top1 is not None and other is not None else None
             each = costs.get(m.run.id, Cost())
-            rows.append(SeedRow(role, m.run.seed, m.run.id, m.top1, gain, each.gpu_hours, each.wall_s))
+            one = images.get(m.run.seed) if role == "distilled" else None
+            test = (one.fixed, one.broken, one.p) if one else ()
+            rows.append(SeedRow(role, m.run.seed, m.run.id, m.top1, gain, each.gpu_hours, each.wall_s, *test))
     return tuple(rows)
 
 
@@ -55,19 +65,13 @@ def cells(rows: Iterable[SeedRow], protocol: str) -> list[list[str]]:
     """Headings and a row a run, whose id says its role and seed; the GPU-hours only where a GPU was held."""
     rows = list(rows)
     with_gpus = any(row.gpu_hours for row in rows)
-    shown = [["run", f"{protocol} test", "gain", *["GPU-hours"] * with_gpus, "time"]]
+    with_images = any(row.p is not None for row in rows)
+    counts = ["fixed", "broken", "p"] * with_images
+    found = [["run", f"{protocol} test", "gain", *counts, *["GPU-hours"] * with_gpus, "time"]]
     for row in rows:
         top1 = MISSING if row.top1 is None else f"{row.top1:.2f}"
         gain = MISSING if row.gain is None else f"{row.gain:+z.2f}"
+        test = [str(row.fixed), str(row.broken), shown(row.p)] if row.p is not None else [MISSING] * len(counts)
         hours = [f"{row.gpu_hours:.3g}"] * with_gpus
-        shown.append([row.run, top1, gain, *hours, span(row.wall_s) if row.wall_s else MISSING])
-    return shown
-
-
-def table(experiments: Iterable[tuple[str, Iterable[SeedRow]]], **about: str) -> list[list[Any]]:
-    """Headings and a row a run of several experiments, in full precision; `about`: columns that are the same in all."""
-    names = [field.name for field in fields(SeedRow)]
-    found: list[list[Any]] = [["experiment", *about, *names]]
-    for experiment, rows in experiments:
-        found += [[experiment, *about.values(), *(getattr(row, name) for name in names)] for row in rows]
+        found.append([row.run, top1, gain, *test, *hours, span(row.wall_s) if row.wall_s else MISSING])
     return found

@@ -25,6 +25,14 @@ def compared(interval: tuple[float, float], other: str) -> str:
     return f"{'better' if low > 0 else 'worse' if high < 0 else 'not shown to be better'} than {other}"
 
 
+def said(interval: tuple[float, float], other: str) -> str:
+    """Where the interval of a gain over others lies, and what that shows, as the end of a sentence."""
+    low, high = interval
+    if low <= 0 <= high:
+        return "includes zero: no gain is shown; more seeds may tell (--seeds)"
+    return f"lies {'above' if low > 0 else 'below'} zero: distilled is {compared(interval, other)}"
+
+
 def t_quantile(p: float, df: int) -> float:
     """Quantile of Student's t with `df` (a whole number) degrees of freedom, 0 < p < 1, by bisection."""
     low, high = -math.pi / 2, math.pi / 2

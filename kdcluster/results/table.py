@@ -19,6 +19,7 @@ from kdcluster.results.conditions import unlike
 from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure
 from kdcluster.results.notes import gains, notes
+from kdcluster.results.paired import by_image
 from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import interval95
 from kdcluster.run import STORE, TRAINED
@@ -131,15 +132,17 @@ def build(
         stores = [run_id for run_id in wanted.get(STORE, ()) if run_id in {run.id for run in plan.runs}]
         records = {run_id: history(RunDir(root, run_id)) for run_id in (*(m.run.id for m in unique), *stores)}
         costs = {run_id: cost(found) for run_id, found in records.items() if found}
+        images = by_image(runs)
+        said = notes(runs, unique, images, config, protocol, trainer_code)
         experiments.append(
             ExperimentTable(
                 name,
                 tuple(_row(role, runs, config) for role in TRAINED if runs[role]),
                 (*_problems(unique, states or {}), *_of_stores(stores, states or {})),
-                (*notes(runs, unique, config, protocol, trainer_code), *took(costs.values()), *_uncounted(records)),
+                (*said, *took(costs.values()), *_uncounted(records)),
                 cost(costs.values()),
                 costs,
-                by_seed(runs, costs),
+                by_seed(runs, costs, images),
             )
         )
     rows = [row for experiment in experiments for row in experiment.rows]
@@ -150,7 +153,7 @@ def build(
 _LEGEND = (
     "± is the sample standard deviation (n - 1) over the students' seeds, which share teacher and views: "
     "it does not include the teacher's; n = 1 has none",
-    "gain is distilled - baseline, paired by seed, in percentage points, with its 95 % t interval; "
+    "gain is distilled - baseline, paired by seed, in percentage points, with its 95 % t interval over the seeds; "
     "retention is student / teacher",
 )
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdown
 from kdcluster.differing import label, short
-from kdcluster.errors import ConfigError
-from kdcluster.experiment import configfile
-from kdcluster.files import write_output
 from kdcluster.launch.status import statuses_of
+from kdcluster.results import fragment, latex
 from kdcluster.results.events import PREFIXES, Follower
 from kdcluster.results.index import Index
 from kdcluster.results.render import Format
@@ -212,27 +211,47 @@ def render(
     ascii: bool = False,
     width: int | None = None,
 ) -> str:
-    """The trials as `table`, `md`, `csv` or `json`, but for csv with the confirmation; ends with a line break.
+    """The trials in a format of the results table, for people with the confirmation; ends with a line break.
 
     `ascii` and `width` are as in results/render.py.
     """
     metric = searched.sweep.metric
     if style == "json":
         return as_json({**document(searched, found), "confirmation": after and after.document})
-    if style in ("table", "md"):
-        spell = in_ascii if ascii else str
-        is_table = style == "table"
-        lines = table(found, metric, width=width, spell=spell) if is_table else markdown(_cells(found, metric))
+    if style == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in document(searched, found)["trials"])
+    if style == "csv":
+        return _csv(found, metric)
+    spell = in_ascii if ascii and style != "html" else str
+    words: Sequence[str] = ()
+    if after:
+        words = after.verdict.words if after.verdict else ("not every run of the confirmation is done",)
+    confirmed = rendered(after.table, style, ascii=ascii, width=width) if after else ""
+    if style == "latex":  # without the runs, whose ids have no room on paper
+        cells = [row[:-1] for row in _cells(found, metric)]
+        told = latex.float_of(
+            f"sweep of {searched.loaded.name}: trials", [(cells, ())], [*notes(searched, found), *words]
+        )
+        return "\n\n".join(filter(None, (latex.PREAMBLE, told, confirmed.rstrip("\n")))) + "\n"
 
-        def below(texts: Sequence[str]) -> list[str]:
-            each = (wrapped(spell(text), width, "  ") if is_table else [f"- {escaped(text)}"] for text in texts)
-            return [line for one in each for line in one]
+    def below(texts: Sequence[str]) -> list[str]:
+        if style == "html":
+            return fragment.items(texts)
+        each = (wrapped(spell(text), width, "  ") if style == "table" else [f"- {escaped(text)}"] for text in texts)
+        return [line for one in each for line in one]
 
-        lines += ["", *below(notes(searched, found))]
-        if after:
-            words = after.verdict.words if after.verdict else ("not every run of the confirmation is done",)
-            lines += ["", rendered(after.table, style, ascii=ascii, width=width), *below(words)]
-        return spell("\n".join([*lines, ""]))
+    if style == "table":
+        lines = table(found, metric, width=width, spell=spell)
+    else:
+        lines = fragment.table(_cells(found, metric), ()) if style == "html" else markdown(_cells(found, metric))
+    lines += ["", *below(notes(searched, found))]
+    if after:
+        lines += ["", confirmed, *below(words)]
+    text = "\n".join([*lines, ""])
+    return text.encode("ascii", "xmlcharrefreplace").decode() if ascii and style == "html" else spell(text)
+
+
+def _csv(found: Sequence[Tried], metric: str) -> str:
     told: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs"]]
     for one in found:
         more = [one.value, one.sd, one.se, one.images, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
@@ -265,34 +284,3 @@ def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
         "trials": rows,
         "notes": notes(searched, found),
     }
-
-
-def write_best(searched: Space, best: Mapping[str, Any], target: Path) -> None:
-    """The experiment with the best values, as a file of its own; comments stay.
-
-    Raises:
-        ConfigError: another file is there already, or it cannot be written.
-    """
-    text = configfile.edited(searched.loaded, [*searched.overrides, *Point(dict(best), ()).settings])
-    text = f"{_header(searched)}: {', '.join(f'{key} {value}' for key, value in best.items())}\n{text}"
-    if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
-        raise ConfigError(f"{target} is there already and is not overwritten; move it away")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_output(target, text)
-    except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror}") from None
-
-
-def refuse_target(searched: Space, target: Path) -> None:
-    """Before anything is trained: refuse to write where there is a file that no sweep of the experiment wrote.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    if target.exists() and not target.read_text(encoding="utf-8", errors="replace").startswith(_header(searched)):
-        raise ConfigError(f"{target} is there already and is not overwritten; move it away, or leave --write-best out")
-
-
-def _header(searched: Space) -> str:
-    return f"# {searched.loaded.name} with the best of its sweep"

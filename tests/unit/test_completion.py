@@ -174,6 +174,8 @@ def test_what_zsh_and_fish_are_told(here: Path) -> None:
     assert asked("zsh", "kdcluster plan --set=train.optimizer=ad") == ["plain", "--set=train.optimizer=adamw", "_"]
     assert asked("fish", "kdcluster plan ti") == ["plain,tiny\tTiny: α"]
     assert asked("fish", "kdcluster plan --role teacher,b") == ["plain,teacher,baseline"]
+    assert asked("fish", "kdcluster results --columns top1,ga") == ["plain,top1,gain"]
+    assert asked("fish", "kdcluster results --sort par") == ["plain,params"]
     assert asked("fish", "kdcluster plan --set train.optimizer=ad") == ["plain,train.optimizer=adamw"]
     assert asked("fish", "kdcluster plan ./con") == ["file,./con"]
 

@@ -196,7 +196,7 @@ def ready(runs: list[Run]) -> None:
 # --- submit -----------------------------------------------------------------------------------------------------
 
 
-def take_over(folder: Path, run_dirs: list[RunDir]) -> None:
+def take_over(folder: Path, run_dirs: list[RunDir], after: object) -> None:
     """Instead of a supervisor: this process has the runs in its queue."""
     for run_dir in run_dirs:
         run_dir.write_ticket("local", LIVE)
@@ -431,6 +431,39 @@ def test_everything_runs_in_the_order_of_its_needs(tmp_path: Path, root: Path, s
         assert start["code"] == {"trainer_code": "x", "git": {}}
         assert attempt.read("agent")["pid"] > 0
         assert (outcome["state"], outcome["returncode"]) == ("done", 0)
+
+
+NOTES = "import json, sys; given = json.load(sys.stdin); open(given['to'] + given['event'], 'x').write(given['key'])"
+
+
+@forks
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({}, {"ended"}),
+        ({"teacher": "fails", "baseline": "alone"}, {"failed", "ended"}),  # the baseline goes on
+        ({"baseline": "fails", "distilled": "fails"}, {"ended", "failed"}),
+        ({"distilled": "fails"}, {"ended"}),  # nothing was left to go on
+    ],
+)
+def test_who_wants_to_know_is_told_once(
+    tmp_path: Path, made: Plan, root: Path, scripted: Scripted, how: dict[str, str], told: set[str]
+) -> None:
+    there = scripted(made, Layout("cpu", 2, 1), **how)  # one after the other
+    there.after = {"argv": [sys.executable, "-c", NOTES], "given": {"to": f"{tmp_path}/told-", "key": "x" * 200_000}}
+    there.run()
+    assert {process.wait(60) for process in there.telling.values()} == {0}
+    found = {path.name.removeprefix("told-"): path.read_text() for path in tmp_path.glob("told-*")}
+    assert set(found) == told
+    assert set(found.values()) == {"x" * 200_000}
+
+
+@forks
+def test_that_nobody_can_be_told_hurts_no_run(made: Plan, root: Path, scripted: Scripted) -> None:
+    there = scripted(made)
+    there.after = {"argv": ["/no/such/program"], "given": {}}
+    there.run()
+    assert {status.state for status in statuses(made, root).values()} == {"done"}
 
 
 @forks

@@ -126,6 +126,14 @@ def test_plan_knows_it(folder: Path) -> None:
     assert "there are auto, local, slurm, toy" in said
 
 
+def test_where_nobody_stays_who_could_tell_whoever_waits_does(folder: Path) -> None:
+    said = kdcluster("submit", "tiny.yaml", "--backend", "toy", "--notify", "cat > told", expect=2).stderr
+    assert "--notify: in the toy queue it takes --wait" in said
+    assert Toy.jobs == []
+    kdcluster("submit", "tiny.yaml", "--backend", "toy", "--wait", "--notify", "cat > told")
+    assert json.loads((folder / "told").read_text())["counts"] == {"done": 4}
+
+
 def test_a_whole_experiment_runs_on_it(folder: Path) -> None:
     (folder / "runs").mkdir()
     (folder / "runs" / "slow").touch()

@@ -34,9 +34,10 @@ from kdcluster.ownership import own_folder
 from kdcluster.plan import plan
 from kdcluster.processes import is_alive, process_record
 from kdcluster.results import events
+from kdcluster.results.render import FORMATS
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
-from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning
+from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning, winner
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.flow import Stop, Sweeping, trial_room
 from kdcluster.sweep.points import Point, Source, Space, counted
@@ -355,7 +356,7 @@ def test_the_table_of_trials_fits_the_terminal(
         assert all(len(line) <= width or " " not in line.strip() for line in lines)
 
 
-def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tried]]) -> None:
+def test_the_trials_for_documents_and_scripts(tried: tuple[Space, list[report.Tried]]) -> None:
     searched, found = tried
     document = json.loads(report.render(searched, found, "json"))
     assert (document["schema"], document["selected"], len(document["trials"])) == ("kdcluster.sweep/1", True, 4)
@@ -363,13 +364,21 @@ def test_the_trials_as_json_csv_and_markdown(tried: tuple[Space, list[report.Tri
     lines = report.render(searched, found, "csv").splitlines()
     assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,se,images,epochs,state,reason,runs"
     assert len(lines) == 5
+    assert [json.loads(line) for line in report.render(searched, found, "jsonl").splitlines()] == document["trials"]
+    page = report.render(searched, found, "html", ascii=True)
+    assert page.count('<tr><th scope="row"') == len(found)
+    assert page.isascii()
+    paper = report.render(searched, found, "latex")
+    assert paper.count(r" \\") == len(found) + 1
+    assert r"\label{tab:sweep-of-tiny}" in paper
+    assert found[0].point.ids[0] not in paper
     assert report.render(searched, found, "md").splitlines()[1] == "| :--- | :--- | :--- | :--- | :--- | :--- |"
 
 
 def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, list[report.Tried]]) -> None:
     searched, found = tried
     found[1].point.values.pop("distill.temperature")
-    for style in ("table", "csv", "md", "json"):
+    for style in FORMATS:
         assert report.render(searched, found, style)
     rows = list(csv.reader(report.render(searched, found, "csv").splitlines()))
     assert {len(row) for row in rows} == {10}
@@ -392,7 +401,7 @@ def test_an_alias_in_the_file_does_not_carry_the_best_to_the_teacher(tmp_path: P
     )
     searched = Space(configfile.load(str(tmp_path / "tiny.yaml")))
     target = tmp_path / "best.yaml"
-    report.write_best(searched, {"student.model_args.depth": 2}, target)
+    winner.write_best(searched, {"student.model_args.depth": 2}, target)
     best = configfile.load(str(target)).config
     assert (best.teacher.model_args["depth"], best.student.model_args["depth"]) == (1, 2)
 
@@ -402,21 +411,21 @@ def test_the_best_is_written_as_an_experiment_with_its_comments(tmp_path: Path) 
     path = tmp_path / "tiny.yaml"
     path.write_text(path.read_text() + "# a word\n")
     target = tmp_path / "configs" / "tiny-best.yaml"
-    report.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, target)
+    winner.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, target)
     assert "# a word" in target.read_text()
     assert target.read_text().startswith(
         "# tiny with the best of its sweep: distill.alpha 0.25, distill.temperature 2.0"
     )
     assert configfile.load(str(target)).config.distill.alpha == 0.25
-    report.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, target)  # the same again
-    report.refuse_target(searched, target)  # a sweep's own
+    winner.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, target)  # the same again
+    winner.refuse_target(searched, target)  # a sweep's own
     link = tmp_path / "link.yaml"
     link.symlink_to(tmp_path / "elsewhere.yaml")
-    report.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, link)
+    winner.write_best(searched, {"distill.alpha": 0.25, "distill.temperature": 2.0}, link)
     assert link.is_symlink()
     assert (tmp_path / "elsewhere.yaml").read_text() == target.read_text()
     with pytest.raises(ConfigError, match="is there already and is not overwritten"):
-        report.write_best(searched, {"distill.alpha": 0.5}, target)
+        winner.write_best(searched, {"distill.alpha": 0.5}, target)
 
 
 @pytest.mark.parametrize("dumb", [False, True])

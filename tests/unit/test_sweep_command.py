@@ -280,3 +280,45 @@ def test_a_sweep_here_waits_for_the_one_in_slurm(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(sweep_command.job, "under_way", lambda folder: Job("7", "sweep-tiny.1234.1", "RUNNING"))
     assert "job 7 in SLURM is at the sweep of tiny; wait for it" in fails(1, "sweep", "tiny.yaml")
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--per-seed", "--together", "--columns=n", "--sort=n"])
+def test_the_trials_are_one_table_of_their_own(folder: Path, option: str) -> None:
+    space(folder, {"trials": 2})
+    assert "not go with --sweep" in fails(2, "results", "tiny.yaml", "--sweep", option)
+
+
+@pytest.mark.parametrize(("how", "event"), [(True, "ended"), (1, "failed"), (False, None), (130, None), (2, None)])
+def test_the_end_of_a_sweep_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: bool | int, event: str | None
+) -> None:
+    """Not where it was interrupted, nor where a job does it."""
+    searched = space(folder, {"trials": 2})
+    first, second = searched.drawn(2)
+    for point, state in ((first, "done"), (second, "failed")):
+        run_dir = put(folder / "runs", point.runs[0], state)
+        run_dir.note_trial("tiny", dict(point.values))
+
+    def swept(*_: object) -> bool:
+        if isinstance(how, bool):
+            return how
+        raise SystemExit(how)
+
+    monkeypatch.setattr(sweep_command, "sweep", swept)
+    result = run("sweep", "tiny.yaml", "--notify", "cat > told")
+    assert result.exit_code == (0 if isinstance(how, bool) else how), result.output
+    assert (folder / "told").exists() == (event is not None)
+    assert ("a job cannot be told of --notify" in result.stderr) == (how is False)
+    if event:
+        told = json.loads((folder / "told").read_text())
+        assert (told["what"], told["event"], told["experiments"]) == ("sweep", event, ["tiny"])
+        assert told["counts"] == {"done": 1, "failed": 1}
+        assert [row["state"] for row in told["rows"]] == ["done", "failed"]
+        assert told["subject"] == "sweep of tiny: 1 done, 1 failed"
+        assert [problem["run"] for problem in told["problems"]] == [second.ids[0]]
+
+
+def test_a_dry_run_tells_nobody(folder: Path) -> None:
+    space(folder, {"trials": 2})
+    assert "job" not in run("sweep", "tiny.yaml", "--dry-run", "--notify", "touch told").stderr
+    assert not (folder / "told").exists()

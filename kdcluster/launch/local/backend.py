@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -32,7 +33,7 @@ BEAT_S = 10.0
 HEARD_S = 60.0
 """How long after that it counts as alive."""
 GO = b"go"
-"""What a supervisor waits for, on its standard input."""
+"""What a supervisor waits for, on its standard input; behind it stands what it runs at the end."""
 
 
 class Local(Backend):
@@ -41,6 +42,8 @@ class Local(Backend):
     name = "local"
     title = "on this machine"
     word = "started"
+    after: Mapping[str, Any] | None = None
+    """What the next supervisor runs at the end."""
 
     @classmethod
     def of(cls, options: Options) -> Local:
@@ -58,6 +61,11 @@ class Local(Backend):
         check_room({run_id: item for run_id, item in layouts(plan).items() if run_id in chosen})
         return []
 
+    def tell(self, after: Mapping[str, Any]) -> bool:
+        """The supervisor does."""
+        self.after = after
+        return True
+
     def start(self, plan: Plan, chosen: Sequence[str], root: Path, data_dir: Path) -> str:
         """Hand the runs to a new supervisor.
 
@@ -69,7 +77,7 @@ class Local(Backend):
         wanted = {run_id: asdict(item) for run_id, item in layouts(plan).items() if run_id in chosen}
         values = {"root": str(root), "data_dir": str(data_dir), "runs": list(chosen), "layouts": wanted}
         write_json(folder / "submission.json", values)
-        _start_supervisor(folder, [RunDir(root, run_id) for run_id in chosen])
+        _start_supervisor(folder, [RunDir(root, run_id) for run_id in chosen], self.after)
         return f"on this machine; log: {folder / 'supervisor.log'}"
 
     @classmethod
@@ -123,11 +131,12 @@ def check_room(wanted: Mapping[str, Layout]) -> None:
         )
 
 
-def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
+def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir], after: Mapping[str, Any] | None) -> None:
     """Start it in its own session, and return once it has taken the runs over.
 
     Their tickets are written here, by who holds the submit lock, and it waits for that: where this process is killed
-    before, it starts nothing, and never at the same time as what somebody submits then.
+    before, it starts nothing, and never at the same time as what somebody submits then. What it is to run at the end
+    it is told there, too: that may hold a password, and stands in no file.
     """
     argv = [sys.executable, "-P", "-m", "kdcluster.launch.local.supervisor", str(folder)]
     with (folder / "supervisor.log").open("ab") as output:
@@ -136,7 +145,7 @@ def _start_supervisor(folder: Path, run_dirs: Sequence[RunDir]) -> None:
         run_dir.write_ticket(Local.name, {**reference(process.pid, folder), "run": run_dir.id})
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:  # it has ended, and its log says why
-        process.stdin.write(GO)
+        process.stdin.write(GO + json.dumps(after).encode())
     has_ended = False
     while records.found(folder / "supervisor.json") is None:
         if has_ended:

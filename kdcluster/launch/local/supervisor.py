@@ -5,12 +5,16 @@ Everything it starts dies with it (PR_SET_PDEATHSIG), so that a run whose superv
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,13 @@ class Supervisor:
     """Runs that were submitted together, each started once what it needs is done and there is room for it."""
 
     def __init__(
-        self, root: Path, data_dir: Path, runs: list[Run], layouts: dict[str, Layout], folder: Path | None = None
+        self,
+        root: Path,
+        data_dir: Path,
+        runs: list[Run],
+        layouts: dict[str, Layout],
+        folder: Path | None = None,
+        after: Mapping[str, Any] | None = None,
     ) -> None:
         self.root, self.data_dir, self.layouts, self.folder = root, data_dir, layouts, folder
         self.pending = {run.id: run for run in runs}
@@ -47,7 +57,11 @@ class Supervisor:
         self.known = reference(os.getpid(), folder)
         self.waits: dict[str, str] = {}
         """For what each pending run waits, in words."""
-        self.stopping = False
+        self.stopping = self.failed = False
+        self.after = after
+        """Who is told of failures and of the end, as `Backend.tell` has it."""
+        self.telling: dict[str, subprocess.Popen[bytes]] = {}
+        """By event; it is told once."""
         self._beaten_at = -math.inf
         self._told: dict[str, str] = {}
 
@@ -62,12 +76,16 @@ class Supervisor:
             if woken and woken.si_signo == signal.SIGTERM:
                 self.stop_everything()
             self.tick()
+        if not self.stopping:  # else the runs go on with the next submit
+            self.tell("ended")
 
     def tick(self) -> None:
         """One look at everything."""
         self.reap()
         self.stop_what_was_cancelled()
         self.start_what_can()
+        if self.failed and (self.pending or self.children):  # else the end says it
+            self.tell(State.FAILED)
         self.beat()
 
     def beat(self) -> None:
@@ -94,6 +112,19 @@ class Supervisor:
                 log.error("%s: its outcome cannot be written: %s", run_id, error)
             else:
                 log.info("%s attempt %d: %s %s", run_id, child.attempt.number, ended["state"], ended["reason"])
+                self.failed = self.failed or ended["state"] == State.FAILED
+
+    def tell(self, event: str) -> None:
+        """Have a process of its own tell whoever wants to know, for which no run waits."""
+        if self.after is None or event in self.telling:
+            return
+        try:
+            with tempfile.TemporaryFile() as given:  # a pipe would have to be waited for
+                given.write(json.dumps({**self.after["given"], "event": event}).encode())
+                given.seek(0)
+                self.telling[event] = subprocess.Popen(self.after["argv"], stdin=given, start_new_session=True)
+        except OSError as error:
+            log.error("nobody is told that the runs have %s: %s", event, error)
 
     def stop_what_was_cancelled(self) -> None:
         """Pass on what `kdcluster cancel` marked: torchrun gives its processes 30 s to save, then kills them."""
@@ -203,7 +234,8 @@ def main() -> None:
     """`python -m kdcluster.launch.local.supervisor SUBMISSION`: a folder that local.submit wrote."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     folder = Path(sys.argv[1])
-    if sys.stdin.buffer.read() != GO:
+    told = sys.stdin.buffer.read()
+    if not told.startswith(GO):
         return log.info("the submit that started this ended before it had handed the runs over")
     given = records.read(folder / "submission.json", own=True)
     root = Path(given["root"])
@@ -215,7 +247,7 @@ def main() -> None:
             log.error("%s is left out: %s", run_id, error)
             RunDir(root, run_id).drop_ticket()
     layouts = {run_id: Layout(**values) for run_id, values in given["layouts"].items()}
-    supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts, folder)
+    supervisor = Supervisor(root, Path(given["data_dir"]), runs, layouts, folder, json.loads(told[len(GO) :]))
     supervisor.run()
     log.info("all ended")
 

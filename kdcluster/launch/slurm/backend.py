@@ -186,6 +186,10 @@ class Slurm:
                         f"{f' {self.cluster!r}' if self.cluster else ''}, or ask for less"
                     ) from None
 
+    def tell(self, after: Mapping[str, Any]) -> bool:
+        """Nothing of a submit stays on the login node; SLURM itself can send mail (`sbatch: {mail-type: END}`)."""
+        return False
+
     def start(self, plan: Plan, chosen: Sequence[str], root: Path, data_dir: Path) -> str:
         """Queue the runs, all or none.
 

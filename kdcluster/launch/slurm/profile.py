@@ -6,7 +6,6 @@ Profiles are YAML files, looked for in ./slurm/profiles, in the user's configura
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from kdcluster import wording
 from kdcluster.errors import ConfigError, NotFound
 from kdcluster.experiment.config import Block, field
 from kdcluster.experiment.yamlfile import Source
-from kdcluster.files import shipped
+from kdcluster.files import config_folder, shipped
 
 UNCHOSEN = ("template", "dev")
 """Profiles that nobody gets without naming them."""
@@ -169,8 +168,7 @@ class Profile(Block):
 
 def folders() -> list[Path]:
     """Where profiles lie, the first found wins: the working directory, the user's configuration, the package."""
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return [Path("slurm/profiles"), Path(config) / "kdcluster" / "profiles", shipped("slurm/profiles")]
+    return [Path("slurm/profiles"), config_folder() / "profiles", shipped("slurm/profiles")]
 
 
 def profiles() -> dict[str, Path]:
