@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,24 @@ def schema(as_json: bool) -> None:
         show_wrapped("", f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
         for line in wrapped(f"    {doc.meaning}", width() or 80, "    "):
             show(line)
+
+
+@main.command()
+@click.argument("name", metavar="RUN|EXP", shell_complete=completion.experiments_and_runs)
+@takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
+@click.option("--best", is_flag=True, help="Of an EXP the best seed alone.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A folder that is new, or empty."
+)
+@click.option("--force", is_flag=True, help="Also a run that is not finished: the best weights that it has.")
+def export(chosen: Chosen, name: str, **options: Any) -> None:
+    """A run's model as files for others, and a model card.
+
+    The best weights of a RUN; of an EXP those of its distilled runs, each in a folder of its own.
+    """
+    from kdcluster.commands import export as command
+
+    command.export(replace(chosen, names=(name,)), **options)
 
 
 if __name__ == "__main__":

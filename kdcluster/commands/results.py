@@ -8,12 +8,10 @@ from pathlib import Path
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_others
+from kdcluster.commands.tabled import tabled
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
-from kdcluster.files import trainer_code, write_output
-from kdcluster.launch.status import statuses
-from kdcluster.results import render, table
-from kdcluster.results.measured import is_done
-from kdcluster.runs import RunDir
+from kdcluster.files import write_output
+from kdcluster.results import render
 from kdcluster.terminal import can_show, show_text, width
 
 
@@ -45,14 +43,8 @@ def results(
 
         text, complete = of_sweeps(chosen, style, ascii=in_ascii, width=room)  # type: ignore[arg-type]
     else:
-        made, root = chosen.plan(), chosen.root
-        # before the numbers are read: what ends meanwhile is done for them, too
-        rest = made.cut({run.id for run in made.runs if not is_done(RunDir(root, run.id))})
-        states = {
-            run_id: (status.state, status.reason, str(status.log) if status.log else None)
-            for run_id, status in statuses(rest, root).items()
-        }
-        built = table.build(made, root, protocol, states=states, trainer_code=trainer_code())  # type: ignore[arg-type]
+        made = chosen.plan()
+        built = tabled(made, chosen.root, protocol)  # type: ignore[arg-type]
         text = render.render(built, style, ascii=in_ascii, width=room, per_seed=per_seed)  # type: ignore[arg-type]
         complete = built.complete
     if output is not None:

@@ -71,6 +71,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),
+    "export": (*EXP, *WHERE, "--best", "--output", "--force"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
@@ -88,6 +89,7 @@ ARGUMENTS = {
     "doctor": "[EXP...]",
     "verify": "EXP...",
     "tensorboard": "[EXP...]",
+    "export": "RUN|EXP",
 }
 
 

@@ -1,0 +1,191 @@
+"""`kdcluster export`: the model of a run, or of an experiment's distilled runs, as files for others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdcluster import __version__
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.card import Card
+from kdcluster.commands.tabled import tabled
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.launch import finished
+from kdcluster.launch.status import run_status
+from kdcluster.ownership import umask
+from kdcluster.plan import Plan, Run
+from kdcluster.results import render
+from kdcluster.results.measured import selected_by
+from kdcluster.run import STORE
+from kdcluster.runs import RunDir
+from kdcluster.terminal import say, show
+from kdcluster.wording import count, one_line, size
+
+
+def export(chosen: Chosen, output: Path, *, best: bool, force: bool) -> None:
+    """Write them and print what was written; of an experiment a folder for each run, or of the best one.
+
+    Raises:
+        ConfigError: the folder has something in it; a store was named.
+        KdclusterError: a run is not finished; it cannot be exported.
+    """
+    target = _new(output)
+    picked = _picked(chosen, best=best, force=force)
+    with _folder_beside(target) as aside:
+        for facts in finished.export(picked.runs, chosen.root, chosen.data, aside):
+            run = next(run for run in picked.runs if run.id == facts["id"])
+            _describe(aside / run.id, run, facts, picked, chosen)
+        _put(aside if picked.several else aside / picked.runs[0].id, target)
+    for run in picked.runs:
+        folder = target / run.id if picked.several else target
+        for path in sorted(folder.iterdir()):
+            show(f"{output / path.relative_to(target)}  {size(path.stat().st_size)}")
+    if picked.selected:
+        say(f"{picked.runs[0].id}: {picked.selected}")
+
+
+@dataclass(frozen=True)
+class _Picked:
+    runs: list[Run]
+    made: Plan | None = None
+    """Of the experiment that was named."""
+    several: bool = False
+    selected: str = ""
+    """How one of several was chosen."""
+
+
+def _picked(chosen: Chosen, *, best: bool, force: bool) -> _Picked:
+    """The runs that are meant, each with weights that can be used."""
+    if not chosen.named:
+        if best:
+            raise ConfigError("--best chooses among the seeds of an experiment; a run is one of them")
+        (run_dir,) = chosen.single
+        run = run_dir.load()
+        if run.role == STORE:
+            raise ConfigError(f"{run.id} stores logits and has no model of its own; export its teacher {run.needs[0]}")
+        _refuse_unfinished([run_dir], force)
+        return _Picked([run])
+    made = chosen.plan()
+    ((name, wanted),) = made.wanted.items()
+    places = [RunDir(chosen.root, run_id) for run_id in wanted.get("distilled", ())]
+    if not places:
+        raise ConfigError(f"{name} has no distilled run with these settings; name a run instead")
+    _refuse_unfinished(places, force)
+    if not best:
+        return _Picked([place.load() for place in places], made, several=True)
+    results = {place: result for place in places if (result := place.result())}
+    if not results:
+        raise KdclusterError(f"--best: none of the {count(len(places), 'distilled run')} of {name} is done")
+    rule = selected_by(made[places[0].id].data)
+    place = max(results, key=lambda one: results[one]["best"][rule])  # the first of equals
+    value = results[place]["best"][rule]
+    words = f"the best of {count(len(results), 'seed')} by {rule}, {value:.2f} %"
+    if rule.startswith("test"):
+        words += ": selected on the test set, so this is the largest of them and not what to expect"
+    return _Picked([place.load()], made, selected=words)
+
+
+def _refuse_unfinished(places: list[RunDir], force: bool) -> None:
+    """Those that are not done, without `force`; those without weights that can be used, always."""
+    problems = []
+    for place in places:
+        wrong = place.weights_problem("best")
+        if place.result() is None and not force:
+            problems.append(f"{place.id} is not finished: {_how_far(place)}")
+        elif wrong:
+            problems.append(f"{place.id}: its best weights are {wrong}; kdcluster submit {place.id} --retry makes them")
+    if any("is not finished" in problem for problem in problems):
+        problems.append("--force exports the best weights that are there, and the card says so")
+    if problems:
+        raise KdclusterError("\n".join(problems))
+
+
+def _how_far(place: RunDir) -> str:
+    status = run_status(place)
+    at, of = (status.heartbeat.get(key, 0) for key in ("step", "steps"))
+    return f"{status.state}, step {at} of {of}" if of else status.state
+
+
+def _describe(folder: Path, run: Run, facts: dict[str, Any], picked: _Picked, chosen: Chosen) -> None:
+    """Class names and card."""
+    place = RunDir(chosen.root, run.id)
+    names = facts["classes"] or [str(label) for label in range(run.num_classes)]
+    (folder / "classes.txt").write_text("".join(f"{one_line(name)}\n" for name in names), encoding="utf-8")
+    made = picked.made or _plan_with(place, chosen)
+    newest = place.newest()
+    card = Card(
+        run,
+        facts,
+        {path.name: path.stat().st_size for path in folder.iterdir()},
+        result := place.result(),
+        newest.read("trainer") if newest else {},
+        table=render.render(tabled(made, chosen.root), "md") if made else "",
+        selected=picked.selected,
+        unfinished="" if result else _how_far(place),
+        made=_made_by(),
+    )
+    (folder / "README.md").write_text(card.text(), encoding="utf-8")
+
+
+def _plan_with(place: RunDir, chosen: Chosen) -> Plan | None:
+    """The plan of an experiment that a run belongs to, as its file says it today."""
+    for name in place.experiments():
+        with suppress(KdclusterError):  # its file is gone, or broken
+            made = chosen.plan(name)
+            if made.experiments_of(place.id):
+                return made
+    return None
+
+
+def _made_by() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
+    return f"Exported by kdcluster {__version__} with {packages} on {time.strftime('%Y-%m-%d')}"
+
+
+# The folder
+
+
+def _new(output: Path) -> Path:
+    """Where an export goes: a folder that is not there, or is empty; a link to one is followed.
+
+    Raises:
+        ConfigError: something is there.
+    """
+    target = Path(os.path.realpath(output))
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"--output {output} is a file; name a folder that is not there, or is empty")
+    if target.is_dir() and (there := sorted(path.name for path in target.iterdir())):
+        some = ", ".join(there[:3]) + ", …" * (len(there) > 3)
+        raise ConfigError(f"--output {output} is not empty ({some}), and nothing is written over; name another folder")
+    return target
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A folder to write into, on the same file system, gone at the end."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".aside"))
+    except OSError as error:
+        raise KdclusterError(f"cannot write {target}: {error.strerror}; give another --output") from None
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Rename, which the system refuses over a folder that has something in it by now."""
+    folder.chmod(0o777 & ~umask())
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise KdclusterError(f"{target} cannot be written ({error.strerror}), and is as it was") from None
