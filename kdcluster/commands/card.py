@@ -101,7 +101,7 @@ class Card:
         yield ""
         told = [[name, what, size(self.sizes[name])] for name, what in FILES.items() if name in self.sizes]
         yield from markdown([["file", "what it is", "size"], *told])
-        yield from (f"\nThere is no `{name}`: {escaped(why)}." for name, why in facts.get("missing", {}).items())
+        yield from (f"\nThere is no `{name}`: {escaped(why)}." for name, why in facts["missing"].items())
         yield ""
 
     def _results(self) -> Iterator[str]:
@@ -111,7 +111,7 @@ class Card:
             top5 = f", top-5 {best['test/top5']:.2f} %" if "test/top5" in best else ""
             yield f"This run: top-1 **{best['test/top1']:.2f} %**{top5} on the test set."
         if self.selected:
-            yield from ("", f"{escaped(self.selected)}.")
+            yield from ("", f"It is {escaped(self.selected)}.")
         yield from ("", self.table or "No experiment that is known here has this run: there is no table to show.", "")
 
     def _use(self) -> Iterator[str]:
@@ -141,8 +141,8 @@ class Card:
         yield f"Images in training and test: {escaped(stored)}; the model sees {side}×{side} px."
         if {"model.onnx", "model.pt2"} & self.sizes.keys() and (height, width) != (side, side):
             yield f"`model.onnx` and `model.pt2` resize from {height}×{width} px themselves."
-        checked = self.facts.get("checked")
-        if checked:
+        checked = self.facts["checked"]
+        if checked["gaps"]:
             on = "images of the test set" if checked["real"] else "images of noise, as the data set is not here"
             by = ", ".join(f"`{name}` {gap:.1e}" for name, gap in checked["gaps"].items())
             yield f"Held against the model in torch on {checked['images']} {on}: logits differ by at most {by}."
@@ -163,9 +163,11 @@ class Card:
     def _settings(self) -> Iterator[list[str]]:
         """What decides the numbers; of a path its last part alone, since the others are nobody's business."""
         files = {self.run.data.path, self.run.model.pretrained, *self.run.imports}
+        steps = self.run.train is not None and self.run.train.steps is not None
         for key, one in of_run(self.run).items():
             value = one.value
-            if key in ("role", "teacher") or key.startswith(("resources.", "teacher.")) or value in (None, "", []):
+            said = key in ("role", "seed", "teacher", *(("train.epochs", "train.warmup_epochs") if steps else ()))
+            if said or value in (None, "", []) or not (one.hashed or key in ("pretrained", "imports")):
                 continue
             if isinstance(value, list):
                 yield [key, json.dumps([PurePath(part).name if part in files else part for part in value])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,10 +40,12 @@ def export(chosen: Chosen, output: Path, *, best: bool, force: bool) -> None:
     """
     target = _new(output)
     picked = _picked(chosen, best=best, force=force)
+    failed = False
     with _folder_beside(target) as aside:
         for facts in finished.export(picked.runs, chosen.root, chosen.data, aside):
             run = next(run for run in picked.runs if run.id == facts["id"])
             _describe(aside / run.id, run, facts, picked, chosen)
+            failed |= _say(facts)
         _put(aside if picked.several else aside / picked.runs[0].id, target)
     for run in picked.runs:
         folder = target / run.id if picked.several else target
@@ -50,6 +53,20 @@ def export(chosen: Chosen, output: Path, *, best: bool, force: bool) -> None:
             show(f"{output / path.relative_to(target)}  {size(path.stat().st_size)}")
     if picked.selected:
         say(f"{picked.runs[0].id}: {picked.selected}")
+    if failed:
+        sys.exit(1)
+
+
+def _say(facts: dict[str, Any]) -> bool:
+    """What an export lacks; whether an exporter has failed, and not only a package is missing."""
+    run_id, missing = facts["id"], facts["missing"]
+    for name, why in missing.items():
+        say(f"{run_id}: no {name}: {why}")
+    if not facts["checked"]["real"]:
+        say(f"{run_id}: held against noise, not on images of the data set: {facts['data']}")
+    if facts["timm"]:
+        say(f"{run_id}: timm does not load it by itself ({facts['timm']}); README.md there says how to")
+    return any("not installed" not in why for why in missing.values())
 
 
 @dataclass(frozen=True)

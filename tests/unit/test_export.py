@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -21,21 +23,37 @@ from kdcluster.errors import KdclusterError
 from kdcluster.launch import finished
 from kdcluster.runs import RunDir
 from kdcluster.train.finished import export as child
+from kdcluster.train.finished import portable
 from kdcluster.train.finished.model import told
+from kdcluster.train.models import Classifier
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    """The child's work, without its seconds of imports."""
+def in_this_process(monkeypatch, request):
+    """The child's work without its seconds of imports, and where a test is not about them, without the exporters'."""
 
     def made(module, runs, root, data_dir, options, what):
         answer = told(lambda: [child.export(run, root, data_dir, Path(options[1]) / run.id) for run in runs])
         return finished.found_in(json.loads(json.dumps(answer)))
 
-    monkeypatch.setattr(finished, "_made", made)
+    if "own_process" not in request.fixturenames:
+        monkeypatch.setattr(finished, "_made", made)
+    if "exporters" not in request.fixturenames:
+        nothing = {"missing": {}, "checked": {"images": 32, "real": True, "gaps": {}}}
+        monkeypatch.setattr(portable, "write", lambda *_: nothing)
+
+
+@pytest.fixture
+def exporters():
+    """They run."""
+
+
+@pytest.fixture
+def own_process():
+    """The child is one."""
 
 
 def trained(folder, changes=None, role="baseline"):
@@ -332,3 +350,104 @@ def test_a_failure_leaves_nothing(tmp_path, data_dir, monkeypatch):
     result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "the disk is gone\n")
     assert not list(tmp_path.glob("*out*"))
+
+
+# ONNX and torch.export
+
+SIZES = {"as large as the images": 16, "smaller, antialiased": 8, "larger": 24}
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_both_give_the_predictions_of_the_run(tmp_path, data_dir, size, exporters):
+    run_dir = trained(tmp_path, {"student": {**(tiny.VIT if size == 24 else tiny.CNN), "image_size": size}})
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+    images = images_of(tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    for batch in (1, 5, len(images)):
+        close(session.run(None, {"images": images[:batch]})[0], logits_of(run_dir)[:batch])
+        close(program(torch.from_numpy(images[:batch])).numpy(), logits_of(run_dir)[:batch])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Held against the model in torch on 32 images of the test set" in card
+    assert ("resize from 16×16 px" in card) == (size != 16)
+
+
+def test_images_that_are_not_square(tmp_path, exporters):
+    splits = {split: tiny.images(32, size=24, seed=seed) for seed, split in enumerate(("train", "test"))}
+    arrays = {f"{split}_images": pair[0][:, :, :20] for split, pair in splits.items()}
+    arrays |= {f"{split}_labels": pair[1] for split, pair in splits.items()}
+    tiny.put_arrays(tmp_path / "data", "cifar10", arrays)
+    run_dir = trained(tmp_path, {"student": {**tiny.CNN, "image_size": 22}})
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    close(session.run(None, {"images": images_of(tmp_path)})[0], logits_of(run_dir))
+
+
+def test_grey_images_and_noise_where_the_data_is_away(tmp_path, exporters):
+    tiny.put_images(tmp_path / "data", "mnist5k")
+    run_dir = trained(tmp_path, {"data.name": "mnist5k", "student": tiny.CNN, "teacher": tiny.CNN})
+    images = images_of(tmp_path, "mnist5k")
+    shutil.rmtree(tmp_path / "data")
+    result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
+    assert "not on images of the data set" in result.stderr
+    assert "32 images of noise, as the data set is not here" in (tmp_path / "out" / "README.md").read_text()
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [1, 28, 28]  # as published, for 16 px are a test's
+    assert session.get_inputs()[0].shape[1:] != [1, *images.shape[2:]]
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra_all_the_rest_is_written(tmp_path, data_dir, monkeypatch, package, exporters):
+    run_dir = trained(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
+    assert result.exit_code == 0
+    why = f"{package} is not installed: pip install 'kdcluster[export]'"
+    assert f"{run_dir.id}: no model.onnx: {why}" in result.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model.safetensors", "config.json", "model.pt2", "classes.txt", "README.md"}
+    assert f"There is no `model.onnx`: {why}." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_model_that_no_exporter_takes(tmp_path, data_dir, exporters):
+    (tmp_path / "mine.py").write_text(
+        "from timm.models import register_model\nfrom torch import nn\n"
+        "class Odd(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1) if float(x.mean()) < 1e9 else -x.flatten(1))\n"
+        "@register_model\n"
+        "def odd_net(pretrained=False, num_classes=10, in_chans=3, **_):\n"
+        "    return Odd(in_chans * 256, num_classes)\n"
+    )
+    run_dir = trained(tmp_path, {"imports": ["mine.py"], "student": {"model": "odd_net", "image_size": 16}})
+    result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no model.onnx: the exporter fails: " in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("model.*")) == ["model.safetensors"]
+
+
+def test_a_file_that_gives_other_logits_is_not_handed_out(tmp_path, data_dir, monkeypatch, exporters):
+    run_dir = trained(tmp_path)
+    right = portable.Portable.forward
+    monkeypatch.setattr(portable.Portable, "forward", lambda self, images: right(self, images) * 1.001)
+    result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "gives other logits than the model" in result.stderr
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 32), (32, 20, 8), (30, 50, 40), (40, 10, 40)])
+def test_the_resize_is_that_of_training(mode, height, width, size):
+    net = Classifier(torch.nn.Identity(), {"input_size": (3, 9, 9), "mean": (0.1,), "std": (0.7,)}, 3, size)
+    net.mode = mode
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    ours = portable.Portable(net, (height, width))(images)
+    torch.testing.assert_close(ours, net(images), atol=5e-6, rtol=0)
+
+
+def test_in_a_process_of_its_own(tmp_path, data_dir, own_process):
+    run_dir = trained(tmp_path)
+    result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert {"model.onnx", "model.pt2"} <= {path.name for path in (tmp_path / "out").iterdir()}

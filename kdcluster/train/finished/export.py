@@ -6,6 +6,7 @@ Reads run configurations on stdin, answers with one JSON document on stdout, as 
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from kdcluster.plan import Run
 from kdcluster.processes import die_with
 from kdcluster.runs import RunDir
 from kdcluster.train import hub, models
+from kdcluster.train.finished import portable
 from kdcluster.train.finished.model import open_run, told, written
 from kdcluster.train.preflight import answer_about
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """As timm's hub layout calls them."""
@@ -42,7 +46,8 @@ def export(run: Run, root: Path, data_dir: Path, into: Path) -> dict[str, Any]:
 
     Returns:
         what there is to say of them: {"id", "params", "image_size", "input": [C, H, W], "classes", "license",
-        "train_images", "image_rule", "data": why the images are not here, or "", "timm": `timm_problem`}.
+        "train_images", "image_rule", "data": why the images are not here, or "", "timm": `timm_problem`}
+        and what `portable.write` says.
     """
     into.mkdir()
     shutil.copyfile(RunDir(root, run.id).weights("best"), into / WEIGHTS)
@@ -50,17 +55,19 @@ def export(run: Run, root: Path, data_dir: Path, into: Path) -> dict[str, Any]:
     config = hub.config(there.net, run, there.classes)
     written(into / CONFIG, config)
     arrays = there.arrays
+    log.info("%s: writing ONNX and torch.export", run.id)
     return {
         "id": run.id,
         "params": models.parameters(there.net),
         "image_size": there.net.size,
-        "input": [run.channels, *there.input_size],
+        "input": [run.channels, *portable.size_of(there)],
         "classes": list(there.classes),
         "license": config["pretrained_cfg"].get("license"),
         "train_images": arrays.seen.counts["train"] if arrays else None,
         "image_rule": arrays.image_rule if arrays else None,
         "data": there.without,
         "timm": timm_problem(into, there.net),
+        **portable.write(there, into),
     }
 
 
@@ -70,7 +77,8 @@ def timm_problem(folder: Path, net: models.Classifier) -> str:
     A model that somebody has registered may ignore `pretrained`, and would then have random weights without a word.
     """
     try:
-        found = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+        with portable.quiet():
+            found = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
     except Exception as error:  # whatever a model of the user's may raise
         return models.last_line(error)
     ours = net.net.state_dict()

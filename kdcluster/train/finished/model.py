@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcluster import inputs
 from kdcluster.errors import ConfigError, Damaged, KdclusterError
 from kdcluster.files import read_json
 from kdcluster.plan import Run
@@ -32,13 +33,8 @@ class Finished:
     without: str = ""
     """Why there are none."""
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(H, W) of the images that it was trained on, as they are stored; the model's own where they are not here."""
-        if self.arrays is None:
-            return self.net.size, self.net.size
-        height, width = self.arrays.images["test"].shape[2:]
-        return height, width
+    input_size: tuple[int, int] | None = None
+    """(H, W) at which the images are stored that it was trained on; None: nobody knows any more."""
 
 
 def open_run(run: Run, root: Path, data_dir: Path, weights: Path | None = None) -> Finished:
@@ -65,7 +61,16 @@ def open_run(run: Run, root: Path, data_dir: Path, weights: Path | None = None) 
     except KdclusterError as error:
         without = str(error)
     classes = _classes(place) or (arrays.classes if arrays else ())
-    return Finished(run, net.eval().requires_grad_(False), tuple(classes), arrays, without)
+    return Finished(run, net.eval().requires_grad_(False), tuple(classes), arrays, without, _stored_at(run, data_dir))
+
+
+def _stored_at(run: Run, data_dir: Path) -> tuple[int, int] | None:
+    try:
+        seen = inputs.images(run, data_dir)
+    except ConfigError:  # an image folder that is away
+        side = run.data.image_size
+        return (side, side) if side else None
+    return seen.size if not seen.looked_at else None
 
 
 def _classes(place: RunDir) -> Sequence[str]:
