@@ -444,5 +444,44 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
     command.export(replace(chosen, names=(name,)), **options)
 
 
+@main.command()
+@click.argument("name", metavar="RUN", shell_complete=completion.runs)
+@takes(arguments.runs_dir, arguments.data_dir)
+@click.option(
+    *("--data", "folder"),
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Other images, a sub-folder for each class.",
+)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "json", "png"]),
+    default="table",
+    show_default=True,
+    help="What to print; png is the confusion matrix.",
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where it is computed; auto is a GPU where there is one.",
+)
+def evaluate(chosen: Chosen, name: str, **options: Any) -> None:
+    """How good a run is on other images.
+
+    Top-1, top-5, each class and the confusion matrix, of its best weights. The images are read as its own were, and
+    classes are matched by their names.
+    """
+    from kdcluster.commands import evaluate as command
+
+    command.evaluate(replace(chosen, names=(name,)), name, **options)
+
+
 if __name__ == "__main__":
     main()

@@ -95,19 +95,19 @@ def write_aside(path: Path, content: str | bytes, *, sync: bool = True) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_output(path: Path, text: str) -> None:
+def write_output(path: Path, content: str | bytes) -> None:
     """Write a file that the user has named: where a link leads, with the mode that it has; a device as it is.
 
     Raises:
         OSError: it cannot be written; what was there is as it was.
     """
     if path.exists() and not path.is_file():  # /dev/stdout, a pipe
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
         return
     target = Path(os.path.realpath(path))
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~umask()
     with aside(target, mode=mode) as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:

@@ -23,6 +23,17 @@ def export(runs: Sequence[Run], root: Path, data_dir: Path, into: Path) -> list[
     return found
 
 
+def evaluate(run: Run, root: Path, data_dir: Path, folder: Path, device: str) -> dict[str, Any]:
+    """What `kdcluster.train.finished.other_images` says of a run on the images of a folder.
+
+    Raises:
+        ConfigError, KdclusterError: why it could not.
+    """
+    options = ["--images", str(folder), "--device", device]
+    found: dict[str, Any] = _made("other_images", [run], root, data_dir, options, "evaluating; nothing was written")
+    return found
+
+
 def _made(module: str, runs: Sequence[Run], root: Path, data_dir: Path, options: Sequence[str], what: str) -> Any:
     where = ["--runs-dir", str(root), "--data-dir", str(data_dir)]
     return found_in(asked(f"finished.{module}", runs, [*options, *where], what))

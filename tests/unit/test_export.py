@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -159,13 +160,19 @@ def test_a_validated_run_was_not_selected_on_test(tmp_path, data_dir):
     assert "Trained on 48 images" in card
 
 
-def test_a_card_names_no_folder_of_this_machine(tmp_path, data_dir):
+def test_no_folder_of_this_machine_is_handed_on(tmp_path, data_dir, exporters):
     weights = trained(tmp_path).weights("best")
     shutil.copy(weights, tmp_path / "start.safetensors")
     run_dir = trained(tmp_path, {"student": {**tiny.VIT, "pretrained": "start.safetensors"}, "variant": "a|`b`<i>"})
     assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert str(tmp_path) not in card
+    for path in (tmp_path / "out").iterdir():
+        content = path.read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as packed:
+                content += b"".join(map(packed.read, packed.namelist()))
+        folders = (str(tmp_path), "site-packages", str(Path(__file__).parents[2]))
+        assert not [word for word in folders if word.encode() in content], path.name
     assert "| pretrained | start.safetensors |" in card
     assert r"| variant | a\|\`b\`\<i> |" in card
 

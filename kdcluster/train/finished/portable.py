@@ -140,7 +140,10 @@ def _noted(missing: dict[str, str], names: tuple[str, ...], work: Callable[[], A
 def _program(there: Finished, example: Tensor) -> torch.export.ExportedProgram:
     """The model as torch.export has it, for any batch."""
     net = Portable(there.net, size_of(there)).eval()
-    return torch.export.export(net, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    program = torch.export.export(net, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the folders of this machine
+    return program
 
 
 def _pt2(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tensor], Tensor]:
@@ -169,6 +172,10 @@ def _onnx(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tens
         dynamic_shapes=({0: "batch"},),  # its name
     )
     assert made is not None
+    parts: list[Any] = [made.model.graph, *made.model.functions.values()]
+    for part in parts:
+        for node in part.all_nodes():
+            node.metadata_props.clear()  # where in whose files each stands: a third of a small model's size
     made.save(folder / ONNX)
     session = runtime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
 
