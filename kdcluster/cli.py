@@ -431,9 +431,12 @@ def schema(as_json: bool) -> None:
 @takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
 @click.option("--best", is_flag=True, help="Of an EXP the best seed alone.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A folder that is new, or empty."
+    "--output", type=click.Path(path_type=Path), default=None, metavar="DIR", help="A folder that is new, or empty."
 )
 @click.option("--force", is_flag=True, help="Also a run that is not finished: the best weights that it has.")
+@click.option(
+    "--benchmark", is_flag=True, help="Measure size, latency and throughput here, once; int8, too. Needs no --output."
+)
 def export(chosen: Chosen, name: str, **options: Any) -> None:
     """A run's model as files for others, and a model card.
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from kdcluster.columns import escaped, markdown
+from kdcluster.commands import costs
 from kdcluster.inputs import in_both
 from kdcluster.plan import Run
 from kdcluster.settings import of_run
@@ -74,6 +75,8 @@ class Card:
     """How far it is."""
     made: str = ""
     """By which versions, and when."""
+    cost: Mapping[str, Any] | None = None
+    """benchmark.json, if it was measured."""
 
     @property
     def name(self) -> str:
@@ -82,8 +85,8 @@ class Card:
 
     def text(self) -> str:
         """All of it."""
-        parts = (self._head(), self._results(), self._use(), self._recipe(), self._limits(), self._licence())
-        return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+        parts = (self._head, self._results, self._cost, self._use, self._recipe, self._limits, self._licence)
+        return "\n".join(line for part in parts for line in part()).rstrip() + "\n"
 
     def _head(self) -> Iterator[str]:
         run, facts = self.run, self.facts
@@ -113,6 +116,13 @@ class Card:
         if self.selected:
             yield from ("", f"It is {escaped(self.selected)}.")
         yield from ("", self.table or "No experiment that is known here has this run: there is no table to show.", "")
+
+    def _cost(self) -> Iterator[str]:
+        if self.cost:
+            top1 = self.result["best"]["test/top1"] if self.result else None
+            yield from ("## Cost", "", *markdown(costs.rows([(self.name, self.cost, top1)]), right=range(3, 7)), "")
+            yield from (f"- {escaped(note)}" for note in costs.notes([self.cost]))
+            yield ""
 
     def _use(self) -> Iterator[str]:
         channels, height, width = self.facts["input"]

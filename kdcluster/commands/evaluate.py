@@ -138,7 +138,7 @@ def _lines(document: dict[str, Any], columns: int | None) -> Iterator[str]:
 def _taken_for(name: str, names: Sequence[str], row: Sequence[int]) -> str:
     """The classes that images of one were taken for most often."""
     others = sorted((-n, other) for other, n in zip(names, row, strict=True) if n and other != name)
-    return ", ".join(f"{other} {-n}" for n, other in others[:OFTEN]) + ", …" * (len(others) > OFTEN)
+    return ", ".join(f"{other} ({-n})" for n, other in others[:OFTEN]) + ", …" * (len(others) > OFTEN)
 
 
 def _aligned(rows: list[list[str]], right: range, columns: int | None, ranks: dict[int, int]) -> Iterator[str]:
@@ -185,5 +185,5 @@ def _write_counts(axes: Any, matrix: Sequence[Sequence[int]], shares: NDArray[An
     for y, row in enumerate(matrix):
         for x, n in enumerate(row):
             if n:
-                colour = "white" if shares[y, x] > 0.5 else "black"
+                colour = "white" if shares[y, x] > 0.6 else "black"
                 axes.text(x, y, str(n), ha="center", va="center", color=colour, fontsize="small")

@@ -14,7 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kdcluster import __version__
+from kdcluster import __version__, records
+from kdcluster.columns import fitted
+from kdcluster.commands import costs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.card import Card
 from kdcluster.commands.tabled import tabled
@@ -27,19 +29,45 @@ from kdcluster.results import render
 from kdcluster.results.measured import selected_by
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
-from kdcluster.terminal import say, show
+from kdcluster.terminal import say, show, show_wrapped, width
 from kdcluster.wording import count, one_line, size
 
 
-def export(chosen: Chosen, output: Path, *, best: bool, force: bool) -> None:
+def export(chosen: Chosen, output: Path | None, *, best: bool, force: bool, benchmark: bool) -> None:
     """Write them and print what was written; of an experiment a folder for each run, or of the best one.
 
     Raises:
         ConfigError: the folder has something in it; a store was named.
         KdclusterError: a run is not finished; it cannot be exported.
     """
-    target = _new(output)
+    if output is None and not benchmark:
+        raise ConfigError("--output is missing: the folder to write; or --benchmark, which needs none")
+    target = _new(output) if output else None
     picked = _picked(chosen, best=best, force=force)
+    if benchmark:
+        _benchmark(picked, chosen)
+    if output and target:
+        _write(picked, chosen, output, target)
+
+
+def _benchmark(picked: _Picked, chosen: Chosen) -> None:
+    """Measure what is not measured yet, of an experiment its teacher, too; and print it."""
+    teachers = {run.teacher.id: None for run in picked.runs if run.teacher and picked.made}
+    places = [RunDir(chosen.root, run_id) for run_id in (*teachers, *(run.id for run in picked.runs))]
+    _refuse_unfinished(places, force=False)
+    found = finished.benchmark([place.load() for place in places], chosen.root, chosen.data)
+    models = [
+        (place.id, record, (place.result() or {})["best"]["test/top1"])
+        for place, record in zip(places, found, strict=True)
+    ]
+    for row in fitted(list(costs.rows(models)), range(3, 7), width=width()).rows:
+        for line in row:
+            show(line)
+    for note in costs.notes(found):
+        show_wrapped("", note)
+
+
+def _write(picked: _Picked, chosen: Chosen, output: Path, target: Path) -> None:
     failed = False
     with _folder_beside(target) as aside:
         for facts in finished.export(picked.runs, chosen.root, chosen.data, aside):
@@ -148,6 +176,7 @@ def _describe(folder: Path, run: Run, facts: dict[str, Any], picked: _Picked, ch
         selected=picked.selected,
         unfinished="" if result else _how_far(place),
         made=_made_by(),
+        cost=records.found(place.path / "benchmark.json"),
     )
     (folder / "README.md").write_text(card.text(), encoding="utf-8")
 

@@ -34,6 +34,18 @@ def evaluate(run: Run, root: Path, data_dir: Path, folder: Path, device: str) ->
     return found
 
 
+def benchmark(runs: Sequence[Run], root: Path, data_dir: Path) -> list[dict[str, Any]]:
+    """What stands in the benchmark.json of some runs; measured where there is none of this machine.
+
+    Raises:
+        ConfigError, KdclusterError: why it could not be.
+    """
+    found: list[dict[str, Any]] = _made(
+        "benchmark", runs, root, data_dir, [], "measuring; what was measured before is kept"
+    )
+    return found
+
+
 def _made(module: str, runs: Sequence[Run], root: Path, data_dir: Path, options: Sequence[str], what: str) -> Any:
     where = ["--runs-dir", str(root), "--data-dir", str(data_dir)]
     return found_in(asked(f"finished.{module}", runs, [*options, *where], what))

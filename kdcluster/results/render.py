@@ -11,7 +11,7 @@ from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdo
 from kdcluster.results import seeds
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 from kdcluster.states import State
-from kdcluster.wording import count, one_line, wide, wrapped
+from kdcluster.wording import count, one_line, size, wide, wrapped
 
 Format = Literal["table", "md", "csv", "json"]
 SCHEMA = "kdcluster.results/1"
@@ -120,8 +120,9 @@ def _title(table: Table, experiment: ExperimentTable) -> str:
 
 
 def _cells(table: Table, experiment: ExperimentTable) -> list[list[str]]:
-    """Headings and rows; the reference column only where there is a published figure."""
-    columns = _COLUMNS if any(row.reference is not None for row in experiment.rows) else _COLUMNS[:-1]
+    """Headings and rows; some columns only where there is a figure."""
+    absent = {name for name, key in _OPTIONAL.items() if all(getattr(row, key) is None for row in experiment.rows)}
+    columns = [column for column in _COLUMNS if column[0] not in absent]
     heading = [heading.format(protocol=table.protocol) for heading, _ in columns]
     return [heading, *([show(row) for _, show in columns] for row in experiment.rows)]
 
@@ -184,9 +185,13 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("params", _params),
     ("reduction", lambda row: _number(row.reduction, "{:.1f}×")),
     ("retention", lambda row: _number(row.retention, "{:.1f} %")),
+    ("size", lambda row: MISSING if row.size_bytes is None else size(row.size_bytes)),
+    ("latency", lambda row: _number(row.latency_ms, "{:.3g} ms")),
     ("published", lambda row: _number(row.reference, "{:.2f}")),
 ]
-_RANKS = {"params": 3, "reduction": 2, "retention": 1}
+_OPTIONAL = {"size": "size_bytes", "latency": "latency_ms", "published": "reference"}
+"""Columns that are there only where a row has the field."""
+_RANKS = {"size": 5, "latency": 4, "params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
 WRAPS_TO = 20
 """Columns to which the configuration wraps before another column gives way."""

@@ -137,7 +137,7 @@ def test_the_table(tmp_path, counted):
         f"{counted} on {tmp_path / 'x'}: top-1 50.00 % (2 of 4), loss 1.2500",
         "",
         "class   images  right  accuracy  taken for",
-        "cat          3      1    33.3 %  owl 2",
+        "cat          3      1    33.3 %  owl (2)",
         "d$o_{g       1      1   100.0 %",
         "owl          0      0         –",
         "",

@@ -93,10 +93,10 @@ def write(there: Finished, folder: Path) -> dict[str, Any]:
         ours = there.net(images)
     missing: dict[str, str] = {}
     gaps: dict[str, float] = {}
-    program = _noted(missing, (PT2, ONNX), lambda: _program(there, images[:2]))
+    program = noted(missing, (PT2, ONNX), lambda: _program(there, images[:2]))
     makers: dict[str, Callable[[], Any]] = {PT2: lambda: _pt2(program, folder), ONNX: lambda: _onnx(program, folder)}
     for name, make in makers.items() if program else ():
-        run = _noted(missing, (name,), make)
+        run = noted(missing, (name,), make)
         if run is None:
             (folder / name).unlink(missing_ok=True)
             continue
@@ -126,7 +126,7 @@ def some_images(there: Finished, count: int, split: str = "test") -> tuple[Tenso
     return torch.from_numpy(every[at].copy()), True
 
 
-def _noted(missing: dict[str, str], names: tuple[str, ...], work: Callable[[], Any]) -> Any:
+def noted(missing: dict[str, str], names: tuple[str, ...], work: Callable[[], Any]) -> Any:
     """What `work` gives; None, and why is noted, where the exporter cannot."""
     try:
         with quiet():
@@ -159,8 +159,7 @@ def _pt2(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tenso
 
 
 def _onnx(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tensor], Tensor]:
-    needed("onnx", "onnxscript")
-    runtime = needed("onnxruntime")
+    needed("onnx", "onnxruntime", "onnxscript")
     made = torch.onnx.export(
         program,
         dynamo=True,
@@ -177,12 +176,33 @@ def _onnx(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tens
         for node in part.all_nodes():
             node.metadata_props.clear()  # where in whose files each stands: a third of a small model's size
     made.save(folder / ONNX)
-    session = runtime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
+    loaded = session(folder / ONNX)
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        return torch.from_numpy(loaded.run(None, {"images": images.numpy()})[0])
 
     return run
+
+
+def make_onnx(there: Finished, folder: Path) -> Path:
+    """The ONNX file alone, as it is: whoever hands it out takes `write`.
+
+    Raises:
+        KdclusterError: a package is missing, or the exporter fails.
+    """
+    missing: dict[str, str] = {}
+    noted(missing, (ONNX,), lambda: _onnx(_program(there, some_images(there, 2)[0]), folder))
+    if missing:
+        raise KdclusterError(f"{there.run.id}: {missing[ONNX]}")
+    return folder / ONNX
+
+
+def session(path: Path, threads: int = 0) -> Any:
+    """An ONNX file as onnxruntime runs it on the CPU; 0 threads: as many as there are cores."""
+    runtime = needed("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, min(threads, 1)
+    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def needed(*names: str) -> Any:
@@ -201,10 +221,10 @@ def needed(*names: str) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without what exporters say of their progress."""
+def quiet(level: int = logging.INFO) -> Iterator[None]:
+    """Without what exporters say of their progress, up to a level."""
     before = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(level)
     try:
         yield
     finally:
