@@ -440,7 +440,8 @@ def schema(as_json: bool) -> None:
 def export(chosen: Chosen, name: str, **options: Any) -> None:
     """A run's model as files for others, and a model card.
 
-    The best weights of a RUN; of an EXP those of its distilled runs, each in a folder of its own.
+    The best weights of a RUN; of an EXP those of its distilled runs, each in a folder of its own. What an exporter
+    cannot write is left out and said, and it leaves with 1.
     """
     from kdcluster.commands import export as command
 
@@ -475,7 +476,8 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
     show_default=True,
     help="Where it is computed; auto is a GPU where there is one.",
 )
-def evaluate(chosen: Chosen, name: str, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def evaluate(chosen: Chosen, name: str, style: str, as_json: bool, **options: Any) -> None:
     """How good a run is on other images.
 
     Top-1, top-5, each class and the confusion matrix, of its best weights. The images are read as its own were, and
@@ -483,7 +485,7 @@ def evaluate(chosen: Chosen, name: str, **options: Any) -> None:
     """
     from kdcluster.commands import evaluate as command
 
-    command.evaluate(replace(chosen, names=(name,)), name, **options)
+    command.evaluate(replace(chosen, names=(name,)), name, style="json" if as_json else style, **options)
 
 
 if __name__ == "__main__":

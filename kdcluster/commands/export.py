@@ -69,10 +69,11 @@ def _benchmark(picked: _Picked, chosen: Chosen) -> None:
 
 def _write(picked: _Picked, chosen: Chosen, output: Path, target: Path) -> None:
     failed = False
+    table = _table(picked, chosen)
     with _folder_beside(target) as aside:
         for facts in finished.export(picked.runs, chosen.root, chosen.data, aside):
             run = next(run for run in picked.runs if run.id == facts["id"])
-            _describe(aside / run.id, run, facts, picked, chosen)
+            _describe(aside / run.id, run, facts, table, picked.selected, RunDir(chosen.root, run.id))
             failed |= _say(facts)
         _put(aside if picked.several else aside / picked.runs[0].id, target)
     for run in picked.runs:
@@ -159,21 +160,19 @@ def _how_far(place: RunDir) -> str:
     return f"{status.state}, step {at} of {of}" if of else status.state
 
 
-def _describe(folder: Path, run: Run, facts: dict[str, Any], picked: _Picked, chosen: Chosen) -> None:
+def _describe(folder: Path, run: Run, facts: dict[str, Any], table: str, selected: str, place: RunDir) -> None:
     """Class names and card."""
-    place = RunDir(chosen.root, run.id)
     names = facts["classes"] or [str(label) for label in range(run.num_classes)]
     (folder / "classes.txt").write_text("".join(f"{one_line(name)}\n" for name in names), encoding="utf-8")
-    made = picked.made or _plan_with(place, chosen)
-    newest = place.newest()
+    newest, result = place.newest(), place.result()
     card = Card(
         run,
         facts,
         {path.name: path.stat().st_size for path in folder.iterdir()},
-        result := place.result(),
+        result,
         newest.read("trainer") if newest else {},
-        table=render.render(tabled(made, chosen.root), "md") if made else "",
-        selected=picked.selected,
+        table,
+        selected,
         unfinished="" if result else _how_far(place),
         made=_made_by(),
         cost=records.found(place.path / "benchmark.json"),
@@ -181,14 +180,17 @@ def _describe(folder: Path, run: Run, facts: dict[str, Any], picked: _Picked, ch
     (folder / "README.md").write_text(card.text(), encoding="utf-8")
 
 
-def _plan_with(place: RunDir, chosen: Chosen) -> Plan | None:
-    """The plan of an experiment that a run belongs to, as its file says it today."""
-    for name in place.experiments():
+def _table(picked: _Picked, chosen: Chosen) -> str:
+    """The results table, in Markdown, of the experiment that was named, or of one that the run belongs to as its file
+    is today; empty where there is none."""
+    if picked.made:
+        return render.render(tabled(picked.made, chosen.root), "md")
+    for name in RunDir(chosen.root, picked.runs[0].id).experiments():
         with suppress(KdclusterError):  # its file is gone, or broken
             made = chosen.plan(name)
-            if made.experiments_of(place.id):
-                return made
-    return None
+            if made.experiments_of(picked.runs[0].id):
+                return render.render(tabled(made, chosen.root), "md")
+    return ""
 
 
 def _made_by() -> str:
@@ -206,9 +208,17 @@ def _new(output: Path) -> Path:
         ConfigError: something is there.
     """
     target = Path(os.path.realpath(output))
-    if target.exists() and not target.is_dir():
+    if target == Path.cwd():
+        raise ConfigError(f"--output {output} is the folder that you are in, which would be replaced; name one in it")
+    try:
+        target.stat()
+    except FileNotFoundError:
+        return target
+    except OSError as error:
+        raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
+    if not target.is_dir():
         raise ConfigError(f"--output {output} is a file; name a folder that is not there, or is empty")
-    if target.is_dir() and (there := sorted(path.name for path in target.iterdir())):
+    if there := sorted(records.entries(target)):
         some = ", ".join(there[:3]) + ", …" * (len(there) > 3)
         raise ConfigError(f"--output {output} is not empty ({some}), and nothing is written over; name another folder")
     return target
@@ -219,7 +229,7 @@ def _folder_beside(target: Path) -> Iterator[Path]:
     """A folder to write into, on the same file system, gone at the end."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".aside"))
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-", suffix=".aside"))
     except OSError as error:
         raise KdclusterError(f"cannot write {target}: {error.strerror}; give another --output") from None
     try:

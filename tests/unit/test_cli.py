@@ -72,7 +72,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),
     "export": (*EXP, *WHERE, "--best", "--output", "--force", "--benchmark"),
-    "evaluate": (*WHERE, "--data", "--format", "--output", "--device"),
+    "evaluate": (*WHERE, "--data", "--format", "--output", "--device", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {

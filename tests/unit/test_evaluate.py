@@ -97,6 +97,13 @@ def test_the_same_images_give_the_same_numbers(tmp_path, student, name):
     assert (found["images"], found["run"], found["schema"]) == (32, run_dir.id, "kdcluster.evaluation/1")
 
 
+def test_in_the_precision_of_its_training(tmp_path, data_dir):
+    run_dir = trained(tmp_path, {"train.amp": "bf16"})
+    found = document(tmp_path, run_dir.id, "--data", put_as_files(tmp_path, "cifar10", tmp_path / "files"))
+    assert found["precision"] == "bf16"
+    assert found["loss"] == pytest.approx(run_dir.result()["best"]["test/loss"], rel=1e-4)
+
+
 def test_photographs_of_any_size_as_an_image_folder_has_them(tmp_path):
     random = np.random.default_rng(0)
     for split in ("train", "test"):

@@ -20,6 +20,7 @@ from timm.data import create_transform, resolve_data_config
 
 from kdcluster import predictions
 from kdcluster.cli import main
+from kdcluster.commands.card import Card
 from kdcluster.errors import KdclusterError
 from kdcluster.launch import finished
 from kdcluster.runs import RunDir
@@ -177,6 +178,16 @@ def test_no_folder_of_this_machine_is_handed_on(tmp_path, data_dir, exporters):
     assert r"| variant | a\|\`b\`\<i> |" in card
 
 
+@pytest.mark.parametrize(("said", "head"), [("apache-2.0", "apache-2.0"), (None, "unknown"), ("a\nb: c", "unknown")])
+def test_the_licence_that_timm_says(tmp_path, data_dir, said, head):
+    run_dir = trained(tmp_path)
+    facts = {"params": 1, "image_size": 16, "input": [3, 16, 16], "license": said, "timm": "", "missing": {}}
+    facts |= {"train_images": None, "image_rule": None, "checked": {"gaps": {}}}
+    card = Card(run_dir.load(), facts, {}, run_dir.result(), {}).text()
+    assert card.startswith(f"---\nlicense: {head}\nlibrary_name: timm\n")
+    assert ("timm says apache-2.0 of the weights that this run started from" in card) == (head != "unknown")
+
+
 # An experiment
 
 
@@ -294,7 +305,7 @@ def test_a_file_of_imports_that_is_gone(tmp_path, data_dir):
     result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "mine.py was changed or deleted" in result.stderr
-    assert not list(tmp_path.glob("*out*"))
+    assert not [*tmp_path.glob("*out*"), *tmp_path.glob(".*")]
 
 
 # The folder
@@ -330,6 +341,33 @@ def test_an_empty_folder_will_do(tmp_path, data_dir, there):
     assert result.stdout.splitlines()[0].startswith(f"{tmp_path / 'deep' / 'out' / 'README.md'}  ")
 
 
+@pytest.mark.parametrize("name", ["it's a\nfolder", "-n", "é ü", "x" * 255])
+def test_names_that_are_odd(tmp_path, data_dir, name):
+    run_dir = trained(tmp_path)
+    result = export(tmp_path, run_dir.id, "--output", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / name / "config.json").is_file()
+    assert len(result.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", ["file/out", "x" * 300, "loop/out"])
+def test_a_place_that_takes_no_folder(tmp_path, data_dir, name):
+    run_dir = trained(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    result = export(tmp_path, run_dir.id, "--output", tmp_path / name)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "cannot write" in result.stderr
+
+
+def test_the_folder_that_one_is_in(tmp_path, data_dir, empty_folder):
+    run_dir = trained(tmp_path)
+    result = export(tmp_path, run_dir.id, "--output", ".")
+    assert result.exit_code == 2
+    assert "is the folder that you are in" in result.stderr
+    assert export(tmp_path, run_dir.id, "--output", "out").exit_code == 0
+
+
 def test_what_comes_in_meanwhile_is_kept(tmp_path, data_dir, monkeypatch):
     run_dir = trained(tmp_path)
     real = child.export
@@ -356,7 +394,7 @@ def test_a_failure_leaves_nothing(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(child, "export", fails)
     result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "the disk is gone\n")
-    assert not list(tmp_path.glob("*out*"))
+    assert not [*tmp_path.glob("*out*"), *tmp_path.glob(".*")]
 
 
 # ONNX and torch.export
@@ -440,7 +478,7 @@ def test_a_file_that_gives_other_logits_is_not_handed_out(tmp_path, data_dir, mo
     result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "gives other logits than the model" in result.stderr
-    assert not list(tmp_path.glob("*out*"))
+    assert not [*tmp_path.glob("*out*"), *tmp_path.glob(".*")]
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
