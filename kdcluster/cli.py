@@ -485,7 +485,7 @@ def evaluate(chosen: Chosen, name: str, style: str, as_json: bool, **options: An
     """
     from kdcluster.commands import evaluate as command
 
-    command.evaluate(replace(chosen, names=(name,)), name, style="json" if as_json else style, **options)
+    command.evaluate(replace(chosen, names=(name,)), name, "json" if as_json else style, **options)
 
 
 if __name__ == "__main__":

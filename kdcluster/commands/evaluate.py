@@ -33,7 +33,7 @@ MOST_LABELS = 60
 """So many classes can be read along a picture's sides."""
 
 
-def evaluate(chosen: Chosen, name: str, folder: Path, *, style: str, output: Path | None, device: str) -> None:
+def evaluate(chosen: Chosen, name: str, style: str, *, folder: Path, output: Path | None, device: str) -> None:
     """Print or write it.
 
     Raises:

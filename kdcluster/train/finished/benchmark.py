@@ -139,7 +139,7 @@ def quantize(there: Finished, fp32: Path, int8: Path) -> int:
             return None if batch is None else {"images": batch.numpy()}
 
     with portable.quiet(logging.WARNING):
-        shapes.quant_pre_process(fp32, int8)
+        shapes.quant_pre_process(fp32, int8, skip_symbolic_shape=True)  # the exporter has written the shapes
         quantization.quantize_static(
             int8,
             int8,
