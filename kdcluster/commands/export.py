@@ -113,6 +113,8 @@ def _picked(chosen: Chosen, *, best: bool, force: bool) -> _Picked:
     if not chosen.named:
         if best:
             raise ConfigError("--best chooses among the seeds of an experiment; a run is one of them")
+        if chosen.settings:
+            raise ConfigError("--set and --seeds are of an experiment; a run has its settings")
         (run_dir,) = chosen.single
         run = run_dir.load()
         if run.role == STORE:

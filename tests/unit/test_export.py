@@ -218,6 +218,9 @@ def test_a_run_is_no_choice(tmp_path, data_dir):
     result = export(tmp_path, run_dir.id, "--best", "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--best chooses among the seeds of an experiment" in result.stderr
+    result = export(tmp_path, run_dir.id, "--set", "train.epochs=1", "--output", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "a run has its settings" in result.stderr
 
 
 # What is not finished
