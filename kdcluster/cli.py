@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -494,6 +495,68 @@ def plot(chosen: Chosen, experiment: str, **options: Any) -> None:
     from kdcluster.commands import report as command
 
     command.plot(chosen, experiment, **options)
+
+
+@main.command()
+@click.argument("name", metavar="RUN|EXP", shell_complete=completion.experiments_and_runs)
+@takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
+@click.option("--best", is_flag=True, help="Of an EXP the best seed alone.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=None, metavar="DIR", help="A folder that is new, or empty."
+)
+@click.option("--force", is_flag=True, help="Also a run that is not finished: the best weights that it has.")
+@click.option(
+    "--benchmark", is_flag=True, help="Measure size, latency and throughput here, once; int8, too. Needs no --output."
+)
+def export(chosen: Chosen, name: str, **options: Any) -> None:
+    """A run's model as files for others, and a model card.
+
+    The best weights of a RUN; of an EXP those of its distilled runs, each in a folder of its own. What an exporter
+    cannot write is left out and said, and it leaves with 1.
+    """
+    from kdcluster.commands import export as command
+
+    command.export(replace(chosen, names=(name,)), **options)
+
+
+@main.command()
+@click.argument("name", metavar="RUN", shell_complete=completion.runs)
+@takes(arguments.runs_dir, arguments.data_dir)
+@click.option(
+    *("--data", "folder"),
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Other images, a sub-folder for each class.",
+)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "json", "png"]),
+    default="table",
+    show_default=True,
+    help="What to print; png is the confusion matrix.",
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where it is computed; auto is a GPU where there is one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def evaluate(chosen: Chosen, name: str, style: str, as_json: bool, **options: Any) -> None:
+    """How good a run is on other images.
+
+    Top-1, top-5, each class and the confusion matrix, of its best weights. The images are read as its own were, and
+    classes are matched by their names.
+    """
+    from kdcluster.commands import evaluate as command
+
+    command.evaluate(replace(chosen, names=(name,)), name, "json" if as_json else style, **options)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ pixels follow from it. Paths are relative to the folder, with slashes.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -232,6 +233,36 @@ def _kinds(files: Counter[str], hidden: str = "") -> str:
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def of_classes(root: Path, known: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A folder with a sub-folder for each class, of which a model knows some: its images' paths, sorted, and in words
+    what somebody who looks at it may not expect.
+
+    Raises:
+        ConfigError: it is no such folder, or has images of classes that the model does not know.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"no such folder: {root} (it is to have a sub-folder for each class)")
+    found = walked(root)
+    names = tuple(name for name, _ in found.images)
+    if stray := [name for name in names if "/" not in name]:
+        raise ConfigError(f"{root / stray[0]} lies outside the class folders; its folder is to say its class")
+    ignored = _kinds(sum(found.others.values(), Counter()))
+    if not names:
+        raise ConfigError(f"no images below {root}" + (f", but {ignored}; {_READ}" if ignored else ""))
+    there = {name.split("/")[0] for name in names}
+    if unknown := sorted(there - set(known)):
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; is {unknown[0]} {close[0]!r}?" if close else ""
+        if splits := [name for name in ("test", *VALIDATION) if name in unknown]:
+            hint = f"; to take its {splits[0]}/ name {root / splits[0]}"
+        what = "are no classes" if len(unknown) > 1 else "is no class"
+        raise ConfigError(f"{root}: {_some(unknown)} {what} of this run, which knows {_some(known)}{hint}")
+    notes = [f"left out: {ignored} ({_READ})"] if ignored else []
+    if absent := set(known) - there:
+        notes.append(f"no image of {count(len(absent), 'class')}: {_some(absent)}; top-1 is over the others")
+    return names, tuple(notes)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

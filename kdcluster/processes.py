@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import socket
 import sys
@@ -23,6 +24,15 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 AGENT_VARIABLE = "KDCLUSTER_AGENT"
 """Environment variable in which torchrun's agent tells its processes its own pid."""
+
+
+def processor() -> str:
+    """The name of this machine's processor, as its kernel has it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def process_record(pid: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ runs/<id>/config.yaml            the resolved run (plan.Run)
           checkpoints/           step-<n>.ckpt (saved.py)
           events/                TensorBoard files of all attempts, written by rank 0
           last.safetensors  best.safetensors  predictions/       and what they say of each test image (predictions.py)
-          config.json  result.json          once, at the end: the model in timm's hub layout, and what came of the run
+          config.json  result.json  benchmark.json     at the end: for timm; what came of it; what it costs, if measured
 """
 
 from __future__ import annotations

@@ -235,9 +235,37 @@ class Holder(Process):
     since: Time
 
 
+class Spread(Record):
+    """Percentiles."""
+
+    p10: Annotated[float, Field(gt=0)]
+    p50: Annotated[float, Field(gt=0)]
+    p90: Annotated[float, Field(gt=0)]
+
+
+class Speed(Record):
+    device: Literal["cpu", "cuda"]
+    name: str
+    engine: str
+    precision: Literal["fp32", "int8", "bf16"]
+    batch1_ms: Spread
+    batch64_images_per_s: Spread
+
+
+class Benchmark(Record):
+    """What a model costs."""
+
+    document: Literal["kdcluster.benchmark/1"] = Field(alias="schema")
+    weights: str
+    time: Time
+    bytes: dict[str, Number | None]
+    int8_top1: Percent | None
+    speeds: list[Speed]
+
+
 OF_A_RUN = {"result": Result, "ticket": Ticket, "experiments": list[str], "submit": Submit, "trials": list[Trial]}
 OF_AN_ATTEMPT = {"start": Start, "agent": Process, "outcome": Outcome, "heartbeat": Heartbeat, "trainer": Trainer}
 OF_AN_ATTEMPT |= {"preempted": Preempted, "failure-rank": Failure, "node": Node}
 NUMBERED = ("failure-rank", "node")
 OTHERS = {"submission": Submission, "task": Task, "supervisor": Process, ".submit": Holder, "begun": Begun}
-OTHERS |= {"manifest": Manifest}
+OTHERS |= {"manifest": Manifest, "benchmark": Benchmark}

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kdcluster import inputs
-from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.errors import ConfigError
+from kdcluster.launch.child import asked
 from kdcluster.plan import Run
 
 
 def _asked(module: str, runs: Iterable[Run], data_dir: Path, options: list[str], what: str) -> Any:
-    argv = [sys.executable, "-P", "-m", f"kdcluster.train.{module}", "--data-dir", str(data_dir), *options]
-    argv += ["--parent", str(os.getpid())]
-    given = json.dumps([run.model_dump(mode="json") for run in runs])
-    done = subprocess.run(argv, input=given, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise KdclusterError(
-            f"checking {what} ended with {done.returncode}; nothing was started; its error stands above"
-        )
-    return json.loads(done.stdout)
+    return asked(module, runs, ["--data-dir", str(data_dir), *options], f"checking {what}; nothing was started")
 
 
 def verify(

@@ -225,7 +225,7 @@ def _why(problem: Problem) -> str:
     return f"{problem.reason} (log: {problem.log})" if problem.log else problem.reason
 
 
-_RANKS = {"params": 3, "reduction": 2, "retention": 1}
+_RANKS = {"size": 5, "latency": 4, "params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
 WRAPS_TO = 20
 """Columns to which the configuration wraps before another column gives way."""

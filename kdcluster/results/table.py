@@ -20,6 +20,7 @@ from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure
 from kdcluster.results.notes import gains, notes
 from kdcluster.results.paired import by_image
+from kdcluster.results.price import Price, prices
 from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import interval95
 from kdcluster.run import STORE, TRAINED
@@ -58,6 +59,10 @@ class Row:
     runs: tuple[str, ...]
     note: int | None = None
     """Number of the note that belongs to this row."""
+    size_bytes: int | None = None
+    """Of the weights in fp32; None where it was not measured (`export --benchmark`)."""
+    latency_ms: float | None = None
+    """Of one image on one thread of a CPU, the median; None where it was not measured on one device for all rows."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,13 @@ def build(
         costs = {run_id: cost(found) for run_id, found in records.items() if found}
         images = by_image(runs)
         said = notes(runs, unique, images, config, protocol, trainer_code)
+        priced, of_prices = prices(root, runs)
         experiments.append(
             ExperimentTable(
                 name,
-                tuple(_row(role, runs, config) for role in TRAINED if runs[role]),
+                tuple(_row(role, runs, config, priced.get(role)) for role in TRAINED if runs[role]),
                 (*_problems(unique, states or {}), *_of_stores(stores, states or {})),
-                (*said, *took(costs.values()), *_uncounted(records)),
+                (*said, *of_prices, *took(costs.values()), *_uncounted(records)),
                 cost(costs.values()),
                 costs,
                 by_seed(runs, costs, images),
@@ -158,7 +164,7 @@ _LEGEND = (
 )
 
 
-def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> Row:
+def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment, price: Price | None) -> Row:
     ours = runs[role]
     top1 = [m.top1 for m in ours if m.top1 is not None]
     params, mean = _params(ours), _mean(top1)
@@ -182,6 +188,8 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
         reference=getattr(config.reference, role),
         runs=tuple(m.run.id for m in ours),
         note=1 if any(unlike(role, runs)) else None,
+        size_bytes=price.size_bytes if price else None,
+        latency_ms=price.latency_ms if price else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from kdcluster.errors import ConfigError
 from kdcluster.results.seeds import SeedRow
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
-from kdcluster.wording import one_line
+from kdcluster.wording import one_line, size
 
 MISSING = "–"
 One = TypeVar("One")
@@ -198,6 +198,10 @@ def _params(line: Line) -> str:
     return f"{params / 1e6:.1f} M" if params >= 1e6 else f"{params / 1e3:.1f} k"
 
 
+def _size(line: Line) -> str:
+    return MISSING if line.row.size_bytes is None else size(line.row.size_bytes)
+
+
 COLUMNS = (
     Column("experiment", "experiment", lambda line: line.experiment, ("experiment",), is_text=True),
     Column("role", "role", lambda line: line.row.role, ("role",), is_text=True),
@@ -212,6 +216,8 @@ COLUMNS = (
     Column("params", "params", _params, ("params",), shown="always"),
     Column("reduction", "reduction", _of("reduction", "{:.1f}×"), ("reduction",), shown="always"),
     Column("retention", "retention", _of("retention", "{:.1f} %"), ("retention",), shown="always"),
+    Column("size", "size", _size, ("size_bytes",), shown="where known"),
+    Column("latency", "latency", _of("latency_ms", "{:.3g} ms"), ("latency_ms",), shown="where known"),
     Column("published", "published", _of("reference", "{:.2f}"), ("reference",), shown="where known"),
     Column("runs", "runs", lambda line: " ".join(line.row.runs), ("runs",), is_text=True),
 )

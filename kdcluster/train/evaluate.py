@@ -43,16 +43,22 @@ def _go_on() -> None:
 
 
 def evaluate(
-    net: nn.Module, run: Run, split: feed.Split, index: Tensor, world: World, heed: Callable[[], None] = _go_on
+    net: nn.Module,
+    run: Run,
+    split: feed.Split,
+    index: Tensor,
+    world: World,
+    heed: Callable[[], None] = _go_on,
+    dtype: torch.dtype = torch.float16,
 ) -> tuple[dict[str, float], Tensor | None]:
     """Images `index` of a split, each once on any number of ranks.
 
     `heed` is called between two batches, equally often on every rank, so that the ranks can agree in it.
 
     Returns:
-        top1 and top5 in percent and the loss; on rank 0 also the logits, float16 (N, C) on the CPU.
+        top1 and top5 in percent and the loss; on rank 0 also the logits, (N, C) of `dtype` on the CPU.
     """
-    sums, rows = sums_over(net, run, split, index, world, heed)
+    sums, rows = sums_over(net, run, split, index, world, heed, dtype)
     metrics = accuracies(world.sum(sums).tolist())
     parts = world.gather(rows.cpu())
     lengths = [len(feed.share(len(index), rank, world.size)) for rank in range(world.size)]
@@ -62,17 +68,23 @@ def evaluate(
 
 @torch.inference_mode()
 def sums_over(
-    net: nn.Module, run: Run, split: feed.Split, index: Tensor, world: World, heed: Callable[[], None]
+    net: nn.Module,
+    run: Run,
+    split: feed.Split,
+    index: Tensor,
+    world: World,
+    heed: Callable[[], None],
+    dtype: torch.dtype = torch.float16,
 ) -> tuple[Tensor, Tensor]:
-    """(4,) `evaluation_sums` over this rank's share of images `index`, and its logits, float16 (n, C), where n is the
-    largest share and what lies behind this one's is zero; both on its device."""
+    """(4,) `evaluation_sums` over this rank's share of images `index`, and its logits, (n, C) of `dtype`, where n is
+    the largest share and what lies behind this one's is zero; both on its device."""
     net.eval()
     mine = feed.share(len(index), world.rank, world.size)
     most = len(feed.share(len(index), 0, world.size))
     placed = feed.Index.placed(index[mine.start : mine.stop], split.device)
     lagged = Lagged()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-    rows = torch.zeros(most, run.num_classes, dtype=torch.float16, device=world.device)
+    rows = torch.zeros(most, run.num_classes, dtype=dtype, device=world.device)
     for first in range(0, most, BATCH):
         if first:
             heed()

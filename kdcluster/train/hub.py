@@ -40,6 +40,8 @@ def config(net: models.Classifier, run: Run, classes: Sequence[str]) -> dict[str
         "num_classes": run.num_classes,
         **{name: cfg[name] for name in CARRIED if name in cfg},
     }
+    if run.model.pretrained is not True:
+        seen.pop("license", None)  # it is that of timm's weights
     if net.size != cfg["input_size"][-1]:
         seen.pop("pool_size", None)
     return {

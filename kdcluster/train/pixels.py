@@ -44,7 +44,7 @@ class _TooDeep(ValueError):
 
 
 class Writer:
-    """Decodes images into their places in a file of pixels (N, 3, H, W), and marks each that is there in another.
+    """Decodes images into their places in a file of pixels (N, C, H, W), and marks each that is there in another.
 
     An image whose mark is there already, by an earlier start, is left as it is where digest and time still hold: the
     mark alone says nothing, as after a crash of the machine either file may lack what was written last.
@@ -73,7 +73,7 @@ class Writer:
             changed = path.stat().st_mtime_ns
         if mark["mtime_ns"] == changed and mark["digest"].tobytes() == _digest(self._images[i]):
             return True
-        self._images[i] = pixels = _decoded(path, *self._images.shape[2:])
+        self._images[i] = pixels = _decoded(path, *self._images.shape[1:])
         self._marks[i] = np.frombuffer(_digest(pixels), np.uint8), changed
         return False
 
@@ -83,7 +83,7 @@ def refused(_: int, paths: Sequence[Path]) -> list[Unreadable]:
     found = []
     for path in paths:
         try:
-            _decoded(path, 1, 1)
+            _decoded(path, 3, 1, 1)
         except Unreadable as error:
             found.append(error)
     return found
@@ -130,13 +130,14 @@ def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
     return resized.crop((left, top, left + width, top + height))
 
 
-def _decoded(path: Path, height: int, width: int) -> Pixels:
-    """One image as (3, H, W), upright."""
+def _decoded(path: Path, channels: int, height: int, width: int) -> Pixels:
+    """One image as (C, H, W), upright: in RGB, or with one channel in grey."""
     with _named(path), Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
             raise _TooDeep("it has more than 8 bits a channel, which would be cut off")
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
-        return np.ascontiguousarray(np.asarray(fitted(rgb, height, width)).transpose(2, 0, 1))
+        upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+        pixels = np.asarray(fitted(upright, height, width)).reshape(height, width, channels)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _digest(pixels: Pixels) -> bytes:

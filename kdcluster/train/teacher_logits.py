@@ -10,7 +10,6 @@ Letters: b images of a forward pass, N images of the whole training set, C class
 from __future__ import annotations
 
 import logging
-import platform
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from kdcluster.errors import KdclusterError
 from kdcluster.files import file_digest
 from kdcluster.plan import Run
+from kdcluster.processes import processor
 from kdcluster.rows import Rows
 from kdcluster.runs import RunDir
 from kdcluster.teacherlogits import Missing, Store, precision
@@ -110,11 +110,7 @@ def made_by(device: torch.device) -> str:
     """What else decides the last bits of logits: torch, and the processor that computes them."""
     if device.type == "cuda":
         return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return f"torch {torch.__version__}, {line.partition(':')[2].strip()}"
-    return f"torch {torch.__version__}, {platform.machine()}"
+    return f"torch {torch.__version__}, {processor()}"
 
 
 def store_of(root: Path, store: str, run: Run, images: int) -> Store:

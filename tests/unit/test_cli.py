@@ -77,6 +77,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("--runs-dir", "--port"),
     "report": (*EXP, *WHERE, "--output"),
     "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm"),
+    "export": (*EXP, *WHERE, "--best", "--output", "--force", "--benchmark"),
+    "evaluate": (*WHERE, "--data", "--format", "--output", "--device", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
@@ -96,6 +98,8 @@ ARGUMENTS = {
     "tensorboard": "[EXP...]",
     "report": "EXP...",
     "plot": "EXP",
+    "export": "RUN|EXP",
+    "evaluate": "RUN",
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +41,23 @@ def test_timm_takes_the_folder_of_a_run(tmp_path, data_dir, changes):
     ours = predictions.load(predictions.path_of(run_dir.path, step))["test"].logits
     np.testing.assert_allclose(found, ours, atol=2e-3 * max(1.0, np.abs(ours).max()))
     assert net.pretrained_cfg["label_names"] == [f"class {label}" for label in range(10)]
+
+
+def test_the_lines_of_the_readme(tmp_path, data_dir, monkeypatch):
+    run_dir = finished(tmp_path, {})
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"## Use the student elsewhere.*?```python\n(.*?)```", text, re.DOTALL)[1]
+    assert len(lines.split("\n")) == 5 + 2  # a blank one among them
+    monkeypatch.chdir(tmp_path)
+    made: dict = {}
+    exec(lines.replace("RUN", run_dir.id), made)
+    images = np.load(tmp_path / "data" / "arrays" / "cifar10" / "test_images.npy")
+    batch = torch.stack([made["transform"](Image.fromarray(image.transpose(1, 2, 0))) for image in images])
+    with torch.inference_mode():
+        found = made["net"](batch).argmax(1)
+    ours = predictions.load(predictions.path_of(run_dir.path, run_dir.result()["best"]["step"]))["test"].logits
+    assert found.tolist() == ours.argmax(1).tolist()
+    assert made["names"][0] == "class 0"
 
 
 @pytest.mark.parametrize("student", [tiny.VIT, tiny.CNN], ids=["ViT", "CNN"])

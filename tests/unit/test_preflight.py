@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from kdcluster.cli import main
-from kdcluster.launch import preflight as launch
+from kdcluster.launch import child
+from kdcluster.launch.preflight import preflight as ask
 from kdcluster.plan import Run
 from kdcluster.train import models, preflight
 from tests import tiny
@@ -120,7 +121,7 @@ def test_a_breakpoint_in_a_model_waits_for_the_debug_run(tmp_path):
     )
     student = {"model": "stopping_net", "image_size": 2}
     run = tiny.make_run(tmp_path, "baseline", {"imports": [str(tmp_path / "mine.py")], "student": student})
-    found = launch.preflight([run], tmp_path / "data", fetch=False)
+    found = ask([run], tmp_path / "data", fetch=False)
     assert found["models"][run.id]["params"] == 130
 
 
@@ -139,7 +140,7 @@ def test_teacher_and_student_are_refused_before_anything_starts(tmp_path, monkey
         answer = preflight.preflight(runs, tmp_path / "data", fetch=False)
         return SimpleNamespace(returncode=0, stdout=json.dumps(answer))
 
-    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(run=here, PIPE=None))
+    monkeypatch.setattr(child, "subprocess", SimpleNamespace(run=here, PIPE=None))
     tiny.put_images(tmp_path / "data")
     file = tiny.write_experiment(tmp_path, {"imports": [ODD], "teacher": odd("a dict"), "student": odd("a tuple")})
     where = ["--runs-dir", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")]

@@ -198,7 +198,7 @@ def test_json_follows_its_schema():
     baseline, distilled = experiment["rows"]
     assert set(baseline) == {
         "configuration", "role", "params", "reduction", "n", "n_expected", "top1_mean", "top1_sd", "gain",
-        "gain_ci95", "retention", "reference", "runs", "note",
+        "gain_ci95", "retention", "reference", "runs", "note", "size_bytes", "latency_ms",
     }  # fmt: skip
     assert baseline["top1_mean"] is None
     assert (distilled["gain"], distilled["gain_ci95"], distilled["n"]) == (6.4666, [5.9123, 7.0311], 2)

@@ -1,0 +1,189 @@
+"""`kdcluster evaluate`: how good a run is on other images, class by class.
+
+Letters: C classes.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcluster.columns import as_json, fitted, in_ascii
+from kdcluster.commands.arguments import Chosen
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
+from kdcluster.files import write_output
+from kdcluster.launch import finished
+from kdcluster.run import STORE
+from kdcluster.runs import RunDir, find_run
+from kdcluster.terminal import can_show, say, show_text, width
+from kdcluster.wording import one_line, quoted, wide, wrapped
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MISSING = "–"
+WHOLE = 20
+"""So many classes have room for their matrix in a terminal."""
+OFTEN = 3
+"""So many classes are named that one was taken for."""
+MOST_LABELS = 60
+"""So many classes can be read along a picture's sides."""
+
+
+def evaluate(chosen: Chosen, name: str, style: str, *, folder: Path, output: Path | None, device: str) -> None:
+    """Print or write it.
+
+    Raises:
+        ConfigError: a picture has no file to go to; the folder is not as it should be.
+        KdclusterError: the run has no weights that can be used.
+    """
+    if style == "png" and output is None:
+        raise ConfigError("--format png makes a picture: give the file as --output FILE.png")
+    run_dir = _named(chosen, name)
+    run = run_dir.load()
+    if run.role == STORE:
+        raise ConfigError(f"{run.id} stores logits and has no model of its own; evaluate its teacher {run.needs[0]}")
+    if wrong := run_dir.weights_problem("best"):
+        raise KdclusterError(f"{run.id}: its best weights are {wrong}; kdcluster submit {run.id} --retry makes them")
+    found = finished.evaluate(run, chosen.root, chosen.data, folder.absolute(), device)
+    document = _document(run.id, folder, found)
+    if run_dir.result() is None:
+        document["notes"].append("the run is not finished: these are its best weights so far")
+    content = _rendered(document, style, output)
+    if output is None:
+        assert isinstance(content, str)
+        return show_text(content)
+    try:
+        write_output(output, content)
+    except OSError as error:
+        raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
+    say(f"{output}: {_summary(document)}")
+
+
+def _named(chosen: Chosen, name: str) -> RunDir:
+    try:
+        return find_run(chosen.root, name)
+    except NotFound:
+        if chosen.named:
+            raise ConfigError(f"{name} is an experiment; name a run: kdcluster status {quoted(name)}") from None
+        raise
+
+
+def _rendered(document: dict[str, Any], style: str, output: Path | None) -> str | bytes:
+    if style == "png":
+        return picture(document)
+    if style == "json":
+        return as_json(document)
+    plain = output is None and not can_show("×–")
+    text = "\n".join(_lines(document, width() if output is None else None)) + "\n"
+    return in_ascii(text) if plain else text
+
+
+def _document(run_id: str, folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What `--format json` prints. Accuracies in percent, None of a class without images."""
+    import numpy as np
+
+    from kdcluster.results.scores import confusion
+
+    names = found["classes"]
+    matrix = confusion(np.array(found["labels"]), np.array(found["predicted"]), len(names))
+    images, right = matrix.sum(axis=1).tolist(), matrix.diagonal().tolist()
+    each = [
+        {"name": name, "images": n, "right": hit, "top1": 100 * hit / n if n else None}
+        for name, n, hit in zip(names, images, right, strict=True)
+    ]
+    return {
+        "schema": "kdcluster.evaluation/1",
+        "run": run_id,
+        "data": str(folder),
+        **{key: found[key] for key in ("top1", "top5", "loss", "device", "precision")},
+        "images": sum(images),
+        "right": sum(right),
+        "classes": each,
+        "confusion": matrix.tolist(),
+        "notes": list(found["notes"]),
+    }
+
+
+def _summary(document: dict[str, Any]) -> str:
+    top5 = f", top-5 {document['top5']:.2f} %" if len(document["classes"]) > 5 else ""
+    counted = f"{document['right']:,} of {document['images']:,}"
+    return f"top-1 {document['top1']:.2f} % ({counted}){top5}, loss {document['loss']:.4f}"
+
+
+def _lines(document: dict[str, Any], columns: int | None) -> Iterator[str]:
+    """For people: the summary, each class with what it was taken for, the matrix where it has room."""
+    classes, matrix = document["classes"], document["confusion"]
+    names = [one_line(one["name"]) for one in classes]
+    yield from wrapped(f"{document['run']} on {document['data']}: {_summary(document)}", columns, "  ")
+    yield ""
+    rows = [["class", "images", "right", "accuracy", "taken for"]]
+    for one, name, row in zip(classes, names, matrix, strict=True):
+        accuracy = MISSING if one["top1"] is None else f"{one['top1']:.1f} %"
+        rows.append([name, str(one["images"]), str(one["right"]), accuracy, _taken_for(name, names, row)])
+    yield from _aligned(rows, range(1, 4), columns, {4: 3})
+    if len(names) <= WHOLE:
+        counts = ([name, *map(str, row)] for name, row in zip(names, matrix, strict=True))
+        whole = fitted([["", *names], *counts], range(1, len(names) + 1), width=columns)
+        if all(wide(line) <= (columns or wide(line)) for row in whole.rows for line in row):
+            yield from ("", "images by label (row) and prediction (column):", "")
+            yield from (line for row in whole.rows for line in row)
+    for note in document["notes"]:
+        yield from ("", *wrapped(note, columns, "  "))
+
+
+def _taken_for(name: str, names: Sequence[str], row: Sequence[int]) -> str:
+    """The classes that images of one were taken for most often."""
+    others = sorted((-n, other) for other, n in zip(names, row, strict=True) if n and other != name)
+    return ", ".join(f"{other} ({-n})" for n, other in others[:OFTEN]) + ", …" * (len(others) > OFTEN)
+
+
+def _aligned(rows: list[list[str]], right: range, columns: int | None, ranks: dict[int, int]) -> Iterator[str]:
+    yield from (line for row in fitted(rows, right, width=columns, ranks=ranks).rows for line in row)
+
+
+def picture(document: dict[str, Any]) -> bytes:
+    """The confusion matrix as a PNG: of each class the share of its images.
+
+    Raises:
+        KdclusterError: matplotlib is not installed.
+    """
+    import numpy as np
+
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise KdclusterError("a picture needs matplotlib: pip install 'kdcluster[report]'") from None
+    names = [one_line(one["name"]) for one in document["classes"]]
+    matrix = np.array(document["confusion"], float)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(3 + 0.28 * len(names), 20)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class in a script that no font here has
+        figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
+        axes = figure.add_subplot()
+        shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        figure.colorbar(shown, label="share of the class")
+        if len(names) <= MOST_LABELS:
+            ticks = range(len(names))
+            axes.set_xticks(ticks, names, rotation=90, parse_math=False)  # a $ in a name is a $
+            axes.set_yticks(ticks, names, parse_math=False)
+        if len(names) <= WHOLE:
+            _write_counts(axes, document["confusion"], shares)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("labelled")
+        axes.set_title(_summary(document), fontsize="medium", parse_math=False)
+        out = io.BytesIO()
+        figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _write_counts(axes: Any, matrix: Sequence[Sequence[int]], shares: NDArray[Any]) -> None:
+    for y, row in enumerate(matrix):
+        for x, n in enumerate(row):
+            if n:
+                colour = "white" if shares[y, x] > 0.6 else "black"
+                axes.text(x, y, str(n), ha="center", va="center", color=colour, fontsize="small")

@@ -1,0 +1,249 @@
+"""`kdcluster export`: the model of a run, or of an experiment's distilled runs, as files for others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdcluster import __version__, records
+from kdcluster.columns import fitted
+from kdcluster.commands import costs
+from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.card import Card
+from kdcluster.commands.tabled import tabled
+from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.launch import finished
+from kdcluster.launch.status import run_status
+from kdcluster.ownership import umask
+from kdcluster.plan import Plan, Run
+from kdcluster.results import render
+from kdcluster.results.measured import selected_by
+from kdcluster.run import STORE
+from kdcluster.runs import RunDir
+from kdcluster.terminal import say, show, show_wrapped, width
+from kdcluster.wording import count, one_line, size
+
+
+def export(chosen: Chosen, output: Path | None, *, best: bool, force: bool, benchmark: bool) -> None:
+    """Write them and print what was written; of an experiment a folder for each run, or of the best one.
+
+    Raises:
+        ConfigError: the folder has something in it; a store was named.
+        KdclusterError: a run is not finished; it cannot be exported.
+    """
+    if output is None and not benchmark:
+        raise ConfigError("--output is missing: the folder to write; or --benchmark, which needs none")
+    target = _new(output) if output else None
+    picked = _picked(chosen, best=best, force=force)
+    if benchmark:
+        _benchmark(picked, chosen)
+    if output and target:
+        _write(picked, chosen, output, target)
+
+
+def _benchmark(picked: _Picked, chosen: Chosen) -> None:
+    """Measure what is not measured yet, of an experiment its teacher, too; and print it."""
+    teachers = {run.teacher.id: None for run in picked.runs if run.teacher and picked.made}
+    places = [RunDir(chosen.root, run_id) for run_id in (*teachers, *(run.id for run in picked.runs))]
+    _refuse_unfinished(places, force=False)
+    found = finished.benchmark([place.load() for place in places], chosen.root, chosen.data)
+    models = [
+        (place.id, record, (place.result() or {})["best"]["test/top1"])
+        for place, record in zip(places, found, strict=True)
+    ]
+    for row in fitted(list(costs.rows(models)), range(3, 7), width=width()).rows:
+        for line in row:
+            show(line)
+    for note in costs.notes(found):
+        show_wrapped("", note)
+
+
+def _write(picked: _Picked, chosen: Chosen, output: Path, target: Path) -> None:
+    failed = False
+    table = _table(picked, chosen)
+    with _folder_beside(target) as aside:
+        for facts in finished.export(picked.runs, chosen.root, chosen.data, aside):
+            run = next(run for run in picked.runs if run.id == facts["id"])
+            _describe(aside / run.id, run, facts, table, picked.selected, RunDir(chosen.root, run.id))
+            failed |= _say(facts)
+        _put(aside if picked.several else aside / picked.runs[0].id, target)
+    for run in picked.runs:
+        folder = target / run.id if picked.several else target
+        for path in sorted(folder.iterdir()):
+            show(f"{output / path.relative_to(target)}  {size(path.stat().st_size)}")
+    if picked.selected:
+        say(f"{picked.runs[0].id}: {picked.selected}")
+    if failed:
+        sys.exit(1)
+
+
+def _say(facts: dict[str, Any]) -> bool:
+    """What an export lacks; whether an exporter has failed, and not only a package is missing."""
+    run_id, missing = facts["id"], facts["missing"]
+    for name, why in missing.items():
+        say(f"{run_id}: no {name}: {why}")
+    if not facts["checked"]["real"]:
+        say(f"{run_id}: held against noise, not on images of the data set: {facts['data']}")
+    if facts["timm"]:
+        say(f"{run_id}: timm does not load it by itself ({facts['timm']}); README.md there says how to")
+    return any("not installed" not in why for why in missing.values())
+
+
+@dataclass(frozen=True)
+class _Picked:
+    runs: list[Run]
+    made: Plan | None = None
+    """Of the experiment that was named."""
+    several: bool = False
+    selected: str = ""
+    """How one of several was chosen."""
+
+
+def _picked(chosen: Chosen, *, best: bool, force: bool) -> _Picked:
+    """The runs that are meant, each with weights that can be used."""
+    if not chosen.named:
+        if best:
+            raise ConfigError("--best chooses among the seeds of an experiment; a run is one of them")
+        if chosen.settings:
+            raise ConfigError("--set and --seeds are of an experiment; a run has its settings")
+        (run_dir,) = chosen.single
+        run = run_dir.load()
+        if run.role == STORE:
+            raise ConfigError(f"{run.id} stores logits and has no model of its own; export its teacher {run.needs[0]}")
+        _refuse_unfinished([run_dir], force)
+        return _Picked([run])
+    made = chosen.plan()
+    ((name, wanted),) = made.wanted.items()
+    places = [RunDir(chosen.root, run_id) for run_id in wanted.get("distilled", ())]
+    if not places:
+        raise ConfigError(f"{name} has no distilled run with these settings; name a run instead")
+    _refuse_unfinished(places, force)
+    if not best:
+        return _Picked([place.load() for place in places], made, several=True)
+    results = {place: result for place in places if (result := place.result())}
+    if not results:
+        raise KdclusterError(f"--best: none of the {count(len(places), 'distilled run')} of {name} is done")
+    rule = selected_by(made[places[0].id].data)
+    place = max(results, key=lambda one: results[one]["best"][rule])  # the first of equals
+    value = results[place]["best"][rule]
+    words = f"the best of {count(len(results), 'seed')} by {rule}, {value:.2f} %"
+    if rule.startswith("test"):
+        words += ": selected on the test set, so this is the largest of them and not what to expect"
+    return _Picked([place.load()], made, selected=words)
+
+
+def _refuse_unfinished(places: list[RunDir], force: bool) -> None:
+    """Those that are not done, without `force`; those without weights that can be used, always."""
+    problems = []
+    for place in places:
+        wrong = place.weights_problem("best")
+        if place.result() is None and not force:
+            problems.append(f"{place.id} is not finished: {_how_far(place)}")
+        elif wrong:
+            problems.append(f"{place.id}: its best weights are {wrong}; kdcluster submit {place.id} --retry makes them")
+    if any("is not finished" in problem for problem in problems):
+        problems.append("--force exports the best weights that are there, and the card says so")
+    if problems:
+        raise KdclusterError("\n".join(problems))
+
+
+def _how_far(place: RunDir) -> str:
+    status = run_status(place)
+    at, of = (status.heartbeat.get(key, 0) for key in ("step", "steps"))
+    return f"{status.state}, step {at} of {of}" if of else status.state
+
+
+def _describe(folder: Path, run: Run, facts: dict[str, Any], table: str, selected: str, place: RunDir) -> None:
+    """Class names and card."""
+    names = facts["classes"] or [str(label) for label in range(run.num_classes)]
+    (folder / "classes.txt").write_text("".join(f"{one_line(name)}\n" for name in names), encoding="utf-8")
+    newest, result = place.newest(), place.result()
+    card = Card(
+        run,
+        facts,
+        {path.name: path.stat().st_size for path in folder.iterdir()},
+        result,
+        newest.read("trainer") if newest else {},
+        table,
+        selected,
+        unfinished="" if result else _how_far(place),
+        made=_made_by(),
+        cost=records.found(place.path / "benchmark.json"),
+    )
+    (folder / "README.md").write_text(card.text(), encoding="utf-8")
+
+
+def _table(picked: _Picked, chosen: Chosen) -> str:
+    """The results table, in Markdown, of the experiment that was named, or of one that the run belongs to as its file
+    is today; empty where there is none."""
+    if picked.made:
+        return render.render(tabled(picked.made, chosen.root), "md")
+    for name in RunDir(chosen.root, picked.runs[0].id).experiments():
+        with suppress(KdclusterError):  # its file is gone, or broken
+            made = chosen.plan(name)
+            if made.experiments_of(picked.runs[0].id):
+                return render.render(tabled(made, chosen.root), "md")
+    return ""
+
+
+def _made_by() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
+    return f"Exported by kdcluster {__version__} with {packages} on {time.strftime('%Y-%m-%d')}"
+
+
+# The folder
+
+
+def _new(output: Path) -> Path:
+    """Where an export goes: a folder that is not there, or is empty; a link to one is followed.
+
+    Raises:
+        ConfigError: something is there.
+    """
+    target = Path(os.path.realpath(output))
+    if target == Path.cwd():
+        raise ConfigError(f"--output {output} is the folder that you are in, which would be replaced; name one in it")
+    try:
+        target.stat()
+    except FileNotFoundError:
+        return target
+    except OSError as error:
+        raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
+    if not target.is_dir():
+        raise ConfigError(f"--output {output} is a file; name a folder that is not there, or is empty")
+    if there := sorted(records.entries(target)):
+        some = ", ".join(there[:3]) + ", …" * (len(there) > 3)
+        raise ConfigError(f"--output {output} is not empty ({some}), and nothing is written over; name another folder")
+    return target
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A folder to write into, on the same file system, gone at the end."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-", suffix=".aside"))
+    except OSError as error:
+        raise KdclusterError(f"cannot write {target}: {error.strerror}; give another --output") from None
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Rename, which the system refuses over a folder that has something in it by now."""
+    folder.chmod(0o777 & ~umask())
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise KdclusterError(f"{target} cannot be written ({error.strerror}), and is as it was") from None
