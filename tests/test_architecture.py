@@ -58,6 +58,7 @@ RANKS: dict[str, float] = {
     "results": 5,
     "train": 5,
     "sweep": 6,
+    "tabled": 6,
     "report": 6.05,
     "terminal": 6.1,
     "commands": 6.2,

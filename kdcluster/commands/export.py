@@ -19,7 +19,6 @@ from kdcluster.columns import fitted
 from kdcluster.commands import costs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.card import Card
-from kdcluster.commands.tabled import tabled
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.launch import finished
 from kdcluster.launch.status import run_status
@@ -29,6 +28,7 @@ from kdcluster.results import render
 from kdcluster.results.measured import selected_by
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
+from kdcluster.tabled import tabled
 from kdcluster.terminal import say, show, show_wrapped, width
 from kdcluster.wording import count, one_line, size
 

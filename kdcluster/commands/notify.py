@@ -23,7 +23,6 @@ import click
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.progress import follow
-from kdcluster.commands.tabled import tabled
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.experiment.config import Experiment
 from kdcluster.files import config_folder
@@ -33,6 +32,7 @@ from kdcluster.plan import Plan
 from kdcluster.results.render import render
 from kdcluster.runs import RunDir
 from kdcluster.states import State
+from kdcluster.tabled import tabled
 from kdcluster.terminal import say
 from kdcluster.wording import count, one_line
 

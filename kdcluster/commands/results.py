@@ -9,11 +9,11 @@ from typing import Any
 
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_others
-from kdcluster.commands.tabled import tabled
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.files import write_output
 from kdcluster.results import render
 from kdcluster.results.view import View, names_in
+from kdcluster.tabled import tabled
 from kdcluster.terminal import can_show, show_text, width
 
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcluster.experiment.configfile import LoadedExperiment
-from kdcluster.files import trainer_code
-from kdcluster.launch.status import statuses
-from kdcluster.plan import Plan, Role, Run, plan
+from kdcluster.plan import Role, Run, plan
 from kdcluster.report import curves, examples, guesses, latency, origin, trials
 from kdcluster.results.index import Index
 from kdcluster.results.measured import is_done
-from kdcluster.results.table import ExperimentTable, Row, Standing, Table, build
+from kdcluster.results.table import ExperimentTable, Row, Table
 from kdcluster.run import TRAINED
 from kdcluster.runs import RunDir
+from kdcluster.tabled import tabled
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_d
     """
     made = plan([loaded])
     done = {run.id for run in made.runs if is_done(RunDir(root, run.id))}
-    built = build(made, root, states=_standings(made, done, root), trainer_code=trainer_code())
+    built = tabled(made, root)
     index = Index(root)  # with what the table has just read
     wanted = made.wanted[loaded.name]
     if wanted["distilled"] == wanted["baseline"]:  # α is 0: there is nothing to compare
@@ -92,10 +91,3 @@ def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_d
     )
     index.save()
     return found
-
-
-def _standings(made: Plan, done: set[str], root: Path) -> Mapping[str, Standing]:
-    """Of the runs that are not done, as `results` has them."""
-    rest = made.cut({run.id for run in made.runs if run.id not in done})
-    found = statuses(rest, root)
-    return {name: (one.state, one.reason, str(one.log) if one.log else None) for name, one in found.items()}

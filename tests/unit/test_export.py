@@ -464,10 +464,10 @@ def test_a_model_that_no_exporter_takes(tmp_path, data_dir, exporters):
         "    def forward(self, x):\n"
         "        return super().forward(x.flatten(1) if float(x.mean()) < 1e9 else -x.flatten(1))\n"
         "@register_model\n"
-        "def odd_net(pretrained=False, num_classes=10, in_chans=3, **_):\n"
+        "def mine_net(pretrained=False, num_classes=10, in_chans=3, **_):\n"
         "    return Odd(in_chans * 256, num_classes)\n"
     )
-    run_dir = trained(tmp_path, {"imports": ["mine.py"], "student": {"model": "odd_net", "image_size": 16}})
+    run_dir = trained(tmp_path, {"imports": ["mine.py"], "student": {"model": "mine_net", "image_size": 16}})
     result = export(tmp_path, run_dir.id, "--output", tmp_path / "out")
     assert result.exit_code == 1
     assert "no model.onnx: the exporter fails: " in result.stderr
