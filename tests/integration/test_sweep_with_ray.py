@@ -69,7 +69,7 @@ class Desk:
         return subprocess.Popen(argv, cwd=self.folder, env=self.env, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
     def run(self, *words: str, expect: int = 0) -> tuple[str, str]:
-        out, err = (process := self.start(*words)).communicate(timeout=300)
+        out, err = (process := self.start(*words)).communicate(timeout=1800)
         assert process.returncode == expect, err
         return out, err
 
@@ -148,7 +148,7 @@ def test_what_the_readme_has_a_newcomer_type(tmp_path: Path, nothing_left: list[
         err += (line := process.stderr.readline())
         assert line, err
     desk.slow.unlink()
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=1800)
     assert process.returncode == 0
     assert re.search(r"^trial 1/5  train\.lr=0\.03 distill\.alpha=0\.\d+  running$", err, re.MULTILINE)
     lines = out.splitlines()
@@ -238,7 +238,7 @@ def test_kills_of_driver_trial_and_ray_and_a_full_disk_lose_nothing(
     wait_until(lambda: run_dir.newest() != newest)  # Tune has started it again
     desk.trains(driver)
     filler = fill(desk.root)
-    _, err = driver.communicate(timeout=120)
+    _, err = driver.communicate(timeout=600)
     assert driver.returncode == 1
     assert "the disk is full" in err.splitlines()[-1]
     assert "stopped" not in [state for states in desk.ended_attempts().values() for state in states]  # they go on
@@ -250,7 +250,7 @@ def test_kills_of_driver_trial_and_ray_and_a_full_disk_lose_nothing(
     raylets = [record["pid"] for record in recorded if _name(record["pid"]) == "raylet"]
     assert len(raylets) == 1
     os.kill(raylets[0], signal.SIGKILL)
-    _, err = driver.communicate(timeout=120)
+    _, err = driver.communicate(timeout=600)
     assert driver.returncode == 1
     assert "Ray has died under the sweep" in err
 
@@ -280,7 +280,7 @@ def test_ctrl_c_has_trials_save_and_one_that_fails_ends_nothing_else(tmp_path: P
     driver = desk.start("sweep", "tiny.yaml", "--confirm", "0")
     run_dir = desk.trains(driver)
     driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=60)
+    _, err = driver.communicate(timeout=600)
     assert driver.returncode == 130, err
     assert "interrupted: the sweep was told to stop by SIGINT\nnext: kdcluster sweep tiny.yaml" in err
     assert desk.ended_attempts()[run_dir.id] == ["preempted"]

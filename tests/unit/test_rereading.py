@@ -126,7 +126,7 @@ def test_a_table_asks_the_state_of_what_is_not_done_alone(tmp_path: Path, monkey
         asked.extend(run.id for run in plan.runs)
         return statuses(plan, root)
 
-    monkeypatch.setattr("kdcluster.commands.results.statuses", noted)
+    monkeypatch.setattr("kdcluster.tabled.statuses", noted)
     result = CliRunner().invoke(main, ["results", "tiny.yaml", "--json"])
     assert asked == [teacher.id, store.id, distilled.id]
     assert baseline.id not in asked
