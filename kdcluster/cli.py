@@ -471,7 +471,7 @@ def report(chosen: Chosen, output: Path | None) -> None:
     """One HTML page with all that came of experiments.
 
     It needs no network: table, curves, gain of each seed, what distillation fixed and broke, calibration, sweeps, cost,
-    and how to make it again.
+    and how to make it again: with folders, hosts and uncommitted changes, so read it before you pass it on.
     """
     from kdcluster.commands import report as command
 

@@ -14,7 +14,7 @@ from kdcluster.plan import Plan
 from kdcluster.report import draw, pictures
 from kdcluster.report.facts import Facts, gather
 from kdcluster.report.page import page
-from kdcluster.terminal import show
+from kdcluster.terminal import say, show
 
 
 def report(chosen: Chosen, output: Path | None) -> None:
@@ -27,6 +27,8 @@ def report(chosen: Chosen, output: Path | None) -> None:
     made, found = _gathered(chosen, chosen.experiments)
     target = output or Path(f"{'-'.join(one.name for one in found)}-report.html")
     _write(target, page(found, time.strftime("%Y-%m-%d %H:%M")))
+    if any(one.diff for facts in found for one in facts.origin.commits):
+        say("it shows changes of code that were not committed, folders and hosts: read it before you pass it on")
     say_others(made, chosen, "report")
     chosen.say_where_no_runs_are()
 
@@ -44,7 +46,9 @@ def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: 
     _, (found,) = _gathered(chosen, (experiment,))
     drawn = pictures.PICTURES[picture]
     if not drawn.has(found):
-        raise KdclusterError(f"{experiment} has nothing for the picture {picture} yet: kdcluster status shows its runs")
+        makes = {"latencies": "export --benchmark measures them", "sweep": "sweep makes its trials"}
+        hint = makes.get(picture.partition("-")[0], "status shows its runs")
+        raise KdclusterError(f"{experiment} has nothing for the picture {picture} yet: kdcluster {hint}")
     _write(output, draw.to_file(drawn.draw, found, draw.paper(width_mm), output, drawn.height(found)))
 
 

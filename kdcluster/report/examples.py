@@ -96,14 +96,15 @@ def choose(
 
 
 def _most(sign: int, both: Sequence[tuple[Guesses, Guesses]], labels: Any) -> list[int]:
-    """Indices of the images that were fixed (1) or broken (-1) more often than the other way, the clearest first."""
+    """Indices of the images that were fixed (1) or broken (-1) more often than the other way; first those that were in
+    most seeds."""
     import numpy as np
 
     right = [(taught.guess == labels).astype(int) - (alone.guess == labels) for alone, taught in both]
-    times = sign * np.sum(right, axis=0)
+    times, seeds = sign * np.sum(right, axis=0), np.sum(np.equal(right, sign), axis=0)
     gained = sign * np.sum([taught.sure - alone.sure for alone, taught in both], axis=0)
-    order = np.lexsort((-gained, -times))
-    return [int(at) for at in order[:MOST] if times[at] > 0]
+    order = np.lexsort((-gained, -seeds))
+    return [int(at) for at in order if times[at] > 0][:MOST]
 
 
 def _example(

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from kdcluster import cli, predictions
 from kdcluster.experiment import configfile
 from kdcluster.files import write_json
 from kdcluster.plan import plan
-from kdcluster.report import pictures
+from kdcluster.report import examples, pictures
 from kdcluster.report.curves import convergence
 from kdcluster.report.facts import Facts, gather
 from kdcluster.run import STORE
@@ -226,6 +227,17 @@ def test_images_are_shown_where_the_data_folder_has_those_that_were_tested_on(fo
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(content))), images[1].transpose(1, 2, 0))
     np.save(folder / "data" / "arrays" / "cifar10" / "test_labels.npy", np.array([1, 1, 0, 1]))
     assert "not those that the runs were tested on" in gathered(folder).examples.no_pixels
+
+
+def test_images_that_changed_in_most_seeds_come_first() -> None:
+    """Both broken on balance, image 0 in two seeds and fixed in none, image 1 in three seeds and fixed in one."""
+    alone, taught = [[1, 1], [1, 1], [1, 0], [1, 1], [1, 1]], [[0, 0], [0, 0], [1, 1], [1, 0], [1, 1]]
+    both = [
+        (SimpleNamespace(guess=np.array(a), sure=np.zeros(2)), SimpleNamespace(guess=np.array(t), sure=np.zeros(2)))
+        for a, t in zip(alone, taught, strict=True)
+    ]
+    assert examples._most(-1, both, np.array([1, 1])) == [1, 0]
+    assert examples._most(1, both, np.array([1, 1])) == []
 
 
 def test_runs_without_predictions_are_reported_without_and_it_is_said(folder: Path) -> None:
@@ -466,7 +478,8 @@ def test_what_was_not_committed_is_told_with_the_commands_that_bring_it_back(fol
     git = {"/src/it's": {"commit": "c" * 40, "dirty": True}}
     attempt = run_dir.start_attempt({"code": {"kdcluster": "0.1.0", "git": git}})
     (attempt.path / "code.diff").write_text("-<script>\n+line\n")
-    run("report", "tiny.yaml", "--output", "a.html")
+    warned = " ".join(run("report", "tiny.yaml", "--output", "a.html").stderr.split())
+    assert "shows changes of code that were not committed" in warned
     said = "".join(Parsed((folder / "a.html").read_text()).text)
     assert f"git -C '/src/it'\"'\"'s' checkout {'c' * 40}\n" in said
     assert f"git -C '/src/it'\"'\"'s' apply {attempt.path / 'code.diff'}\n" in said
