@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -386,6 +387,15 @@ def test_what_comes_in_meanwhile_is_kept(tmp_path, data_dir, monkeypatch):
     assert "is as it was" in result.stderr
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "mine.txt"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_in_the_child_is_said_without_its_traceback():
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    answer = told(full)
+    assert answer["exit_code"] == 1
+    assert "the disk is full" in answer["problems"][0]
 
 
 def test_a_failure_leaves_nothing(tmp_path, data_dir, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster import inputs
-from kdcluster.errors import ConfigError, Damaged, KdclusterError
+from kdcluster.errors import ConfigError, Damaged, KdclusterError, explain_disk
 from kdcluster.files import read_json
 from kdcluster.plan import Run
 from kdcluster.runs import RunDir
@@ -90,6 +90,10 @@ def told(work: Callable[[], Any]) -> dict[str, Any]:
         return {"problems": list(error.problems), "exit_code": error.exit_code}
     except KdclusterError as error:
         return {"problems": [str(error)], "exit_code": error.exit_code}
+    except OSError as error:
+        if (message := explain_disk(error, "type the command again")) is None:
+            raise
+        return {"problems": [message], "exit_code": 1}
 
 
 def written(path: Path, document: Any) -> None:
