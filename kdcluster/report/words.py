@@ -21,8 +21,8 @@ def points(value: float | None) -> str:
 
 
 def interval(ends: tuple[float, float] | None) -> str:
-    """`2.9 to 4.1`."""
-    return MISSING if ends is None else _signed(f"{ends[0]:z.1f} to {ends[1]:z.1f}")
+    """`2.91 to 4.09`."""
+    return MISSING if ends is None else _signed(f"{ends[0]:z.2f} to {ends[1]:z.2f}")
 
 
 def _signed(number: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from kdcluster.experiment.config import Experiment
 from kdcluster.results.measured import Measured
 from kdcluster.run import TRAINED, Role
 from kdcluster.wording import count
@@ -31,6 +32,23 @@ def unlike(role: Role, runs: Mapping[Role, Sequence[Measured]]) -> Iterator[str]
     if len(set().union(*(found[other] for other in TRAINED[: TRAINED.index(role) + 1]))) > 1:
         each = ", ".join(f"{other} {' and '.join(sorted(kinds))}" for other, kinds in found.items() if kinds)
         yield f"the runs were not all trained in one precision: {each}"
+
+
+def odd(runs: Mapping[Role, Sequence[Measured]]) -> str:
+    """The numbered note: how rows were made in another way than those that they are compared with, or nothing."""
+    return "; ".join(dict.fromkeys(what for role in TRAINED for what in unlike(role, runs)))
+
+
+def unlabelled(distilled: Iterable[Measured]) -> list[int]:
+    """How many images without labels these runs have seen, each number once."""
+    return sorted({n for m in distilled if m.done and (n := m.trainer.get("images", {}).get("unlabelled"))})
+
+
+def more_steps(runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> bool:
+    """Whether distilled runs took more steps in as many epochs, because these have images without labels, too."""
+    distilled, baseline = ({m.trainer.get("steps_per_epoch") for m in runs[role]} for role in ("distilled", "baseline"))
+    known = config.train.steps is None and None not in distilled | baseline and bool(baseline)
+    return known and config.data.labelled is not None and distilled != baseline
 
 
 def local_batchnorm(done: Iterable[Measured]) -> list[str]:

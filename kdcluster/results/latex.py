@@ -1,4 +1,7 @@
-"""Cells as a LaTeX table with booktabs, in ASCII, whatever text they hold: any engine takes it as it is."""
+"""Cells as a LaTeX table with booktabs, in ASCII, whatever text they hold: any engine takes it as it is.
+
+Its names wrap, and its figures are never shrunk: a table has the size of its notes in whatever column.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import re
 import unicodedata
 from collections.abc import Container, Sequence
 
+from kdcluster.columns import in_ascii
 from kdcluster.wording import one_line
 
-PREAMBLE = r"% in the preamble: \usepackage{booktabs,graphicx}"
+PREAMBLE = r"% in the preamble: \usepackage{booktabs,tabularx}"
 """Said once above the tables of a file."""
 _SIGNS = {char: f"\\{char}" for char in "_%&#${}"}
 _SIGNS |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -55,62 +59,101 @@ def _escaped(char: str) -> str:
 
 
 def figure(text: str) -> str:
-    """A cell of numbers: its signs are mathematics, so that minus is not a hyphen."""
-    return re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped(text))
+    """A cell of numbers: a sign, or what a number is compared with, is one piece of mathematics with it."""
+    text = escaped(text).replace("{[}", "[").replace("{]}", "]")  # no cell of numbers begins a row with one
+    return re.sub(r"(?<![\w.])(\$[<>]\$|[+-])(\d[\d.,]*\d|\d)", lambda one: f"${one[1].strip('$')}{one[2]}$", text)
 
 
-def float_of(
-    caption: str, tables: Sequence[tuple[Sequence[Sequence[str]], Container[int]]], notes: Sequence[str]
-) -> str:
-    """A `table` environment: tables below each other, none wider than the column of text, and the notes below them.
+BREAKS = r"  \renewcommand{\_}{\textunderscore\penalty500\relax}"
+"""A name breaks at an underscore, where it has to."""
+IN_ONE_COLUMN = 42
+"""So many characters of figures leave room for names in one of two columns: 229.5 pt in the class article."""
+LONGEST = 16
+"""Characters of a text, or of a word, that does not wrap."""
+
+Tables = Sequence[tuple[Sequence[Sequence[str]], Container[int]]]
+"""Cells, the first row as headings, and which columns hold numbers."""
+
+
+def float_of(label: str, caption: str, tables: Tables, notes: Sequence[str] = (), comments: Sequence[str] = ()) -> str:
+    """Tables below each other, as wide as the column of text, and the notes below them; comments stand above it all.
+
+    In a paper of two columns it spans both of them where it has no room in one; `table*` is `table` in others.
 
     Args:
-        caption: also the beginning of its label, `tab:…`.
-        tables: cells, the first row as headings, and which columns hold numbers.
+        label: `tab:` and this, without what a label cannot hold.
+        caption: what it shows.
+        tables: from top to bottom.
         notes: sentences; one that begins with [1] belongs to the row that ends so.
+        comments: what is for who reads the file.
     """
-    label = re.sub(r"[^A-Za-z0-9]+", "-", caption.partition(":")[0]).strip("-") or "results"
-    lines = [r"\begin{table}", r"  \centering", f"  \\caption{{{escaped(caption)}}}", f"  \\label{{tab:{label}}}"]
-    lines += [r"  \footnotesize\setlength{\tabcolsep}{4pt}"]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-") or "results"
+    kind = "table" if max(_characters(*one) for one in tables) <= IN_ONE_COLUMN else "table*"
+    lines = [f"% {in_ascii(one_line(comment))}" for comment in comments]
+    lines += [f"\\begin{{{kind}}}", r"  \centering\setlength{\belowcaptionskip}{4pt}"]
+    lines += [f"  \\caption{{{escaped(caption)}}}", f"  \\label{{tab:{name}}}"]
+    lines += [r"  \footnotesize\setlength{\tabcolsep}{3pt}", BREAKS]
     for cells, right in tables:
-        lines += [*_fitted(_tabular(cells, right)), r"  \par\medskip"]
+        lines += [*(f"  {line}" for line in _tabular(cells, right)), r"  \par\medskip"]
     if notes:
+        numbered = [note for note in notes if note.startswith("[")]
+        rest = " ".join(_marked(note) for note in notes if not note.startswith("["))
         lines += [r"  \begin{minipage}{\linewidth}\raggedright"]
-        lines += [f"    {_marked(note)}\\par" for note in notes]
+        lines += [f"    {text}\\par" for text in [*map(_marked, numbered), *([rest] if rest else [])]]
         lines += [r"  \end{minipage}"]
-    return "\n".join([*lines, r"\end{table}"])
+    return "\n".join([*lines, f"\\end{{{kind}}}"])
 
 
-def _fitted(lines: Sequence[str]) -> list[str]:
-    """Shrunk to the column of text where it is wider, and else as it is."""
-    return [
-        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        *(f"    {line}" for line in lines[:-1]),
-        f"    {lines[-1]}}}",
-    ]
+def _characters(cells: Sequence[Sequence[str]], right: Container[int]) -> int:
+    """How wide the columns of numbers are."""
+    return sum(2 + max(len(row[at]) for row in cells) for at in range(len(cells[0])) if at in right)
 
 
 def _tabular(cells: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
-    """A column of numbers that have something behind them, as ± or a unit, is two: so they stand below each other."""
-    head, *body = cells
-    two = {at for at in range(len(head)) if at in right and any(" " in row[at] for row in body)}
-    spec = "".join("r@{~}l" if at in two else "r" if at in right else "l" for at in range(len(head)))
+    """Figures below each other at their decimal point; names wrap in the room that these leave."""
+    each = enumerate(zip(*cells, strict=True))
+    columns = [_figures(column) if at in right else _names(column) for at, column in each]
+    spec = "".join(one[0] for one in columns)
+    head, *body = (" & ".join(row) + r" \\" for row in zip(*(one[1] for one in columns), strict=True))
+    wide = "X" in spec
+    begin, end = (r"\begin{tabularx}{\linewidth}", "tabularx") if wide else (r"\begin{tabular}", "tabular")
+    rules = (r"\toprule", head, r"\midrule", *body, r"\bottomrule")
+    return [f"{begin}{{@{{}}{spec}@{{}}}}", *(f"  {line}" for line in rules), rf"\end{{{end}}}"]
 
-    def row(texts: Sequence[str]) -> str:
-        parts: list[str] = []
-        for at, text in enumerate(texts):
-            spell = figure if at in right else _marked
-            parts += map(spell, text.partition(" ")[::2] if at in two else [text])
-        return " & ".join(parts).replace("  ", " ") + r" \\"
 
-    headings = [rf"\multicolumn{{2}}{{c}}{{{escaped(h)}}}" if at in two else escaped(h) for at, h in enumerate(head)]
-    rows = [row(texts) for texts in body]
-    rules = (r"\toprule", " & ".join(headings) + r" \\", r"\midrule", *rows, r"\bottomrule")
-    return [rf"\begin{{tabular}}{{{spec}}}", *(f"  {line}" for line in rules), r"\end{tabular}"]
+def _names(column: Sequence[str]) -> tuple[str, list[str]]:
+    """The kind of a column of text, and its cells."""
+    kind = "l" if max(map(len, column)) <= LONGEST else r">{\raggedright\arraybackslash\hangindent=1em\relax}X"
+    words = re.compile(rf"(?<=[^\s_-]{{{LONGEST}}})(?=[^\s_-])")  # one that is longer breaks anywhere, where it has to
+    return kind, [r"\penalty900{}".join(map(_marked, words.split(text))) for text in column]
+
+
+def _figures(column: Sequence[str]) -> tuple[str, list[str]]:
+    """The kind of a column of numbers, and its cells.
+
+    A unit that all share stands in the heading; what else is behind a number, as ± or another unit, is a second column.
+    """
+    title, *body = column
+    head = escaped(title)
+    parts = [text.partition(" ")[::2] for text in body]
+    behind = {rest for number, rest in parts if rest or any(map(str.isdigit, number))}
+    unit = "".join(behind)
+    if len(behind) == 1 and unit and not any(map(str.isdigit, unit)):
+        head = rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{head}\\({escaped(unit)})\end{{tabular}}"
+        parts, behind = [(number, "") for number, _ in parts], set()
+    two = any(behind)
+    digits = [number.partition(".")[2] for number, _ in parts if number[-1:].isdigit()]
+    cells = []
+    for number, rest in parts:
+        lacks = max(map(len, digits)) - len(number.partition(".")[2]) if number[-1:].isdigit() else 0
+        pad = rf"\phantom{{{'' if '.' in number else '.'}{'0' * lacks}}}" if lacks else ""
+        cells.append(f"{figure(number)}{pad}" + (f" & {figure(rest)}" if two else ""))
+    return ("r@{~}l", [rf"\multicolumn{{2}}{{c}}{{{head}}}", *cells]) if two else ("r", [head, *cells])
 
 
 def _marked(text: str) -> str:
-    """The number of a note, at either end, is raised."""
+    """The number of a note, at either end, is raised; alpha and temperature are mathematics."""
     text = escaped(text)
     text = re.sub(r"^\{\[\}(\d+)\{\]\} ", r"\\textsuperscript{\1}~", text)
+    text = re.sub(r"\(\$\\alpha\$ ([\d.e+-]+), T ([\d.e+-]+)\)", r"($\\alpha=\1$, $T=\2$)", text)
     return re.sub(r" \{\[\}(\d+)\{\]\}$", r"\\textsuperscript{\1}", text)

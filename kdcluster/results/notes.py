@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from kdcluster.experiment.config import Experiment
 from kdcluster.inputs import in_both
 from kdcluster.plan import Role
-from kdcluster.results.conditions import local_batchnorm, unlike, where
+from kdcluster.results.conditions import local_batchnorm, more_steps, odd, unlabelled, where
 from kdcluster.results.measured import TOP1, Measured, Protocol, selected_by
 from kdcluster.results.paired import Paired, in_words
 from kdcluster.results.spread import interval95, said
-from kdcluster.run import TRAINED
 from kdcluster.wording import count
 
 NO_DISTILLATION = "no distillation"
@@ -39,8 +38,8 @@ def notes(
 ) -> Iterable[str]:
     """What a reader of the rows has to know, the numbered note first."""
     length, at = ("steps", "evaluation") if config.train.steps else ("epochs", "epoch")
-    if odd := [what for role in TRAINED for what in unlike(role, runs)]:
-        yield f"[1] {'; '.join(dict.fromkeys(odd))}"
+    if unlike := odd(runs):
+        yield f"[1] {unlike}"
     if protocol == "last":
         yield f"protocol last: {TOP1} of the last {at}"
     elif (selector := selected_by(config.data)) == TOP1:
@@ -88,11 +87,10 @@ def _labels(runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> Iter
     """What the rows share and what they do not, where some training images have no labels."""
     if config.data.labelled is None or not runs["distilled"] or config.distill.alpha == 0:
         return
-    without = sorted({n for m in runs["distilled"] if m.done and (n := m.trainer.get("images", {}).get("unlabelled"))})
+    without = unlabelled(runs["distilled"])
     more = f"{' or '.join(f'{n:,}' for n in without)} images" if without else "images"
     yield f"distilled: the same labels as teacher and baseline ({config.data.labelled:,}), and {more} without"
-    distilled, baseline = ({m.trainer.get("steps_per_epoch") for m in runs[role]} for role in ("distilled", "baseline"))
-    if config.train.steps is None and None not in distilled | baseline and baseline and distilled != baseline:
+    if more_steps(runs, config):
         yield "distilled took more steps than baseline, whose epochs have fewer images: train.steps gives both as many"
 
 

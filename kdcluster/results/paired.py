@@ -57,7 +57,8 @@ def in_words(found: Mapping[int, Paired], seeds: int) -> Iterator[str]:
     test = f"over the {each[0].images:,} test images (McNemar's exact test)"
     if len(each) == seeds == 1:
         (one,) = each
-        yield f"{test} distilled alone is right on {one.fixed}, baseline alone on {one.broken}: p {shown(one.p)}"
+        said = "< 0.001" if one.p < 0.001 else f"= {one.p:.3f}"
+        yield f"{test} distilled alone is right on {one.fixed}, baseline alone on {one.broken}: p {said}"
         return
     better = sum(one.p < LEVEL and one.fixed > one.broken for one in each)
     worse = sum(one.p < LEVEL and one.fixed < one.broken for one in each)

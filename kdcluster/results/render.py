@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdo
 from kdcluster.results import fragment, latex, seeds
 from kdcluster.results.seeds import SeedRow
 from kdcluster.results.table import Problem, Row, Table
-from kdcluster.results.view import COLUMNS, Block, View, blocks, cells, known_name, ordered
+from kdcluster.results.view import COLUMNS, Block, View, blocks, cells, columns_of, known_name, legend, ordered
 from kdcluster.states import State
 from kdcluster.wording import count, wide, wrapped
 
@@ -172,14 +172,31 @@ def _markdown(table: Table, per_seed: bool, view: View) -> str:
 
 
 def _latex(table: Table, per_seed: bool, view: View) -> str:
-    """A float for each block, with all its notes: it stands alone on its page."""
-    shown = [latex.PREAMBLE]
+    """A float for each block, with what the reader of a paper has to know; all else that is said stands beside it."""
+    parts = [latex.PREAMBLE]
     for block in blocks(table, view):
         each = seeds.cells(block.seeds, table.protocol)
-        tables = [cells(table, block, view), *([(each, range(1, len(each[0])))] if per_seed else [])]
-        told = (f"{title}: {text}" for title, texts in _problems(block) for text in texts)
-        shown.append(latex.float_of(_title(table, block), tables, [*block.notes, *told, *table.notes]))
-    return "\n\n".join(shown) + "\n"
+        found = [cells(table, block, view, on_paper=True), *([(each, range(1, len(each[0])))] if per_seed else [])]
+        told = [f"{title}: {text}" for title, texts in _problems(block) for text in texts]
+        notes = [*block.paper.notes, *legend(block, columns_of(table, block, view))]
+        notes += [_TEST] * (per_seed and any(seed.p is not None for seed in block.seeds))
+        notes += _failures(block)
+        comments = [_title(table, block), *block.notes, *told, *table.notes]
+        parts.append(latex.float_of(block.name, block.paper.caption or block.name, found, notes, comments))
+    return "\n\n".join(parts) + "\n"
+
+
+_TEST = (
+    "Fixed, broken: test images on which only the distilled student, only the baseline is right; "
+    "p: McNemar's exact test of these, two-sided."
+)
+
+
+def _failures(block: Block) -> Iterator[str]:
+    """Every kind of problem, as a sentence without the paths of logs."""
+    for title, problems in _by_kind(block.problems):
+        each = "; ".join(f"{who} ({p.state}: {p.reason})" for who, p in _alike(problems))
+        yield f"{title[:1].upper()}{title[1:]}: {each}."
 
 
 def _html(table: Table, per_seed: bool, view: View) -> str:
@@ -227,5 +244,5 @@ def _why(problem: Problem) -> str:
 
 _RANKS = {"size": 5, "latency": 4, "params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
-WRAPS_TO = 20
+WRAPS_TO = 18
 """Columns to which the configuration wraps before another column gives way."""

@@ -20,6 +20,7 @@ from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure
 from kdcluster.results.notes import gains, notes
 from kdcluster.results.paired import by_image
+from kdcluster.results.paper import Paper, paper
 from kdcluster.results.price import Price, prices
 from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import interval95
@@ -88,6 +89,7 @@ class ExperimentTable:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     """Of each run that has started."""
     seeds: tuple[SeedRow, ...] = ()
+    paper: Paper = field(default_factory=Paper)
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def build(
                 cost(costs.values()),
                 costs,
                 by_seed(runs, costs, images),
+                paper(runs, unique, list(gains(runs)), config, protocol, of_prices),
             )
         )
     rows = [row for experiment in experiments for row in experiment.rows]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from kdcluster.errors import ConfigError
+from kdcluster.results.paper import Paper
 from kdcluster.results.seeds import SeedRow
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
 from kdcluster.wording import one_line, size
@@ -45,6 +46,7 @@ class Block:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     seeds: tuple[SeedRow, ...]
+    paper: Paper
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Column:
     fields: tuple[str, ...]
     """What it is made of, by the names of `--format json`."""
     is_text: bool = False
+    on_paper: str = ""
+    """Its heading in a paper, which has less room, where that is another one."""
     shown: Literal["always", "where known", "where asked"] = "where asked"
     """In which tables: all, those that have a figure of it, or those of which `--columns` wants it."""
 
@@ -91,35 +95,46 @@ def blocks(table: Table, view: View) -> list[Block]:
 
 def _block(one: ExperimentTable) -> Block:
     name = one_line(one.name)
-    return Block(name, tuple(Line(name, row) for row in one.rows), one.problems, one.notes, one.seeds)
+    return Block(name, tuple(Line(name, row) for row in one.rows), one.problems, one.notes, one.seeds, one.paper)
 
 
 def _joined(found: Sequence[Block]) -> Block:
     """All in one: what they share once, and the experiments of each row and note named."""
     rows: dict[Row, list[str]] = {}
-    notes: dict[str, list[str]] = {}
     numbers = 0
     for block in found:
-        numbered = [note for note in block.notes if note.startswith("[")]
         for line in block.lines:
             row = replace(line.row, note=None if line.row.note is None else line.row.note + numbers)
             rows.setdefault(row, []).append(block.name)
-        for note in block.notes:
-            digits, _, text = note.partition("] ")
-            own = f"[{int(digits[1:]) + numbers}] {block.name}: {text}" if note in numbered else note
-            notes.setdefault(own, []).append(block.name)
-        numbers += len(numbered)
-
-    def said(note: str, names: Sequence[str]) -> str:
-        return note if note.startswith("[") or len(names) == len(found) else f"{', '.join(names)}: {note}"
-
+        numbers += sum(note.startswith("[") for note in block.notes)
     return Block(
         ", ".join(block.name for block in found),
         tuple(Line(", ".join(names), row) for row, names in rows.items()),
         tuple(dict.fromkeys(problem for block in found for problem in block.problems)),
-        tuple(sorted((said(*one) for one in notes.items()), key=lambda note: not note.startswith("["))),
+        _joined_notes([(block.name, block.notes) for block in found]),
         tuple(dict.fromkeys(seed for block in found for seed in block.seeds)),
+        Paper(
+            " ".join(dict.fromkeys(block.paper.caption for block in found)),
+            _joined_notes([(block.name, block.paper.notes) for block in found]),
+        ),
     )
+
+
+def _joined_notes(found: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
+    """Those of each experiment by name, the numbered ones first and numbered anew."""
+    notes: dict[str, list[str]] = {}
+    numbers = 0
+    for name, ours in found:
+        for note in ours:
+            digits, _, text = note.partition("] ")
+            own = f"[{int(digits[1:]) + numbers}] {name}: {text}" if note.startswith("[") else note
+            notes.setdefault(own, []).append(name)
+        numbers += sum(note.startswith("[") for note in ours)
+
+    def said(note: str, names: Sequence[str]) -> str:
+        return note if note.startswith("[") or len(names) == len(found) else f"{', '.join(names)}: {note}"
+
+    return tuple(sorted((said(*one) for one in notes.items()), key=lambda note: not note.startswith("[")))
 
 
 def ordered(lines: Sequence[One], sort: str | None, key: Callable[[One, str], Any], known: Iterable[str]) -> list[One]:
@@ -138,20 +153,26 @@ def _key(line: Line, name: str) -> Any:
     return value
 
 
-def cells(table: Table, block: Block, view: View) -> tuple[list[list[str]], list[int]]:
-    """Headings and rows, and which columns hold numbers."""
+def columns_of(table: Table, block: Block, view: View) -> list[Column]:
+    """The columns of a table, in order."""
     known = {column.name: column for column in COLUMNS}
-    shown = [known[known_name(name, known, "--columns")] for name in view.columns]
-    if not shown:
-        together = [known["experiment"]] * (view.together and len(table.experiments) > 1)
-        shown = [*together, *(column for column in COLUMNS if _is_usual(column, block.lines))]
-    marked = next((at for at, column in enumerate(shown) if column.name == "configuration"), 0)
-    found = [[column.heading.format(protocol=table.protocol) for column in shown]]
+    if found := [known[known_name(name, known, "--columns")] for name in view.columns]:
+        return found
+    together = [known["experiment"]] * (view.together and len(table.experiments) > 1)
+    return [*together, *(column for column in COLUMNS if _is_usual(column, block.lines))]
+
+
+def cells(table: Table, block: Block, view: View, *, on_paper: bool = False) -> tuple[list[list[str]], list[int]]:
+    """Headings and rows, and which columns hold numbers."""
+    columns = columns_of(table, block, view)
+    marked = next((at for at, column in enumerate(columns) if column.name == "configuration"), 0)
+    heads = [(on_paper and column.on_paper) or column.heading for column in columns]
+    found = [[head.format(protocol=table.protocol) for head in heads]]
     for line in block.lines:
-        row = [column.show(line) for column in shown]
+        row = [column.show(line) for column in columns]
         row[marked] += "" if line.row.note is None else f" [{line.row.note}]"
         found.append(row)
-    return found, [at for at, column in enumerate(shown) if not column.is_text]
+    return found, [at for at, column in enumerate(columns) if not column.is_text]
 
 
 def _is_usual(column: Column, lines: Iterable[Line]) -> bool:
@@ -185,10 +206,10 @@ def _gain(line: Line) -> str:
 
 
 def gain_text(gain: float | None, interval: tuple[float, float] | None) -> str:
-    """`+6.47 [5.9, 7.0]`."""
+    """`+6.47 [5.91, 7.03]`: as many decimals as the accuracies have."""
     if gain is None:
         return MISSING
-    return f"{gain:+z.2f}" + ("" if interval is None else f" [{interval[0]:z.1f}, {interval[1]:z.1f}]")
+    return f"{gain:+z.2f}" + ("" if interval is None else f" [{interval[0]:z.2f}, {interval[1]:z.2f}]")
 
 
 def _params(line: Line) -> str:
@@ -208,10 +229,15 @@ COLUMNS = (
     Column(
         *("configuration", "model configuration", lambda line: line.row.configuration, ("configuration",)),
         is_text=True,
+        on_paper="model",
         shown="always",
     ),
     Column("n", "n", _count, ("n", "n_expected"), shown="always"),
-    Column("top1", "{protocol} test accuracy", _top1, ("top1_mean", "top1_sd"), shown="always"),
+    Column(
+        *("top1", "{protocol} test accuracy", _top1, ("top1_mean", "top1_sd")),
+        on_paper="top-1 (%)",
+        shown="always",
+    ),
     Column("gain", "gain", _gain, ("gain", "gain_ci95"), shown="always"),
     Column("params", "params", _params, ("params",), shown="always"),
     Column("reduction", "reduction", _of("reduction", "{:.1f}×"), ("reduction",), shown="always"),
@@ -222,3 +248,21 @@ COLUMNS = (
     Column("runs", "runs", lambda line: " ".join(line.row.runs), ("runs",), is_text=True),
 )
 _SORTABLE = [column.name for column in COLUMNS]
+
+
+def legend(block: Block, columns: Iterable[Column]) -> Iterator[str]:
+    """What the figures of these columns mean, in a paper's words."""
+    names = {column.name for column in columns}
+    rows = [line.row for line in block.lines]
+    seeds = sorted({row.n for row in rows if row.top1_sd is not None})
+    if "top1" in names and seeds:
+        over = " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1]))))
+        yield f"±: sample standard deviation over {over} seeds; the students share one teacher."
+    if "gain" in names and any(row.gain is not None for row in rows):
+        known = any(row.gain_ci95 is not None for row in rows)
+        interval = ", with its 95% confidence interval over the seeds (Student's t)" if known else ", of one seed"
+        yield f"Gain: distilled minus baseline of the same seed, in percentage points{interval}."
+    if "reduction" in names and any(row.reduction is not None for row in rows):
+        yield "Reduction: the teacher's parameters divided by the student's."
+    if "retention" in names and any(row.retention is not None for row in rows):
+        yield "Retention: the student's accuracy divided by the teacher's."

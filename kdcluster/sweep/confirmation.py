@@ -97,7 +97,7 @@ def _verdict(made: Plan, root: Path) -> Verdict:
         if interval := interval95(gains):
             low, high = interval
             holds = holds and low > 0
-            words.append(f"the winner is {compared(interval, other)}: {figures} [{low:z.1f}, {high:z.1f}]")
+            words.append(f"the winner is {compared(interval, other)}: {figures} [{low:z.2f}, {high:z.2f}]")
         else:
             holds = False
             words.append(f"nothing tells the winner from {other}: {figures}, of one seed")

@@ -229,8 +229,9 @@ def render(
     confirmed = rendered(after.table, style, ascii=ascii, width=width) if after else ""
     if style == "latex":  # without the runs, whose ids have no room on paper
         cells = [row[:-1] for row in _cells(found, metric)]
+        caption = f"Trials of the hyperparameter search, the best {metric} first."
         told = latex.float_of(
-            f"sweep of {searched.loaded.name}: trials", [(cells, ())], [*notes(searched, found), *words]
+            f"sweep of {searched.loaded.name}", caption, [(cells, ())], [*notes(searched, found), *words]
         )
         return "\n\n".join(filter(None, (latex.PREAMBLE, told, confirmed.rstrip("\n")))) + "\n"
 

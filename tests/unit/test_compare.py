@@ -94,7 +94,8 @@ def test_for_people_and_as_csv(both: tuple[str, ...]) -> None:
     assert lines[3] == "exp1: best test/top1 in percent, and B - A in points"
     assert [line.split("  ")[0] for line in lines[5:10]] == ["role", "teacher", "baseline", "distilled", "gain"]
     assert (
-        "62.00 ± 2.00  64.00 ± 3.00  +2.00 [-0.5, 4.5]  the interval includes zero: no difference is shown" in lines[7]
+        "62.00 ± 2.00  64.00 ± 3.00  +2.00 [-0.48, 4.48]  the interval includes zero: no difference is shown"
+        in lines[7]
     )
     assert "+9.00 ± 1.00" in lines[9]
     rows = list(csv.DictReader(io.StringIO(results(*both, "--format", "csv").stdout)))

@@ -60,8 +60,8 @@ def trained(searched: Space, best: Point, root: Path, tops: dict[str, Sequence[f
             True,
             (
                 "on 3 fresh seeds, the winner is better than no distillation: "
-                "61.00 % against 51.03 %, +9.97 points [9.8, 10.1]",
-                "the winner is better than the file's own settings: 61.00 % against 56.03 %, +4.97 points [4.8, 5.1]",
+                "61.00 % against 51.03 %, +9.97 points [9.82, 10.11]",
+                "the winner is better than the file's own settings: 61.00 % against 56.03 %, +4.97 points [4.82, 5.11]",
             ),
         ),
         (
@@ -71,8 +71,8 @@ def trained(searched: Space, best: Point, root: Path, tops: dict[str, Sequence[f
             False,
             (
                 "on 3 fresh seeds, the winner is not shown to be better than no distillation: "
-                "56.00 % against 56.23 %, -0.23 points [-6.8, 6.4]",
-                "the winner is better than the file's own settings: 56.00 % against 54.50 %, +1.50 points [0.3, 2.7]",
+                "56.00 % against 56.23 %, -0.23 points [-6.84, 6.37]",
+                "the winner is better than the file's own settings: 56.00 % against 54.50 %, +1.50 points [0.26, 2.74]",
             ),
         ),
         (
@@ -82,9 +82,9 @@ def trained(searched: Space, best: Point, root: Path, tops: dict[str, Sequence[f
             False,
             (
                 "on 2 fresh seeds, the winner is better than no distillation: "
-                "50.50 % against 40.55 %, +9.95 points [9.3, 10.6]",
+                "50.50 % against 40.55 %, +9.95 points [9.31, 10.59]",
                 "the winner is worse than the file's own settings: "
-                "50.50 % against 60.55 %, -10.05 points [-10.7, -9.4]",
+                "50.50 % against 60.55 %, -10.05 points [-10.69, -9.41]",
             ),
         ),
     ],

@@ -49,7 +49,7 @@ def test_figures():
     assert [[part.strip() for part in line.split("  ") if part] for line in body] == [
         ["teacher: big|net", "1", "91.12", "–", "85.9 M", "–", "–"],
         ["baseline", "0/3", "–", "–", "–", "–", "–"],
-        ["distilled: small (α 0.5, T 4) [1]", "2/3", "83.38 ± 0.21", "+6.47 [5.9, 7.0]", "5.5 M", "15.5×", "91.5 %"],
+        ["distilled: small (α 0.5, T 4) [1]", "2/3", "83.38 ± 0.21", "+6.47 [5.91, 7.03]", "5.5 M", "15.5×", "91.5 %"],
     ]
 
 
@@ -57,7 +57,7 @@ def test_figures():
     ("values", "shown"),
     [
         ({"gain": -0.001}, "+0.00"),
-        ({"gain": -1.236, "gain_ci95": (-2.04, -0.01)}, "-1.24 [-2.0, 0.0]"),
+        ({"gain": -1.236, "gain_ci95": (-2.04, -0.01)}, "-1.24 [-2.04, -0.01]"),
         ({"params": 230_120}, "230.1 k"),
         ({"reference": 77.9}, "77.90"),
     ],
@@ -192,7 +192,7 @@ def test_json_follows_its_schema():
     assert set(found) == {"schema", "protocol", "metric", "experiments", "notes"}
     assert (found["schema"], found["protocol"], found["metric"]) == ("kdcluster.results/1", "best", "test/top1")
     (experiment,) = found["experiments"]
-    assert set(experiment) == {"name", "rows", "problems", "notes", "cost", "costs", "seeds"}
+    assert set(experiment) == {"name", "rows", "problems", "notes", "cost", "costs", "seeds", "paper"}
     assert experiment["cost"] == {"gpu_hours": 0.0, "lost_gpu_hours": 0.0, "wall_s": 0.0}
     assert experiment["problems"] == [{"run": "run", "state": "failed", "reason": "why", "log": None}]
     baseline, distilled = experiment["rows"]
@@ -222,7 +222,7 @@ def test_a_narrow_terminal_gets_whole_words_and_the_columns_that_matter(width):
     text = re.sub(r"no room here for [^:]*: widen the terminal, or --format md ", "", " ".join(map(str.strip, lines)))
     words = set(text.replace("─", "").split())
     assert words <= set(" ".join(at_width(None)).split())
-    assert {"83.38", "+6.47", "[5.9,", "7.0]", "2/3", "failed"} <= words
+    assert {"83.38", "+6.47", "[5.91,", "7.03]", "2/3", "failed"} <= words
 
 
 def test_columns_give_way_by_rank_and_are_named():

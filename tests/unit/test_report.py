@@ -93,7 +93,7 @@ def test_the_page_says_what_the_table_says(folder: Path) -> None:
     assert "72.00 ± 2.83" in said
     assert "79.00 ± 1.41" in said
     assert "+7.00" in said
-    assert f"−{12.7062 * 3 - 7:.1f} to {12.7062 * 3 + 7:.1f}" in said
+    assert f"−{12.7062 * 3 - 7:.2f} to {12.7062 * 3 + 7:.2f}" in said
     assert "87.8 %" in said  # 79 / 90
     assert "10.0×" in said
     assert "includes zero: no gain is shown" in said

@@ -619,6 +619,63 @@ def test_the_text_is_the_golden_one(tmp_path):
     assert without_hashes(render(table)) == GOLDEN.read_text(encoding="utf-8")
 
 
+# --- on paper
+
+
+def on_paper(plan, root, protocol="best"):
+    made = build(plan, root, protocol, trainer_code="today").experiments[0].paper
+    return made.caption, " ".join(made.notes)
+
+
+def test_a_paper_has_a_caption_and_how_the_epoch_was_chosen(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan, trainer_code="yesterday")
+    caption, notes = on_paper(plan, tmp_path)
+    students = "the student trained alone (baseline) and the student distilled from the teacher"
+    assert caption == f"Top-1 test accuracy on CIFAR-100: the teacher, {students}."
+    assert notes == "Best test accuracy over the epochs: the epoch is selected on the test set."
+    assert on_paper(plan, tmp_path, "last")[1] == "Test accuracy of the last epoch."
+    caption, _ = on_paper(plan.only(["teacher"]), tmp_path)
+    assert caption == "Top-1 test accuracy on CIFAR-100: the teacher."
+
+
+@pytest.mark.parametrize(
+    ("setting", "facts", "said"),
+    [
+        ("data.val_fraction=0.1", {}, "Test accuracy of the epoch that is best on held-out training images."),
+        (
+            "data.labelled=500",
+            {"images": {"unlabelled": 3500}},
+            "Teacher and baseline learn from 500 images with labels; the distilled student also sees 3,500 without.",
+        ),
+        (
+            "train.amp=auto",
+            {"images_in_both": 3},
+            "3 test images are among the training images, too: the test",
+        ),
+        ("train.amp=auto", {"amp": "none"}, "[1] The runs were not all trained in one precision: teacher bf16, "),
+    ],
+)
+def test_a_paper_says_what_its_reader_has_to_know(tmp_path, setting, facts, said):
+    plan = planned(tmp_path, setting)
+    full(tmp_path, plan, **facts)
+    assert said in on_paper(plan, tmp_path)[1]
+
+
+def test_a_paper_says_that_nothing_was_distilled(tmp_path):
+    plan = planned(tmp_path, "distill.alpha=0", "data.labelled=500")
+    said = on_paper(plan, tmp_path)[1]
+    assert said.endswith("With α = 0 the distilled student is the baseline.")
+    assert "Teacher, baseline and distilled learn from 500 images with labels." in said
+
+
+def test_a_paper_says_which_seeds_the_gain_is_over(tmp_path):
+    plan = planned(tmp_path)
+    full(tmp_path, plan)
+    shutil.rmtree(tmp_path / of(plan, "distilled", 2).id)
+    assert on_paper(plan, tmp_path)[1].endswith(" The gain is over the seeds that both students have: 0 and 1.")
+
+
 # --- statistics
 
 

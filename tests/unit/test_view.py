@@ -65,7 +65,7 @@ def test_html_is_a_table_to_a_screen_reader_and_nothing_else_to_a_page() -> None
     columns = ["model configuration", "n", "best test accuracy", "gain", "params", "reduction", "retention"]
     assert page.texts("th", scope="col") == columns
     assert page.texts("th", scope="row") == ["teacher: big|net", "baseline", "distilled: small (α 0.5, T 4) [1]"]
-    assert page.texts("td")[-6:] == ["2/3", "83.38 ± 0.21", "+6.47 [5.9, 7.0]", "5.5 M", "15.5×", "91.5 %"]
+    assert page.texts("td")[-6:] == ["2/3", "83.38 ± 0.21", "+6.47 [5.91, 7.03]", "5.5 M", "15.5×", "91.5 %"]
     assert page.texts("li") == ["[1] a note on α", "± is the spread"]
     kinds = {(name, key) for name, attrs, _ in page.found for key in attrs}
     assert kinds == {("th", "scope"), ("th", "style"), ("td", "style")}
@@ -110,7 +110,7 @@ def test_columns_as_they_are_named() -> None:
         "| ---: | :--- |",
         "| – | teacher: big\\|net |",
         "| – | baseline |",
-        "| +6.47 [5.9, 7.0] | distilled: small (α 0.5, T 4) [1] |",
+        "| +6.47 [5.91, 7.03] | distilled: small (α 0.5, T 4) [1] |",
     ]
     (first, *_) = csv.DictReader(io.StringIO(render(two(), "csv", view=view)))
     assert list(first) == ["gain", "gain_ci95_low", "gain_ci95_high", "configuration"]
