@@ -11,9 +11,10 @@ from kdcluster.commands.next_steps import say_others
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.files import write_output
 from kdcluster.plan import Plan
-from kdcluster.report import draw, pictures
+from kdcluster.report import captions, draw, pictures
 from kdcluster.report.facts import Facts, gather
 from kdcluster.report.page import page
+from kdcluster.results import latex
 from kdcluster.terminal import say, show
 
 
@@ -34,7 +35,7 @@ def report(chosen: Chosen, output: Path | None) -> None:
 
 
 def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: float) -> None:
-    """Write one picture, and say where.
+    """Write one picture, and say where, and what a caption may say; for a .pdf as LaTeX has it.
 
     Raises:
         ConfigError: the file's name says no format that there is.
@@ -50,6 +51,8 @@ def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: 
         hint = makes.get(picture.partition("-")[0], "status shows its runs")
         raise KdclusterError(f"{experiment} has nothing for the picture {picture} yet: kdcluster {hint}")
     _write(output, draw.to_file(drawn.draw, found, draw.paper(width_mm), output, drawn.height(found)))
+    text = captions.caption(picture, found)
+    say(f"caption: {latex.escaped(text) if output.suffix.lower() == '.pdf' else text}")
 
 
 def _gathered(chosen: Chosen, experiments: Iterable[str]) -> tuple[Plan, list[Facts]]:

@@ -14,7 +14,7 @@ from kdcluster.files import write_output
 from kdcluster.results import render
 from kdcluster.results.view import View, names_in
 from kdcluster.tabled import tabled
-from kdcluster.terminal import can_show, show_text, width
+from kdcluster.terminal import can_show, say, show_text, width
 
 
 def results(
@@ -78,3 +78,4 @@ def _give(text: str, output: Path | None) -> None:
         write_output(output, text)
     except OSError as error:
         raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
+    say(f"written: {output}")

@@ -27,7 +27,7 @@ FORMATS = (".pdf", ".png", ".svg")
 ON_PAPER = {
     "ink": "#000000",
     "soft": "#444444",
-    "line": "#bbbbbb",
+    "line": "#d0d0d0",
     "paper": "#ffffff",
     "teacher": "#5b6470",
     "baseline": "#b45309",
@@ -102,6 +102,8 @@ def drawing(look: Look) -> Iterator[None]:
         "legend.facecolor": look.colour["paper"],
         "legend.edgecolor": "none",
         "legend.framealpha": 0.8,
+        "legend.fontsize": 0.9 * look.size,
+        "legend.borderpad": 0.1,
         "lines.linewidth": 0.15 * look.size,
         "lines.markersize": 0.45 * look.size,
         "hatch.linewidth": 0.8,
@@ -126,6 +128,13 @@ def whole_numbers(plot: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def area(colour: str, label: str) -> Any:
+    """What a legend has for a band."""
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=colour, alpha=0.2, lw=0, label=label)
 
 
 def brief(text: str, most: int = 24) -> str:

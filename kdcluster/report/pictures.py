@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdcluster.report import searched, timeline, words
-from kdcluster.report.draw import Draw, Look, axes, brief, whole_numbers
+from kdcluster.report.draw import Draw, Look, area, axes, brief, whole_numbers
 from kdcluster.report.facts import Facts
 from kdcluster.report.guesses import ClassChange
 from kdcluster.run import TRAINED
@@ -34,12 +34,12 @@ class Picture(NamedTuple):
 
 
 def curves(figure: Figure, facts: Facts, look: Look) -> None:
-    """Test accuracy over epochs or steps: means, and bands of one standard deviation."""
+    """Test accuracy over epochs or steps, all of it: means, and bands of one standard deviation."""
     found = facts.curves
     plot = axes(figure, found.unit, "test accuracy (%)")
     for role, curve in found.of.items():
         colour = look.colour[role]
-        label = f"{role}, n = {curve.n}" if curve.n > 1 else role
+        label = f"{role} ({curve.n} seeds)" if curve.n > 1 else role
         step = max(1, len(curve.at) // 12)
         plot.plot(curve.at, curve.mean, color=colour, ls=DASHES[role], marker=MARKS[role], markevery=step, label=label)
         if curve.sd:
@@ -47,11 +47,12 @@ def curves(figure: Figure, facts: Facts, look: Look) -> None:
             plot.fill_between(curve.at, low, high, color=colour, alpha=0.2, lw=0)
     if (level := facts.top1("teacher")) is not None and "teacher" not in found.of:
         plot.axhline(level, color=look.colour["teacher"], ls=DASHES["teacher"], label="teacher")
-    bottom, top = plot.get_ylim()
-    lowest = min((min(curve.mean) for role, curve in found.of.items() if role != "teacher"), default=bottom)
-    plot.set_ylim(max(bottom, lowest - 0.1 * (top - bottom)), min(100.0, top))  # a teacher that begins lower is cut off
+    plot.set_ylim(max(0.0, plot.get_ylim()[0]), min(101.0, plot.get_ylim()[1]))
     whole_numbers(plot)
-    plot.legend(loc="lower right")
+    shown = plot.get_legend_handles_labels()[0]
+    if any(curve.sd for curve in found.of.values()):
+        shown.append(area(look.colour["soft"], "± 1 std. dev."))
+    figure.legend(handles=shown, loc="outside upper center", ncols=2)  # inside it would lie on lines
 
 
 def gains(figure: Figure, facts: Facts, look: Look) -> None:

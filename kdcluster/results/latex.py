@@ -135,7 +135,7 @@ def _figures(column: Sequence[str]) -> tuple[str, list[str]]:
     """
     title, *body = column
     head = escaped(title)
-    parts = [text.partition(" ")[::2] for text in body]
+    parts = [text.replace("< ", "<").partition(" ")[::2] for text in body]
     behind = {rest for number, rest in parts if rest or any(map(str.isdigit, number))}
     unit = "".join(behind)
     if len(behind) == 1 and unit and not any(map(str.isdigit, unit)):

@@ -16,7 +16,7 @@ from kdcluster.results.measured import TOP1, Measured, Protocol, selected_by
 from kdcluster.run import TRAINED, Role
 
 _DATA = {"cifar100": "CIFAR-100", "cifar10": "CIFAR-10", "mnist5k": "5,000 MNIST digits"}
-_WHO: Mapping[Role, str] = {
+WHO: Mapping[Role, str] = {
     "teacher": "the teacher",
     "baseline": "the student trained alone (baseline)",
     "distilled": "the student distilled from the teacher",
@@ -30,6 +30,8 @@ class Paper:
     caption: str = ""
     notes: tuple[str, ...] = ()
     """Sentences, the numbered one first."""
+    data: str = ""
+    """The data set, by the name that readers know."""
 
 
 def paper(
@@ -41,8 +43,9 @@ def paper(
     of_prices: Sequence[str],
 ) -> Paper:
     """Of the runs by role; `paired`: the seeds that the gain is over; `of_prices`: what size and latency are."""
-    caption = f"Top-1 test accuracy on {_data(config.data)}: {_listed([_WHO[role] for role in TRAINED if runs[role]])}."
-    return Paper(caption, (*_notes(runs, unique, paired, config, protocol), *map(_sentence, of_prices)))
+    data = _data(config.data)
+    caption = f"Top-1 test accuracy on {data}: {listed([WHO[role] for role in TRAINED if runs[role]])}."
+    return Paper(caption, (*_notes(runs, unique, paired, config, protocol), *map(_sentence, of_prices)), data)
 
 
 def _notes(
@@ -63,7 +66,7 @@ def _notes(
         yield f"Test accuracy of the {at} that is best on held-out training images."
     distilled = [m for m in runs["distilled"] if config.distill.alpha]
     if config.data.labelled is not None:
-        alone = _listed([role for role in TRAINED if runs[role] and (role != "distilled" or not distilled)])
+        alone = listed([role for role in TRAINED if runs[role] and (role != "distilled" or not distilled)])
         parts = [f"{alone or 'students'} learn from {config.data.labelled:,} images with labels"]
         if distilled:
             without = " or ".join(f"{n:,}" for n in unlabelled(distilled)) or "images"
@@ -74,7 +77,7 @@ def _notes(
     if runs["distilled"] and not distilled:
         yield "With α = 0 the distilled student is the baseline."
     elif 0 < len(paired) < max(len(runs["distilled"]), len(runs["baseline"])):
-        yield f"The gain is over the seeds that both students have: {_listed(list(map(str, paired)))}."
+        yield f"The gain is over the seeds that both students have: {listed(list(map(str, paired)))}."
     if same := max((m.trainer.get("images_in_both", 0) for m in unique if m.done), default=0):
         yield _sentence(in_both(same))
 
@@ -83,7 +86,7 @@ def _data(data: Data) -> str:
     return PurePath(data.path).name if data.path else _DATA.get(data.name, data.name)
 
 
-def _listed(texts: Sequence[str]) -> str:
+def listed(texts: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 

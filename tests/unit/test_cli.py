@@ -564,7 +564,8 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
     assert run("results", "demo", "--strict").exit_code == 1
     assert json.loads(run("results", "demo", "--json").stdout)["schema"] == "kdcluster.results/1"
     assert everything(empty_folder) == []
-    assert run("results", "demo", "--output", "table.txt").stdout == ""
+    written = run("results", "demo", "--output", "table.txt")
+    assert (written.stdout, written.stderr.splitlines()[0]) == ("", "written: table.txt")
     assert (empty_folder / "table.txt").read_text(encoding="utf-8") == result.stdout
     (empty_folder / "link").symlink_to("table.txt")
     (empty_folder / "table.txt").write_text("old")

@@ -26,7 +26,7 @@ from kdcluster import cli, predictions
 from kdcluster.experiment import configfile
 from kdcluster.files import write_json
 from kdcluster.plan import plan
-from kdcluster.report import examples, pictures
+from kdcluster.report import captions, draw, examples, pictures
 from kdcluster.report.curves import convergence
 from kdcluster.report.facts import Facts, gather
 from kdcluster.run import STORE
@@ -154,6 +154,57 @@ def test_a_figure_is_as_wide_as_was_asked(folder: Path, name: str, begins: bytes
         assert int.from_bytes(content[16:20], "big") == int(120 / 25.4 * 300)
     run("plot", "tiny.yaml", "--output", f"again{Path(name).suffix}", "--width-mm", "120")
     assert (folder / f"again{Path(name).suffix}").read_bytes() == content
+
+
+def test_a_figure_fits_a_column_unless_told_otherwise(folder: Path) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    run("plot", "tiny.yaml", "--output", "a.pdf")
+    box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ", (folder / "a.pdf").read_bytes())
+    assert box
+    assert float(box[1]) / 72 * 72.27 < 229.5  # of two in the class article, in TeX's points
+
+
+def test_every_point_of_a_curve_is_in_its_picture(folder: Path) -> None:
+    """Once the first ones of a teacher were not."""
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, {**TOPS, ("teacher", 0): [1.0, 100.0]})
+    facts, look = gathered(folder), draw.paper(80)
+    with draw.drawing(look):
+        figure = draw.figure(pictures.curves, facts, look)
+        figure.draw_without_rendering()
+    (plot,) = figure.axes
+    low, high = plot.get_ylim()
+    points = [y for line in plot.lines for y in line.get_ydata()]
+    assert low <= min(points)
+    assert max(points) <= high
+    (legend,) = figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["teacher", "baseline (2 seeds)", "distilled (2 seeds)", "± 1 std. dev."]
+    assert legend.get_window_extent().y0 >= plot.get_window_extent().y1  # it lies on no line
+
+
+def test_a_figure_comes_with_a_caption(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, {key: tops for key, tops in TOPS.items() if key != ("distilled", 1)})
+    who = "the teacher, the student trained alone (baseline) and the student distilled from the teacher"
+    result = run("plot", "tiny.yaml", "--output", "a.pdf")
+    assert (result.stdout, result.stderr) == (
+        "a.pdf\n",
+        f"caption: Test accuracy on CIFAR-10 over training: {who}. Lines are means over 2 seeds, bands one standard "
+        "deviation of the seeds to either side; the teacher and the distilled are single runs. "
+        "1 run that is not finished is not shown.\n",
+    )
+    finished(folder / "runs", made)
+    assert "with its 95\\% confidence" in run("plot", "tiny.yaml", "--output", "b.pdf", "--picture", "gains").stderr
+    assert "with its 95% confidence" in run("plot", "tiny.yaml", "--output", "b.svg", "--picture", "gains").stderr
+
+
+@pytest.mark.parametrize("picture", pictures.PICTURES)
+def test_every_picture_has_a_caption(folder: Path, picture: str) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    said = captions.caption(picture, gathered(folder))
+    assert "on CIFAR-10" in said
+    assert said.endswith(".")
 
 
 def test_a_figure_of_no_known_format_is_refused_before_anything_is_read(folder: Path) -> None:
