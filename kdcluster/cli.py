@@ -144,7 +144,7 @@ def submit(chosen: Chosen, **options: Any) -> None:
 @takes(arguments.settings, arguments.resources, arguments.runs_dir, arguments.data_dir)
 @click.option(
     "--role",
-    type=click.Choice(["teacher", "baseline", "distilled"]),
+    type=arguments.OneOf(["teacher", "baseline", "distilled"]),
     default="distilled",
     show_default=True,
     help="Which of its runs.",
@@ -306,14 +306,14 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "md", "latex", "html", "csv", "json", "jsonl"]),
+    type=arguments.OneOf(["table", "md", "latex", "html", "csv", "json", "jsonl"]),
     default="table",
     show_default=True,
     help="What to print.",
 )
 @click.option(
     "--protocol",
-    type=click.Choice(["best", "last"]),
+    type=arguments.OneOf(["best", "last"]),
     default="best",
     show_default=True,
     help="Accuracy of the best epoch or of the last.",
@@ -488,7 +488,7 @@ def report(chosen: Chosen, output: Path | None) -> None:
     metavar="FIG.pdf",
     help="Where to: .pdf, .png or .svg.",
 )
-@click.option("--picture", type=click.Choice(PICTURES), default="curves", show_default=True, help="Of what.")
+@click.option("--picture", type=arguments.OneOf(PICTURES), default="curves", show_default=True, help="Of what.")
 @click.option(
     "--width-mm",
     type=click.FloatRange(20, 1000),
@@ -541,7 +541,7 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "json", "png"]),
+    type=arguments.OneOf(["table", "json", "png"]),
     default="table",
     show_default=True,
     help="What to print; png is the confusion matrix.",
@@ -551,7 +551,7 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
 )
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=arguments.OneOf(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
     help="Where it is computed; auto is a GPU where there is one.",

@@ -9,6 +9,7 @@ KdclusterError        exit code 1
 """
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -19,6 +20,14 @@ _DISK = {
         "the file system refuses ({error}); what was saved is safe: give access or name another place, then {again}",
     ),
 }
+
+
+def meant(value: str, known: Iterable[str]) -> str:
+    """What was probably meant, as the end of a message; nothing where that is not known."""
+    import difflib  # only who has mistyped something waits for it
+
+    close = difflib.get_close_matches(value, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def explain_disk(error: OSError, again: str) -> str | None:

@@ -12,6 +12,7 @@ import click
 
 from kdcluster.commands import completion
 from kdcluster.commands.chosen import Chosen as Chosen
+from kdcluster.errors import meant
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -77,6 +78,14 @@ def _resources(gpus: str) -> Decorator:
     )
 
 
+class OneOf(click.Choice[str]):
+    """One of a few words; a misspelt one gets a suggestion."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        said = super().get_invalid_choice_message(value, ctx)
+        return said.removesuffix(".") + (meant(str(value), self.choices) or ".")
+
+
 class _BackendName(click.ParamType[str]):
     """`auto`, or a backend that is installed here; they are looked up when a command needs them."""
 
@@ -89,7 +98,7 @@ class _BackendName(click.ParamType[str]):
 
         known = ["auto", *names()]
         if value not in known:
-            self.fail(f"{value!r} is no backend; there are {', '.join(known)}", param, ctx)
+            self.fail(f"{value!r} is no backend; there are {', '.join(known)}{meant(value, known)}", param, ctx)
         return value
 
 

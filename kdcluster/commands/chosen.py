@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcluster.errors import ConfigError, NotFound
+from kdcluster.errors import ConfigError, NotFound, meant
 from kdcluster.terminal import say
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class Chosen:
             return made
         wanted = [role.strip() for role in self.roles.split(",")]
         if unknown := [role for role in wanted if role not in ROLES]:
-            raise ConfigError(f"--role {self.roles}: {unknown[0]!r} is no role; there are {', '.join(ROLES)}")
+            hint = meant(unknown[0], ROLES)
+            raise ConfigError(f"--role {self.roles}: {unknown[0]!r} is no role; there are {', '.join(ROLES)}{hint}")
         return made.only(wanted)
 
     def _overridden(self) -> list[str]:

@@ -164,6 +164,10 @@ def test_version() -> None:
 def test_wrong_usage_is_2_and_says_what_was_meant(empty_folder: Path) -> None:
     assert "No such option '--gpu'. Did you mean '--gpus'?" in fails(2, "plan", "exp1", "--gpu", "3")
     assert "No such command 'plam'. Did you mean 'plan'?" in fails(2, "plam", "exp1")
+    assert "No such command 'reslts'. Did you mean 'results'?" in fails(2, "reslts", "exp1")
+    assert "'jsonl'; did you mean 'latex'?" in fails(2, "results", "--format", "latx")
+    assert "'jsonl'.\n" in fails(2, "results", "--format", "zzz")
+    assert "there are auto, local, slurm; did you mean 'slurm'?" in fails(2, "plan", "exp1", "--backend", "slrm")
     assert "Missing argument 'EXP...'" in fails(2, "plan")
     assert "Invalid value for '--gpus': 0 is not in the range x>=1" in fails(2, "plan", "exp1", "--gpus", "0")
     assert "--gpus and --procs exclude each other" in fails(2, "plan", "exp1", "--gpus", "1", "--procs", "1")
@@ -174,6 +178,7 @@ def test_wrong_usage_is_2_and_says_what_was_meant(empty_folder: Path) -> None:
 def test_a_wrong_role(empty_folder: Path) -> None:
     said = "--role studnet: 'studnet' is no role; there are teacher, teacher-logits, baseline, distilled\n"
     assert fails(2, "plan", "exp1", "--role", "studnet") == said
+    assert "distilled; did you mean 'baseline'?\n" in fails(2, "plan", "exp1", "--role", "baselin")
     for role in ("studnet", "teacher,baseline"):
         assert f"'{role}' is not one of 'teacher', 'baseline', 'distilled'" in fails(2, "debug", "exp1", "--role", role)
 
