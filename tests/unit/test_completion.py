@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -228,7 +229,9 @@ def on_the_path(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """`kdcluster` as a user has it."""
     command = tmp_path / "bin" / "kdcluster"
     command.parent.mkdir()
-    command.write_text(f"#!{sys.executable}\nfrom kdcluster.cli import main\nmain()\n")
+    code = "from kdcluster.cli import main; main(prog_name='kdcluster')"
+    argv = shlex.join([sys.executable, "-c", code])  # a first line of `#!` ends at a blank in a path
+    command.write_text(f'#!/bin/sh\nexec {argv} "$@"\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))

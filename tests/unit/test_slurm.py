@@ -214,7 +214,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def make(**programs: str) -> Path:
         for name, body in programs.items():
-            (folder / name).write_text(f"#!/bin/bash\ncd {folder}\n{body}\n")
+            (folder / name).write_text(f"#!/bin/bash\ncd '{folder}'\n{body}\n")
             (folder / name).chmod(0o755)
         return folder
 

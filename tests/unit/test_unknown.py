@@ -49,7 +49,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(**programs: str) -> Path:
         for name in ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel"):
-            (folder / name).write_text(f"#!/bin/bash\ncd {folder}\n{programs.get(name, 'exit 9')}\n")
+            (folder / name).write_text(f"#!/bin/bash\ncd '{folder}'\n{programs.get(name, 'exit 9')}\n")
             (folder / name).chmod(0o755)
         return folder
 
