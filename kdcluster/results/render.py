@@ -195,7 +195,7 @@ _TEST = (
 def _failures(block: Block) -> Iterator[str]:
     """Every kind of problem, as a sentence without the paths of logs."""
     for title, problems in _by_kind(block.problems):
-        each = "; ".join(f"{who} ({p.state}: {p.reason})" for who, p in _alike(problems))
+        each = "; ".join(f"{who} ({_joined(p.state, p.reason)})" for who, p in _alike(problems))
         yield f"{title[:1].upper()}{title[1:]}: {each}."
 
 
@@ -219,7 +219,7 @@ def _title(table: Table, block: Block) -> str:
 def _problems(block: Block) -> list[tuple[str, list[str]]]:
     """Each kind of problem, and what is said of each."""
     found = _by_kind(block.problems)
-    return [(title, [f"{who}: {p.state}: {_why(p)}" for who, p in _alike(problems)]) for title, problems in found]
+    return [(title, [_joined(who, p.state, _why(p)) for who, p in _alike(problems)]) for title, problems in found]
 
 
 def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
@@ -236,6 +236,10 @@ def _alike(problems: Iterable[Problem]) -> list[tuple[str, Problem]]:
         same = (problem.run, problem.reason) if problem.state == State.DONE else (problem.state, _why(problem))
         runs.setdefault(same, []).append(problem)
     return [(ours[0].run if len(ours) == 1 else count(len(ours), "run"), ours[0]) for ours in runs.values()]
+
+
+def _joined(*parts: str) -> str:
+    return ": ".join(filter(None, parts))
 
 
 def _why(problem: Problem) -> str:

@@ -97,6 +97,13 @@ def test_problems_and_notes_stand_below():
     assert render(replace(table(DISTILLED), notes=())).endswith("\n\n[1] a note on α\n")  # without a legend
 
 
+def test_a_run_without_a_reason_is_named_with_its_state():
+    made = table(DISTILLED, problems=(Problem("run-a", "planned", "", None),))
+    assert "\n- run-a: planned\n" in render(made, "md")
+    assert "<li>run-a: planned</li>" in render(made, "html")
+    assert "Not in the means: run-a (planned).\\par" in render(made, "latex")
+
+
 def test_a_reason_of_several_runs_is_said_once():
     why = "waits for 2 cores, held by run-x (pid 7)"
     waiting = [Problem(f"run-{number}", "queued", why, None) for number in range(12)]
