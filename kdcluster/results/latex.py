@@ -66,8 +66,8 @@ def figure(text: str) -> str:
 
 BREAKS = r"  \renewcommand{\_}{\textunderscore\penalty500\relax}"
 """A name breaks at an underscore, where it has to."""
-IN_ONE_COLUMN = 42
-"""So many characters of figures leave room for names in one of two columns: 229.5 pt in the class article."""
+IN_ONE_COLUMN = 58
+"""So many characters have room in one of two columns: 229.5 pt in the class article."""
 LONGEST = 16
 """Characters of a text, or of a word, that does not wrap."""
 
@@ -105,8 +105,9 @@ def float_of(label: str, caption: str, tables: Tables, notes: Sequence[str] = ()
 
 
 def _characters(cells: Sequence[Sequence[str]], right: Container[int]) -> int:
-    """How wide the columns of numbers are."""
-    return sum(2 + max(len(row[at]) for row in cells) for at in range(len(cells[0])) if at in right)
+    """How wide a table is; names wrap."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return sum(2 + (width if at in right else min(width, LONGEST)) for at, width in enumerate(widths))
 
 
 def _tabular(cells: Sequence[Sequence[str]], right: Container[int]) -> list[str]:

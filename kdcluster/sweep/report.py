@@ -132,7 +132,6 @@ def rows(
     keys = _keys(found)
     told = ([*_values(one, found, short), one.shown or "-", str(one.epochs)] for one in found)
     cells = [list(map(spell, row)) for row in told]
-    first = [found[0].point.values.get(key) for key in keys] if found else []
     ends = [label(key, keys, {}) for key in keys]
     for names, digits in ((keys, None), (keys, -8), (ends, -8)):
         head = [*names, metric, counted(one.point for one in found), "state", "runs"]
@@ -142,8 +141,7 @@ def rows(
             head, body = ["", *head], [[str(number), *row] for number, row in enumerate(body, 1)]
         last = len(head) - 1
         ranks = {last: 2, last - 2: 1}
-        texts = [at + numbered for at, one in enumerate(first) if isinstance(one, str)]
-        right = [at for at in range(last - 1) if at not in texts]
+        right = [*([0] if numbered else []), *(at + numbered for at in _right(found))]
         fit = fitted([head, *body], right, width=width, ranks=ranks, wraps={last: 8, last - 1: 8})
         if not fit.left_out:
             break
@@ -160,6 +158,13 @@ def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
 def _keys(found: Sequence[Tried]) -> list[str]:
     """Of all points: earlier ones may have been of a smaller space."""
     return list(dict.fromkeys(key for one in found for key in one.point.values))
+
+
+def _right(found: Sequence[Tried]) -> list[int]:
+    """Which columns of `_cells` hold numbers."""
+    keys = _keys(found)
+    texts = [key for key in keys if any(isinstance(one.point.values.get(key), str) for one in found)]
+    return [at for at, key in enumerate([*keys, "metric", "epochs"]) if key not in texts]
 
 
 def _values(one: Tried, found: Sequence[Tried], spelt: Callable[[Any], str] = str) -> list[str]:
@@ -228,10 +233,12 @@ def render(
         words = after.verdict.words if after.verdict else ("not every run of the confirmation is done",)
     confirmed = rendered(after.table, style, ascii=ascii, width=width) if after else ""
     if style == "latex":  # without the runs, whose ids have no room on paper
-        cells = [row[:-1] for row in _cells(found, metric)]
+        keys = _keys(found)
+        head, *body = (row[:-1] for row in _cells(found, metric))
+        cells = [[*(label(key, keys, {}) for key in keys), *head[len(keys) :]], *body]
         caption = f"Trials of the hyperparameter search, the best {metric} first."
         told = latex.float_of(
-            f"sweep of {searched.loaded.name}", caption, [(cells, ())], [*notes(searched, found), *words]
+            f"sweep of {searched.loaded.name}", caption, [(cells, _right(found))], [*notes(searched, found), *words]
         )
         return "\n\n".join(filter(None, (latex.PREAMBLE, told, confirmed.rstrip("\n")))) + "\n"
 
@@ -244,7 +251,7 @@ def render(
     if style == "table":
         lines = table(found, metric, width=width, spell=spell)
     else:
-        lines = fragment.table(_cells(found, metric), ()) if style == "html" else markdown(_cells(found, metric))
+        lines = (fragment.table if style == "html" else markdown)(_cells(found, metric), _right(found))
     lines += ["", *below(notes(searched, found))]
     if after:
         lines += ["", confirmed, *below(words)]

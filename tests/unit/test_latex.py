@@ -212,3 +212,20 @@ def test_a_sign_is_mathematics_with_its_number() -> None:
     assert r"$-1.24$ & [$-2.04$, $-0.01$]" in text
     assert latex.figure("<0.001") == "$<0.001$"
     assert latex.figure("vit-2 1e-3") == "vit-2 1e-3"
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=["one column", "two columns"])
+def test_the_trials_of_a_search_fit_the_text(tmp_path: Path, kind: str) -> None:
+    """A table of numbers alone, which has no name that could wrap."""
+    needs_latex()
+    keys = {"alpha": "0.4321", "temperature": "3.254", "lr": "0.00032", "drop_path_rate": "0.1", "weight_decay": "0.05"}
+    counted = {"val/top1": "78.25 ± 2.11", "epochs": "10", "state": "done"}
+    found = []
+    for searched in (5, 2):
+        trial = {**dict(list(keys.items())[:searched]), **counted}
+        table = [list(trial), *[list(trial.values())] * 3], range(len(trial) - 1)
+        found.append(latex.float_of("exp1", "Trials.", [table], ["Selected by val/top1."]))
+    assert ["table*" in text for text in found] == [True, False]
+    log = compiled(tmp_path, found[0] + "\n" + found[1].replace("tab:exp1", "tab:exp2"), kind)
+    for trouble in TROUBLES:
+        assert trouble not in log, log

@@ -369,10 +369,11 @@ def test_the_trials_for_documents_and_scripts(tried: tuple[Space, list[report.Tr
     assert page.count('<tr><th scope="row"') == len(found)
     assert page.isascii()
     paper = report.render(searched, found, "latex")
+    assert "temperature & val/top1 & epochs & state" in paper
     assert paper.count(r" \\") == len(found) + 1
     assert r"\label{tab:sweep-of-tiny}" in paper
     assert found[0].point.ids[0] not in paper
-    assert report.render(searched, found, "md").splitlines()[1] == "| :--- | :--- | :--- | :--- | :--- | :--- |"
+    assert report.render(searched, found, "md").splitlines()[1] == "| ---: | ---: | ---: | ---: | :--- | :--- |"
 
 
 def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, list[report.Tried]]) -> None:
