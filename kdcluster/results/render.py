@@ -177,11 +177,10 @@ def _latex(table: Table, per_seed: bool, view: View) -> str:
     for block in blocks(table, view):
         each = seeds.cells(block.seeds, table.protocol)
         found = [cells(table, block, view, on_paper=True), *([(each, range(1, len(each[0])))] if per_seed else [])]
-        told = [f"{title}: {text}" for title, texts in _problems(block) for text in texts]
         notes = [*block.paper.notes, *legend(block, columns_of(table, block, view))]
         notes += [_TEST] * (per_seed and any(seed.p is not None for seed in block.seeds))
         notes += _failures(block)
-        comments = [_title(table, block), *block.notes, *told, *table.notes]
+        comments = [_title(table, block), *block.notes, *table.notes]
         parts.append(latex.float_of(block.name, block.paper.caption or block.name, found, notes, comments))
     return "\n\n".join(parts) + "\n"
 
@@ -193,7 +192,7 @@ _TEST = (
 
 
 def _failures(block: Block) -> Iterator[str]:
-    """Every kind of problem, as a sentence without the paths of logs."""
+    """Every kind of problem, as a sentence without the paths of logs: archives of papers publish also the source."""
     for title, problems in _by_kind(block.problems):
         each = "; ".join(f"{who} ({_joined(p.state, p.reason)})" for who, p in _alike(problems))
         yield f"{title[:1].upper()}{title[1:]}: {each}."
