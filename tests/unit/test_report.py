@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -426,12 +427,11 @@ def test_hours_are_the_sum_over_attempts_and_those_of_repeated_steps_are_lost(fo
         attempt.write("trainer", {"resumed_at_step": begun})
         attempt.write("heartbeat", {"time": started + 3600 * hours, "step": reached})
         attempt.write("outcome", {"state": state, "reason": "", "time": started + 3600 * hours})
-    run("report", "tiny.yaml", "--output", "a.html")
+    run("report", "tiny.yaml", "--output", "a.html", "--internal")
     said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
     # 2 GPUs for 1.5 hours; of the first attempt's 40 steps, 2 GPU-hours, 10 were done again
-    assert (
-        "2 attempts of 1 run took 1:30:00, summed. GPUs were held for 3 GPU-hours, 0.5 of them lost to repeats." in said
-    )
+    hours = "GPUs were held for 3 GPU-hours, 0.5 of them lost to repeats."
+    assert f"2 attempts of 1 run took 1:30:00 together; {hours}" in said
     assert "node<7>" in said
     assert run("plot", "tiny.yaml", "--picture", "time", "--output", "a.pdf").exit_code == 0
 
@@ -478,13 +478,72 @@ def test_what_was_not_committed_is_told_with_the_commands_that_bring_it_back(fol
     git = {"/src/it's": {"commit": "c" * 40, "dirty": True}}
     attempt = run_dir.start_attempt({"code": {"kdcluster": "0.1.0", "git": git}})
     (attempt.path / "code.diff").write_text("-<script>\n+line\n")
-    warned = " ".join(run("report", "tiny.yaml", "--output", "a.html").stderr.split())
-    assert "shows changes of code that were not committed" in warned
+    warned = " ".join(run("report", "tiny.yaml", "--output", "a.html", "--internal").stderr.split())
+    assert "names hosts and folders, and shows what was not committed" in warned
     said = "".join(Parsed((folder / "a.html").read_text()).text)
     assert f"git -C '/src/it'\"'\"'s' checkout {'c' * 40}\n" in said
     assert f"git -C '/src/it'\"'\"'s' apply {attempt.path / 'code.diff'}\n" in said
     assert "kdcluster submit tiny.yaml\n" in said
     assert "-<script>\n+line" in said
+
+
+SECRETS = ["login7", "gpu3", "gpu12.cluster", "10.1.2.3", "mlflow.example", "alice", "paper draft", "/mnt/", "quiet"]
+"""Hosts, folders, and what was not committed, in every record that a report reads."""
+DIFF = """diff --git a/one.py b/one.py
+--- a/one.py
++++ b/one.py
+@@ -1,2 +1,2 @@
+--- quiet
++++ quiet
+ same
+diff --git a/two.py b/two.py
+@@ -0,0 +1 @@
++quiet
+"""
+
+
+def test_hosts_folders_and_what_was_not_committed_are_for_oneself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "alice" / "paper draft"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    weights = folder / "the weights.safetensors"
+    weights.write_bytes(b"any")
+    write_experiment(folder, {"seeds": [0, 1], "student.pretrained": str(weights)})
+    made = plan([configfile.load("tiny.yaml")])
+    tops = {key: top for key, top in TOPS.items() if key != ("distilled", 1)}
+    finished(folder / "runs", made, tops)
+    git = {"/mnt/alice/kd": {"commit": "c" * 40, "dirty": True}}
+    words = [str(folder / "tiny.yaml"), "--data-dir", "/mnt/alice/some data", "--cluster", "/mnt/alice/mine.yaml"]
+    for one in made.runs:
+        run_dir = RunDir(folder / "runs", one.id)
+        if one.role == STORE:
+            continue
+        run_dir.prepare(one)
+        run_dir.note_submit(shlex.join([*words, "--set", "variant=/mnt/alice/x"]))
+        first = run_dir.newest()
+        about = {"host": "login7", "nodes": "gpu[1-4,12]", "code": {"git": git}, "command": ["/mnt/alice/python"]}
+        attempt = run_dir.start_attempt({"started": 1e6, **about})
+        (attempt.path / "code.diff").write_text(DIFF)
+        attempt.write("trainer", {**(first.read("trainer") if first else {}), "steps_per_epoch": 4})
+        reason = f"no answer of gpu3:29500 (10.1.2.3) to gpu12.cluster or login7; {folder}/rank 0.log, '/mnt/a b/c'"
+        reason += ", http://mlflow.example:5000/x, ~alice/x, and /mnt/deep/down/file.py: line 3"
+        state = "done" if first else "failed"
+        attempt.write("outcome", {"state": state, "reason": reason, "time": 1.1e6, "rank": 0})
+    result = run("report", "tiny.yaml", "--data-dir", "/mnt/alice/some data", "--output", "a.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    written = (folder / "a.html").read_text()
+    assert [one for one in [*SECRETS, str(tmp_path), socket.gethostname()] if one in written] == []
+    said = " ".join(" ".join(Parsed(written).text).split())
+    assert "no answer of HOST:29500 (HOST) to HOST or HOST;" in said
+    assert "'c', http://HOST/x, x, and file.py: line 3" in said
+    assert "5 of 5 runs, with 3 uncommitted lines in 2 files, not shown kd cccccccccccc" in said
+    assert f"git -C kd checkout {'c' * 40} kdcluster submit tiny.yaml --data-dir DATA --cluster CLUSTER" in said
+    assert "student.pretrained the weights.safetensors" in said
+    run("report", "tiny.yaml", "--data-dir", "/mnt/alice/some data", "--output", "a.html", "--internal")
+    written = (folder / "a.html").read_text()
+    assert [one for one in SECRETS if one not in written] == []
 
 
 def test_without_a_weight_of_the_teacher_there_is_nothing_to_compare(folder: Path) -> None:

@@ -9,10 +9,10 @@ from kdcluster.history import Cost, Record, cost, span, spent
 from kdcluster.report import words
 from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, block, element, folded, joined, named, paragraphs, table, together
-from kdcluster.report.origin import LONGEST_DIFF, Origin
+from kdcluster.report.origin import LONGEST_DIFF, Commit, Origin
 from kdcluster.report.sections.parts import Section, picture
 from kdcluster.settings import Setting
-from kdcluster.wording import command, count, quoted
+from kdcluster.wording import command, count
 
 
 def costs(facts: Facts) -> Section | None:
@@ -23,8 +23,8 @@ def costs(facts: Facts) -> Section | None:
     total = cost(cost(found) for found in records.values())
     attempts = sum(map(len, records.values()))
     whole = f"{count(attempts, 'attempt')} of {count(len(records), 'run')}"
-    hours = f"GPUs were held for {spent(total)}." if total.gpu_hours else "No GPU was held."
-    said = [f"{whole} took {span(total.wall_s)}, summed. {hours}"]
+    hours = f"; GPUs were held for {spent(total)}" if total.gpu_hours else " on CPUs"
+    said = [f"{whole} took {span(total.wall_s)} together{hours}."]
     drawn = picture("time", facts, f"When each attempt ran: {whole}.", "Hatched: an attempt that did not end well.")
     head = ["role", "runs", "attempts", "time", *["GPU-hours", "of them lost"] * bool(total.gpu_hours)]
     roles = dict.fromkeys(facts.roles[run_id] for run_id in records)
@@ -32,7 +32,8 @@ def costs(facts: Facts) -> Section | None:
     by_role = table("Time by role", head, [row[: len(head)] for row in rows], right=range(1, 6))
     every = folded("Every attempt", _attempts(facts))
     beside = element("div", paragraphs(said), by_role, every)
-    return Section("Time and GPU-hours", element("div", drawn, beside, class_="pair"))
+    title = "Time and GPU-hours" if total.gpu_hours else "Compute time"
+    return Section(title, element("div", drawn, beside, class_="pair"))
 
 
 def _sum(role: str, found: Sequence[Sequence[Record]]) -> list[object]:
@@ -45,23 +46,25 @@ def _cost(total: Cost) -> list[object]:
 
 
 def _attempts(facts: Facts) -> Html:
-    head = ["run", "attempt", "where", "started", "time", "steps", "GPU-hours", "of them lost", "end"]
+    every = [(run_id, one) for run_id, found in facts.origin.records.items() for one in found]
+    with_gpus, with_hosts = any(one.gpu_hours for _, one in every), any(one.where for _, one in every)
+    head = ["run", "attempt", "time", "steps", *["GPU-hours", "of them lost"] * with_gpus]
+    right = range(1, len(head))
+    head += ["started", *["where"] * with_hosts, "end"]
     rows = [
         [
             run_id,
             one.attempt,
-            one.where,
-            words.MISSING if one.started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.started)),
             span(one.wall_s),
             f"{one.from_step:,} to {one.to_step:,}",
-            f"{one.gpu_hours:.3g}",
-            f"{one.lost_gpu_hours:.3g}",
+            *[f"{one.gpu_hours:.3g}", f"{one.lost_gpu_hours:.3g}"] * with_gpus,
+            words.MISSING if one.started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.started)),
+            *[one.where] * with_hosts,
             ": ".join(filter(None, (one.state, one.reason))) or "no end is written down",
         ]
-        for run_id, found in facts.origin.records.items()
-        for one in found
+        for run_id, one in every
     ]
-    return table("Attempts, oldest first", head, rows, right=(1, 4, 6, 7), names=True)
+    return table("Attempts, oldest first", head, rows, right=right, names=True)
 
 
 def reproduce(facts: Facts) -> Section:
@@ -77,15 +80,17 @@ def reproduce(facts: Facts) -> Section:
 
 
 def _commands(facts: Facts) -> Iterator[str]:
+    states = {tuple((folder, commit) for folder, commit, _ in made.of) for made in facts.origin.commits}
+    if len(states) == 1:
+        for folder, commit in states.pop():
+            yield command(["git", "-C", folder, "checkout", commit])
     if len(facts.origin.commits) == 1:
         (made,) = facts.origin.commits
-        for folder, commit, _ in made.of:
-            yield f"git -C {quoted(folder)} checkout {commit}"
         if made.diff and len(made.of) == 1:
-            yield f"git -C {quoted(made.of[0][0])} apply {quoted(str(made.diff_file))}"
+            yield command(["git", "-C", made.of[0][0], "apply", str(made.diff_file)])
     for given in facts.origin.submitted or (facts.again,):
-        yield f"kdcluster submit {given}"
-    yield f"kdcluster report {facts.again}"
+        yield command(["kdcluster", "submit", *given])
+    yield command(["kdcluster", "report", *facts.again])
 
 
 def _settings(settings: Mapping[str, Setting], file: str) -> Html:
@@ -101,19 +106,29 @@ def _settings(settings: Mapping[str, Setting], file: str) -> Html:
 
 def _made(found: Origin) -> Iterator[Html]:
     def of(runs: Sequence[str]) -> object:
-        return joined(map(named, runs)) if len(runs) < 3 else f"{len(runs)} of {count(len(found.commands), 'run')}"
+        return joined(map(named, runs)) if len(runs) < 3 else f"{len(runs)} of {count(len(found.records), 'run')}"
 
     for made in found.made:
         where = [["trained on", made.where]] if made.where else []
         rows = [*map(list, made.versions), *where]
         yield table(together("Versions of ", of(made.runs)), ["what", "version"], rows) if rows else Html()
-    states = [
-        [folder, f"{commit}{', with uncommitted changes' * changed}", of(one.runs)]
-        for one in found.commits
-        for folder, commit, changed in one.of
-    ]
-    yield table("Commits from which runs were started", ["folder", "commit", "runs"], states) if states else Html()
+    states: dict[tuple[str, str], list[object]] = {}
+    for one in found.commits:
+        for folder, commit, dirty in one.of:
+            states.setdefault((folder, commit), []).append(together(of(one.runs), _uncommitted(one, dirty)))
+    rows = [[joined(of_these, "; "), folder, commit[:12]] for (folder, commit), of_these in states.items()]
+    yield table("Commits from which runs were started", ["runs", "folder", "commit"], rows) if rows else Html()
     for one in found.commits:
         if one.diff:
             cut = f"\n… and more in {one.diff_file}" if len(one.diff) == LONGEST_DIFF else ""
             yield folded(together("What was not committed: ", of(one.runs)), block(one.diff + cut))
+
+
+def _uncommitted(made: Commit, dirty: bool) -> str:
+    lines, files = made.changed
+    if not dirty:
+        return ""
+    if not lines or sum(changed for *_, changed in made.of) > 1:  # the diff is of all folders together
+        return ", with uncommitted changes"
+    hidden = "" if made.diff else ", not shown"
+    return f", with {count(lines, 'uncommitted line')} in {count(files, 'file')}{hidden}"
