@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from kdcluster.wording import one_line, printable
 
-VOID = ("meta", "img", "br")
+VOID = ("meta", "img", "br", "wbr")
 
 
 class Html(str):
@@ -36,7 +36,7 @@ def text(value: object) -> Html:
     """A value in one line, with what controls or turns a line spelt out; markup stays as it is."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape(re.sub(r"(?<=\d) (?=%)", "\xa0", one_line(str(value)))))  # `92.60 %` is not torn apart
+    return Html(html.escape(re.sub(r"(?<=\d) (?=%|px\b)", "\xa0", one_line(str(value)))))  # `92.60 %` is not torn apart
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Html:
@@ -58,6 +58,11 @@ def block(content: str) -> Html:
 def named(value: str) -> Html:
     """A name from outside in a sentence: in whatever direction it is written, what follows is not turned."""
     return element("bdi", value)
+
+
+def breakable(path: str) -> Html:
+    """A path, whose lines break behind its folders alone."""
+    return joined(re.split("(?<=/)(?=.)", path), Html("<wbr>"))
 
 
 def paragraphs(lines: Iterable[object], **attributes: object) -> Html:

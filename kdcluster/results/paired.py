@@ -12,6 +12,7 @@ from functools import cached_property
 from kdcluster.results.measured import Measured
 from kdcluster.results.recount import fixed_and_broken
 from kdcluster.results.scores import mcnemar
+from kdcluster.results.words import chance
 from kdcluster.run import Role
 from kdcluster.wording import count
 
@@ -57,7 +58,7 @@ def in_words(found: Mapping[int, Paired], seeds: int) -> Iterator[str]:
     test = f"over the {each[0].images:,} test images (McNemar's exact test)"
     if len(each) == seeds == 1:
         (one,) = each
-        yield f"{test} distilled alone is right on {one.fixed}, baseline alone on {one.broken}: p {shown(one.p)}"
+        yield f"{test} distilled alone is right on {one.fixed}, baseline alone on {one.broken}: p {chance(one.p)}"
         return
     better = sum(one.p < LEVEL and one.fixed > one.broken for one in each)
     worse = sum(one.p < LEVEL and one.fixed < one.broken for one in each)
@@ -66,8 +67,3 @@ def in_words(found: Mapping[int, Paired], seeds: int) -> Iterator[str]:
         f"{test}, each seed by itself, distilled is better in {better} and worse in {worse} of "
         f"{count(len(each), 'seed')}{without} at p < {LEVEL}; --per-seed has how many it fixed and broke"
     )
-
-
-def shown(p: float) -> str:
-    """`0.034`, or `<0.001`."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

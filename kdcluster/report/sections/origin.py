@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kdcluster.history import Cost, Record, cost, span, spent
 from kdcluster.report import words
 from kdcluster.report.facts import Facts
-from kdcluster.report.markup import Html, block, element, folded, joined, named, paragraphs, table, together
+from kdcluster.report.markup import Html, block, breakable, element, folded, joined, named, paragraphs, table, together
 from kdcluster.report.origin import LONGEST_DIFF, Commit, Origin
 from kdcluster.report.sections.parts import Section, picture
 from kdcluster.settings import Setting
@@ -112,11 +112,14 @@ def _made(found: Origin) -> Iterator[Html]:
         where = [["trained on", made.where]] if made.where else []
         rows = [*map(list, made.versions), *where]
         yield table(together("Versions of ", of(made.runs)), ["what", "version"], rows) if rows else Html()
-    states: dict[tuple[str, str], list[object]] = {}
+    states: dict[tuple[str, str], list[tuple[Commit, bool]]] = {}
     for one in found.commits:
         for folder, commit, dirty in one.of:
-            states.setdefault((folder, commit), []).append(together(of(one.runs), _uncommitted(one, dirty)))
-    rows = [[joined(of_these, "; "), folder, commit[:12]] for (folder, commit), of_these in states.items()]
+            states.setdefault((folder, commit), []).append((one, dirty))
+    rows = []
+    for (folder, commit), ours in states.items():
+        runs = [run for one, _ in ours for run in one.runs]
+        rows.append([together(of(runs), _uncommitted(ours, len(runs))), breakable(folder), commit[:12]])
     yield table("Commits from which runs were started", ["runs", "folder", "commit"], rows) if rows else Html()
     for one in found.commits:
         if one.diff:
@@ -124,11 +127,23 @@ def _made(found: Origin) -> Iterator[Html]:
             yield folded(together("What was not committed: ", of(one.runs)), block(one.diff + cut))
 
 
-def _uncommitted(made: Commit, dirty: bool) -> str:
-    lines, files = made.changed
+def _uncommitted(ours: Sequence[tuple[Commit, bool]], runs: int) -> str:
+    """How much of a folder was not committed when its runs were started."""
+    dirty = [one for one, changed in ours if changed]
     if not dirty:
         return ""
-    if not lines or sum(changed for *_, changed in made.of) > 1:  # the diff is of all folders together
-        return ", with uncommitted changes"
-    hidden = "" if made.diff else ", not shown"
-    return f", with {count(lines, 'uncommitted line')} in {count(files, 'file')}{hidden}"
+    of_them = sum(len(one.runs) for one in dirty)
+    which = "" if of_them == runs else f" {of_them} of them"
+    alone = all(
+        sum(changed for *_, changed in one.of) == 1 for one in dirty
+    )  # else the diff is of all folders together
+    if not alone or not all(one.changed[0] for one in dirty):
+        return f",{which} with uncommitted changes"
+    lines, files = (sorted({one.changed[at] for one in dirty}) for at in (0, 1))
+    hidden = "" if all(one.diff for one in dirty) else ", not shown"
+    return f",{which} with {_between(lines, 'uncommitted line')} in {_between(files, 'file')}{hidden}"
+
+
+def _between(numbers: Sequence[int], what: str) -> str:
+    """`2 files`, `2 to 8 files`."""
+    return f"{numbers[0]:,} to " * (len(numbers) > 1) + count(numbers[-1], what)
