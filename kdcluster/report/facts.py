@@ -94,7 +94,7 @@ def gather(
         curves.read(runs, done, unit, root, index),
         replace(guesses.compare(runs, each, labels, names), without=tuple(without)),
         examples.choose(runs, each, labels, names, data_dir),
-        trials.read(loaded, tuple(settings), root, index),
+        trials.read(loaded, tuple(settings), {run.id for run in made.runs}, root, index),
         latency.read(runs, root),
         origin.read(loaded, made.runs, root, data_dir),
         {run.id: run.role for run in made.runs},

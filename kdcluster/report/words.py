@@ -23,6 +23,11 @@ def interval(ends: tuple[float, float] | None) -> str:
     return MISSING if ends is None else _signed(f"{ends[0]:z.1f} to {ends[1]:z.1f}")
 
 
+def sentence(said: str) -> str:
+    """What is said in a terminal, as a page says it."""
+    return f"{said[:1].upper()}{re.sub(r'(?<=[ [])-(?=[0-9])', '−', said[1:])}."
+
+
 def _signed(number: str) -> str:
     """With the minus of print, which no line breaks after."""
     return number.replace("-", "−")

@@ -408,7 +408,7 @@ def test_a_sweep_shows_what_was_stopped_when(folder: Path) -> None:
     assert lengths == {"done": {4}, "stopped": {2}, "failed": {0}}
     run("report", "tiny.yaml", "--output", "a.html")
     said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
-    assert "8 trials: 4 done, 2 stopped, 2 failed." in said
+    assert "8 trials: 4 done, 2 stopped early, 2 failed." in said
     assert "Best: val/top1 68.00" in said
     for picture in ("sweep-map", "sweep-keys", "sweep-courses"):
         assert run("plot", "tiny.yaml", "--picture", picture, "--output", f"{picture}.pdf").exit_code == 0
@@ -427,7 +427,10 @@ def test_the_confirmation_of_a_sweep_is_told_with_its_verdict(folder: Path) -> N
     run("report", "tiny.yaml", "--output", "a.html")
     said = " ".join(" ".join(Parsed((folder / "a.html").read_text()).text).split())
     assert "60.50 ± 0.71" in said  # of 60 and 61
-    assert "on 2 fresh seeds, the winner is better than no distillation: 60.50 % against 50.50 %, +10.00" in said
+    told = "On 2 fresh seeds, the winner is better than no distillation: 60.50 % against 50.50 %, +10.00 points"
+    assert told in said
+    assert "confirmation 6 6 0:0" in said  # runs and attempts: three arms of two seeds
+    assert "kdcluster submit tiny.yaml kdcluster sweep tiny.yaml kdcluster report tiny.yaml" in said
 
 
 def test_where_nothing_changes_there_are_pictures_all_the_same(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from kdcluster.history import Cost, Record, cost, span, spent
+from kdcluster.history import Cost, cost, span, spent
 from kdcluster.report import words
 from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, block, breakable, element, folded, joined, named, paragraphs, table, together
@@ -18,27 +18,29 @@ from kdcluster.wording import command, count
 def costs(facts: Facts) -> Section | None:
     """Attempts, hours, and what of them was lost; nothing before a run has begun."""
     records = facts.origin.records
-    if not records:
+    roles = dict.fromkeys(facts.roles[run_id] for run_id in records)
+    each = {role: [found for run_id, found in records.items() if facts.roles[run_id] == role] for role in roles}
+    spent_on: dict[str, tuple[int, int, Cost]] = {
+        role: (len(found), sum(map(len, found)), cost(cost(one) for one in found)) for role, found in each.items()
+    }
+    spent_on |= facts.trials.spent if facts.trials else {}
+    if not spent_on:
         return None
-    total = cost(cost(found) for found in records.values())
-    attempts = sum(map(len, records.values()))
-    whole = f"{count(attempts, 'attempt')} of {count(len(records), 'run')}"
+    total = cost(one for *_, one in spent_on.values())
+    runs, attempts = sum(one[0] for one in spent_on.values()), sum(one[1] for one in spent_on.values())
+    whole = f"{count(attempts, 'attempt')} of {count(runs, 'run')}"
     hours = f"; GPUs were held for {spent(total)}" if total.gpu_hours else " on CPUs"
     said = [f"{whole} took {span(total.wall_s)} together{hours}."]
-    drawn = picture("time", facts, f"When each attempt ran: {whole}.", "Hatched: an attempt that did not end well.")
+    own = " Trials and confirmation are left out." if facts.trials and facts.trials.spent else ""
+    caption = f"Hatched: an attempt that did not end well.{own}"
+    drawn = picture("time", facts, f"When each attempt ran: {whole}.", caption)
     head = ["role", "runs", "attempts", "time", *["GPU-hours", "of them lost"] * bool(total.gpu_hours)]
-    roles = dict.fromkeys(facts.roles[run_id] for run_id in records)
-    rows = [_sum(role, [found for run_id, found in records.items() if facts.roles[run_id] == role]) for role in roles]
-    by_role = table("Time by role", head, [row[: len(head)] for row in rows], right=range(1, 6))
-    every = folded("Every attempt", _attempts(facts))
+    rows = [[what, runs, n, *_cost(one)][: len(head)] for what, (runs, n, one) in spent_on.items()]
+    by_role = table("Time by role", head, rows, right=range(1, 6))
+    every = folded("Every attempt", _attempts(facts)) if records else Html()
     beside = element("div", paragraphs(said), by_role, every)
     title = "Time and GPU-hours" if total.gpu_hours else "Compute time"
     return Section(title, element("div", drawn, beside, class_="pair"))
-
-
-def _sum(role: str, found: Sequence[Sequence[Record]]) -> list[object]:
-    total = cost(cost(one) for one in found)
-    return [role, len(found), sum(map(len, found)), *_cost(total)]
 
 
 def _cost(total: Cost) -> list[object]:
@@ -90,6 +92,8 @@ def _commands(facts: Facts) -> Iterator[str]:
             yield command(["git", "-C", made.of[0][0], "apply", str(made.diff_file)])
     for given in facts.origin.submitted or (facts.again,):
         yield command(["kdcluster", "submit", *given])
+    if facts.trials:
+        yield command(["kdcluster", "sweep", *facts.again])
     yield command(["kdcluster", "report", *facts.again])
 
 
@@ -106,6 +110,8 @@ def _settings(settings: Mapping[str, Setting], file: str) -> Html:
 
 def _made(found: Origin) -> Iterator[Html]:
     def of(runs: Sequence[str]) -> object:
+        if len(runs) == len(found.records):
+            return f"all {len(runs)} runs" if len(runs) > 1 else "the run"
         return joined(map(named, runs)) if len(runs) < 3 else f"{len(runs)} of {count(len(found.records), 'run')}"
 
     for made in found.made:

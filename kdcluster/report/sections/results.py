@@ -43,6 +43,8 @@ def headline(facts: Facts) -> Html:
 def _in_words(facts: Facts) -> str:
     baseline, distilled = facts.row("baseline"), facts.row("distilled")
     if not (baseline and distilled) or distilled.gain is None:
+        if facts.trials and facts.trials.words:
+            return words.sentence(facts.trials.words[0])
         return "No gain can be told yet: no seed has both a baseline and a distilled run that are done."
     gain, ends = distilled.gain, distilled.gain_ci95
     raised = "raises" if gain > 0 else "lowers"
@@ -127,8 +129,9 @@ def _problems(found: tuple[Problem, ...]) -> Iterator[Html]:
     odd = [one for one in found if one.state == State.DONE]
     for title, ours in (("Not in the means", unfinished), ("Records that contradict each other, or are lost", odd)):
         if ours:
-            head = ["run", "state", "why", *["log"] * any(one.log for one in ours)]
-            rows = [[one.run, one.state, one.reason, one.log or ""][: len(head)] for one in ours]
+            why, logs = any(one.reason for one in ours), any(one.log for one in ours)
+            head = ["run", "state", *["why"] * why, *["log"] * logs]
+            rows = [[one.run, one.state, *[one.reason] * why, *[one.log or ""] * logs] for one in ours]
             told = table(f"{title}: {len(ours)}", head, rows, names=True)
             yield element("div", told, class_="warning")
 
