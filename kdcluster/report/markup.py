@@ -11,6 +11,10 @@ from kdcluster.wording import one_line, printable
 VOID = ("meta", "img", "br", "wbr")
 
 
+WORD = 14
+"""Letters up to which a cell's words are never broken."""
+
+
 class Html(str):
     """Markup that a function of this module has made."""
 
@@ -95,11 +99,15 @@ def table(
         names: the first column has long ones.
     """
     number = ["number" if at in right else None for at in range(len(head))]
+
+    def kind(cell: object, at: int) -> str | None:
+        return number[at] or ("word" if len(str(cell)) <= WORD else None)
+
     heads = (element("th", cell, scope="col", class_=number[at]) for at, cell in enumerate(head))
     body = []
     for at, (first, *others) in enumerate(rows):
-        cells = (element("td", cell, class_=number[column]) for column, cell in enumerate(others, 1))
-        name = element("th", first, scope="row", class_=number[0])
+        cells = (element("td", cell, class_=kind(cell, column)) for column, cell in enumerate(others, 1))
+        name = element("th", first, scope="row", class_=kind(first, 0))
         body.append(element("tr", name, *cells, class_="strong" if at in strong else None))
     whole = element(
         "table",

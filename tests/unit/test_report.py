@@ -592,7 +592,7 @@ def test_hosts_folders_and_what_was_not_committed_are_for_oneself_alone(
     said = " ".join(" ".join(Parsed(written).text).split())
     assert "no answer of HOST:29500 (HOST) to HOST or HOST;" in said
     assert "'c', http://HOST/x, x, and file.py: line 3" in said
-    assert "5 of 5 runs, with 3 uncommitted lines in 2 files, not shown kd cccccccccccc" in said
+    assert "all 5 runs, with 3 uncommitted lines in 2 files, not shown kd cccccccccccc" in said
     assert f"git -C kd checkout {'c' * 40} kdcluster submit tiny.yaml --data-dir DATA --cluster CLUSTER" in said
     assert "student.pretrained the weights.safetensors" in said
     run("report", "tiny.yaml", "--data-dir", "/mnt/alice/some data", "--output", "a.html", "--internal")

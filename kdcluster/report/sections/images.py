@@ -64,7 +64,7 @@ def examples(facts: Facts) -> Section | None:
     kinds = {"Fixed: the baseline is wrong": found.fixed, "Broken: the baseline is right": found.broken}
     for what, ours in kinds.items():
         shown = element("ol", *map(_example, ours), class_="images") if ours else paragraphs(["None."])
-        lists.append(element("div", element("p", element("strong", what)), shown))
+        lists.append(element("div", element("p", element("strong", what), class_="label"), shown))
     return Section(title, together(paragraphs(said), *lists))
 
 

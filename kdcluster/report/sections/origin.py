@@ -38,9 +38,9 @@ def costs(facts: Facts) -> Section | None:
     rows = [[what, runs, n, *_cost(one)][: len(head)] for what, (runs, n, one) in spent_on.items()]
     by_role = table("Time by role", head, rows, right=range(1, 6))
     every = folded("Every attempt", _attempts(facts)) if records else Html()
-    beside = element("div", paragraphs(said), by_role, every)
+    beside = element("div", paragraphs(said), by_role)
     title = "Time and GPU-hours" if total.gpu_hours else "Compute time"
-    return Section(title, element("div", drawn, beside, class_="pair"))
+    return Section(title, together(element("div", drawn, beside, class_="pair"), every))
 
 
 def _cost(total: Cost) -> list[object]:
@@ -50,9 +50,9 @@ def _cost(total: Cost) -> list[object]:
 def _attempts(facts: Facts) -> Html:
     every = [(run_id, one) for run_id, found in facts.origin.records.items() for one in found]
     with_gpus, with_hosts = any(one.gpu_hours for _, one in every), any(one.where for _, one in every)
-    head = ["run", "attempt", "time", "steps", *["GPU-hours", "of them lost"] * with_gpus]
+    head = ["run", "attempt", "time", "steps", *["GPU-hours", "of them lost"] * with_gpus, "started"]
     right = range(1, len(head))
-    head += ["started", *["where"] * with_hosts, "end"]
+    head += [*["where"] * with_hosts, "end"]
     rows = [
         [
             run_id,
@@ -143,10 +143,10 @@ def _uncommitted(ours: Sequence[tuple[Commit, bool]], runs: int) -> str:
     alone = all(
         sum(changed for *_, changed in one.of) == 1 for one in dirty
     )  # else the diff is of all folders together
-    if not alone or not all(one.changed[0] for one in dirty):
+    if not alone or not any(one.changed[0] for one in dirty):
         return f",{which} with uncommitted changes"
     lines, files = (sorted({one.changed[at] for one in dirty}) for at in (0, 1))
-    hidden = "" if all(one.diff for one in dirty) else ", not shown"
+    hidden = "" if any(one.diff for one in dirty) else ", not shown"
     return f",{which} with {_between(lines, 'uncommitted line')} in {_between(files, 'file')}{hidden}"
 
 
