@@ -28,7 +28,7 @@ def main(root: Path, target: Path) -> None:
 
     if why := missing():
         sys.exit(why)
-    facts = gather(configfile.load("demo"), [], root, root.parent / "data", "demo")
+    facts = gather(configfile.load("demo"), [], root, root.parent / "data", ("demo",))
     if not facts.table.complete:
         sys.exit(f"the demo is not finished in {root}: make demo")
     with tempfile.TemporaryDirectory() as folder, chromium(Path(folder) / "profile") as driver:

@@ -467,15 +467,20 @@ def schema(as_json: bool) -> None:
     metavar="FILE.html",
     help="Where to.  [default: EXP-report.html]",
 )
-def report(chosen: Chosen, output: Path | None) -> None:
+@click.option(
+    "--internal",
+    is_flag=True,
+    help="Also host names, folders and uncommitted changes, for yourself and your group.",
+)
+def report(chosen: Chosen, output: Path | None, internal: bool) -> None:
     """One HTML page with all that came of experiments.
 
     It needs no network: table, curves, gain of each seed, what distillation fixed and broke, calibration, sweeps, cost,
-    and how to make it again: with folders, hosts and uncommitted changes, so read it before you pass it on.
+    and how to make it again.
     """
     from kdcluster.commands import report as command
 
-    command.report(chosen, output)
+    command.report(chosen, output, internal=internal)
 
 
 @main.command()

@@ -249,10 +249,9 @@ class RunDir:
         """Remember the arguments of the `kdcluster submit` that started this run, each word quoted."""
         write_json(self.path / "submit.json", {"words": shlex.split(words)})
 
-    def submitted(self) -> str | None:
-        """Those arguments, each word quoted; None for a run that was never started, or has others than a submit's."""
-        words = wording.submit_words((records.found(self.path / "submit.json") or {}).get("words"))
-        return wording.command(words) or None
+    def submitted(self) -> list[str]:
+        """Those arguments; none for a run that was never started, or has others than a submit's."""
+        return wording.submit_words((records.found(self.path / "submit.json") or {}).get("words"))
 
     def trials_of(self, experiment: str) -> list[dict[str, Any]]:
         """The points of an experiment's sweep that this run tries, each as {"experiment", "values"}."""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 
-from kdcluster import records
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import NotFound
 from kdcluster.experiment import configfile
@@ -15,7 +14,7 @@ from kdcluster.plan import Plan
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.states import GIVEN_UP, INTERRUPTED, State
 from kdcluster.terminal import say
-from kdcluster.wording import SUBMIT_OPTIONS, command, count, quoted, submit_words
+from kdcluster.wording import SUBMIT_OPTIONS, command, count, quoted
 
 MOST = 4
 """Runs that are named one by one in one command."""
@@ -120,9 +119,8 @@ def _submitted(run_dir: RunDir, is_found: Callable[[str], bool], options: Sequen
 
     A file may have been given from another folder: it is looked for beside the runs directory, too.
     """
-    words = submit_words((records.found(run_dir.path / "submit.json") or {}).get("words"))
     told: list[str] = []
-    left = iter(words)
+    left = iter(run_dir.submitted())
     for word in left:
         if word in SUBMIT_OPTIONS:
             pair = (word, next(left))

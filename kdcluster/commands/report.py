@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +19,8 @@ from kdcluster.results import latex
 from kdcluster.terminal import say, show
 
 
-def report(chosen: Chosen, output: Path | None) -> None:
-    """Write the page, and say where.
+def report(chosen: Chosen, output: Path | None, *, internal: bool) -> None:
+    """Write the page, and say where; `internal`: also what is not for others.
 
     Raises:
         KdclusterError: matplotlib is missing, or the file cannot be written.
@@ -27,9 +28,9 @@ def report(chosen: Chosen, output: Path | None) -> None:
     draw.matplotlib()
     made, found = _gathered(chosen, chosen.experiments)
     target = output or Path(f"{'-'.join(one.name for one in found)}-report.html")
-    _write(target, page(found, time.strftime("%Y-%m-%d %H:%M")))
-    if any(one.diff for facts in found for one in facts.origin.commits):
-        say("it shows changes of code that were not committed, folders and hosts: read it before you pass it on")
+    _write(target, page(found, time.strftime("%Y-%m-%d %H:%M"), internal=internal))
+    if internal:
+        say("it names hosts and folders, and shows what was not committed: for yourself and your group")
     say_others(made, chosen, "report")
     chosen.say_where_no_runs_are()
 
@@ -58,7 +59,7 @@ def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: 
 def _gathered(chosen: Chosen, experiments: Iterable[str]) -> tuple[Plan, list[Facts]]:
     names = tuple(dict.fromkeys(experiments))
     made = chosen.plan(*names)  # all that is wrong with files and options, at once
-    again = {name: f"{chosen.again(name)}{chosen.where}" for name in names}
+    again = {name: shlex.split(f"{chosen.again(name)}{chosen.where}") for name in names}
     return made, [gather(chosen.load(name), chosen.settings, chosen.root, chosen.data, again[name]) for name in names]
 
 

@@ -25,7 +25,7 @@ from kdcluster.settings import NOT_IN_THE_ID, REQUIRED, Setting, of_run
 from kdcluster.teacherlogits import held
 from kdcluster.terminal import by_depth, show_json, width
 from kdcluster.terminal import show as show_line
-from kdcluster.wording import count, one_line, quoted, size, wrapped
+from kdcluster.wording import command, count, one_line, quoted, size, wrapped
 
 MOST_NAMED = 6
 """So many runs that need it are named; a teacher of a sweep has dozens."""
@@ -76,7 +76,7 @@ def _named(chosen: Chosen) -> RunDir:
 
 def _about(run_dir: RunDir, run: Run, wrong: str, found: Mapping[str, Status], users: list[RunDir]) -> Iterator[str]:
     status = found[run.id]
-    submitted = run_dir.submitted()
+    submitted = command(run_dir.submitted())
     named = [user.id for user in users[:MOST_NAMED]]
     more = [f"and {count(len(users) - MOST_NAMED, 'more run')}"] if len(users) > MOST_NAMED else []
     rows = {
@@ -206,7 +206,7 @@ def _document(
         "after": [{"id": store, "state": found[store].state} for store in run.after],
         "needed_by": users,
         "logits": teacherlogits.about(run_dir.path) if run.role == STORE else None,
-        "submitted": run_dir.submitted(),
+        "submitted": command(run_dir.submitted()) or None,
         "attempts": [asdict(record) for record in records],
         **asdict(cost(records)),
         "result": _finite(run_dir.result()),

@@ -54,7 +54,7 @@ def _against(what: str) -> Callable[[Facts], Iterator[str]]:
 
 
 def _classes(facts: Facts) -> Iterator[str]:
-    seeds = count(len(facts.images.pairs), "seed")
+    seeds = count(facts.images.pairs, "seed")
     yield f"Test accuracy of each class {_on(facts)}: distilled minus trained alone, mean over {seeds}; hatched: worse."
 
 

@@ -134,26 +134,30 @@ def convergence(curves: Curves) -> Iterable[str]:
 def _told(alone: Curve, taught: Curve, curves: Curves) -> Iterator[str]:
     at, level = alone.best
     there, unit = taught.first(level), curves.unit
-    best = f"The baseline's best mean is {level:.2f} %, after {unit} {at:,}"
+    best = f"The baselines' mean is best after {unit} {at:,}, with {level:.2f} %"
     if there is None:
-        yield f"{best}. The distilled mean never reaches it; its own best is {taught.best[1]:.2f} %."
+        yield f"{best}. The distilled mean never gets there; its own best is {taught.best[1]:.2f} %."
     else:
-        times = f": {at / there:.1f} times sooner" if 0 < there < at else ""
-        yield f"{best}. The distilled mean is there after {unit} {there:,}{times}."
+        share = f", in {100 * there / at:.0f} % of the {unit}s" if 0 < there < at else ""
+        yield f"{best}. The distilled mean gets there after {unit} {there:,}{share}."
     if len(curves.pairs) > 1:
         sooner = sum(ours is not None and ours < theirs for ours, theirs in curves.pairs)
-        yield f"Seed by seed, the distilled run has its baseline's best sooner in {sooner} of {len(curves.pairs)}."
+        yield (
+            f"In {sooner} of {len(curves.pairs)} seeds the distilled run gets to the best accuracy of its baseline in "
+            f"fewer {unit}s."
+        )
     if alone.n != taught.n:
         yield f"These means are not over the same seeds: baseline has {alone.n}, distilled {taught.n}."
     share = f"{100 * SETTLED:g} % of its own best"
-    yield f"The distilled mean first has {share} after {unit} {taught.settled:,}, the baseline after {alone.settled:,}."
-    claim = "That a distilled student converges faster"
+    yield f"The distilled mean has {share} after {unit} {taught.settled:,}, the baselines' after {alone.settled:,}."
     higher, settles = there is not None and there < at, taught.settled < alone.settled
+    first, own = "the best accuracy of the baselines", f"{100 * SETTLED:g} % of their own best"
+    here = "So distilled students converge faster here"
     if higher and settles:
-        yield f"{claim} is borne out here: it is sooner at the baseline's best and sooner at its own."
+        yield f"{here}: they have both {first} and {own} earlier."
     elif higher:
-        yield f"{claim} is half true here: it is higher sooner, but it does not settle sooner."
+        yield f"{here} by one measure of two: they have {first} earlier, but not {own}."
     elif settles:
-        yield f"{claim} is half true here: it settles sooner, but it is not sooner at the baseline's best."
+        yield f"{here} by one measure of two: they have {own} earlier, but not {first}."
     else:
-        yield f"{claim} is refuted here: it is sooner neither at the baseline's best nor at its own."
+        yield f"So distilled students do not converge faster here: they have neither {first} nor {own} earlier."

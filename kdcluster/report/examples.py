@@ -31,7 +31,7 @@ class Example:
     """In the order of the test set."""
     label: str
     baseline: str
-    """What most of the seeds' runs that count here say."""
+    """What most of the seeds' runs that count here say: `cat`, or `cat or dog`."""
     distilled: str
     seeds: int
     """In how many it was fixed, or broken."""
@@ -116,9 +116,15 @@ def _example(
         for alone, taught in both
         if (taught.guess[at] == label, alone.guess[at] == label) == (sign > 0, sign < 0)
     ]
-    alone, taught = (Counter(guesses).most_common(1)[0][0] for guesses in zip(*changed, strict=True))
+    alone, taught = (_most_said(guesses, names) for guesses in zip(*changed, strict=True))
     png = None if pixels is None else png_of(pixels[at])
-    return Example(at, names[label], names[alone], names[taught], len(changed), len(both), png)
+    return Example(at, names[label], alone, taught, len(changed), len(both), png)
+
+
+def _most_said(guesses: Sequence[int], names: Sequence[str]) -> str:
+    """The class that most runs say; where several are said as often, all of these: `cat or dog`."""
+    times = Counter(guesses)
+    return " or ".join(names[guess] for guess in sorted(times) if times[guess] == max(times.values()))
 
 
 def _pixels(run: Run, labels: Any, data_dir: Path) -> Any:

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdcluster import inputs
+from kdcluster.errors import ConfigError
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.plan import Role, Run, plan
 from kdcluster.report import curves, examples, guesses, latency, origin, trials
 from kdcluster.results.index import Index
-from kdcluster.results.measured import is_done
+from kdcluster.results.measured import TOP1, is_done, selected_by
 from kdcluster.results.table import ExperimentTable, Row, Table
 from kdcluster.run import TRAINED
 from kdcluster.runs import RunDir
 from kdcluster.tabled import tabled
+from kdcluster.wording import count
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,13 @@ class Facts:
     origin: origin.Origin
     roles: Mapping[str, Role]
     """Of each run."""
-    again: str
+    data: str
+    """The data set in a line: classes, images, and at what size each model sees them."""
+    unlabelled: int
+    """Training images that only distilled students learn from, without their labels."""
+    on_test: bool
+    """Whether the epoch that counts was chosen on the test images."""
+    again: tuple[str, ...]
     """The arguments that name the same runs in another command."""
 
     @property
@@ -55,7 +64,9 @@ class Facts:
         return {one.seed: one.gain for one in self.results.seeds if one.gain is not None}
 
 
-def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_dir: Path, again: str = "") -> Facts:
+def gather(
+    loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_dir: Path, again: Sequence[str] = ()
+) -> Facts:
     """All of them.
 
     Args:
@@ -83,11 +94,25 @@ def gather(loaded: LoadedExperiment, settings: Sequence[str], root: Path, data_d
         curves.read(runs, done, unit, root, index),
         replace(guesses.compare(runs, each, labels, names), without=tuple(without)),
         examples.choose(runs, each, labels, names, data_dir),
-        trials.read(loaded, tuple(settings), root, index),
+        trials.read(loaded, tuple(settings), {run.id for run in made.runs}, root, index),
         latency.read(runs, root),
-        origin.read(loaded, made.runs, root),
+        origin.read(loaded, made.runs, root, data_dir),
         {run.id: run.role for run in made.runs},
-        again,
+        *_data(loaded, runs, data_dir),
+        tuple(again),
     )
     index.save()
     return found
+
+
+def _data(loaded: LoadedExperiment, runs: Mapping[Role, Sequence[Run]], data_dir: Path) -> tuple[str, int, bool]:
+    """`Facts.data`, `unlabelled` and `on_test`."""
+    config, (first, *_) = loaded.config.data, [run for ours in runs.values() for run in ours]
+    name = config.name if config.path is None else f"the image folder {Path(config.path).name}"
+    on_test = selected_by(config) == TOP1
+    try:
+        told, train = inputs.told([first, *runs["distilled"]], data_dir), inputs.images(first, data_dir).counts["train"]
+    except ConfigError:  # a folder that is gone, and was never decoded here
+        return f"{name}: {count(loaded.num_classes, 'class')}", 0, on_test
+    unlabelled = train - config.labelled if config.labelled is not None and runs["distilled"] else 0
+    return f"{name}: {told[0].line}", unlabelled, on_test

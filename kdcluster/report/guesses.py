@@ -51,19 +51,6 @@ class Guesses:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A seed's baseline and distilled run, on the same images."""
-
-    seed: int
-    fixed: int
-    """Images that the distilled run alone has right."""
-    broken: int
-    """Images that the baseline alone has right."""
-    p: float
-    """Of McNemar's exact test, two-sided: that both are as often right."""
-
-
-@dataclass(frozen=True)
 class ClassChange:
     """One class, means over the seeds."""
 
@@ -111,7 +98,8 @@ class OfImages:
     """All of it."""
 
     images: int = 0
-    pairs: tuple[Pair, ...] = ()
+    pairs: int = 0
+    """Seeds of which both students are known."""
     classes: tuple[ClassChange, ...] = ()
     confused: tuple[Confused, ...] = ()
     """Those that change most, first; of the off-diagonal of the confusion matrices."""
@@ -179,7 +167,7 @@ def compare(
     both = list(pairs(runs, found))
     return OfImages(
         0 if labels is None else len(labels),
-        tuple(_pair(alone, taught, labels) for alone, taught in both),
+        len(both),
         tuple(_classes(both, labels, names)),
         tuple(_confused(both, labels, names)),
         tuple(_calibration(role, ours) for role, ours in by_role.items() if ours),
@@ -192,12 +180,6 @@ def pairs(runs: Mapping[Role, Sequence[Run]], found: Mapping[str, Guesses]) -> I
     for run in runs["distilled"]:
         if run.id in found and alone.get(run.seed, run.id) != run.id:
             yield found[alone[run.seed]], found[run.id]
-
-
-def _pair(alone: Guesses, taught: Guesses, labels: Any) -> Pair:
-    before, after = alone.guess == labels, taught.guess == labels
-    fixed, broken = int((after & ~before).sum()), int((before & ~after).sum())
-    return Pair(alone.run.seed, fixed, broken, scores.mcnemar(fixed, broken))
 
 
 def _mean_confusion(guesses: Sequence[Guesses], labels: Any, classes: int) -> Any:
@@ -220,9 +202,7 @@ def _classes(both: Sequence[tuple[Guesses, Guesses]], labels: Any, names: Sequen
             yield ClassChange(names[at], round(float(images)), *share)
 
 
-def _confused(
-    both: Sequence[tuple[Guesses, Guesses]], labels: Any, names: Sequence[str], most: int = 8
-) -> Iterator[Confused]:
+def _confused(both: Sequence[tuple[Guesses, Guesses]], labels: Any, names: Sequence[str]) -> Iterator[Confused]:
     import numpy as np
 
     if not both:

@@ -8,7 +8,11 @@ from collections.abc import Container, Iterable, Sequence
 
 from kdcluster.wording import one_line, printable
 
-VOID = ("meta", "img", "br")
+VOID = ("meta", "img", "br", "wbr")
+
+
+WORD = 14
+"""Letters up to which a cell's words are never broken."""
 
 
 class Html(str):
@@ -36,7 +40,7 @@ def text(value: object) -> Html:
     """A value in one line, with what controls or turns a line spelt out; markup stays as it is."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape(re.sub(r"(?<=\d) (?=%)", "\xa0", one_line(str(value)))))  # `92.60 %` is not torn apart
+    return Html(html.escape(re.sub(r"(?<=\d) (?=%|px\b)", "\xa0", one_line(str(value)))))  # `92.60 %` is not torn apart
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Html:
@@ -58,6 +62,11 @@ def block(content: str) -> Html:
 def named(value: str) -> Html:
     """A name from outside in a sentence: in whatever direction it is written, what follows is not turned."""
     return element("bdi", value)
+
+
+def breakable(path: str) -> Html:
+    """A path, whose lines break behind its folders alone."""
+    return joined(re.split("(?<=/)(?=.)", path), Html("<wbr>"))
 
 
 def paragraphs(lines: Iterable[object], **attributes: object) -> Html:
@@ -90,11 +99,15 @@ def table(
         names: the first column has long ones.
     """
     number = ["number" if at in right else None for at in range(len(head))]
+
+    def kind(cell: object, at: int) -> str | None:
+        return number[at] or ("word" if len(str(cell)) <= WORD else None)
+
     heads = (element("th", cell, scope="col", class_=number[at]) for at, cell in enumerate(head))
     body = []
     for at, (first, *others) in enumerate(rows):
-        cells = (element("td", cell, class_=number[column]) for column, cell in enumerate(others, 1))
-        name = element("th", first, scope="row", class_=number[0])
+        cells = (element("td", cell, class_=kind(cell, column)) for column, cell in enumerate(others, 1))
+        name = element("th", first, scope="row", class_=kind(first, 0))
         body.append(element("tr", name, *cells, class_="strong" if at in strong else None))
     whole = element(
         "table",

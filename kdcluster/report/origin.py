@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ LONGEST_DIFF = 20_000
 
 Key = TypeVar("Key", bound=Hashable)
 Pairs = tuple[tuple[str, str], ...]
+Checkouts = tuple[tuple[str, str, bool], ...]
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Commit:
     """The state of the checkouts from which some runs were started."""
 
     runs: tuple[str, ...]
-    of: tuple[tuple[str, str, bool], ...]
+    of: Checkouts
     """(folder, commit, whether there were uncommitted changes) of each."""
+    changed: tuple[int, int]
+    """Lines and files that were not committed, as far as a diff has them."""
     diff: str
-    """What was not committed, the beginning of it; empty where all was."""
-    diff_file: Path
+    """These, the beginning of it; empty where all was committed, and where it is not to be shown."""
+    diff_file: Path | None
     """Where that stands, if it does."""
 
 
@@ -54,16 +58,20 @@ class Origin:
     """Run -> its attempts, oldest first; only of runs that have begun."""
     made: tuple[Made, ...]
     commits: tuple[Commit, ...]
-    submitted: tuple[str, ...]
+    submitted: tuple[tuple[str, ...], ...]
     """The arguments of each `kdcluster submit` that started one of its runs."""
     commands: Mapping[str, Sequence[str]]
     """Run -> the command of its newest attempt."""
     settings: Mapping[str, Setting]
     file: str
     """The experiment's."""
+    hosts: tuple[str, ...] = ()
+    """Where it was made, and where it is looked at: names, and SLURM's of several nodes."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Folders and files -> what others may call them (public.py)."""
 
 
-def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
+def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path, data_dir: Path) -> Origin:
     """All of it; `runs` with the stores."""
     dirs = {run.id: RunDir(root, run.id) for run in runs}
     newest = {run_id: attempt for run_id, run_dir in dirs.items() if (attempt := run_dir.newest())}
@@ -71,12 +79,54 @@ def read(loaded: LoadedExperiment, runs: Iterable[Run], root: Path) -> Origin:
     return Origin(
         {run_id: found for run_id, run_dir in dirs.items() if (found := history(run_dir))},
         tuple(Made(ids, *how) for how, ids in made.items()),
-        tuple(Commit(ids, *how, newest[ids[0]].path / DIFF) for how, ids in commits.items() if how[0]),
-        tuple(dict.fromkeys(words for run_dir in dirs.values() if (words := run_dir.submitted()))),
+        tuple(
+            Commit(ids, of, counted(diff), diff[:LONGEST_DIFF], newest[ids[0]].path / DIFF)
+            for (of, diff), ids in commits.items()
+            if of
+        ),
+        tuple(dict.fromkeys(tuple(words) for run_dir in dirs.values() if (words := run_dir.submitted()))),
         {run_id: _command(attempt) for run_id, attempt in newest.items()},
         of_experiment(loaded),
         str(loaded.path),
+        tuple({socket.gethostname(), *(host for run_dir in dirs.values() for host in _hosts(run_dir))}),
+        _places([root, data_dir], [loaded.path, Path.cwd(), *map(Path, loaded.digests), *_folders(commits)]),
     )
+
+
+def _hosts(run_dir: RunDir) -> Iterator[str]:
+    """Of all its attempts, as SLURM and as they themselves call them."""
+    for attempt in run_dir.attempts():
+        start = attempt.read("start")
+        told = (start.get("host"), start.get("nodes"), _block(start, "supervisor").get("host"))
+        yield from (host for host in told if isinstance(host, str))
+
+
+def _folders(commits: Iterable[tuple[Checkouts, str]]) -> Iterator[Path]:
+    return (Path(folder) for of, _ in commits for folder, *_ in of)
+
+
+def _places(ours: Sequence[Path], others: Iterable[Path]) -> dict[str, str]:
+    """What others have elsewhere, and by their last part other folders and files; also without links."""
+    found: dict[str, str] = {}
+    for path in others:
+        found |= dict.fromkeys((str(path), str(path.resolve())), f"/{path.name}")
+        found |= dict.fromkeys((str(path.parent), str(path.resolve().parent)), f"/{path.parent.name}")
+    for path, name in zip(ours, ("RUNS", "DATA"), strict=True):
+        found |= dict.fromkeys((str(path), str(path.resolve())), name)
+    return {**found, str(Path.home()): "/HOME"}
+
+
+def counted(diff: str) -> tuple[int, int]:
+    """Lines that a diff of git adds or takes, and files in which it does so."""
+    lines, files, within = 0, 0, False
+    for line in diff.splitlines():
+        if line.startswith("diff --git "):
+            files, within = files + 1, False
+        elif line.startswith("@@"):
+            within = True
+        elif within and line.startswith(("+", "-")):
+            lines += 1
+    return lines, files
 
 
 def _alike(newest: Mapping[str, Attempt], told: Callable[[Attempt], Key]) -> dict[Key, tuple[str, ...]]:
@@ -95,11 +145,19 @@ def _versions(attempt: Attempt) -> tuple[Pairs, str]:
     return tuple((name, str(version)) for name, version in told if version), _where(trainer)
 
 
-def _checkouts(attempt: Attempt) -> tuple[tuple[tuple[str, str, bool], ...], str]:
+def _checkouts(attempt: Attempt) -> tuple[Checkouts, str]:
     git = _block(_block(attempt.start, "code"), "git")
     states = {folder: _block(git, folder) for folder in git}
     known = ((folder, one) for folder, one in states.items() if one.get("commit"))
-    return tuple((folder, str(one["commit"]), bool(one.get("dirty"))) for folder, one in known), _diff(attempt)
+    of = tuple((folder, str(one["commit"]), bool(one.get("dirty"))) for folder, one in known)
+    return of, _diff(attempt)
+
+
+def _diff(attempt: Attempt) -> str:
+    try:
+        return (attempt.path / DIFF).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _block(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -118,14 +176,6 @@ def _where(trainer: Mapping[str, Any]) -> str:
 
 
 _COUNTED = (("procs", "process"), ("threads", "thread"))
-
-
-def _diff(attempt: Attempt) -> str:
-    try:
-        with (attempt.path / DIFF).open(encoding="utf-8", errors="replace") as file:
-            return file.read(LONGEST_DIFF)
-    except OSError:
-        return ""
 
 
 def _command(attempt: Attempt) -> list[str]:

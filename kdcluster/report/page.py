@@ -9,6 +9,7 @@ from pathlib import Path
 from kdcluster import __version__
 from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, element, joined, named, raw, together
+from kdcluster.report.public import public
 from kdcluster.report.sections import images, origin, results, seeds, sweep
 from kdcluster.report.sections.parts import Section
 
@@ -31,13 +32,16 @@ SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
 """In their order; one that has nothing to say gives None."""
 
 
-def page(experiments: Sequence[Facts], made: str) -> str:
+def page(experiments: Sequence[Facts], made: str, *, internal: bool = False) -> str:
     """The whole file.
 
     Args:
         experiments: what it is about.
         made: when, in words.
+        internal: with hosts, folders and what was not committed.
     """
+    if not internal:
+        experiments = [public(one) for one in experiments]
     title = f"Distillation: {', '.join(one.name for one in experiments)}"
     parts = [_experiment(one, number, len(experiments) > 1) for number, one in enumerate(experiments)]
     head = element(
@@ -58,7 +62,7 @@ def page(experiments: Sequence[Facts], made: str) -> str:
         element("header", element("h1", heading), told),
         element("nav", element("ul", *(link for links, _ in parts for link in links)), aria_label="Contents"),
         element("main", overview, *(article for _, article in parts), id="results", tabindex=-1),
-        element("footer", "This file is whole: it fetches nothing and runs no script."),
+        element("footer", "This file needs nothing else: it loads nothing and runs no script."),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 

@@ -111,9 +111,11 @@ def _against(figure: Figure, found: list[tuple[float, Any]], what: str, facts: F
     plot.xaxis.set_minor_formatter(lambda *_: "")
     for at, (x, role) in enumerate(sorted(found, key=lambda pair: facts.top1(pair[1]) or 0.0)):
         row, mean, colour = facts.row(role), facts.top1(role) or 0.0, look.colour[role]
-        spread = [row.top1_sd] if row and row.top1_sd else None
-        plot.errorbar([x], [mean], yerr=spread, color=colour, marker=MARKS[role], ms=8, capsize=3)
-        plot.annotate(role, (x, mean), xytext=(9, -12 if at == 0 else 5), textcoords="offset points")
+        sd = row.top1_sd if row else None
+        bar = {"yerr": [sd] if sd else None, "ecolor": look.colour["ink"], "elinewidth": 1.2, "capsize": 6}
+        plot.errorbar([x], [mean], color=colour, marker=MARKS[role], ms=5, **bar)  # type: ignore[arg-type]
+        told = f"{role} {words.percent(mean, sd)}"  # also where a bar is too short to be seen
+        plot.annotate(told, (x, mean), xytext=(9, -12 if at == 0 else 5), textcoords="offset points")
     plot.margins(y=0.2)
     plot.set_ylim(top=min(102.0, plot.get_ylim()[1]))
 
@@ -121,13 +123,18 @@ def _against(figure: Figure, found: list[tuple[float, Any]], what: str, facts: F
 def classes(figure: Figure, facts: Facts, look: Look) -> None:
     """The change of each class's accuracy, the largest gain on top; losses are hatched."""
     found = _classes(facts)
-    plot = axes(figure, "change (percentage points)", "")
+    plot = axes(figure, "distilled − baseline (percentage points)", "class")
     rows = list(range(len(found), 0, -1))
-    colours = [look.colour["distilled" if one.change >= 0 else "baseline"] for one in found]
-    bars = plot.barh(rows, [one.change for one in found], color=colours, height=0.7)
-    for bar, one in zip(bars, found, strict=True):
-        if one.change < 0:
-            bar.set(hatch="////", facecolor="none", edgecolor=look.colour["baseline"])
+    worse = {"facecolor": "none", "edgecolor": look.colour["baseline"], "hatch": "////"}
+    styles: dict[str, dict[str, Any]] = {"better": {"facecolor": look.colour["distilled"]}, "worse": worse}
+    for word, style in styles.items():
+        ours = [
+            (row, one.change) for row, one in zip(rows, found, strict=True) if (one.change < 0) == (word == "worse")
+        ]
+        if ours:
+            at, changes = zip(*ours, strict=True)
+            plot.barh(at, changes, height=0.7, label=word, **style)
+    figure.legend(loc="outside upper right", ncols=2)
     plot.axvline(0, color=look.colour["soft"], lw=1)
     plot.set_yticks(rows, [brief(one.name, 16) for one in found])
     plot.set_ylim(0.3, len(found) + 0.7)

@@ -96,7 +96,9 @@ def parallel(figure: Figure, facts: Facts, look: Look) -> None:
     for at, (_, ticks) in enumerate(places):
         plot.axvline(at, color=look.colour["soft"], lw=1)
         for height, told in ticks:
-            plot.annotate(told, (at, height), xytext=(4, 3), textcoords="offset points", color=look.colour["soft"])
+            ground = {"facecolor": look.colour["paper"], "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            where = {"xytext": (5, 3), "textcoords": "offset points"}
+            plot.annotate(told, (at, height), color=look.colour["soft"], bbox=ground, **where)  # type: ignore[arg-type]
     plot.set_xticks(range(len(columns)), [name for name, _ in columns])
     plot.set(yticks=[], xlim=(-0.15, len(columns) - 0.55), ylim=(-0.05, 1.1))
     plot.spines[["left", "bottom"]].set_visible(False)
@@ -129,7 +131,8 @@ def courses(figure: Figure, facts: Facts, look: Look) -> None:
     """The metric of each trial after each evaluation, and at its end how it ended."""
     trials = facts.trials
     assert trials
-    plot = axes(figure, trials.unit.removesuffix("s"), brief(trials.metric))
+    length = "tenth of the training" if trials.unit == "tenths" else "epoch"
+    plot = axes(figure, length, brief(trials.metric))
     used: dict[str, tuple[str, Any]] = {}
     for at, one in enumerate(trials.tried):
         if values := trials.courses.get(one.point.ids):

@@ -1,23 +1,21 @@
-"""Numbers of the results table as a page has them."""
+"""Numbers of the results table as print has them."""
 
 from __future__ import annotations
 
 import re
 
+from kdcluster.results import words
 from kdcluster.results.table import Row
-
-MISSING = "–"
-
-
-def percent(value: float | None, sd: float | None = None) -> str:
-    """`89.38 ± 0.52`."""
-    spread = "" if sd is None else f" ± {sd:.2f}"
-    return MISSING if value is None else f"{value:.2f}{spread}"
+from kdcluster.results.words import MISSING as MISSING
+from kdcluster.results.words import chance as chance
+from kdcluster.results.words import parameters as parameters
+from kdcluster.results.words import percent as percent
+from kdcluster.results.words import ratio as ratio
 
 
 def points(value: float | None) -> str:
     """`+3.50`, in percentage points."""
-    return MISSING if value is None else _signed(f"{value:+z.2f}")
+    return _signed(words.points(value))
 
 
 def interval(ends: tuple[float, float] | None) -> str:
@@ -25,16 +23,14 @@ def interval(ends: tuple[float, float] | None) -> str:
     return MISSING if ends is None else _signed(f"{ends[0]:z.2f} to {ends[1]:z.2f}")
 
 
+def sentence(said: str) -> str:
+    """What is said in a terminal, as a page says it."""
+    return f"{said[:1].upper()}{re.sub(r'(?<=[ [])-(?=[0-9])', '−', said[1:])}."
+
+
 def _signed(number: str) -> str:
     """With the minus of print, which no line breaks after."""
     return number.replace("-", "−")
-
-
-def parameters(number: int | None) -> str:
-    """`11.2 M`, `97.2 k`."""
-    if number is None:
-        return MISSING
-    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
 
 
 def brief_number(value: float) -> str:
@@ -43,11 +39,6 @@ def brief_number(value: float) -> str:
         if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
-
-
-def ratio(value: float | None, unit: str) -> str:
-    """`15.5×`, `91.4 %`."""
-    return MISSING if value is None else f"{value:.1f}{unit}"
 
 
 def configuration(row: Row) -> str:
@@ -59,8 +50,3 @@ def configuration(row: Row) -> str:
 def counted(row: Row) -> str:
     """Of how many seeds, and of how many it should be."""
     return str(row.n) if row.n == row.n_expected else f"{row.n} of {row.n_expected}"
-
-
-def chance(p: float) -> str:
-    """`0.031`, `< 0.001`."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -16,7 +16,8 @@ from kdcluster.results.conditions import where
 from kdcluster.results.measured import TOP1, Measured, Protocol
 from kdcluster.results.notes import gains
 from kdcluster.results.spread import interval95
-from kdcluster.results.view import MISSING, gain_text
+from kdcluster.results.view import gain_text
+from kdcluster.results.words import MISSING
 from kdcluster.run import TRAINED, Role
 from kdcluster.wording import count, one_line, wrapped
 

@@ -78,7 +78,10 @@ def notes(
         others = [m.run.id for m in done if m.trainer.get("trainer_code") not in (None, trainer_code)]
         if others:
             which = ", ".join(others) if len(others) < 4 else f"{len(others)} of {len(done)} runs"
-            yield f"made by other trainer code than today's: {which}"
+            yield (
+                f"the trainer's code has changed since these were made: {which}; their numbers stand as they were "
+                "measured, and `kdcluster submit EXP --runs-dir NEW` makes them again with today's"
+            )
     for m in done:
         yield from (f"event files of {m.run.id}: {what}" for what in m.damage)
 

@@ -67,8 +67,3 @@ def in_words(found: Mapping[int, Paired], seeds: int) -> Iterator[str]:
         f"{test}, each seed by itself, distilled is better in {better} and worse in {worse} of "
         f"{count(len(each), 'seed')}{without} at p < {LEVEL}; --per-seed has how many it fixed and broke"
     )
-
-
-def shown(p: float) -> str:
-    """`0.034`, or `<0.001`."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

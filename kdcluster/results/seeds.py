@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from kdcluster.history import Cost, cost, span, spent
 from kdcluster.results.measured import Measured
-from kdcluster.results.paired import Paired, shown
+from kdcluster.results.paired import Paired
+from kdcluster.results.words import MISSING, chance, percent, points
 from kdcluster.run import TRAINED, Role
 from kdcluster.wording import count
-
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ def cells(rows: Iterable[SeedRow], protocol: str) -> list[list[str]]:
     counts = ["fixed", "broken", "p"] * with_images
     found = [["run", f"{protocol} test", "gain", *counts, *["GPU-hours"] * with_gpus, "time"]]
     for row in rows:
-        top1 = MISSING if row.top1 is None else f"{row.top1:.2f}"
-        gain = MISSING if row.gain is None else f"{row.gain:+z.2f}"
-        test = [str(row.fixed), str(row.broken), shown(row.p)] if row.p is not None else [MISSING] * len(counts)
+        test = [str(row.fixed), str(row.broken), chance(row.p)] if row.p is not None else [MISSING] * len(counts)
         hours = [f"{row.gpu_hours:.3g}"] * with_gpus
-        found.append([row.run, top1, gain, *test, *hours, span(row.wall_s) if row.wall_s else MISSING])
+        found.append(
+            [row.run, percent(row.top1), points(row.gain), *test, *hours, span(row.wall_s) if row.wall_s else MISSING]
+        )
     return found

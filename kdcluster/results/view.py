@@ -11,9 +11,9 @@ from kdcluster.errors import ConfigError
 from kdcluster.results.paper import Paper
 from kdcluster.results.seeds import SeedRow
 from kdcluster.results.table import ExperimentTable, Problem, Row, Table
+from kdcluster.results.words import MISSING, parameters, percent, points, ratio
 from kdcluster.wording import one_line, size
 
-MISSING = "–"
 One = TypeVar("One")
 
 
@@ -196,27 +196,13 @@ def _count(line: Line) -> str:
     return str(row.n) if row.n == row.n_expected else f"{row.n}/{row.n_expected}"
 
 
-def _top1(line: Line) -> str:
-    spread = "" if line.row.top1_sd is None else f" ± {line.row.top1_sd:.2f}"
-    return MISSING if line.row.top1_mean is None else f"{line.row.top1_mean:.2f}{spread}"
-
-
 def _gain(line: Line) -> str:
     return gain_text(line.row.gain, line.row.gain_ci95)
 
 
 def gain_text(gain: float | None, interval: tuple[float, float] | None) -> str:
     """`+6.47 [5.91, 7.03]`: as many decimals as the accuracies have."""
-    if gain is None:
-        return MISSING
-    return f"{gain:+z.2f}" + ("" if interval is None else f" [{interval[0]:z.2f}, {interval[1]:z.2f}]")
-
-
-def _params(line: Line) -> str:
-    params = line.row.params
-    if params is None:
-        return MISSING
-    return f"{params / 1e6:.1f} M" if params >= 1e6 else f"{params / 1e3:.1f} k"
+    return points(gain) + ("" if gain is None or interval is None else f" [{interval[0]:z.2f}, {interval[1]:z.2f}]")
 
 
 def _size(line: Line) -> str:
@@ -234,14 +220,15 @@ COLUMNS = (
     ),
     Column("n", "n", _count, ("n", "n_expected"), shown="always"),
     Column(
-        *("top1", "{protocol} test accuracy", _top1, ("top1_mean", "top1_sd")),
+        *("top1", "{protocol} test accuracy", lambda line: percent(line.row.top1_mean, line.row.top1_sd)),
+        ("top1_mean", "top1_sd"),
         on_paper="top-1 (%)",
         shown="always",
     ),
     Column("gain", "gain", _gain, ("gain", "gain_ci95"), shown="always"),
-    Column("params", "params", _params, ("params",), shown="always"),
-    Column("reduction", "reduction", _of("reduction", "{:.1f}×"), ("reduction",), shown="always"),
-    Column("retention", "retention", _of("retention", "{:.1f} %"), ("retention",), shown="always"),
+    Column("params", "params", lambda line: parameters(line.row.params), ("params",), shown="always"),
+    Column("reduction", "reduction", lambda line: ratio(line.row.reduction, "×"), ("reduction",), shown="always"),
+    Column("retention", "retention", lambda line: ratio(line.row.retention, " %"), ("retention",), shown="always"),
     Column("size", "size", _size, ("size_bytes",), shown="where known"),
     Column("latency", "latency", _of("latency_ms", "{:.3g} ms"), ("latency_ms",), shown="where known"),
     Column("published", "published", _of("reference", "{:.2f}"), ("reference",), shown="where known"),

@@ -176,7 +176,7 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
     sweep = searched.sweep
     many = sum(one.value is not None for one in found)
     best = (
-        f"the first line is the best of {many}, selected by {sweep.metric}: expect less of it on other images; "
+        f"the best of {many} was selected by {sweep.metric}: expect less of it on other images; "
         f"the confirmation on fresh seeds is what counts"
     )
     said = [*([best] if many else []), *filter(None, [_spread(found)])]

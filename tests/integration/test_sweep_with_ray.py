@@ -180,6 +180,16 @@ def test_what_the_readme_has_a_newcomer_type(tmp_path: Path, nothing_left: list[
     shown, _ = desk.run(*results)
     assert shown.splitlines()[:6] == lines[:6]
 
+    # Its report has what was tried, and what the confirmation says.
+    desk.run("report", "demo", "--output", "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f"5 trials: {states.count('done')} done, {states.count('stopped')} stopped early." in page
+    assert len(re.findall(r'aria-label="(?:Where the trials lie|Trials by all keys|How each trial rose)', page)) == 3
+    for arm in ("no distillation", "the file&#x27;s own settings", "the winner"):
+        assert re.search(rf"<tr><th [^>]*>{arm}</th><td>slow( |<)", page)
+    assert "On 3 fresh seeds, the winner is " in page
+    assert str(tmp_path) not in page
+
     # A trial that was stopped early goes on by its id.
     stopped = trials[states.index("stopped")][6]
     desk.run("submit", stopped, "--wait")

@@ -75,7 +75,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),
-    "report": (*EXP, *WHERE, "--output"),
+    "report": (*EXP, *WHERE, "--output", "--internal"),
     "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm"),
     "export": (*EXP, *WHERE, "--best", "--output", "--force", "--benchmark"),
     "evaluate": (*WHERE, "--data", "--format", "--output", "--device", "--json"),

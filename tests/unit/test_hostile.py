@@ -31,7 +31,7 @@ from kdcluster.runs import RunDir
 from kdcluster.states import State
 from kdcluster.sweep.points import Space
 from kdcluster.sweep.screen import screen
-from kdcluster.wording import SUBMIT_OPTIONS, one_line, printable, quoted, submit_words
+from kdcluster.wording import SUBMIT_OPTIONS, command, one_line, printable, quoted, submit_words
 from tests.fabricated import DEAD, put, started
 from tests.tiny import make_plan, write_experiment
 
@@ -158,7 +158,7 @@ def test_only_words_of_a_submit_are_told_again(folder: Path, failed: RunDir, sto
     if words:
         (folder / (shlex.split(stored) if isinstance(stored, str) else stored)[0]).touch()
     (failed.path / "submit.json").write_text(json.dumps({"words": stored}))
-    assert failed.submitted() == words
+    assert (command(failed.submitted()) or None) == words
     told = run("status", failed.id).stderr.splitlines()[-1]
     assert told == f"next: kdcluster submit {words or failed.id} --retry"
 
@@ -166,7 +166,7 @@ def test_only_words_of_a_submit_are_told_again(folder: Path, failed: RunDir, sto
 def test_the_words_that_a_submit_writes_are_read_again(failed: RunDir) -> None:
     typed = shlex.join(["mine.yaml", "--set", "variant=a 'b", "--procs", "2"])
     failed.note_submit(typed)
-    assert failed.submitted() == typed
+    assert command(failed.submitted()) == typed
 
 
 def test_every_option_that_a_run_remembers_is_one_of_submit() -> None:
@@ -198,8 +198,8 @@ def test_all_of_a_run_whose_reason_settings_and_files_are_hostile(failed: RunDir
     other = next(path.name for path in failed.root.iterdir() if path.name.startswith("baseline"))
     for words in (["diff", failed.id, other], ["diff", failed.id, "tiny.yaml"], ["logs", EVIL], ["rm", EVIL]):
         run(*words)
-    for command in (["show", failed.id], ["diff", failed.id, other]):
-        assert run(*command, "--json").exit_code == 0
+    for words in (["show", failed.id], ["diff", failed.id, other]):
+        assert run(*words, "--json").exit_code == 0
 
 
 def test_status_of_a_run_that_another_version_wrote(failed: RunDir) -> None:
@@ -227,8 +227,8 @@ def test_class_names_in_what_plan_and_doctor_say(folder: Path) -> None:
         image.parent.mkdir(parents=True)
         image.touch()
     write_experiment(folder, {"data": {"name": "image_folder", "path": "images", "image_size": 16}})
-    for command in ("plan", "doctor"):
-        said = run(command, "tiny.yaml")
+    for name in ("plan", "doctor"):
+        said = run(name, "tiny.yaml")
         assert said.exit_code == 2
         assert "only in train/: cat\\x1b[2J forged: ok; only in test/: dog\\r\\u202e\n" in said.stderr
 

@@ -105,6 +105,19 @@ def test_it_fits_it_is_readable_and_it_fetches_nothing(browser: Any, page: Path,
     assert browser.get_log("browser") == []  # nor does the policy of the page refuse anything
 
 
+@pytest.mark.parametrize("width", [360, 400])
+def test_on_a_phone_the_gain_is_seen_without_scrolling(browser: Any, page: Path, width: int) -> None:
+    show(browser, page, width, "light")
+    heading, cell = browser.execute_script(
+        "const table = document.querySelector('#results table'), at = 2;"
+        "return [table.tHead.rows[0].cells[at], [...table.tBodies[0].rows].at(-1).cells[at]]"
+        ".map(e => [e.textContent, e.getBoundingClientRect().right]);"
+    )
+    assert heading[0] == "gain (points)"
+    assert cell[0].startswith("+")
+    assert max(heading[1], cell[1]) <= width
+
+
 def test_all_pictures_and_images_are_there(browser: Any, page: Path) -> None:
     browser.get(page.as_uri())
     heights = browser.execute_script(

@@ -19,10 +19,10 @@ def classes(facts: Facts) -> Section | None:
     found = sorted(facts.images.classes, key=lambda one: -one.change)
     if not found:
         return None
-    pairs = count(len(facts.images.pairs), "seed")
+    pairs = count(facts.images.pairs, "seed")
     label = f"Change by class, the best {found[0].name} {words.points(found[0].change)}, the worst {found[-1].name} "
     shown = f" The {MOST_CLASSES} that change most." if len(found) > MOST_CLASSES else ""
-    caption = f"Distilled − baseline, mean over {pairs}.{shown} Hatched: worse."
+    caption = f"Mean over {pairs}.{shown}"
     drawn = picture("classes", facts, f"{label}{words.points(found[-1].change)} points.", caption)
     head = ["class", "images", "baseline (%)", "distilled (%)", "change (points)"]
     rows = [
@@ -64,7 +64,7 @@ def examples(facts: Facts) -> Section | None:
     kinds = {"Fixed: the baseline is wrong": found.fixed, "Broken: the baseline is right": found.broken}
     for what, ours in kinds.items():
         shown = element("ol", *map(_example, ours), class_="images") if ours else paragraphs(["None."])
-        lists.append(element("div", element("p", element("strong", what)), shown))
+        lists.append(element("div", element("p", element("strong", what), class_="label"), shown))
     return Section(title, together(paragraphs(said), *lists))
 
 
@@ -123,7 +123,19 @@ def _said(found: Sequence[Calibration]) -> list[str]:
             f"Distilled students agree with their teacher on {taught.agreement:.1f} % of the test images, baselines on "
             f"{alone.agreement:.1f} %; by KL they are {closer} its probabilities."
         )
+    if alone and taught:
+        said.append(_calibrated(alone, taught))
     return said
+
+
+def _calibrated(alone: Calibration, taught: Calibration) -> str:
+    """Whether distillation makes confidence worth more, or less."""
+    change = round(taught.ece, 2) - round(alone.ece, 2)
+    how = "worsens" if change > 0 else "improves" if change < 0 else "does not change"
+    over = sum(n * (confidence - share) for n, confidence, share in taught.bins)
+    mean = "surer than they are right" if over > 0 else "less sure than they are right"
+    told = f"Distillation {how} the calibration: ECE is {taught.ece:.2f} points with it and {alone.ece:.2f} without"
+    return f"{told}. On average distilled students are {mean}."
 
 
 def without(facts: Facts) -> Section | None:

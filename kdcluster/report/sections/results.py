@@ -12,6 +12,7 @@ from kdcluster.report.sections.parts import Section, picture
 from kdcluster.results.table import Problem
 from kdcluster.run import TRAINED
 from kdcluster.states import State
+from kdcluster.wording import count
 
 
 def headline(facts: Facts) -> Html:
@@ -34,21 +35,45 @@ def headline(facts: Facts) -> Html:
         element("div", element("dt", name), element("dd", told), element("dd", more), class_=role or None)
         for name, role, told, more in tiles
     )
-    return together(element("p", _in_words(facts), class_="lead"), element("dl", *made, class_="tiles"))
+    lead = element("p", _in_words(facts), class_="lead")
+    about = element("div", paragraphs([f"Data set {facts.data}.", *_caveats(facts)]))
+    return together(element("div", lead, about, class_="pair"), element("dl", *made, class_="tiles"))
 
 
 def _in_words(facts: Facts) -> str:
     baseline, distilled = facts.row("baseline"), facts.row("distilled")
     if not (baseline and distilled) or distilled.gain is None:
+        if facts.trials and facts.trials.words:
+            return words.sentence(facts.trials.words[0])
         return "No gain can be told yet: no seed has both a baseline and a distilled run that are done."
-    told = f"Distillation changes the test accuracy by {words.points(distilled.gain)} percentage points"
-    if (ends := distilled.gain_ci95) is None:
-        return f"{told}, in one seed: whether that is chance, one seed cannot say."
-    verdict = "a gain" if ends[0] > 0 else "a loss" if ends[1] < 0 else ""
-    if verdict:
-        side = "above" if ends[0] > 0 else "below"
-        return f"{told}: {verdict}. Its 95 % interval over the seeds, {words.interval(ends)}, lies {side} zero."
-    return f"{told}; its 95 % interval over the seeds, {words.interval(ends)}, includes zero: no gain is shown."
+    gain, ends = distilled.gain, distilled.gain_ci95
+    raised = "raises" if gain > 0 else "lowers"
+    told = f"Distillation {raised} the test accuracy by {abs(gain):.2f} percentage points"
+    if ends is None:
+        return f"{told} in one seed: whether that is chance, one seed cannot say."
+    interval = f"95 % interval over {count(len(facts.gains), 'seed')}: {words.interval(ends)}"
+    if ends[0] <= 0 <= ends[1]:
+        return (
+            f"Distilled students differ from baselines by {words.points(gain)} percentage points of test accuracy "
+            f"({interval}): it includes zero: no gain is shown."
+        )
+    return f"{told} ({interval})."
+
+
+def _caveats(facts: Facts) -> Iterator[str]:
+    """What has to be known with the figures, not below them."""
+    said = []
+    if facts.on_test:
+        said.append(
+            "Of each run the evaluation with the best test accuracy counts: chosen on the test images, it flatters "
+            "teacher, baseline and distilled alike."
+        )
+    if facts.unlabelled:
+        said.append(
+            f"Distilled students also learn from {facts.unlabelled:,} images without labels that baselines never see."
+        )
+    if said:
+        yield " ".join(said)
 
 
 def overview(experiments: Sequence[Facts]) -> Html:
@@ -75,17 +100,17 @@ def results(facts: Facts) -> Section:
     found = facts.results
     published = any(row.reference is not None for row in found.rows)
     head = [
-        *("configuration", "n", f"{facts.table.protocol} test accuracy (%)", "gain (points)", "95 % interval"),
-        *("parameters", "reduction", "retention"),
+        *("configuration", f"{facts.table.protocol} test accuracy (%)", "gain (points)", "95 % interval"),
+        *("n", "parameters", "reduction", "retention"),
         *["published"] * published,
     ]
     rows = [
         [
             words.configuration(row),
-            words.counted(row),
             words.percent(row.top1_mean, row.top1_sd),
             words.points(row.gain),
             words.interval(row.gain_ci95),
+            words.counted(row),
             words.parameters(row.params),
             words.ratio(row.reduction, "×"),
             words.ratio(row.retention, " %"),
@@ -94,7 +119,7 @@ def results(facts: Facts) -> Section:
         for row in found.rows
     ]
     strong = [at for at, row in enumerate(found.rows) if row.role == "distilled"]
-    shown = table("Results by configuration", head, rows, right=range(1, len(head)), strong=strong, names=True)
+    shown = table("Results by configuration", head, rows, right=range(1, len(head)), strong=strong)
     notes = listed([*found.notes, *facts.table.notes], class_="notes")
     return Section("Results", together(shown, *_problems(found.problems), notes))
 
@@ -104,8 +129,9 @@ def _problems(found: tuple[Problem, ...]) -> Iterator[Html]:
     odd = [one for one in found if one.state == State.DONE]
     for title, ours in (("Not in the means", unfinished), ("Records that contradict each other, or are lost", odd)):
         if ours:
-            head = ["run", "state", "why", *["log"] * any(one.log for one in ours)]
-            rows = [[one.run, one.state, one.reason, one.log or ""][: len(head)] for one in ours]
+            why, logs = any(one.reason for one in ours), any(one.log for one in ours)
+            head = ["run", "state", *["why"] * why, *["log"] * logs]
+            rows = [[one.run, one.state, *[one.reason] * why, *[one.log or ""] * logs] for one in ours]
             told = table(f"{title}: {len(ours)}", head, rows, names=True)
             yield element("div", told, class_="warning")
 
@@ -119,6 +145,7 @@ def course(facts: Facts) -> Section:
     bands = "Bands are one standard deviation over the seeds. " if any(c.sd for c in found.of.values()) else ""
     drawn = picture("curves", facts, f"Test accuracy by {found.unit}. {label}.", bands)
     said = [*convergence(found)]
+    said[1:1] = _other_means(facts)
     if found.unfinished:
         said.append(f"No {' or '.join(found.unfinished)} run is done: that curve is of runs that are not.")
     if found.left_out:
@@ -131,6 +158,19 @@ def course(facts: Facts) -> Section:
         "div", drawn, element("div", paragraphs(said), folded("The same in numbers", numbers)), class_="pair"
     )
     return Section("Accuracy over training", body)
+
+
+def _other_means(facts: Facts) -> Iterator[str]:
+    """Why the best of a curve is not the number of the table."""
+    both = [(facts.top1(role), curve) for role, curve in facts.curves.of.items() if role != "teacher" and curve.n > 1]
+    differ = [(top1, curve) for top1, curve in both if top1 is not None and abs(top1 - curve.best[1]) >= 0.005]
+    if differ:
+        numbers = (f"{top1:.2f} instead of {curve.best[1]:.2f} % ({curve.role})" for top1, curve in differ)
+        chosen = "best" if facts.on_test else "chosen"
+        yield (
+            f"The table has {' and '.join(numbers)}: there each seed counts at its own {chosen} {facts.curves.unit}, "
+            "in a curve all seeds at the same one."
+        )
 
 
 def _at(curve: Curve, at: int) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kdcluster.report import words
 from kdcluster.report.facts import Facts
-from kdcluster.report.guesses import Pair
-from kdcluster.report.markup import element, folded, listed, paragraphs, table, together
+from kdcluster.report.markup import Html, element, folded, listed, paragraphs, table, together
 from kdcluster.report.pictures import latency_device
 from kdcluster.report.sections.parts import Section, picture
-from kdcluster.wording import count
-
-LEVEL = 0.05
-"""Below it a p is called small; it is no proof above it of anything."""
+from kdcluster.results.paired import LEVEL
+from kdcluster.results.seeds import SeedRow
+from kdcluster.wording import count, quoted, size
 
 
 def gains(facts: Facts) -> Section | None:
@@ -19,8 +19,9 @@ def gains(facts: Facts) -> Section | None:
     found = facts.gains
     if not found:
         return None
-    tested = {one.seed: one for one in facts.images.pairs}
-    top1 = {(one.role, one.seed): one.top1 for one in facts.results.seeds}
+    seeds = facts.results.seeds
+    tested = {one.seed: one for one in seeds if one.p is not None}
+    top1 = {(one.role, one.seed): one.top1 for one in seeds}
     head = ["seed", "baseline (%)", "distilled (%)", "gain (points)", "fixed", "broken", "McNemar p"]
     rows = [
         [
@@ -35,28 +36,25 @@ def gains(facts: Facts) -> Section | None:
     with_interval = " with its 95 % t interval over the seeds" if len(found) > 1 else ""
     drawn = picture("gains", facts, label, f"Each seed, and the mean{with_interval}.")
     numbers = table("Accuracy, gain and paired test of each seed", head, rows, right=range(1, len(head)))
-    both = element("div", drawn, element("div", paragraphs(_said(facts))), class_="pair")
-    return Section("Gain of each seed", together(both, numbers))
+    return Section("Gain of each seed", together(_beside(drawn, paragraphs(_said(facts))), numbers))
 
 
-def _tested(one: Pair | None) -> list[str]:
-    if one is None:
-        return [words.MISSING] * 3
-    return [f"{one.fixed:,}", f"{one.broken:,}", words.chance(one.p)]
+def _tested(one: SeedRow | None) -> list[str]:
+    return [f"{one.fixed:,}", f"{one.broken:,}", words.chance(one.p)] if one else [words.MISSING] * 3
 
 
 def _said(facts: Facts) -> list[str]:
     better = sum(gain > 0 for gain in facts.gains.values())
     said = [f"The distilled student is better in {better} of {count(len(facts.gains), 'seed')}."]
-    pairs = facts.images.pairs
-    if pairs:
-        small = sum(one.p < LEVEL for one in pairs)
+    chances = [one.p for one in facts.results.seeds if one.p is not None]
+    if chances:
+        small = sum(p < LEVEL for p in chances)
         said.append(
             "The interval of the gain is over seeds: what other seeds would give. McNemar's exact test is over the "
             f"{facts.images.images:,} test images, one test for each seed: whether these two networks differ on such "
             "images by more than chance. It counts the images that only one of them has right: fixed are those of the "
             "distilled one, broken those of the baseline. "
-            f"p is below {LEVEL:g} in {small} of {count(len(pairs), 'pair')}."
+            f"p is below {LEVEL:g} in {small} of {count(len(chances), 'seed')}."
         )
     return said
 
@@ -68,8 +66,22 @@ def sizes(facts: Facts) -> Section | None:
     drawn = picture("sizes", facts, f"Accuracy against parameters. {label}.", "Bars are one standard deviation.")
     if not drawn:
         return None
+    on_disk = any(row.size_bytes for row in rows)
+    head = ["role", "parameters", *["on disk"] * on_disk, "accuracy (%)", "retention"]
+    cells = [
+        [
+            row.role,
+            words.parameters(row.params),
+            *[size(row.size_bytes) if row.size_bytes else words.MISSING] * on_disk,
+            words.percent(row.top1_mean, row.top1_sd),
+            words.ratio(row.retention, " %"),
+        ]
+        for row in rows
+    ]
+    numbers = table("Size and accuracy by role", head, cells, right=range(1, len(head)))
     if not facts.latencies:
-        return Section("Accuracy and size", drawn)
+        said = [*_kept(facts), f"Latency was not measured: kdcluster export {quoted(facts.name)} --benchmark does."]
+        return Section("Accuracy and size", _beside(drawn, paragraphs(said), numbers))
     told = [
         f"{one.role}: {one.p50:.3g} ms ({one.p10:.3g} to {one.p90:.3g}) on {one.on}, {one.date}"
         for one in facts.latencies
@@ -78,8 +90,21 @@ def sizes(facts: Facts) -> Section | None:
     dates = dict.fromkeys(one.date for one in facts.latencies if one.on == on and one.date)
     where = f"Median latency of one image: {', '.join([on, *dates])}."
     timed = picture("latencies", facts, f"Accuracy against latency. {'; '.join(told)}.", where)
-    both = element("div", drawn, timed, class_="pair")
-    return Section(
-        "Accuracy and size",
-        together(both, folded("Measured latencies: median, and 10th to 90th percentile", listed(told))),
-    )
+    every = folded("Measured latencies: median, and 10th to 90th percentile", listed(told))
+    below = _beside(numbers, paragraphs(_kept(facts)), every)
+    return Section("Accuracy and size", together(_beside(drawn, timed), below))
+
+
+def _beside(left: Html, *right: Html) -> Html:
+    return element("div", left, element("div", *right), class_="pair")
+
+
+def _kept(facts: Facts) -> Iterator[str]:
+    """What the student is to its teacher."""
+    baseline, distilled = facts.row("baseline"), facts.row("distilled")
+    if distilled and distilled.reduction and distilled.retention is not None:
+        alone = f", without distillation {baseline.retention:.1f} %" if baseline and baseline.retention else ""
+        yield (
+            f"The student has {words.parameters(distilled.params)} parameters, {distilled.reduction:.1f} times fewer "
+            f"than its teacher. Distilled it reaches {distilled.retention:.1f} % of the teacher's accuracy{alone}."
+        )

@@ -10,6 +10,8 @@ from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, element, folded, listed, paragraphs, table, together
 from kdcluster.report.sections.parts import Section, picture
 from kdcluster.report.trials import Trials
+from kdcluster.results.table import Row
+from kdcluster.states import State
 from kdcluster.wording import count
 
 
@@ -19,7 +21,8 @@ def sweep(facts: Facts) -> Section | None:
     if not trials:
         return None
     states = Counter(one.state for one in trials.tried)
-    said = [f"{count(len(trials.tried), 'trial')}: {', '.join(f'{n} {state}' for state, n in states.items())}."]
+    ended = ", ".join(f"{n} {'stopped early' if state == State.STOPPED else state}" for state, n in states.items())
+    said = [f"{count(len(trials.tried), 'trial')}: {ended}."]
     if trials.known:
         best = trials.known[0]
         at = ", ".join(f"{label(key, trials.keys, SIGNS)} {short(value)}" for key, value in best.point.values.items())
@@ -36,8 +39,7 @@ def sweep(facts: Facts) -> Section | None:
     )
     body = together(
         paragraphs(said),
-        element("div", *drawn, class_="pair"),
-        _confirmed(trials),
+        element("div", *drawn, _confirmed(trials), class_="pair"),
         folded("Every trial in numbers", _numbers(trials)),
         listed(trials.notes, class_="notes"),
     )
@@ -61,18 +63,20 @@ def _numbers(trials: Trials) -> Html:
 
 
 def _confirmed(trials: Trials) -> Html:
+    """The arms of the confirmation, and what they say."""
     if not trials.confirmation:
         return Html()
-    rows = [
-        [f"{one.name}, {row.configuration}", words.counted(row), words.percent(row.top1_mean, row.top1_sd)]
-        for one in trials.confirmation.experiments
-        for row in one.rows
-        if row.role != "teacher"
-    ]
-    told = table(
-        "The confirmation on fresh seeds, test accuracy in percent",
-        ["configuration", "n", "accuracy"],
-        rows,
-        right=(1, 2),
-    )
-    return together(told, paragraphs(trials.words or ["Not every run of the confirmation is done."]))
+    own, winner = trials.confirmation.experiments
+    arms: dict[tuple[str, ...], tuple[str, Row]] = {}  # by runs: both may have the same
+    for name, one in (("the file's own settings", own), ("the winner", winner)):
+        for row in one.rows:
+            if row.role != "teacher":
+                arms.setdefault(row.runs, ("no distillation" if row.role == "baseline" else name, row))
+    rows = []
+    for name, row in arms.values():
+        _, _, how = words.configuration(row).partition(": ")
+        rows.append([name, how, words.counted(row), words.percent(row.top1_mean, row.top1_sd)])
+    head = ["arm", "configuration", "n", "test accuracy (%)"]
+    told = table("The confirmation on fresh seeds", head, rows, right=(2, 3))
+    said = map(words.sentence, trials.words) if trials.words else ["Not every run of the confirmation is done."]
+    return element("div", told, paragraphs(said))
