@@ -600,6 +600,25 @@ def test_hosts_folders_and_what_was_not_committed_are_for_oneself_alone(
     assert [one for one in SECRETS if one not in written] == []
 
 
+def test_a_commit_is_told_once_with_its_runs_and_what_was_not_in_it(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    trained = [one for one in made.runs if one.role != STORE]
+    for one, diff in zip(trained, ["", "", DIFF, DIFF.partition("diff --git a/two")[0], DIFF], strict=True):
+        git = {"/src/a_folder": {"commit": "b" + "c" * 39, "dirty": bool(diff)}}
+        run_dir = RunDir(folder / "runs", one.id)
+        before = run_dir.newest()
+        attempt = run_dir.start_attempt({"code": {"git": git}})
+        attempt.write("trainer", before.read("trainer") if before else {})
+        (attempt.path / "code.diff").write_text(diff)
+        attempt.write("outcome", {"state": "done", "reason": "", "time": 1.1e6})
+    hidden = "all 5 runs, 3 of them with 2 to 3 uncommitted lines in 1 to 2 files, not shown a_folder bccccccccccc"
+    said = page_of(folder)
+    assert hidden in said
+    assert said.count("bccccccccccc") == 2  # there, and in the command that checks it out
+    assert hidden.replace(", not shown a_folder", " /src/ a_folder") in page_of(folder, "--internal")
+
+
 def test_without_a_weight_of_the_teacher_there_is_nothing_to_compare(folder: Path) -> None:
     write_experiment(folder, {"seeds": [0, 1], "distill.alpha": 0.0})
     with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
