@@ -66,7 +66,7 @@ def named(value: str) -> Html:
 
 def breakable(path: str) -> Html:
     """A path, whose lines break behind its folders alone."""
-    return joined(re.split("(?<=/)(?=.)", path), Html("<wbr>"))
+    return joined(re.split("(?<=./)(?=.)", path), Html("<wbr>"))
 
 
 def paragraphs(lines: Iterable[object], **attributes: object) -> Html:

@@ -337,6 +337,14 @@ def test_images_that_changed_in_most_seeds_come_first() -> None:
     assert examples._most(1, both, np.array([1, 1])) == []
 
 
+def test_pictures_say_what_is_better_and_how_far_seeds_differ(folder: Path) -> None:
+    with_predictions(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    drawn = page_of(folder)
+    assert "distilled − baseline (percentage points)" in drawn
+    assert " class better Mean over 2 seeds." in drawn  # the axis, and the legend; no class is worse
+    assert "distilled 62.50 ± 17.68 " in drawn  # of 75 and 50, at the mark
+
+
 def test_of_wrong_classes_that_are_said_as_often_all_are_told() -> None:
     assert examples._most_said([2, 1, 2], ["cat", "dog", "fox"]) == "fox"
     assert examples._most_said([2, 0], ["cat", "dog", "fox"]) == "cat or fox"
@@ -649,6 +657,25 @@ def test_hosts_folders_and_what_was_not_committed_are_for_oneself_alone(
     run("report", "tiny.yaml", "--data-dir", "/mnt/alice/some data", "--output", "a.html", "--internal")
     written = (folder / "a.html").read_text()
     assert [one for one in SECRETS if one not in written] == []
+
+
+def test_a_commit_is_told_once_with_its_runs_and_what_was_not_in_it(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made)
+    trained = [one for one in made.runs if one.role != STORE]
+    for one, diff in zip(trained, ["", "", DIFF, DIFF.partition("diff --git a/two")[0], DIFF], strict=True):
+        git = {"/src/a_folder": {"commit": "b" + "c" * 39, "dirty": bool(diff)}}
+        run_dir = RunDir(folder / "runs", one.id)
+        before = run_dir.newest()
+        attempt = run_dir.start_attempt({"code": {"git": git}})
+        attempt.write("trainer", before.read("trainer") if before else {})
+        (attempt.path / "code.diff").write_text(diff)
+        attempt.write("outcome", {"state": "done", "reason": "", "time": 1.1e6})
+    hidden = "all 5 runs, 3 of them with 2 to 3 uncommitted lines in 1 to 2 files, not shown a_folder bccccccccccc"
+    said = page_of(folder)
+    assert hidden in said
+    assert said.count("bccccccccccc") == 2  # there, and in the command that checks it out
+    assert hidden.replace(", not shown a_folder", " /src/ a_folder") in page_of(folder, "--internal")
 
 
 def test_without_a_weight_of_the_teacher_there_is_nothing_to_compare(folder: Path) -> None:

@@ -298,7 +298,7 @@ def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space,
     text = report.render(searched, found, "table").splitlines()
     assert text[1].split()[3:6] == ["70.00", "2", "done"]
     assert text[5] == f"{found[3].point.ids[0]}: failed: rank 1, step 7: ValueError: no; nothing is saved yet"
-    assert "best of 3, selected by val/top1" in text[7]
+    assert "the best of 3 was selected by val/top1" in text[7]
     assert "10 % of the training images" in text[8]
     assert "their teacher is the experiment's own and was trained on these, too" in text[8]
 

@@ -10,8 +10,10 @@ from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, element, folded, listed, paragraphs, table, together
 from kdcluster.report.sections.parts import Section, picture
 from kdcluster.report.trials import Trials
+from kdcluster.results.notes import NO_DISTILLATION
 from kdcluster.results.table import Row
 from kdcluster.states import State
+from kdcluster.sweep.confirmation import OWN
 from kdcluster.wording import count
 
 
@@ -68,10 +70,11 @@ def _confirmed(trials: Trials) -> Html:
         return Html()
     own, winner = trials.confirmation.experiments
     arms: dict[tuple[str, ...], tuple[str, Row]] = {}  # by runs: both may have the same
-    for name, one in (("the file's own settings", own), ("the winner", winner)):
+    of_winner = {"baseline": f"{NO_DISTILLATION}, otherwise as the winner", "distilled": "the winner"}
+    for names, one in (({"baseline": NO_DISTILLATION, "distilled": OWN}, own), (of_winner, winner)):
         for row in one.rows:
-            if row.role != "teacher":
-                arms.setdefault(row.runs, ("no distillation" if row.role == "baseline" else name, row))
+            if row.role in names:
+                arms.setdefault(row.runs, (names[row.role], row))
     rows = []
     for name, row in arms.values():
         _, _, how = words.configuration(row).partition(": ")
