@@ -140,11 +140,11 @@ def desks(folder: Path, cluster: dict[str, str]) -> Iterator[Callable[..., Desk]
         wait_until(lambda desk=desk: not desk.processes())  # type: ignore[misc]
 
 
-def wait_until(condition: Callable[[], Any]) -> Any:
+def wait_until(condition: Callable[[], Any], poll_s: float = 0.1) -> Any:
     deadline = time.monotonic() + WITHIN_S
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.1)
+        time.sleep(poll_s)
     return found
 
 
