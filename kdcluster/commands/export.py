@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from kdcluster import __version__, records
 from kdcluster.columns import fitted
-from kdcluster.commands import costs
+from kdcluster.commands import beside, costs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.card import Card
 from kdcluster.errors import ConfigError, KdclusterError
@@ -24,8 +24,8 @@ from kdcluster.launch import finished
 from kdcluster.launch.status import run_status
 from kdcluster.ownership import umask
 from kdcluster.plan import Plan, Run
-from kdcluster.results import render
 from kdcluster.results.measured import selected_by
+from kdcluster.results.table import Table
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.tabled import tabled
@@ -69,11 +69,12 @@ def _benchmark(picked: _Picked, chosen: Chosen) -> None:
 
 def _write(picked: _Picked, chosen: Chosen, output: Path, target: Path) -> None:
     failed = False
-    table = _table(picked, chosen)
+    made = picked.made
+    table = tabled(made, chosen.root) if made else beside.table_of(RunDir(chosen.root, picked.runs[0].id), chosen)
     with _folder_beside(target) as aside:
         for facts in finished.export(picked.runs, chosen.root, chosen.data, aside):
             run = next(run for run in picked.runs if run.id == facts["id"])
-            _describe(aside / run.id, run, facts, table, picked.selected, RunDir(chosen.root, run.id))
+            _describe(aside / run.id, run, facts, RunDir(chosen.root, run.id), table=table, selected=picked.selected)
             failed |= _say(facts)
         _put(aside if picked.several else aside / picked.runs[0].id, target)
     for run in picked.runs:
@@ -162,37 +163,29 @@ def _how_far(place: RunDir) -> str:
     return f"{status.state}, step {at} of {of}" if of else status.state
 
 
-def _describe(folder: Path, run: Run, facts: dict[str, Any], table: str, selected: str, place: RunDir) -> None:
+def _describe(
+    folder: Path, run: Run, facts: dict[str, Any], place: RunDir, *, table: Table | None, selected: str
+) -> None:
     """Class names and card."""
     names = facts["classes"] or [str(label) for label in range(run.num_classes)]
     (folder / "classes.txt").write_text("".join(f"{one_line(name)}\n" for name in names), encoding="utf-8")
     newest, result = place.newest(), place.result()
+    teacher = RunDir(place.root, run.teacher.id).result() if run.teacher else None
     card = Card(
         run,
         facts,
         {path.name: path.stat().st_size for path in folder.iterdir()},
         result,
         newest.read("trainer") if newest else {},
+        beside.models(run, place.root),
         table,
+        teacher["best"]["test/top1"] if teacher else None,
         selected,
         unfinished="" if result else _how_far(place),
         made=_made_by(),
         cost=records.found(place.path / "benchmark.json"),
     )
     (folder / "README.md").write_text(card.text(), encoding="utf-8")
-
-
-def _table(picked: _Picked, chosen: Chosen) -> str:
-    """The results table, in Markdown, of the experiment that was named, or of one that the run belongs to as its file
-    is today; empty where there is none."""
-    if picked.made:
-        return render.render(tabled(picked.made, chosen.root), "md")
-    for name in RunDir(chosen.root, picked.runs[0].id).experiments():
-        with suppress(KdclusterError):  # its file is gone, or broken
-            made = chosen.plan(name)
-            if made.experiments_of(picked.runs[0].id):
-                return render.render(tabled(made, chosen.root), "md")
-    return ""
 
 
 def _made_by() -> str:

@@ -167,8 +167,16 @@ def test_the_card_has_what_was_measured(tmp_path, data_dir, monkeypatch):
 def written(runs, root, data_dir, into):
     """As the child's, without its work."""
     (into / runs[0].id).mkdir()
-    facts = {"id": runs[0].id, "params": 1, "image_size": 16, "input": [3, 16, 16], "classes": [], "license": None}
-    facts |= {"train_images": None, "image_rule": None, "data": "", "timm": "", "missing": {}}
+    facts = {
+        "id": runs[0].id,
+        "params": 1,
+        "image_size": 16,
+        "interpolation": "bicubic",
+        "input": [3, 16, 16],
+        "classes": [],
+        "license": None,
+    }
+    facts |= {"images": {}, "image_rule": None, "data": "", "timm": "", "missing": {}}
     return [{**facts, "checked": {"images": 0, "real": True, "gaps": {}}}]
 
 
