@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -221,16 +224,55 @@ def _new(output: Path) -> Path:
 
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
-    """A folder to write into, on the same file system, gone at the end."""
+    """A folder to write into, on the same file system, gone at the end; and gone are those of exports that were killed.
+
+    Each is locked while its export lives; where a file system has no locks, none is taken for dead. Its name has the
+    host, since some lock within one host alone.
+    """
+    name = f".export-{socket.gethostname()}-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-", suffix=".aside"))
+        aside, lock = _locked(target.parent, name)
     except OSError as error:
         raise KdclusterError(f"cannot write {target}: {error.strerror}; give another --output") from None
     try:
+        for other in target.parent.glob(f"{glob.escape(name)}????????.aside"):
+            with suppress(OSError), _lock(other):  # somebody else's, or a living one
+                shutil.rmtree(other, ignore_errors=True)
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        lock.close()
+
+
+def _locked(parent: Path, name: str) -> tuple[Path, ExitStack]:
+    """A new folder, and its lock, as far as there are any."""
+    while True:
+        aside, lock = Path(tempfile.mkdtemp(dir=parent, prefix=name, suffix=".aside")), ExitStack()
+        try:
+            lock.enter_context(_lock(aside))
+        except (BlockingIOError, FileNotFoundError):  # another export came between, and took it for a dead one's
+            continue
+        except OSError:
+            return aside, lock
+        if aside.exists():
+            return aside, lock
+        lock.close()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Held within; the system drops it when this process ends, however that comes.
+
+    Raises:
+        OSError: another process holds it, or there are no locks on folders there.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _put(folder: Path, target: Path) -> None:

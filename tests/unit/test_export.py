@@ -6,6 +6,8 @@ import errno
 import json
 import re
 import shutil
+import socket
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -278,7 +280,7 @@ def test_a_run_that_was_submitted_with_settings_has_its_table(tmp_path, data_dir
     made = plan([configfile.load(str(file), ["train.lr=3e-3", "seeds=[4, 5]"])])
     runs = [tiny.train_here(tmp_path / "runs", run, data_dir) for run in made.runs if run.role != "teacher-logits"]
     for run_dir in runs:
-        run_dir.add_experiments([str(file)])
+        run_dir.add_experiments(["tiny"])
         run_dir.note_submit(f"{file} --set train.lr=3e-3 --seeds 4,5")
     assert export(tmp_path, runs[-1].id, "--output", tmp_path / "out").exit_code == 0
     card = (tmp_path / "out" / "README.md").read_text()
@@ -296,7 +298,6 @@ def test_a_run_that_was_submitted_with_settings_has_its_table(tmp_path, data_dir
 def test_a_run_of_the_table_that_failed_tells_no_folder(tmp_path, data_dir):
     ids, file = experiment(tmp_path, [0, 1])
     (RunDir(tmp_path / "runs", ids[1]).path / "result.json").unlink()
-    RunDir(tmp_path / "runs", ids[0]).add_experiments([str(file)])
     RunDir(tmp_path / "runs", ids[0]).note_submit(f"{file} --seeds 0,1")
     assert export(tmp_path, ids[0], "--output", tmp_path / "out").exit_code == 0
     card = (tmp_path / "out" / "README.md").read_text()
@@ -513,6 +514,49 @@ def test_a_full_disk_in_the_child_is_said_without_its_traceback():
     answer = told(full)
     assert answer["exit_code"] == 1
     assert "the disk is full" in answer["problems"][0]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from kdcluster.commands.export import _folder_beside
+with _folder_beside(Path(sys.argv[1])) as aside:
+    (aside / "half.onnx").write_bytes(b"half")
+    print(aside, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_export_has_left_is_removed_by_the_next(tmp_path, data_dir):
+    run_dir = trained(tmp_path)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "other")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        aside = Path(process.stdout.readline().strip())
+        mine = tmp_path / aside.name.replace(aside.name[-14:-6], "another!")
+        elsewhere = tmp_path / ".export-otherhost-12345678.aside"
+        for folder in (mine, elsewhere):
+            folder.mkdir()
+        assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+        assert (aside / "half.onnx").read_bytes() == b"half"  # its export lives
+        assert (mine.exists(), elsewhere.exists()) == (False, True)
+        process.kill()
+    assert aside.exists()
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "again").exit_code == 0
+    assert not aside.exists()
+    assert list(tmp_path.glob(".export-*")) == [elsewhere]
+
+
+def test_where_folders_cannot_be_locked_it_exports_and_removes_nothing(tmp_path, data_dir, monkeypatch):
+    run_dir = trained(tmp_path)
+    left = tmp_path / f".export-{socket.gethostname()}-12345678.aside"
+    left.mkdir()
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+    assert list(tmp_path.glob(".export-*")) == [left]
 
 
 def test_a_failure_leaves_nothing(tmp_path, data_dir, monkeypatch):
