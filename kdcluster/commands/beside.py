@@ -50,11 +50,13 @@ def _baseline(run: Run) -> str:
 
 def table_of(place: RunDir, chosen: Chosen) -> Table | None:
     """The table of an experiment that a run belongs to, as it was submitted, or as its file is today."""
-    words = list(pairwise(shlex.split(place.submitted() or "")))
-    sets = tuple(value for option, value in words if option == "--set")
-    seeds = next((value for option, value in words if option == "--seeds"), None)
+    words = shlex.split(place.submitted() or "")
+    given = [(option, value) for option, value in pairwise(words) if option.startswith("--")]
+    named = [word for before, word in pairwise(("", *words)) if not before.startswith("--") and word[:2] != "--"]
+    sets = tuple(value for option, value in given if option == "--set")
+    seeds = next((value for option, value in given if option == "--seeds"), None)
     submitted = replace(chosen, experiments=(), names=(), overrides=sets, seeds=seeds)
-    for name in place.experiments():
+    for name in dict.fromkeys([*named, *place.experiments()]):  # as it was typed, it may be a path
         for one in (submitted, chosen):
             with suppress(KdclusterError):  # its file is gone, broken, or another one
                 made = one.plan(name)
