@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster import __version__, records
-from kdcluster.columns import fitted
+from kdcluster.columns import in_ascii
 from kdcluster.commands import beside, costs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.card import Card
@@ -32,7 +32,7 @@ from kdcluster.results.table import Table
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.tabled import tabled
-from kdcluster.terminal import say, show, show_wrapped, width
+from kdcluster.terminal import can_show, say, show, show_wrapped, width
 from kdcluster.wording import count, one_line, size
 
 
@@ -63,9 +63,8 @@ def _benchmark(picked: _Picked, chosen: Chosen) -> None:
         (place.id, record, (place.result() or {})["best"]["test/top1"])
         for place, record in zip(places, found, strict=True)
     ]
-    for row in fitted(list(costs.rows(models)), range(3, 7), width=width()).rows:
-        for line in row:
-            show(line)
+    for line in costs.for_terminal(list(costs.rows(models)), width()):
+        show(line if can_show("–") else in_ascii(line))
     for note in costs.notes(found):
         show_wrapped("", note)
 
