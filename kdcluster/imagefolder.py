@@ -242,19 +242,29 @@ def of_classes(root: Path, known: Collection[str]) -> tuple[tuple[str, ...], tup
     Raises:
         ConfigError: it is no such folder, or has images of classes that the model does not know.
     """
+    wanted = f"a sub-folder for each class ({_some(known)}) with its images"
     if not root.is_dir():
-        raise ConfigError(f"no such folder: {root} (it is to have a sub-folder for each class)")
+        what = f"{root} is a file: name a folder" if root.exists() else f"no such folder: {root}"
+        raise ConfigError(f"{what}; it is to have {wanted}")
     found = walked(root)
     names = tuple(name for name, _ in found.images)
     if stray := [name for name in names if "/" not in name]:
-        raise ConfigError(f"{root / stray[0]} lies outside the class folders; its folder is to say its class")
+        raise ConfigError(
+            f"{root / stray[0]} lies outside the class folders; its folder is to say its class: {root} is to have "
+            f"{wanted}"
+        )
     ignored = _kinds(sum(found.others.values(), Counter()))
     if not names:
-        raise ConfigError(f"no images below {root}" + (f", but {ignored}; {_READ}" if ignored else ""))
+        but = f", but {ignored} ({_READ})" if ignored else ""
+        raise ConfigError(f"no images below {root}{but}; it is to have {wanted}")
     there = {name.split("/")[0] for name in names}
     if unknown := sorted(there - set(known)):
         close = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f"; is {unknown[0]} {close[0]!r}?" if close else ""
+        hint = (
+            f"; is {unknown[0]} {close[0]!r}?"
+            if close
+            else f"; rename or remove {'it' if len(unknown) < 2 else 'them'}"
+        )
         if splits := [name for name in ("test", *VALIDATION) if name in unknown]:
             hint = f"; to take its {splits[0]}/ name {root / splits[0]}"
         what = "are no classes" if len(unknown) > 1 else "is no class"

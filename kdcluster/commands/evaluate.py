@@ -46,7 +46,10 @@ def evaluate(chosen: Chosen, name: str, style: str, *, folder: Path, output: Pat
     run = run_dir.load()
     if run.role == STORE:
         raise ConfigError(f"{run.id} stores logits and has no model of its own; evaluate its teacher {run.needs[0]}")
-    if wrong := run_dir.weights_problem("best"):
+    wrong = run_dir.weights_problem("best")
+    if wrong and run_dir.newest() is None:
+        raise KdclusterError(f"{run.id} has not been trained yet; kdcluster submit {run.id} starts it")
+    if wrong:
         raise KdclusterError(f"{run.id}: its best weights are {wrong}; kdcluster submit {run.id} --retry makes them")
     found = finished.evaluate(run, chosen.root, chosen.data, folder.absolute(), device)
     document = _document(run.id, folder, found)

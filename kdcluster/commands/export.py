@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kdcluster import __version__, records
-from kdcluster.columns import fitted
-from kdcluster.commands import costs
+from kdcluster.columns import in_ascii
+from kdcluster.commands import beside, costs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.card import Card
 from kdcluster.errors import ConfigError, KdclusterError
@@ -24,12 +27,12 @@ from kdcluster.launch import finished
 from kdcluster.launch.status import run_status
 from kdcluster.ownership import umask
 from kdcluster.plan import Plan, Run
-from kdcluster.results import render
 from kdcluster.results.measured import selected_by
+from kdcluster.results.table import Table
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.tabled import tabled
-from kdcluster.terminal import say, show, show_wrapped, width
+from kdcluster.terminal import can_show, say, show, show_wrapped, width
 from kdcluster.wording import count, one_line, size
 
 
@@ -60,20 +63,20 @@ def _benchmark(picked: _Picked, chosen: Chosen) -> None:
         (place.id, record, (place.result() or {})["best"]["test/top1"])
         for place, record in zip(places, found, strict=True)
     ]
-    for row in fitted(list(costs.rows(models)), range(3, 7), width=width()).rows:
-        for line in row:
-            show(line)
+    for line in costs.for_terminal(list(costs.rows(models)), width()):
+        show(line if can_show("–") else in_ascii(line))
     for note in costs.notes(found):
         show_wrapped("", note)
 
 
 def _write(picked: _Picked, chosen: Chosen, output: Path, target: Path) -> None:
     failed = False
-    table = _table(picked, chosen)
+    made = picked.made
+    table = tabled(made, chosen.root) if made else beside.table_of(RunDir(chosen.root, picked.runs[0].id), chosen)
     with _folder_beside(target) as aside:
         for facts in finished.export(picked.runs, chosen.root, chosen.data, aside):
             run = next(run for run in picked.runs if run.id == facts["id"])
-            _describe(aside / run.id, run, facts, table, picked.selected, RunDir(chosen.root, run.id))
+            _describe(aside / run.id, run, facts, RunDir(chosen.root, run.id), table=table, selected=picked.selected)
             failed |= _say(facts)
         _put(aside if picked.several else aside / picked.runs[0].id, target)
     for run in picked.runs:
@@ -162,37 +165,29 @@ def _how_far(place: RunDir) -> str:
     return f"{status.state}, step {at} of {of}" if of else status.state
 
 
-def _describe(folder: Path, run: Run, facts: dict[str, Any], table: str, selected: str, place: RunDir) -> None:
+def _describe(
+    folder: Path, run: Run, facts: dict[str, Any], place: RunDir, *, table: Table | None, selected: str
+) -> None:
     """Class names and card."""
     names = facts["classes"] or [str(label) for label in range(run.num_classes)]
     (folder / "classes.txt").write_text("".join(f"{one_line(name)}\n" for name in names), encoding="utf-8")
     newest, result = place.newest(), place.result()
+    teacher = RunDir(place.root, run.teacher.id).result() if run.teacher else None
     card = Card(
         run,
         facts,
         {path.name: path.stat().st_size for path in folder.iterdir()},
         result,
         newest.read("trainer") if newest else {},
+        beside.models(run, place.root),
         table,
+        teacher["best"]["test/top1"] if teacher else None,
         selected,
         unfinished="" if result else _how_far(place),
         made=_made_by(),
         cost=records.found(place.path / "benchmark.json"),
     )
     (folder / "README.md").write_text(card.text(), encoding="utf-8")
-
-
-def _table(picked: _Picked, chosen: Chosen) -> str:
-    """The results table, in Markdown, of the experiment that was named, or of one that the run belongs to as its file
-    is today; empty where there is none."""
-    if picked.made:
-        return render.render(tabled(picked.made, chosen.root), "md")
-    for name in RunDir(chosen.root, picked.runs[0].id).experiments():
-        with suppress(KdclusterError):  # its file is gone, or broken
-            made = chosen.plan(name)
-            if made.experiments_of(picked.runs[0].id):
-                return render.render(tabled(made, chosen.root), "md")
-    return ""
 
 
 def _made_by() -> str:
@@ -228,16 +223,55 @@ def _new(output: Path) -> Path:
 
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
-    """A folder to write into, on the same file system, gone at the end."""
+    """A folder to write into, on the same file system, gone at the end; and gone are those of exports that were killed.
+
+    Each is locked while its export lives; where a file system has no locks, none is taken for dead. Its name has the
+    host, since some lock within one host alone.
+    """
+    name = f".export-{socket.gethostname()}-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-", suffix=".aside"))
+        aside, lock = _locked(target.parent, name)
     except OSError as error:
         raise KdclusterError(f"cannot write {target}: {error.strerror}; give another --output") from None
     try:
+        for other in target.parent.glob(f"{glob.escape(name)}????????.aside"):
+            with suppress(OSError), _lock(other):  # somebody else's, or a living one
+                shutil.rmtree(other, ignore_errors=True)
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        lock.close()
+
+
+def _locked(parent: Path, name: str) -> tuple[Path, ExitStack]:
+    """A new folder, and its lock, as far as there are any."""
+    while True:
+        aside, lock = Path(tempfile.mkdtemp(dir=parent, prefix=name, suffix=".aside")), ExitStack()
+        try:
+            lock.enter_context(_lock(aside))
+        except (BlockingIOError, FileNotFoundError):  # another export came between, and took it for a dead one's
+            continue
+        except OSError:
+            return aside, lock
+        if aside.exists():
+            return aside, lock
+        lock.close()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Held within; the system drops it when this process ends, however that comes.
+
+    Raises:
+        OSError: another process holds it, or there are no locks on folders there.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _put(folder: Path, target: Path) -> None:

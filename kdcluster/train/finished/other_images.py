@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from kdcluster.teacherlogits import precision
 from kdcluster.train import data, decode, feed, pixels
 from kdcluster.train.distributed import World
 from kdcluster.train.evaluate import evaluate
+from kdcluster.train.finished.looks import Look, looks
 from kdcluster.train.finished.model import Finished, open_run, told
 from kdcluster.train.pool import each
 from kdcluster.train.preflight import answer_about
@@ -70,7 +71,7 @@ def judge(run: Run, root: Path, data_dir: Path, folder: Path, device: str) -> di
     if run.train and run.train.channels_last:
         net.in_channels_last()
     with tempfile.TemporaryDirectory(prefix="kdcluster-") as aside:
-        images = decoded([folder / name for name in names], there, Path(aside))
+        images, unlike = decoded([folder / name for name in names], there, Path(aside))
         seen = Images(run.num_classes, {"test": len(names)}, images.shape[2:])
         arrays = data.Arrays(folder, {"test": images}, {"test": labels}, there.classes, "", seen)
         split = feed.to_device(arrays, "test", world.device)
@@ -84,12 +85,13 @@ def judge(run: Run, root: Path, data_dir: Path, folder: Path, device: str) -> di
         "predicted": best.tolist(),
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
         "precision": run.amp,
-        "notes": list(notes),
+        "notes": [*notes, *unlike],
     }
 
 
-def decoded(paths: Sequence[Path], there: Finished, aside: Path) -> Any:
-    """uint8 (N, C, H, W) of a run's channels and size, as its own images were brought there, in a file in `aside`.
+def decoded(paths: Sequence[Path], there: Finished, aside: Path) -> tuple[Any, list[str]]:
+    """uint8 (N, C, H, W) of a run's channels and size, as its own images were brought there, in a file in `aside`;
+    and how they differ from these, in words.
 
     Raises:
         ConfigError: images cannot be read, or cannot be brought there.
@@ -101,29 +103,49 @@ def decoded(paths: Sequence[Path], there: Finished, aside: Path) -> Any:
         )
     height, width = there.input_size
     shape = (len(paths), there.run.channels, height, width)
+    found = each(looks, paths, "looking at images")
+    if height != width:  # they were all of this size, and none was cut
+        _refuse_others(paths, found, there.input_size)
     try:
-        if height != width:  # they were all of this size, and none was cut
-            _refuse_others(paths, there.input_size)
         images = pixels.writable(aside / "images.npy", np.uint8, shape)
         decode.write_images(paths, images, "")
     except pixels.Unreadable as first:
-        found = decode.unreadable(paths) or [first]
-        lines = [f"  {one.path}: {one.why}" for one in found[: decode.SHOWN]]
-        more = [f"  and {len(found) - decode.SHOWN} more"] if len(found) > decode.SHOWN else []
-        head = f"{len(found):,} of {len(paths):,} images cannot be read; replace or remove them:"
+        broken = decode.unreadable(paths) or [first]
+        lines = [f"  {one.path}: {one.why}" for one in broken[: decode.SHOWN]]
+        more = [f"  and {len(broken) - decode.SHOWN} more"] if len(broken) > decode.SHOWN else []
+        head = f"{len(broken):,} of {len(paths):,} images cannot be read; replace or remove them:"
         raise ConfigError(head, *lines, *more) from None
-    return images
+    return images, list(_unlike(found, there))
 
 
-def _refuse_others(paths: Sequence[Path], size: tuple[int, int]) -> None:
-    sizes = each(pixels.sizes, paths, "looking up sizes")
-    for path, found in zip(paths, sizes, strict=True):
-        if found != size:
-            (height, width), (h, w) = found, size
+def _refuse_others(paths: Sequence[Path], found: Sequence[Look | None], size: tuple[int, int]) -> None:
+    for path, look in zip(paths, found, strict=True):
+        if look and look[0] != size:
+            (height, width), (h, w) = look[0], size
             raise ConfigError(
                 f"{path} has {height}×{width} px (height × width), and this run has learnt from images of {h}×{w} px "
                 f"alone; bring it to that size"
             )
+
+
+def _unlike(found: Sequence[Look | None], there: Finished) -> Iterator[str]:
+    """How images differ from those that the run has learnt from, in words."""
+    assert there.input_size is not None
+    (height, width), run = there.input_size, there.run
+    seen = [look for look in found if look]
+    small = sum(h < height or w < width for (h, w), _ in seen)
+    others = sum(size != there.input_size for size, _ in seen)
+    grey = sum(is_grey for _, is_grey in seen)
+    own = f"{height}×{width} px"
+    if small:
+        yield f"{small:,} of {len(seen):,} images are smaller than {own}, the size of the run's own, and were enlarged"
+    elif others and run.data.path is None:
+        how = "shorter side resized, then cropped at the centre"
+        yield f"{others:,} of {len(seen):,} images have another size than the run's own, {own}: {how}"
+    if run.channels == 1 and grey < len(seen):
+        yield f"{len(seen) - grey:,} of {len(seen):,} images are in colour, and were turned to grey, like the run's own"
+    if run.channels == 3 and grey:
+        yield f"{grey:,} of {len(seen):,} images are grey, and the run takes colour"
 
 
 if __name__ == "__main__":

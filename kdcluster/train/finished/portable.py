@@ -6,6 +6,7 @@ Letters: B batch, C channels or classes, H W pixels, S side at which the model s
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcluster import __version__
 from kdcluster.errors import KdclusterError
 from kdcluster.train.finished.model import Finished
 from kdcluster.train.models import Classifier, last_line
@@ -83,7 +85,8 @@ def write(there: Finished, folder: Path) -> dict[str, Any]:
     """Write both files, each held against the model, or say why one is not there.
 
     Returns:
-        {"missing": {name: why}, "checked": {"images": N, "real": bool, "gaps": {name: largest difference}}}
+        {"missing": {name: why}, "checked": {"images": N, "real": bool, "gaps": {name: largest difference},
+        "largest": of the logits, without their signs}}
 
     Raises:
         KdclusterError: a file does not give what the model gives.
@@ -91,10 +94,14 @@ def write(there: Finished, folder: Path) -> dict[str, Any]:
     images, real = some_images(there, CHECKED)
     with torch.inference_mode():
         ours = there.net(images)
+    largest = float(ours.abs().max())
     missing: dict[str, str] = {}
     gaps: dict[str, float] = {}
     program = noted(missing, (PT2, ONNX), lambda: _program(there, images[:2]))
-    makers: dict[str, Callable[[], Any]] = {PT2: lambda: _pt2(program, folder), ONNX: lambda: _onnx(program, folder)}
+    makers: dict[str, Callable[[], Any]] = {
+        PT2: lambda: _pt2(program, folder),
+        ONNX: lambda: _onnx(program, there, folder),
+    }
     for name, make in makers.items() if program else ():
         run = noted(missing, (name,), make)
         if run is None:
@@ -102,12 +109,13 @@ def write(there: Finished, folder: Path) -> dict[str, Any]:
             continue
         found = torch.cat([run(images[:1]), run(images[1:])])  # two batches, of different sizes
         gaps[name] = float((found - ours).abs().max())
-        if not gaps[name] <= TOLERANCE * max(1.0, float(ours.abs().max())):
+        if not gaps[name] <= TOLERANCE * max(1.0, largest):
             raise KdclusterError(
                 f"{name} of {there.run.id} gives other logits than the model, by up to {gaps[name]:.2g}; nothing was "
                 f"written; this is a fault of the exporter or of the model: please report it"
             )
-    return {"missing": missing, "checked": {"images": len(images), "real": real, "gaps": gaps}}
+    checked = {"images": len(images), "real": real, "gaps": gaps, "largest": largest}
+    return {"missing": missing, "checked": checked}
 
 
 def size_of(there: Finished) -> tuple[int, int]:
@@ -158,7 +166,7 @@ def _pt2(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tenso
     return run
 
 
-def _onnx(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tensor], Tensor]:
+def _onnx(program: torch.export.ExportedProgram, there: Finished, folder: Path) -> Callable[[Tensor], Tensor]:
     needed("onnx", "onnxruntime", "onnxscript")
     made = torch.onnx.export(
         program,
@@ -175,6 +183,8 @@ def _onnx(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tens
     for part in parts:
         for node in part.all_nodes():
             node.metadata_props.clear()  # where in whose files each stands: a third of a small model's size
+    made.model.producer_name, made.model.producer_version = "kdcluster", __version__
+    made.model.metadata_props.update(_about(there))
     made.save(folder / ONNX)
     loaded = session(folder / ONNX)
 
@@ -184,6 +194,24 @@ def _onnx(program: torch.export.ExportedProgram, folder: Path) -> Callable[[Tens
     return run
 
 
+def _about(there: Finished) -> dict[str, str]:
+    """What an ONNX file says of itself, to whoever has nothing but it."""
+    net, run = there.net, there.run
+    size = size_of(there)
+    resize = "" if size == (net.size, net.size) else f"{net.mode} resize to {net.size}×{net.size}, "
+    mean, std = (json.dumps([round(value, 6) for value in part.flatten().tolist()]) for part in (net.mean, net.std))
+    colour = "grey" if run.channels == 1 else "RGB"
+    return {
+        "name": run.model.model.partition(".")[0],
+        "classes": json.dumps(there.classes, ensure_ascii=False),
+        "input": f"{colour} images, uint8 from 0 to 255, [batch, {run.channels}, {size[0]}, {size[1]}]",
+        "preprocessing": f"inside: division by 255, {resize}normalisation with mean {mean} and std {std}",
+        "output": f"logits, before any softmax, [batch, {run.num_classes}]",
+        "run": run.id,
+        "producer": f"kdcluster {__version__}",
+    }
+
+
 def make_onnx(there: Finished, folder: Path) -> Path:
     """The ONNX file alone, as it is: whoever hands it out takes `write`.
 
@@ -191,7 +219,7 @@ def make_onnx(there: Finished, folder: Path) -> Path:
         KdclusterError: a package is missing, or the exporter fails.
     """
     missing: dict[str, str] = {}
-    noted(missing, (ONNX,), lambda: _onnx(_program(there, some_images(there, 2)[0]), folder))
+    noted(missing, (ONNX,), lambda: _onnx(_program(there, some_images(there, 2)[0]), there, folder))
     if missing:
         raise KdclusterError(f"{there.run.id}: {missing[ONNX]}")
     return folder / ONNX
