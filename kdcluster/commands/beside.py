@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -50,7 +49,7 @@ def _baseline(run: Run) -> str:
 
 def table_of(place: RunDir, chosen: Chosen) -> Table | None:
     """The table of an experiment that a run belongs to, as it was submitted, or as its file is today."""
-    words = shlex.split(place.submitted() or "")
+    words = place.submitted()
     given = [(option, value) for option, value in pairwise(words) if option.startswith("--")]
     named = [word for before, word in pairwise(("", *words)) if not before.startswith("--") and word[:2] != "--"]
     sets = tuple(value for option, value in given if option == "--set")
