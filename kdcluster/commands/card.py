@@ -90,6 +90,9 @@ class Card:
             f"An image classifier: it takes {self._images} and says which of {count(run.num_classes, 'class')} each "
             f"shows{self._few_names}. It has {facts['params']:,} parameters{f' and was {teacher}' if teacher else ''}."
         )
+        if known := DATASETS.get(run.data.name):
+            about = escaped(known.about)
+            yield f"It knows images like those that it was trained on: {about}. Others it takes for these."
         if self.unfinished:
             yield from ("", f"**Not finished**: {escaped(self.unfinished)}. These are its best weights so far.")
         yield ""

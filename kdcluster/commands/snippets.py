@@ -47,8 +47,7 @@ def with_timm(
         yield from _FROM_A_FILE.splitlines()
     channels, height, width = stored
     yield from (_NAMES, "", _opened(channels))
-    if (height, width) != (side, side):
-        yield f"{_fitted(height, width)}, as in training"
+    yield f"{_fitted(height, width)}, as in training"
     if height != width:  # a classifier stretches them; timm would cut
         yield f"image = image.resize(({side}, {side}), Image.Resampling.{mode.upper()})"
     yield from ("probabilities = net(transform(image)[None]).softmax(1)[0]", *_SAID)

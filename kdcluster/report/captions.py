@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from kdcluster.report import timeline
 from kdcluster.report.facts import Facts
 from kdcluster.report.guesses import BINS
 from kdcluster.results.paper import WHO, listed
@@ -71,7 +72,8 @@ def _sweep(what: str) -> Callable[[Facts], Iterator[str]]:
 
 
 def _time(facts: Facts) -> Iterator[str]:
-    yield f"When each run {_on(facts)} was computed; hatched: an attempt that did not end well."
+    hatched = "; hatched: an attempt that did not end well" * timeline.has_lost(facts)
+    yield f"When each run {_on(facts)} was computed{hatched}."
 
 
 def _on(facts: Facts) -> str:

@@ -51,6 +51,20 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Race:
+    """Both students of a seed: the epoch or step where each first is so far."""
+
+    there: int | None
+    """Where the distilled one has the best accuracy of its baseline; None: nowhere."""
+    best: int
+    """Where its baseline has that."""
+    settled: int
+    """Where the distilled one has SETTLED of its own best."""
+    other_settled: int
+    """Where the baseline has that of its own."""
+
+
+@dataclass(frozen=True)
 class Curves:
     """Those of an experiment."""
 
@@ -61,9 +75,8 @@ class Curves:
     """Runs that are not done, and so not in the means."""
     unfinished: tuple[Role, ...] = ()
     """Roles that have no run that is done: these curves are of those that are not."""
-    pairs: tuple[tuple[int | None, int], ...] = ()
-    """Of each seed with both students: where the distilled one first has its baseline's best (None: nowhere), and
-    where that has it."""
+    races: tuple[Race, ...] = ()
+    """Of each seed with both students."""
 
 
 def read(runs: Mapping[Role, Sequence[Run]], done: Set[str], unit: str, root: Path, index: Index) -> Curves:
@@ -90,8 +103,8 @@ def read(runs: Mapping[Role, Sequence[Run]], done: Set[str], unit: str, root: Pa
             found[role] = made
     alone = {run.seed: courses[run.id] for run in runs.get("baseline", ()) if run.id in done and courses[run.id]}
     taught = {run.seed: courses[run.id] for run in runs.get("distilled", ()) if run.id in done}
-    pairs = (_sooner(taught[seed], alone[seed]) for seed in taught if seed in alone)
-    return Curves(unit, found, tuple(left_out), tuple(unfinished), tuple(pairs))
+    races = (_race(taught[seed], alone[seed]) for seed in taught if seed in alone and taught[seed])
+    return Curves(unit, found, tuple(left_out), tuple(unfinished), tuple(races))
 
 
 def _course(run: Run, unit: str, root: Path, index: Index) -> Course:
@@ -118,9 +131,13 @@ def _mean(role: Role, courses: Sequence[Course]) -> Curve | None:
     return Curve(role, tuple(shared), tuple(map(statistics.fmean, values)), sd, len(courses))
 
 
-def _sooner(taught: Course, alone: Course) -> tuple[int | None, int]:
-    level = max(alone.values())
-    return next((at for at in sorted(taught) if taught[at] >= level), None), min(a for a in alone if alone[a] == level)
+def _race(taught: Course, alone: Course) -> Race:
+    def first(course: Course, level: float) -> int | None:
+        return next((at for at in sorted(course) if course[at] >= level), None)
+
+    best, own = max(alone.values()), max(taught.values())
+    settled = [first(course, SETTLED * level) or max(course) for course, level in ((taught, own), (alone, best))]
+    return Race(first(taught, best), first(alone, best) or max(alone), *settled)
 
 
 def convergence(curves: Curves) -> Iterable[str]:
@@ -140,24 +157,31 @@ def _told(alone: Curve, taught: Curve, curves: Curves) -> Iterator[str]:
     else:
         share = f", in {100 * there / at:.0f} % of the {unit}s" if 0 < there < at else ""
         yield f"{best}. The distilled mean gets there after {unit} {there:,}{share}."
-    if len(curves.pairs) > 1:
-        sooner = sum(ours is not None and ours < theirs for ours, theirs in curves.pairs)
-        yield (
-            f"In {sooner} of {len(curves.pairs)} seeds the distilled run gets to the best accuracy of its baseline in "
-            f"fewer {unit}s."
-        )
     if alone.n != taught.n:
         yield f"These means are not over the same seeds: baseline has {alone.n}, distilled {taught.n}."
     share = f"{100 * SETTLED:g} % of its own best"
     yield f"The distilled mean has {share} after {unit} {taught.settled:,}, the baselines' after {alone.settled:,}."
-    higher, settles = there is not None and there < at, taught.settled < alone.settled
-    first, own = "the best accuracy of the baselines", f"{100 * SETTLED:g} % of their own best"
-    here = "So distilled students converge faster here"
-    if higher and settles:
-        yield f"{here}: they have both {first} and {own} earlier."
-    elif higher:
-        yield f"{here} by one measure of two: they have {first} earlier, but not {own}."
-    elif settles:
-        yield f"{here} by one measure of two: they have {own} earlier, but not {first}."
+    if curves.races:
+        yield from _converges(curves.races, unit)
+
+
+def _converges(races: Sequence[Race], unit: str) -> Iterator[str]:
+    """Whether it converges faster, seed by seed and by both measures: a student that ends higher passes the best of
+    another one earlier even if both rise alike."""
+    n = len(races)
+    there = sum(one.there is not None and one.there < one.best for one in races)
+    settled = sum(one.settled < one.other_settled for one in races)
+    share = f"{100 * SETTLED:g} %"
+    yield (
+        f"Seed by seed: in {there} of {n} the distilled student has the best accuracy of its baseline in fewer {unit}s "
+        f"than that; in {settled} it has {share} of its own best before the baseline has {share} of its own."
+    )
+    if n > 1 and there == settled == n:
+        yield "So distilled students converge faster here, by both measures in every seed."
+    elif n > 1 and there == n:
+        yield (
+            "So they are earlier where the baselines end, as students that end higher are; that they get faster to "
+            "their own best is not shown."
+        )
     else:
-        yield f"So distilled students do not converge faster here: they have neither {first} nor {own} earlier."
+        yield "So it is not shown that distilled students converge faster here."

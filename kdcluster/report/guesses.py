@@ -85,6 +85,8 @@ class Calibration:
     ece: float
     """Percentage points, mean over the runs."""
     ece_sd: float | None
+    eces: Mapping[int, float]
+    """Seed -> ECE of its run."""
     agreement: float | None
     """Percent."""
     kl: float | None
@@ -163,7 +165,7 @@ def compare(
     runs: Mapping[Role, Sequence[Run]], found: Mapping[str, Guesses], labels: Any, names: Sequence[str]
 ) -> OfImages:
     """What they say together; `names`: of the classes."""
-    by_role = {role: [found[run.id] for run in runs[role] if run.id in found] for role in TRAINED}
+    by_role = {role: {run.seed: found[run.id] for run in runs[role] if run.id in found} for role in TRAINED}
     both = list(pairs(runs, found))
     return OfImages(
         0 if labels is None else len(labels),
@@ -216,7 +218,9 @@ def _confused(both: Sequence[tuple[Guesses, Guesses]], labels: Any, names: Seque
             yield Confused(names[label], names[guess], float(before[label, guess]), float(after[label, guess]))
 
 
-def _calibration(role: Role, ours: Sequence[Guesses]) -> Calibration:
+def _calibration(role: Role, by_seed: Mapping[int, Guesses]) -> Calibration:
+    ours = list(by_seed.values())
+
     def mean(values: Sequence[float | None], times: float = 1.0) -> float | None:
         known = [value for value in values if value is not None]
         return times * statistics.fmean(known) if known else None
@@ -232,6 +236,7 @@ def _calibration(role: Role, ours: Sequence[Guesses]) -> Calibration:
         len(ours),
         statistics.fmean(errors),
         statistics.stdev(errors) if len(errors) > 1 else None,
+        dict(zip(by_seed, errors, strict=True)),
         mean([one.agreement for one in ours], 100) if role != "teacher" else None,
         mean([one.kl for one in ours]) if role != "teacher" else None,
         tuple(bins),

@@ -140,7 +140,7 @@ def _alike(newest: Mapping[str, Attempt], told: Callable[[Attempt], Key]) -> dic
 
 def _versions(attempt: Attempt) -> tuple[Pairs, str]:
     trainer, code = attempt.read("trainer"), _block(attempt.start, "code")
-    told = [("kdcluster", code.get("kdcluster")), ("trainer", str(code.get("trainer_code") or "")[:12])]
+    told = [("kdcluster", code.get("kdcluster")), ("its trainer (digest)", str(code.get("trainer_code") or "")[:12])]
     told += [("python", trainer.get("python")), *sorted(_block(trainer, "versions").items())]
     return tuple((name, str(version)) for name, version in told if version), _where(trainer)
 

@@ -155,7 +155,7 @@ def calibration(figure: Figure, facts: Facts, look: Look) -> None:
         few = FEW * sum(n for n, _, _ in one.bins)
         points = [(100 * confidence, 100 * share) for n, confidence, share in one.bins if n and n >= few]
         x, y = zip(*points, strict=True)
-        label = f"{one.role}, ECE {one.ece:.1f}"
+        label = f"{one.role}, ECE {one.ece:.2f}"
         plot.plot(x, y, color=look.colour[one.role], ls=DASHES[one.role], marker=MARKS[one.role], label=label)
     plot.set(xlim=(0, 102), ylim=(0, 102))
     plot.legend(loc="best")

@@ -15,8 +15,8 @@ from typing import Any
 from kdcluster.report.facts import Facts
 from kdcluster.report.origin import Origin
 
-PLACES = {"--data-dir": "DATA", "--runs-dir": "RUNS", "--cluster": "CLUSTER"}
-"""Options that name what others have elsewhere -> what stands there."""
+THEIR_OWN = ("--data-dir", "--runs-dir")
+"""Options that are left out of commands: others have folders of their own, where they have them by default."""
 QUOTED = re.compile(r"""(['"])(?:~[\w.-]*)?/(?!/)(?:[^'"\n]*/)?([^'"/\n]+)/?\1""")
 PATH = re.compile(r"""(?<![^\s'"`=(\[{,;:|])(?:~[\w.-]*)?/(?!/)[^\s'"`,;:()\[\]{}<>|]+""")
 """One that is absolute, or of a home; with blanks in it only where it is quoted, or begins with a folder we know."""
@@ -28,7 +28,14 @@ def public(facts: Facts) -> Facts:
     """The same, to be passed on."""
     found = facts.origin
     records = {run: [replace(one, where="", traceback=None) for one in ours] for run, ours in found.records.items()}
-    commits = tuple(replace(one, diff="", diff_file=None) for one in found.commits)
+    folders = list(dict.fromkeys(folder for one in found.commits for folder, *_ in one.of))
+    code = {folder: f"CODE{at}" if len(folders) > 1 else "" for at, folder in enumerate(folders, 1)}
+    commits = tuple(
+        replace(
+            one, diff="", diff_file=None, of=tuple((code[folder], commit, dirty) for folder, commit, dirty in one.of)
+        )
+        for one in found.commits
+    )
     submitted = tuple(dict.fromkeys(map(_elsewhere, found.submitted)))
     file = Path(found.file).name
     origin = replace(found, records=records, commits=commits, submitted=submitted, file=file, commands={})
@@ -90,7 +97,8 @@ def _hosts(names: Iterable[str]) -> Iterator[str]:
 def _elsewhere(words: Sequence[str]) -> tuple[str, ...]:
     """The arguments of a command as they can be typed elsewhere."""
     before = ("", *words)
-    return tuple(PLACES.get(last) or _plain(word) for last, word in zip(before, words, strict=False))
+    kept = [(last, word) for last, word in zip(before, words, strict=False) if not {last, word} & {*THEIR_OWN}]
+    return tuple("CLUSTER" if last == "--cluster" else _plain(word) for last, word in kept)
 
 
 def _plain(word: str) -> str:

@@ -32,6 +32,16 @@ def _timed(facts: Facts) -> list[Record]:
     return [one for found in facts.origin.records.values() for one in found if one.started is not None]
 
 
+def lost(one: Record) -> bool:
+    """Whether an attempt did not end well."""
+    return one.state not in (None, State.DONE)
+
+
+def has_lost(facts: Facts) -> bool:
+    """Whether one of those shown did not, and is hatched."""
+    return any(map(lost, _timed(facts)))
+
+
 def attempts(figure: Figure, facts: Facts, look: Look) -> None:
     """A bar for each attempt; what did not end well, or was done again, is hatched."""
     timed = _timed(facts)
@@ -46,8 +56,7 @@ def attempts(figure: Figure, facts: Facts, look: Look) -> None:
         colour = look.colour[role if role in look.colour else "teacher"]
         for one in found:
             if one.started is not None:
-                lost = one.state not in (None, State.DONE)
-                bar = {"facecolor": "none", "hatch": "////"} if lost else {"facecolor": colour}
+                bar = {"facecolor": "none", "hatch": "////"} if lost(one) else {"facecolor": colour}
                 begin, long = (one.started - first) / seconds, one.wall_s / seconds
                 plot.barh([-row], [long], left=[begin], height=0.7, edgecolor=colour, **bar)  # type: ignore[arg-type]
     plot.set_yticks([-row for row in range(len(runs))], [_short(run_id) for run_id, _ in runs])

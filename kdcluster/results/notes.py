@@ -43,9 +43,9 @@ def notes(
     if protocol == "last":
         yield f"protocol last: {TOP1} of the last {at}"
     elif (selector := selected_by(config.data)) == TOP1:
-        yield f"protocol best: {TOP1} of the best {selector} {at}, so the {at} is selected on test"
+        yield f"protocol best: each run counts with its best {TOP1}, so the {at} is selected on test"
     else:
-        yield f"protocol best: {TOP1} of the best {selector} {at}"
+        yield f"protocol best: each run counts with {TOP1} of its best {selector} {at}"
     yield from _labels(runs, config)
     if config.distill.alpha == 0 and runs["distilled"]:
         yield "α is 0: the distilled runs are the baseline runs, and the gain is 0 by construction"

@@ -65,5 +65,5 @@ def in_words(found: Mapping[int, Paired], seeds: int) -> Iterator[str]:
     without = f" ({seeds - len(each)} without predictions)" if len(each) < seeds else ""
     yield (
         f"{test}, each seed by itself, distilled is better in {better} and worse in {worse} of "
-        f"{count(len(each), 'seed')}{without} at p < {LEVEL}; --per-seed has how many it fixed and broke"
+        f"{count(len(each), 'seed')}{without} at p < {LEVEL}"
     )

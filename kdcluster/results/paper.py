@@ -15,7 +15,7 @@ from kdcluster.results.conditions import more_steps, odd, unlabelled
 from kdcluster.results.measured import TOP1, Measured, Protocol, selected_by
 from kdcluster.run import TRAINED, Role
 
-_DATA = {"cifar100": "CIFAR-100", "cifar10": "CIFAR-10", "mnist5k": "5,000 MNIST digits"}
+_DATA = {"cifar100": "CIFAR-100", "cifar10": "CIFAR-10", "mnist5k": "MNIST digits"}
 WHO: Mapping[Role, str] = {
     "teacher": "the teacher",
     "baseline": "the student trained alone (baseline)",
@@ -44,6 +44,8 @@ def paper(
 ) -> Paper:
     """Of the runs by role; `paired`: the seeds that the gain is over; `of_prices`: what size and latency are."""
     data = _data(config.data)
+    tested = sorted({n for m in unique if m.done and (n := m.trainer.get("images", {}).get("test"))})
+    data += f" ({' or '.join(f'{n:,}' for n in tested)} test images)" * bool(tested)
     caption = f"Top-1 test accuracy on {data}: {listed([WHO[role] for role in TRAINED if runs[role]])}."
     return Paper(caption, (*_notes(runs, unique, paired, config, protocol), *map(_sentence, of_prices)), data)
 

@@ -252,7 +252,7 @@ def test_an_experiment_from_its_file_to_its_table(tmp_path: Path, runs: dict[str
     (experiment,) = json.loads(result.stdout)["experiments"]
     assert [row["n"] for row in experiment["rows"]] == [1, 1, 1]
     assert "distilled: the same labels as teacher and baseline (24), and 24 images without" in experiment["notes"]
-    assert "protocol best: test/top1 of the best val/top1 evaluation" in experiment["notes"]
+    assert "protocol best: each run counts with test/top1 of its best val/top1 evaluation" in experiment["notes"]
     result = CliRunner().invoke(main, ["status", *where, "--json"])
     rows = {row["role"]: row for row in json.loads(result.stdout)["runs"]}
     store = rows.pop(STORE)  # one view, as of all of CIFAR-10's images; its steps are rounds over them

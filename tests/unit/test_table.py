@@ -186,7 +186,7 @@ def test_with_a_validation_split_the_best_epoch_is_chosen_there(tmp_path):
     fabricate(tmp_path, of(plan, "baseline"), [70.0, 77.0, 76.5], vals=[60.0, 60.0, 50.0])
     table = build(plan, tmp_path)
     assert rows(table)["baseline"].top1_mean == 70.0  # the first of equals, not the best on test
-    assert table.experiments[0].notes[0] == "protocol best: test/top1 of the best val/top1 epoch"
+    assert table.experiments[0].notes[0] == "protocol best: each run counts with test/top1 of its best val/top1 epoch"
     assert not [p for p in table.experiments[0].problems if p.state == "done"]
 
 
@@ -260,7 +260,7 @@ def test_a_length_in_steps_is_of_evaluations(tmp_path):
         directory = fabricate(tmp_path, run, tops, steps_per_epoch=7, step=3)
         assert measure(run, directory, "best").problems == ()
     notes = build(plan, tmp_path).experiments[0].notes
-    assert "protocol best: test/top1 of the best test/top1 evaluation, so the evaluation is selected on test" in notes
+    assert "protocol best: each run counts with its best test/top1, so the evaluation is selected on test" in notes
     assert "2 of 2 students did best in the last evaluation: more steps may do better" in notes
     assert build(plan, tmp_path, "last").experiments[0].notes[0] == "protocol last: test/top1 of the last evaluation"
 

@@ -11,6 +11,7 @@ from kdcluster.report.guesses import BINS, Calibration
 from kdcluster.report.markup import Html, element, folded, listed, named, paragraphs, table, together
 from kdcluster.report.pictures import MOST_CLASSES
 from kdcluster.report.sections.parts import Section, picture
+from kdcluster.results.spread import interval95
 from kdcluster.wording import count
 
 
@@ -48,7 +49,7 @@ def _confused(facts: Facts) -> Html:
         ]
         for one in facts.images.confused
     ]
-    caption = "Confusions that change most: test images, mean over the seeds"
+    caption = "Confusions that change most: number of test images, mean over the seeds"
     return table(caption, head, rows, right=(2, 3, 4)) if rows else Html()
 
 
@@ -74,7 +75,7 @@ def _example(one: Example) -> Html:
     return element(
         "li",
         shown,
-        element("div", named(one.label), element("span", f" (image {one.index})", class_="soft")),
+        element("div", "label: ", named(one.label), element("span", f" (image {one.index})", class_="soft")),
         element("div", "baseline: ", named(one.baseline)),
         element("div", "distilled: ", named(one.distilled)),
         element("div", f"in {one.seeds} of {count(one.of, 'seed')}", class_="soft"),
@@ -97,8 +98,8 @@ def calibration(facts: Facts) -> Section | None:
         ]
         for one in found
     ]
-    numbers = table("Agreement and calibration", head, rows, right=range(1, 5))
-    label = "; ".join(f"{one.role}: ECE {one.ece:.1f} points" for one in found)
+    numbers = table("Mean over the seeds of each role", head, rows, right=range(1, 5))
+    label = "; ".join(f"{one.role}: ECE {one.ece:.2f} points" for one in found)
     caption = (
         f"{BINS} equal bins of confidence, all runs of a role together; those of under 1 % of the images are left out. "
         "On the diagonal a network is right as often as it is sure."
@@ -130,11 +131,15 @@ def _said(found: Sequence[Calibration]) -> list[str]:
 
 def _calibrated(alone: Calibration, taught: Calibration) -> str:
     """Whether distillation makes confidence worth more, or less."""
-    change = round(taught.ece, 2) - round(alone.ece, 2)
-    how = "worsens" if change > 0 else "improves" if change < 0 else "does not change"
     over = sum(n * (confidence - share) for n, confidence, share in taught.bins)
     mean = "surer than they are right" if over > 0 else "less sure than they are right"
-    told = f"Distillation {how} the calibration: ECE is {taught.ece:.2f} points with it and {alone.ece:.2f} without"
+    told = f"ECE is {taught.ece:.2f} points with distillation and {alone.ece:.2f} without"
+    changes = [taught.eces[seed] - alone.eces[seed] for seed in taught.eces if seed in alone.eces]
+    if interval := interval95(changes):
+        low, high = interval
+        shows = "worsens it" if low > 0 else "improves it" if high < 0 else "changes it is not shown"
+        that = f"that distillation {shows}" if low <= 0 <= high else f"distillation {shows}"
+        told += f"; the 95 % interval of the difference over the seeds is {low:z.2f} to {high:z.2f}: {that}"
     return f"{told}. On average distilled students are {mean}."
 
 

@@ -11,6 +11,7 @@ from kdcluster.report.facts import Facts
 from kdcluster.report.markup import Html, block, breakable, element, folded, joined, named, paragraphs, table, together
 from kdcluster.report.origin import LONGEST_DIFF, Commit, Origin
 from kdcluster.report.sections.parts import Section, picture
+from kdcluster.report.timeline import has_lost
 from kdcluster.settings import Setting
 from kdcluster.wording import command, count
 
@@ -32,7 +33,7 @@ def costs(facts: Facts) -> Section | None:
     hours = f"; GPUs were held for {spent(total)}" if total.gpu_hours else " on CPUs"
     said = [f"{whole} took {span(total.wall_s)} together{hours}."]
     own = " Trials and confirmation are left out." if facts.trials and facts.trials.spent else ""
-    caption = f"Hatched: an attempt that did not end well.{own}"
+    caption = f"{'Hatched: an attempt that did not end well.' * has_lost(facts)}{own}".strip()
     drawn = picture("time", facts, f"When each attempt ran: {whole}.", caption)
     head = ["role", "runs", "attempts", "time", *["GPU-hours", "of them lost"] * bool(total.gpu_hours)]
     rows = [[what, runs, n, *_cost(one)][: len(head)] for what, (runs, n, one) in spent_on.items()]
@@ -85,7 +86,7 @@ def _commands(facts: Facts) -> Iterator[str]:
     states = {tuple((folder, commit) for folder, commit, _ in made.of) for made in facts.origin.commits}
     if len(states) == 1:
         for folder, commit in states.pop():
-            yield command(["git", "-C", folder, "checkout", commit])
+            yield command(["git", *(["-C", folder] if folder else []), "checkout", commit])
     if len(facts.origin.commits) == 1:
         (made,) = facts.origin.commits
         if made.diff and len(made.of) == 1:
@@ -98,6 +99,7 @@ def _commands(facts: Facts) -> Iterator[str]:
 
 
 def _settings(settings: Mapping[str, Setting], file: str) -> Html:
+    settings = {key: one for key, one in settings.items() if not _is_idle(key, settings)}
     changed = [[key, one.text] for key, one in settings.items() if not one.is_default]
     rest = [[key, one.text] for key, one in settings.items() if one.is_default]
     head = ["key", "value"]
@@ -106,6 +108,11 @@ def _settings(settings: Mapping[str, Setting], file: str) -> Html:
         table(together("Settings of ", named(file), " that are not the default"), head, changed),
         folded("Settings at their default", table("Settings at their default", head, rest)),
     )
+
+
+def _is_idle(key: str, settings: Mapping[str, Setting]) -> bool:
+    """Whether a setting decides nothing here: the length in epochs where it is in steps."""
+    return key in ("train.epochs", "train.warmup_epochs") and settings["train.steps"].value is not None
 
 
 def _made(found: Origin) -> Iterator[Html]:
@@ -125,8 +132,10 @@ def _made(found: Origin) -> Iterator[Html]:
     rows = []
     for (folder, commit), ours in states.items():
         runs = [run for one, _ in ours for run in one.runs]
-        rows.append([together(of(runs), _uncommitted(ours, len(runs))), breakable(folder), commit[:12]])
-    yield table("Commits from which runs were started", ["runs", "folder", "commit"], rows) if rows else Html()
+        rows.append([together(of(runs), _uncommitted(ours, len(runs))), commit[:12], breakable(folder)])
+    head = ["runs", "commit", "folder"] if any(folder for folder, _ in states) else ["runs", "commit"]
+    shown = [row[: len(head)] for row in rows]
+    yield table("Commits from which runs were started", head, shown) if rows else Html()
     for one in found.commits:
         if one.diff:
             cut = f"\n… and more in {one.diff_file}" if len(one.diff) == LONGEST_DIFF else ""
