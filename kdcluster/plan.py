@@ -10,8 +10,10 @@ from itertools import chain
 
 from kdcluster import course
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Train
+from kdcluster.experiment.config import Distill, Experiment, Model
 from kdcluster.experiment.configfile import LoadedExperiment
+from kdcluster.experiment.images import DATASETS, Data
+from kdcluster.experiment.training import Train
 from kdcluster.run import FIRST, RECIPES, STORE, TeacherRef
 from kdcluster.run import ROLES as ROLES
 from kdcluster.run import Role as Role

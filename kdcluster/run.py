@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import yamlfile
-from kdcluster.experiment.config import Data, Distill, Model, Resources, Train
+from kdcluster.experiment.config import Distill, Model, Resources
 from kdcluster.experiment.identity import changed, digest
+from kdcluster.experiment.images import Data
+from kdcluster.experiment.training import Train
 from kdcluster.ownership import own_text
 from kdcluster.wording import first_problem
 
