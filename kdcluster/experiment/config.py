@@ -184,6 +184,12 @@ class Experiment(Block):
     teacher: Teacher = field("The big model.")
     student: Student = field("The small model.")
     distill: Distill = field("The distillation loss.", Distill())
+    control: Literal["none", "label_smoothing"] = field(
+        "Another arm to compare with: the baseline with soft targets that carry no teacher, the share `alpha` of the "
+        "probability spread evenly over the classes. What distillation brings beyond it is what the teacher knows.",
+        "none",
+        hashed=False,
+    )
     train: Train = field("How teacher and students are trained.", Train())
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field(
         "One baseline and one distilled run for each.", (0,), min_length=1, strict=False
@@ -222,6 +228,9 @@ class Experiment(Block):
         found += [(("data", key), what) for key, what in images.contradictions(self.data)]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
         found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
+        if self.control != "none" and self.distill.alpha == 1:
+            what = "needs distill.alpha below 1: with all of the probability spread evenly there is nothing to learn"
+            found.append((("control",), what))
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
             what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"
             found.append((("sweep", "seeds"), what))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdcluster.results.measured import Measured
-from kdcluster.run import TRAINED, Role
+from kdcluster.run import ARMS, Arm
 from kdcluster.wording import count
 
 
-def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]:
+def _batchnorm(runs: Mapping[Arm, Sequence[Measured]]) -> list[tuple[int, int]]:
     """The different (distilled, baseline) numbers of images that BatchNorm saw at once, by seed."""
     baseline = {m.run.seed: m.trainer.get("batchnorm_batch") for m in runs["baseline"] if m.done}
     both = [(m.trainer.get("batchnorm_batch"), baseline.get(m.run.seed)) for m in runs["distilled"] if m.done]
@@ -22,13 +22,13 @@ def _precisions(runs: Iterable[Measured]) -> set[str]:
     return {"float32" if m.trainer.get("amp") == "none" else "bf16" for m in left}
 
 
-def unlike(role: Role, runs: Mapping[Role, Sequence[Measured]]) -> Iterator[str]:
+def unlike(role: Arm, runs: Mapping[Arm, Sequence[Measured]]) -> Iterator[str]:
     """How the runs of a role were made in another way than those that they are compared with."""
     if role == "distilled" and (differing := _batchnorm(runs)):
         counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
         yield f"BatchNorm took its statistics over another number of images than the baseline's: {counts}"
-    found = {other: _precisions(runs[other]) for other in TRAINED}
-    if len(set().union(*(found[other] for other in TRAINED[: TRAINED.index(role) + 1]))) > 1:
+    found = {other: _precisions(runs.get(other, ())) for other in ARMS}
+    if len(set().union(*(found[other] for other in ARMS[: ARMS.index(role) + 1]))) > 1:
         each = ", ".join(f"{other} {' and '.join(sorted(kinds))}" for other, kinds in found.items() if kinds)
         yield f"the runs were not all trained in one precision: {each}"
 
