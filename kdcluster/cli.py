@@ -188,6 +188,7 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int, profile: bool)
     show_default=True,
     help="Fresh seeds for the winner, the file's own settings and the baseline on the whole training set; 0: none.",
 )
+@click.option("--both", is_flag=True, help="Search the baseline, too, over the keys that concern it: as many trials.")
 @click.option("--write-best", is_flag=True, help="Write configs/EXP-best.yaml.")
 @click.option("--dry-run", is_flag=True, help="Print the points, their runs and how long all takes; start nothing.")
 @arguments.notify

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdcluster.experiment.config import Train
+from kdcluster.experiment.training import Train
 
 TENTHS = 10
 """A run of so many `steps` is evaluated after each tenth: runs of equal length choose their best from equally many

@@ -16,7 +16,8 @@ from typing import Any
 
 from kdcluster import files, imagefolder, parts
 from kdcluster.errors import ConfigError, Damaged
-from kdcluster.experiment.config import DATASETS, Data, Model
+from kdcluster.experiment.config import Model
+from kdcluster.experiment.images import DATASETS, Data
 from kdcluster.run import STORE, Run
 from kdcluster.wording import count
 

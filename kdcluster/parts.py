@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.config import Data
+from kdcluster.experiment.images import Data
 
 
 def split(counts: Mapping[str, int], data: Data) -> dict[str, int]:

@@ -10,9 +10,11 @@ from itertools import chain
 
 from kdcluster import course
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.config import DATASETS, Data, Distill, Experiment, Model, Train
+from kdcluster.experiment.config import Distill, Experiment, Model
 from kdcluster.experiment.configfile import LoadedExperiment
-from kdcluster.run import FIRST, RECIPES, STORE, TeacherRef
+from kdcluster.experiment.images import DATASETS, Data
+from kdcluster.experiment.training import Train
+from kdcluster.run import FIRST, RECIPES, STORE, Arm, TeacherRef
 from kdcluster.run import ROLES as ROLES
 from kdcluster.run import Role as Role
 from kdcluster.run import Run as Run
@@ -23,7 +25,7 @@ class Plan:
     """The runs in an order in which each comes after what it needs, and which experiment wants which."""
 
     runs: tuple[Run, ...]
-    wanted: Mapping[str, Mapping[Role, tuple[str, ...]]]
+    wanted: Mapping[str, Mapping[Arm, tuple[str, ...]]]
     experiments: Mapping[str, Experiment] = field(repr=False)
 
     def __getitem__(self, run_id: str) -> Run:
@@ -76,14 +78,14 @@ def plan(loaded: Iterable[LoadedExperiment]) -> Plan:
             experiments the same name.
     """
     runs: list[Run] = []
-    wanted: dict[str, Mapping[Role, tuple[str, ...]]] = {}
+    wanted: dict[str, Mapping[Arm, tuple[str, ...]]] = {}
     experiments: dict[str, Experiment] = {}
     for experiment in loaded:
         if experiments.get(experiment.name, experiment.config) != experiment.config:
             raise ConfigError(f"two different experiments are named {experiment.name}; rename one of the files")
         ours = _runs_of(experiment)
-        runs += [run for role in ROLES for run in ours[role]]
-        wanted[experiment.name] = {role: tuple(run.id for run in ours[role]) for role in ROLES}
+        runs += chain.from_iterable(ours.values())
+        wanted[experiment.name] = {arm: tuple(run.id for run in made) for arm, made in ours.items()}
         experiments[experiment.name] = experiment.config
     ordered = sorted(_unique(runs), key=lambda run: FIRST.index(run.role) if run.role in FIRST else len(FIRST))
     return Plan(tuple(ordered), wanted, experiments)
@@ -113,8 +115,8 @@ def _enough(run: Run, other: Run) -> Run:
     return run.model_copy(update={"views": max(run.views, other.views), "teacher": teacher})
 
 
-def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float) -> list[Run]:
-    """The distilled runs of one point of a sweep, which hold images out to be measured on.
+def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float, role: Role = "distilled") -> list[Run]:
+    """The students of one point of a sweep, which hold images out to be measured on.
 
     Their teacher is the experiment's own run: it sees all training images, also those that the trials hold out.
 
@@ -122,8 +124,9 @@ def trial(loaded: LoadedExperiment, seeds: Iterable[int], val_fraction: float) -
         loaded: the experiment at that point.
         seeds: of the runs.
         val_fraction: share that is held out where the file holds out none.
+        role: baseline or distilled.
     """
-    return _runs_of(loaded, _holding_out(loaded, tuple(seeds), val_fraction))["distilled"]
+    return _runs_of(loaded, _holding_out(loaded, tuple(seeds), val_fraction))[role]
 
 
 def trial_stores(loaded: LoadedExperiment, val_fraction: float) -> list[Run]:
@@ -137,7 +140,7 @@ def _holding_out(loaded: LoadedExperiment, seeds: tuple[int, ...], val_fraction:
     return replace(loaded, config=loaded.config.model_copy(update={"data": held, "seeds": seeds}))
 
 
-def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None) -> dict[Role, list[Run]]:
+def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None) -> dict[Arm, list[Run]]:
     """All runs; `students`: the experiment as they see it, where that differs from how the teacher does."""
     config = loaded.config
     own = {"views": None, "augment": config.teacher.augment or config.data.augment}
@@ -148,7 +151,7 @@ def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None)
     ref = TeacherRef(id=teacher.id, model=teacher.model, min_top1=config.teacher.min_top1, hash=teacher.hash)
     baseline = [_run(loaded, "baseline", seed, config.student, config.train) for seed in config.seeds]
     if config.distill.alpha == 0:  # the teacher's term has no weight: the same numbers, hence the same runs
-        return {"teacher": [teacher], STORE: [], "baseline": baseline, "distilled": baseline}
+        return {"teacher": [teacher], STORE: [], "baseline": baseline, "distilled": baseline, "control": []}
     stores = [_store(loaded, ref)] if config.distill.logits == "stored" else []
     distilled = [
         _run(loaded, "distilled", seed, config.student, config.train, config.distill, ref).model_copy(
@@ -156,7 +159,20 @@ def _runs_of(loaded: LoadedExperiment, students: LoadedExperiment | None = None)
         )
         for seed in config.seeds
     ]
-    return {"teacher": [teacher], STORE: stores, "baseline": baseline, "distilled": distilled}
+    smoothed = _smoothed(config.train, config.distill.alpha)
+    controls = config.seeds if config.control == "label_smoothing" else ()
+    control = [_run(loaded, "baseline", seed, config.student, smoothed) for seed in controls]
+    return {"teacher": [teacher], STORE: stores, "baseline": baseline, "distilled": distilled, "control": control}
+
+
+def _smoothed(train: Train, alpha: float) -> Train:
+    """As the baseline is trained, but with the share `alpha` of each target spread evenly over all classes.
+
+    Label smoothing as a teacher that is uniform: Yuan et al. (2020), "Revisiting Knowledge Distillation via Label
+    Smoothing Regularization", section 3.
+    """
+    share = round(1 - (1 - alpha) * (1 - train.label_smoothing), 12)  # 0.3 is to be what 0.3 in a file is
+    return train.model_copy(update={"label_smoothing": share})
 
 
 def _store(loaded: LoadedExperiment, teacher: TeacherRef) -> Run:

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import yamlfile
-from kdcluster.experiment.config import Data, Distill, Model, Resources, Train
+from kdcluster.experiment.config import Distill, Model, Resources
 from kdcluster.experiment.identity import changed, digest
+from kdcluster.experiment.images import Data
+from kdcluster.experiment.training import Train
 from kdcluster.ownership import own_text
 from kdcluster.wording import first_problem
 
@@ -26,7 +28,15 @@ ROLES: tuple[Role, ...] = ("teacher", STORE, "baseline", "distilled")
 FIRST: tuple[Role, ...] = ("teacher", STORE)
 """Those that students wait for."""
 TRAINED: tuple[Role, ...] = ("teacher", "baseline", "distilled")
-"""Those that have an accuracy: the rows of the table."""
+"""Those that have an accuracy."""
+
+Arm = Literal[Role, "tuned", "control"]
+"""What a run is to an experiment: its role, or another baseline that is compared with: `tuned` has the settings that a
+search found for it, `control` the label smoothing that distillation would be with a teacher that knows nothing."""
+ARMS: tuple[Arm, ...] = ("teacher", "baseline", "tuned", "control", "distilled")
+"""The rows of the table."""
+NAMED: Mapping[Arm, str] = {"tuned": "baseline, tuned", "control": "label smoothing"}
+"""In words, where the name alone would not do."""
 
 RECIPES: Mapping[Role, int] = {"teacher": 1, STORE: 1, "baseline": 1, "distilled": 2}
 """Raised by hand when the trainer's numerics or a default change: runs made before are then other runs.

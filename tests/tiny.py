@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcluster.experiment import configfile, yamlfile
-from kdcluster.experiment.config import DATASETS
+from kdcluster.experiment.images import DATASETS
 from kdcluster.files import write_json
 from kdcluster.plan import Plan, Run, plan
 from kdcluster.runs import RunDir

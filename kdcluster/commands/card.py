@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcluster.columns import escaped, markdown
 from kdcluster.commands import beside, costs, recipe, snippets
-from kdcluster.experiment.config import DATASETS
+from kdcluster.experiment.images import DATASETS
 from kdcluster.inputs import in_both
 from kdcluster.plan import Run
 from kdcluster.results.table import Table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from kdcluster.plan import plan
 from kdcluster.results import comparison
 from kdcluster.results.index import Index
 from kdcluster.results.measured import Measured, Protocol, measure
-from kdcluster.run import TRAINED, Role, Run
+from kdcluster.run import ARMS, TRAINED, Arm, Run
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.terminal import say
 
-Found = dict[tuple[Role, int], list[tuple[RunDir, Run]]]
-"""By role and seed."""
+Found = dict[tuple[Arm, int], list[tuple[RunDir, Run]]]
+"""By arm and seed."""
 
 
 def compared(
@@ -57,20 +58,20 @@ def _started(root: Path) -> list[str]:
     return sorted({name for one in run_dirs(root) for name in one.experiments()})
 
 
-def _todays(chosen: Chosen, name: str) -> tuple[str, frozenset[str]]:
-    """The name that runs know an experiment by, and the ids of its runs as its file and the command line set it; none
+def _todays(chosen: Chosen, name: str) -> tuple[str, dict[str, Arm]]:
+    """The name that runs know an experiment by, and its runs as its file and the command line set it; none
     where there is no such file any more, or a broken one."""
     try:
         loaded = configfile.load(name, chosen.settings)
     except NotFound:
-        return name, frozenset()
-    return loaded.name, frozenset(run.id for run in plan([loaded]).runs)
+        return name, {}
+    return loaded.name, {run_id: arm for arm, ids in plan([loaded]).wanted[loaded.name].items() for run_id in ids}
 
 
 def _measured(
-    root: Path, name: str, its_own: frozenset[str], protocol: Protocol, roles: str | None
-) -> dict[Role, list[Measured]]:
-    """The runs of an experiment in a directory, one for each role and seed."""
+    root: Path, name: str, its_own: Mapping[str, Arm], protocol: Protocol, roles: str | None
+) -> dict[Arm, list[Measured]]:
+    """The runs of an experiment in a directory, one for each arm and seed."""
     candidates: Found = {}
     for one in run_dirs(root):
         if one.id in its_own or (name in one.experiments() and not one.trials_of(name)):
@@ -78,14 +79,14 @@ def _measured(
             if wrong:
                 say(f"{one.path} is left out: {wrong}")
             elif run.role in TRAINED and (roles is None or run.role in roles.split(",")):
-                candidates.setdefault((run.role, run.seed), []).append((one, run))
+                candidates.setdefault((its_own.get(run.id, run.role), run.seed), []).append((one, run))
     index = Index(root)
-    found: dict[Role, list[Measured]] = {role: [] for role in TRAINED}
+    found: dict[Arm, list[Measured]] = {arm: [] for arm in ARMS}
     others = 0
-    for (role, _), those in sorted(candidates.items(), key=lambda one: one[0][1]):
+    for (arm, _), those in sorted(candidates.items(), key=lambda one: one[0][1]):
         run_dir, run = max(those, key=lambda one: (one[0].id in its_own, _began(one[0])))
         others += len(those) - 1
-        found[role].append(measure(run, run_dir, protocol, index))
+        found[arm].append(measure(run, run_dir, protocol, index))
     index.save()
     if others:
         say(f"{others} more of {name} in {root} with other settings: left out; --set says which are meant")

@@ -140,11 +140,12 @@ def of_sweep(chosen: Chosen, experiment: str, option: str | None, sweep: Callabl
 
 
 def _of_trials(chosen: Chosen, experiment: str, event: str) -> dict[str, Any]:
-    from kdcluster.sweep import report  # imports all that a search needs
+    from kdcluster.sweep import report, scored  # imports all that a search needs
     from kdcluster.sweep.points import Space
 
     searched = Space(chosen.load(experiment), tuple(chosen.settings), allow_teacher=True)
-    found = report.tried(searched.recorded(chosen.root), searched.sweep.metric, chosen.root)
+    found = scored.tried(searched.recorded(chosen.root), searched.sweep.metric, chosen.root)
+    found += scored.of_baseline(searched, chosen.root)[0]
     rows = report.document(searched, found)["trials"]
     problems = [
         {"run": one.point.ids[0], "state": one.state, "reason": one.reason, "log": None} for one in found if one.reason

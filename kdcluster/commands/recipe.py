@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from kdcluster.columns import escaped
-from kdcluster.experiment.config import Train
+from kdcluster.experiment.training import Train
 from kdcluster.plan import Run
 from kdcluster.settings import of_run
 from kdcluster.wording import count

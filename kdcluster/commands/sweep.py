@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from kdcluster.commands import teachers_first
+from kdcluster.commands import dry_run, teachers_first
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.plan import say_inputs
 from kdcluster.errors import ConfigError, SchedulerError
@@ -21,19 +21,17 @@ from kdcluster.experiment import configfile
 from kdcluster.launch.preflight import preflight
 from kdcluster.launch.slurm.ask import is_here, is_inside_job
 from kdcluster.launch.slurm.backend import Slurm, waited_for
-from kdcluster.launch.status import run_status, statuses
+from kdcluster.launch.status import run_status
 from kdcluster.results import render
 from kdcluster.run import FIRST
 from kdcluster.runs import RunDir
 from kdcluster.states import LIVE, State
-from kdcluster.sweep import job, report, winner
-from kdcluster.sweep.adaptive import Adaptive
+from kdcluster.sweep import job, report, scored, winner
 from kdcluster.sweep.cluster import Session
-from kdcluster.sweep.confirmation import Confirmed, arms, confirmed
+from kdcluster.sweep.confirmation import Confirmed, confirmed
 from kdcluster.sweep.flow import Sweeping, trial_room
-from kdcluster.sweep.forecast import forecast
 from kdcluster.sweep.points import Point, Space
-from kdcluster.terminal import can_show, leave, say, show_text, show_wrapped, width
+from kdcluster.terminal import can_show, leave, say, show_text, width
 from kdcluster.wording import count
 
 if TYPE_CHECKING:
@@ -55,12 +53,13 @@ class Wanted:
     confirm: int
     write_best: bool
     dry_run: bool
+    both: bool = False
 
     @property
     def words(self) -> list[str]:
         """What holds wherever the sweep runs, as it is typed."""
         given = {"--trials": self.trials, "--confirm": self.confirm if self.confirm != CONFIRM else None}
-        flags = {"--allow-teacher": self.allow_teacher, "--write-best": self.write_best}
+        flags = {"--both": self.both, "--allow-teacher": self.allow_teacher, "--write-best": self.write_best}
         words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
         return words + [word for word, on in flags.items() if on]
 
@@ -91,6 +90,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
     if wanted.allow_teacher and searched.is_adaptive:
         raise ConfigError("--allow-teacher needs sweep.search random: teachers are trained before the search begins")
     searched.check()
+    of_baseline = _of_baseline(searched, wanted)
     trial_room(loaded.config.resources, wanted.gpus_per_trial, 1)  # what is wrong with it is said before all else
     target = Path("configs") / f"{loaded.name}-best.yaml"
     if wanted.write_best:
@@ -101,14 +101,16 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
     if not searched.is_adaptive and len(points) < wishes:
         say(f"the space has {count(len(points), 'point')}, fewer than the {wishes} trials asked for: all are tried")
     there = for_teacher.place()
-    of_trials = [run for point in points for run in point.runs]
+    others = of_baseline.drawn(wishes) if of_baseline else []
+    of_trials = [run for point in (*points, *others) for run in point.runs]
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     if wanted.dry_run:
         swept = Sweeping(searched, chosen.root, chosen.data, *where)
         if here := there.name == "local" and wanted.ray_address is None:
             swept.check()
+        spaces = [(searched, points), *([(of_baseline, others)] if of_baseline else [])]
         at_once = swept.at_once if here else swept.at_once_elsewhere(chosen.nodes)
-        _show_dry_run(swept, wishes, points, teachers, wanted.confirm, at_once)
+        dry_run.show(swept, wishes, spaces, teachers, wanted.confirm, at_once)
         return False
     all_runs = [*teachers.runs, *for_teacher.plan(experiment).runs, *of_trials]
     preflight(all_runs, chosen.data, fetch=True)
@@ -130,19 +132,12 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
         swept.searched = searched = replace(searched, loaded=configfile.kept(loaded, swept.session.folder))
         teachers_first.train(teachers, of_trials, chosen, there, again)
         points = teachers_first.with_a_good_one(points, chosen.root, every=searched.is_adaptive)
-        tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
-        if searched.is_adaptive and len(tried) < wishes and not swept.cut_short:
-            say(f"no further point was found after {count(len(tried), 'trial')}: the space is small")
-        best = _report(searched, tried, chosen.root, swept.stop.why)
-        if swept.cut_short and not swept.stop.why:
-            say(f"{swept.cut_short}: what was not tried to its end, the same command goes on with")
-        if swept.stop.why:
-            leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
-        if best is None:
-            leave(f"no trial came to an end\nnext: {again}", 1)
+        best = _search(swept, searched, wishes, points, again)
+        of_baseline = _of_baseline(searched, wanted)
+        tuned = _search(swept, of_baseline, wishes, others, again) if of_baseline else None
         unwritten = _write_best(searched, best, target) if wanted.write_best else ""
         if wanted.confirm:
-            made = searched.confirmation(best, wanted.confirm)
+            made = searched.confirmation(best, wanted.confirm, tuned)
             needed = replace(teachers, runs=made.only(FIRST).joined(teachers.runs).runs)  # on the GPUs of these
             teachers_first.train(needed, made.runs, chosen, there, again)
             _confirm(swept, made, chosen, best, again)
@@ -151,6 +146,36 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
         if unwritten:
             leave(f"{unwritten}\nnext: {again}", 1)
     return True
+
+
+def _of_baseline(searched: Space, wanted: Wanted) -> Space | None:
+    """What `--both` searches beside; None without it.
+
+    Raises:
+        ConfigError: no key that is searched concerns the baseline.
+    """
+    if not wanted.both:
+        return None
+    if (found := searched.of_baseline()) is None:
+        what = f"none of {', '.join(searched.domains)} concerns the baseline; add train.lr or the like to sweep.space"
+        raise ConfigError(f"--both: {what}")
+    return found
+
+
+def _search(swept: Sweeping, searched: Space, wishes: int, points: list[Point], again: str) -> Point:
+    """Try the points of a space and print what came of them; returns the best of those that came to an end."""
+    swept.searched, swept.cut_short = searched, ""
+    tried = swept.search(wishes if searched.is_adaptive else points, sys.stderr)
+    if searched.is_adaptive and len(tried) < wishes and not swept.cut_short:
+        say(f"no further point was found after {count(len(tried), 'trial')}: the space is small")
+    best = _report(searched, tried, swept.root, swept.stop.why)
+    if swept.cut_short and not swept.stop.why:
+        say(f"{swept.cut_short}: what was not tried to its end, the same command goes on with")
+    if swept.stop.why:
+        leave(f"interrupted: {swept.stop.why}\nnext: {again}", 130)
+    if best is None:
+        leave(f"no trial came to an end\nnext: {again}", 1)
+    return best
 
 
 def _again(chosen: Chosen, wanted: Wanted) -> str:
@@ -163,48 +188,13 @@ def _again(chosen: Chosen, wanted: Wanted) -> str:
     return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, wanted.words + words)]) + chosen.where
 
 
-def _show_dry_run(
-    swept: Sweeping, wishes: int, points: list[Point], teachers: Plan, confirm: int, at_once: int
-) -> None:
-    """The points with their runs, what comes before and after them, and how long all that takes."""
-    searched, root = swept.searched, swept.root
-    if searched.is_adaptive:
-        source = Adaptive(searched, wishes, searched.recorded(root))
-        points = [point for _ in range(-(-wishes // 3)) if (point := source.next())]
-    confirmation = searched.confirmation(points[0], confirm) if confirm else teachers
-    students = [point.runs[0] for point in arms(confirmation)] if confirm else []
-    of_trials = [run for point in points for run in point.runs]
-    found = statuses(teachers.joined([*confirmation.runs, *of_trials]), root)
-    for number, point in enumerate(points, 1):
-        known = [f"{run_id} ({found[run_id].state})" for run_id in point.ids]
-        show_wrapped(f"{number:>3}  ", f"{' '.join(point.settings)}  {', '.join(known)}")
-    to_come = wishes - len(points) if searched.is_adaptive else 0
-    if searched.is_adaptive:
-        show_wrapped("     ", f"and {to_come} more, which follow from the results of these")
-    over = (State.DONE, State.STOPPED) if searched.sweep.scheduler != "none" else (State.DONE,)
-    of_teachers = [run for run in teachers.runs if run.role == "teacher"]
-    missing = [run for run in teachers.runs if found[run.id].state != State.DONE]
-    for run in missing:
-        show_wrapped("first ", run.id)
-    trials = [run for run in of_trials if found[run.id].state not in over] + to_come * list(points[0].runs)
-    fresh = [run for run in students if found[run.id].state != State.DONE]
-    show_wrapped(
-        "",
-        f"{count(len(points) + to_come, 'trial')}, {count(len(of_teachers), 'teacher')} "
-        f"({sum(run in missing for run in of_teachers)} to be trained), {count(len(students), 'run')} to confirm the "
-        f"best; nothing was started",
-    )
-    if words := forecast([missing, trials, fresh], root, at_once):
-        show_wrapped("", words)
-
-
 def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:
     """Print the trials; returns the best of those that came to an end."""
     if not points:
         return None
-    found = report.tried(points, searched.sweep.metric, root)
+    found = scored.tried(points, searched.sweep.metric, root)
     show_text(report.render(searched, found, "table", ascii=not can_show("±"), width=width()))
-    best = report.best(found)
+    best = scored.best(found)
     if best is not None and not interrupted:
         how = f"best of {count(sum(one.value is not None for one in found), 'trial')}, selected on held-out images"
         say(f"{how}: {' '.join(best.point.settings)}  {searched.sweep.metric} {best.shown}")

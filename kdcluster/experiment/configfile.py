@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from kdcluster import imagefolder, wording
 from kdcluster.errors import ConfigError, NotFound
 from kdcluster.experiment import yamlfile
-from kdcluster.experiment.config import DATASETS, Experiment
+from kdcluster.experiment.config import Experiment
+from kdcluster.experiment.images import DATASETS
 from kdcluster.experiment.yamlfile import Source
 from kdcluster.files import YAML, file_digest, is_experiment, shipped, write_aside
 from kdcluster.wording import Key, Problem

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from kdcluster.report.facts import Facts
     from kdcluster.report.trials import Trials
-    from kdcluster.sweep.report import Tried
+    from kdcluster.sweep.scored import Tried
 
 MAP = ("distill.alpha", "distill.temperature")
 ENDS = {State.DONE: ("o", str(State.DONE)), State.STOPPED: ("X", "stopped early")}

@@ -15,10 +15,10 @@ from kdcluster.results.events import PREFIXES, Follower
 from kdcluster.results.index import Index
 from kdcluster.results.table import Table
 from kdcluster.runs import RunDir
-from kdcluster.sweep import report
+from kdcluster.sweep import report, scored
 from kdcluster.sweep.confirmation import begun, confirmed
 from kdcluster.sweep.points import Point, Space, best_of, counted
-from kdcluster.sweep.report import Tried
+from kdcluster.sweep.scored import Tried
 from kdcluster.sweep.trial import values_of
 
 
@@ -79,10 +79,11 @@ def read(
         return None
     if not points:
         return None
-    found = report.tried(points, metric, root, index)
+    found = scored.tried(points, metric, root, index)
     index.save()  # before the confirmation's table reads it
-    best = report.best(found)
-    made = begun(searched, best.point, root) if best else None
+    best = scored.best(found)
+    _, tuned = scored.of_baseline(searched, root, index)
+    made = begun(searched, best.point, root, tuned) if best else None
     after = confirmed(made, root) if made else None
     return Trials(
         metric,

@@ -18,13 +18,13 @@ from kdcluster.results.notes import gains
 from kdcluster.results.spread import interval95
 from kdcluster.results.view import gain_text
 from kdcluster.results.words import MISSING
-from kdcluster.run import TRAINED, Role
+from kdcluster.run import ARMS, Arm
 from kdcluster.wording import count, one_line, wrapped
 
 Format = Literal["table", "md", "csv", "json"]
 FORMATS: tuple[Format, ...] = ("table", "md", "csv", "json")
 SCHEMA = "kdcluster.compare/1"
-Runs = Mapping[Role, Sequence[Measured]]
+Runs = Mapping[Arm, Sequence[Measured]]
 """Of one directory."""
 
 
@@ -54,7 +54,7 @@ class Change:
 class Setting:
     """A key in which runs of a role differ; None where one has no such key."""
 
-    role: Role
+    role: Arm
     key: str
     a: Any
     b: Any
@@ -76,10 +76,10 @@ class Comparison:
 def compare(name: str, a: Runs, b: Runs) -> Comparison:
     """The runs of an experiment in A and in B; those that are not done count as not there."""
     rows = [_change(role, *({m.run.seed: m.top1 for m in side[role] if m.top1 is not None} for side in (a, b)))
-            for role in TRAINED if a[role] or b[role]]  # fmt: skip
+            for role in ARMS if a[role] or b[role]]  # fmt: skip
     if (gain_a := gains(a)) or gains(b):
         rows.append(_change("gain", gain_a, gains(b)))
-    pairs = [(role, *both) for role in TRAINED for both in _pairs(a[role], b[role])]
+    pairs = [(role, *both) for role in ARMS for both in _pairs(a[role], b[role])]
     return Comparison(
         name,
         tuple(rows),
@@ -96,7 +96,7 @@ def _pairs(ours: Sequence[Measured], others: Sequence[Measured]) -> list[tuple[M
 
 
 def _alone(ours: Runs, others: Runs) -> Iterator[str]:
-    for role in TRAINED:
+    for role in ARMS:
         known = {m.run.seed for m in others[role] if m.done}
         yield from (m.run.id for m in ours[role] if m.done and m.run.seed not in known)
 
@@ -125,7 +125,7 @@ def _shows(of: str, changes: Sequence[float]) -> str:
     return f"the interval lies {side} zero: " + (f"the gain is {larger} in B" if of == "gain" else f"B is {better}")
 
 
-def _settings(pairs: Sequence[tuple[Role, Measured, Measured]]) -> Iterator[Setting]:
+def _settings(pairs: Sequence[tuple[Arm, Measured, Measured]]) -> Iterator[Setting]:
     """The keys in which the runs of a role differ that have the same seed, each once."""
     found: dict[str, Setting] = {}
     for role, ours, others in pairs:
@@ -137,9 +137,9 @@ def _settings(pairs: Sequence[tuple[Role, Measured, Measured]]) -> Iterator[Sett
     yield from found.values()
 
 
-def _notes(pairs: Sequence[tuple[Role, Measured, Measured]]) -> Iterator[str]:
+def _notes(pairs: Sequence[tuple[Arm, Measured, Measured]]) -> Iterator[str]:
     """What else of two runs differs that can move a number."""
-    for role in TRAINED:
+    for role in ARMS:
         both = [(ours, others) for its, ours, others in pairs if its == role]
         if same := sum(ours.run.id == others.run.id for ours, others in both):
             yield f"{role}: the same settings in A and B in {same} of {count(len(both), 'run')}"
@@ -153,7 +153,7 @@ def _notes(pairs: Sequence[tuple[Role, Measured, Measured]]) -> Iterator[str]:
 
 def _troubles(side: str, runs: Runs) -> Iterator[str]:
     """Runs of a directory that are not done, and what contradicts itself in those that are."""
-    every = [m for role in TRAINED for m in runs[role]]
+    every = [m for role in ARMS for m in runs[role]]
     if undone := [m.run.id for m in every if not m.done]:
         yield f"{side}: not done, and in no mean: {', '.join(undone)}"
     yield from (f"{side}: {m.run.id}: {what}" for m in every for what in (*m.problems, *m.damage))

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdcluster.experiment.config import Experiment
 from kdcluster.results.measured import Measured
-from kdcluster.run import TRAINED, Role
+from kdcluster.run import ARMS, Arm
 from kdcluster.wording import count
 
 
-def _batchnorm(runs: Mapping[Role, Sequence[Measured]]) -> list[tuple[int, int]]:
+def _batchnorm(runs: Mapping[Arm, Sequence[Measured]]) -> list[tuple[int, int]]:
     """The different (distilled, baseline) numbers of images that BatchNorm saw at once, by seed."""
     baseline = {m.run.seed: m.trainer.get("batchnorm_batch") for m in runs["baseline"] if m.done}
     both = [(m.trainer.get("batchnorm_batch"), baseline.get(m.run.seed)) for m in runs["distilled"] if m.done]
@@ -23,20 +23,20 @@ def _precisions(runs: Iterable[Measured]) -> set[str]:
     return {"float32" if m.trainer.get("amp") == "none" else "bf16" for m in left}
 
 
-def unlike(role: Role, runs: Mapping[Role, Sequence[Measured]]) -> Iterator[str]:
+def unlike(role: Arm, runs: Mapping[Arm, Sequence[Measured]]) -> Iterator[str]:
     """How the runs of a role were made in another way than those that they are compared with."""
     if role == "distilled" and (differing := _batchnorm(runs)):
         counts = ", ".join(f"{d} (baseline: {b})" for d, b in differing)
         yield f"BatchNorm took its statistics over another number of images than the baseline's: {counts}"
-    found = {other: _precisions(runs[other]) for other in TRAINED}
-    if len(set().union(*(found[other] for other in TRAINED[: TRAINED.index(role) + 1]))) > 1:
+    found = {other: _precisions(runs.get(other, ())) for other in ARMS}
+    if len(set().union(*(found[other] for other in ARMS[: ARMS.index(role) + 1]))) > 1:
         each = ", ".join(f"{other} {' and '.join(sorted(kinds))}" for other, kinds in found.items() if kinds)
         yield f"the runs were not all trained in one precision: {each}"
 
 
-def odd(runs: Mapping[Role, Sequence[Measured]]) -> str:
+def odd(runs: Mapping[Arm, Sequence[Measured]]) -> str:
     """The numbered note: how rows were made in another way than those that they are compared with, or nothing."""
-    return "; ".join(dict.fromkeys(what for role in TRAINED for what in unlike(role, runs)))
+    return "; ".join(dict.fromkeys(what for arm in ARMS for what in unlike(arm, runs)))
 
 
 def unlabelled(distilled: Iterable[Measured]) -> list[int]:
@@ -44,7 +44,7 @@ def unlabelled(distilled: Iterable[Measured]) -> list[int]:
     return sorted({n for m in distilled if m.done and (n := m.trainer.get("images", {}).get("unlabelled"))})
 
 
-def more_steps(runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> bool:
+def more_steps(runs: Mapping[Arm, Sequence[Measured]], config: Experiment) -> bool:
     """Whether distilled runs took more steps in as many epochs, because these have images without labels, too."""
     distilled, baseline = ({m.trainer.get("steps_per_epoch") for m in runs[role]} for role in ("distilled", "baseline"))
     known = config.train.steps is None and None not in distilled | baseline and bool(baseline)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kdcluster.course import Course, evaluation_count
-from kdcluster.experiment.config import Data
+from kdcluster.experiment.images import Data
 from kdcluster.plan import Run
 from kdcluster.results import recount
 from kdcluster.results.events import Scalars, read_scalars

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdcluster.experiment.config import Experiment
 from kdcluster.inputs import in_both
-from kdcluster.plan import Role
 from kdcluster.results.conditions import local_batchnorm, more_steps, odd, unlabelled, where
 from kdcluster.results.measured import TOP1, Measured, Protocol, selected_by
 from kdcluster.results.paired import Paired, in_words
 from kdcluster.results.spread import interval95, said
+from kdcluster.run import Arm
 from kdcluster.wording import count
 
 NO_DISTILLATION = "no distillation"
 """The baseline in words."""
 
 
-def gains(runs: Mapping[Role, Sequence[Measured]]) -> dict[int, float]:
-    """Seed -> gain of the distilled run over the baseline, in percentage points."""
-    return differences(runs["distilled"], runs["baseline"])
+def gains(runs: Mapping[Arm, Sequence[Measured]], arm: Arm = "distilled") -> dict[int, float]:
+    """Seed -> gain of the arm's run over the baseline, in percentage points."""
+    return differences(runs[arm], runs["baseline"])
 
 
 def differences(ours: Iterable[Measured], others: Iterable[Measured]) -> dict[int, float]:
@@ -29,7 +30,7 @@ def differences(ours: Iterable[Measured], others: Iterable[Measured]) -> dict[in
 
 
 def notes(
-    runs: Mapping[Role, Sequence[Measured]],
+    runs: Mapping[Arm, Sequence[Measured]],
     unique: Sequence[Measured],
     images: Mapping[int, Paired],
     config: Experiment,
@@ -55,11 +56,14 @@ def notes(
             yield f"the gain is over the seeds that both have: {', '.join(map(str, seeds))}"
         elif not seeds:
             yield "no gain: no seed has both a baseline and a distilled run"
+        elif runs.get("tuned"):
+            pass  # the one that had the same chance is what it is compared with
         elif interval := interval95(list(gains(runs).values())):
             yield f"with {len(seeds)} seeds the interval of the gain {said(interval, NO_DISTILLATION)}"
         else:
             yield "of one seed the gain has no interval, and says nothing of other seeds (--seeds 0,1,2)"
         yield from in_words(images, len(seeds))
+        yield from _beyond(runs)
     done = [m for m in unique if m.done]
     students = [m for m in done if m.run.role != "teacher"]
     if (rising := sum(m.still_rising for m in students)) and 2 * rising >= len(students):
@@ -86,7 +90,22 @@ def notes(
         yield from (f"event files of {m.run.id}: {what}" for what in m.damage)
 
 
-def _labels(runs: Mapping[Role, Sequence[Measured]], config: Experiment) -> Iterable[str]:
+def _beyond(runs: Mapping[Arm, Sequence[Measured]]) -> Iterator[str]:
+    """What distillation brings beyond the other arms, which had the same chance or the same smoothness."""
+    others: tuple[tuple[Arm, str], ...] = (("tuned", "the tuned baseline"), ("control", "label smoothing alone"))
+    for arm, name in others:
+        found = list(differences(runs["distilled"], runs.get(arm, ())).values())
+        if not found:
+            continue
+        figures = f"distilled - {name} is {statistics.fmean(found):+z.2f} points"
+        if interval := interval95(found):
+            low, high = interval
+            yield f"{figures} over {len(found)} seeds; its interval [{low:z.1f}, {high:z.1f}] {said(interval, name)}"
+        else:
+            yield f"{figures} of one seed, which says nothing of others"
+
+
+def _labels(runs: Mapping[Arm, Sequence[Measured]], config: Experiment) -> Iterable[str]:
     """What the rows share and what they do not, where some training images have no labels."""
     if config.data.labelled is None or not runs["distilled"] or config.distill.alpha == 0:
         return

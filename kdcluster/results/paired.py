@@ -12,7 +12,7 @@ from functools import cached_property
 from kdcluster.results.measured import Measured
 from kdcluster.results.recount import fixed_and_broken
 from kdcluster.results.scores import mcnemar
-from kdcluster.run import Role
+from kdcluster.run import Arm
 from kdcluster.wording import count
 
 LEVEL = 0.05
@@ -36,7 +36,7 @@ class Paired:
         return mcnemar(self.fixed, self.broken)
 
 
-def by_image(runs: Mapping[Role, Sequence[Measured]]) -> dict[int, Paired]:
+def by_image(runs: Mapping[Arm, Sequence[Measured]]) -> dict[int, Paired]:
     """By seed, where both runs have kept their predictions of the same images."""
     baseline = {m.run.seed: m for m in runs["baseline"] if m.counts}
     found: dict[int, Paired] = {}

@@ -9,16 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from kdcluster.experiment.config import Data, Experiment
+from kdcluster.experiment.config import Experiment
+from kdcluster.experiment.images import Data
 from kdcluster.inputs import in_both
 from kdcluster.results.conditions import more_steps, odd, unlabelled
 from kdcluster.results.measured import TOP1, Measured, Protocol, selected_by
-from kdcluster.run import TRAINED, Role
+from kdcluster.run import ARMS, TRAINED, Arm
 
 _DATA = {"cifar100": "CIFAR-100", "cifar10": "CIFAR-10", "mnist5k": "MNIST digits"}
-WHO: Mapping[Role, str] = {
+WHO: Mapping[Arm, str] = {
     "teacher": "the teacher",
     "baseline": "the student trained alone (baseline)",
+    "tuned": "the student trained alone with settings that were searched for it",
+    "control": "the student trained with label smoothing",
     "distilled": "the student distilled from the teacher",
 }
 
@@ -35,7 +38,7 @@ class Paper:
 
 
 def paper(
-    runs: Mapping[Role, Sequence[Measured]],
+    runs: Mapping[Arm, Sequence[Measured]],
     unique: Sequence[Measured],
     paired: Sequence[int],
     config: Experiment,
@@ -46,12 +49,12 @@ def paper(
     data = _data(config.data)
     tested = sorted({n for m in unique if m.done and (n := m.trainer.get("images", {}).get("test"))})
     data += f" ({' or '.join(f'{n:,}' for n in tested)} test images)" * bool(tested)
-    caption = f"Top-1 test accuracy on {data}: {listed([WHO[role] for role in TRAINED if runs[role]])}."
+    caption = f"Top-1 test accuracy on {data}: {listed([WHO[arm] for arm in ARMS if runs.get(arm)])}."
     return Paper(caption, (*_notes(runs, unique, paired, config, protocol), *map(_sentence, of_prices)), data)
 
 
 def _notes(
-    runs: Mapping[Role, Sequence[Measured]],
+    runs: Mapping[Arm, Sequence[Measured]],
     unique: Sequence[Measured],
     paired: Sequence[int],
     config: Experiment,

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcluster import records
 from kdcluster.results.measured import Measured
-from kdcluster.run import Role
+from kdcluster.run import Arm
 from kdcluster.saved import weights_digest
 
 
@@ -24,7 +24,7 @@ class Price:
     """Of one image in fp32, the median."""
 
 
-def prices(root: Path, runs: Mapping[Role, Sequence[Measured]]) -> tuple[dict[Role, Price], list[str]]:
+def prices(root: Path, runs: Mapping[Arm, Sequence[Measured]]) -> tuple[dict[Arm, Price], list[str]]:
     """What the model of each role costs, and what to say of it; nothing where they were measured on several devices.
 
     The seeds of a role have one model, and so have baseline and distilled: one measurement does for them all.
@@ -37,7 +37,7 @@ def prices(root: Path, runs: Mapping[Role, Sequence[Measured]]) -> tuple[dict[Ro
     if len(where) > 1:
         names = " and ".join(sorted(" with ".join(one) for one in where))
         return {}, [f"size and latency are left out: they were measured on {names}; export --benchmark measures here"]
-    priced: dict[Role, Price] = {}
+    priced: dict[Arm, Price] = {}
     for role, of_role in runs.items():
         record = found.get(_model(of_role[0]), {}) if of_role else {}
         for speed in _fp32(record):

@@ -9,7 +9,7 @@ from kdcluster.history import Cost, cost, span, spent
 from kdcluster.results.measured import Measured
 from kdcluster.results.paired import Paired
 from kdcluster.results.words import MISSING, chance, percent, points
-from kdcluster.run import TRAINED, Role
+from kdcluster.run import ARMS, Arm
 from kdcluster.wording import count
 
 
@@ -17,13 +17,13 @@ from kdcluster.wording import count
 class SeedRow:
     """One run of an experiment. The field names are those of `results --format json`."""
 
-    role: Role
+    role: Arm
     seed: int
     run: str
     top1: float | None
     """Percent; None where the run is not done."""
     gain: float | None
-    """Distilled - baseline of the same seed, in percentage points; None for other roles, and where one is missing."""
+    """This - baseline of the same seed (points); None for teacher and baseline, and where one is missing."""
     gpu_hours: float
     wall_s: float
     """Of all its attempts; what they waited does not count."""
@@ -36,19 +36,19 @@ class SeedRow:
 
 
 def by_seed(
-    runs: Mapping[Role, Sequence[Measured]], costs: Mapping[str, Cost], images: Mapping[int, Paired]
+    runs: Mapping[Arm, Sequence[Measured]], costs: Mapping[str, Cost], images: Mapping[int, Paired]
 ) -> tuple[SeedRow, ...]:
     """Every run, by role and in the order of the seeds."""
     baseline = {m.run.seed: m.top1 for m in runs["baseline"]}
     rows = []
-    for role in TRAINED:
-        for m in runs[role]:
-            other = baseline.get(m.run.seed) if role == "distilled" else None
+    for arm in ARMS:
+        for m in runs.get(arm, ()):
+            other = None if arm in ("teacher", "baseline") else baseline.get(m.run.seed)
             gain = m.top1 - other if m.top1 is not None and other is not None else None
             each = costs.get(m.run.id, Cost())
-            one = images.get(m.run.seed) if role == "distilled" else None
+            one = images.get(m.run.seed) if arm == "distilled" else None
             test = (one.fixed, one.broken, one.p) if one else ()
-            rows.append(SeedRow(role, m.run.seed, m.run.id, m.top1, gain, each.gpu_hours, each.wall_s, *test))
+            rows.append(SeedRow(arm, m.run.seed, m.run.id, m.top1, gain, each.gpu_hours, each.wall_s, *test))
     return tuple(rows)
 
 

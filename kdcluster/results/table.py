@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdcluster.experiment.config import Experiment
 from kdcluster.history import Cost, Record, cost, history
-from kdcluster.plan import Plan, Role
+from kdcluster.plan import Plan
 from kdcluster.results.conditions import unlike
 from kdcluster.results.index import Index
 from kdcluster.results.measured import TOP1, Measured, Protocol, measure
@@ -24,7 +24,7 @@ from kdcluster.results.paper import Paper, paper
 from kdcluster.results.price import Price, prices
 from kdcluster.results.seeds import SeedRow, by_seed, took
 from kdcluster.results.spread import interval95
-from kdcluster.run import STORE, TRAINED
+from kdcluster.run import ARMS, NAMED, STORE, TRAINED, Arm
 from kdcluster.runs import RunDir
 from kdcluster.states import GIVEN_UP, State
 
@@ -35,10 +35,10 @@ NEVER_STARTED: Standing = (State.PLANNED, "not started", None)
 
 @dataclass(frozen=True)
 class Row:
-    """One role of an experiment. The field names are those of `results --format json`."""
+    """One arm of an experiment. The field names are those of `results --format json`."""
 
     configuration: str
-    role: Role
+    role: Arm
     params: int | None
     reduction: float | None
     """The teacher's parameters / these; None for the teacher."""
@@ -50,7 +50,7 @@ class Row:
     top1_sd: float | None
     """Sample standard deviation (n - 1) over the seeds, in percentage points; None below 2 runs."""
     gain: float | None
-    """Distilled - baseline over the seeds that both have, in percentage points."""
+    """This - baseline over the seeds that both have, in percentage points; None for teacher and baseline."""
     gain_ci95: tuple[float, float] | None
     """95 % t interval of the gain over its seeds; None below 2."""
     retention: float | None
@@ -131,11 +131,11 @@ def build(
     index.save()
     experiments = []
     for name, wanted in plan.wanted.items():
-        runs: dict[Role, list[Measured]] = {
-            role: [measured[run_id] for run_id in wanted[role] if run_id in measured] for role in TRAINED
+        runs: dict[Arm, list[Measured]] = {
+            arm: [measured[run_id] for run_id in wanted.get(arm, ()) if run_id in measured] for arm in ARMS
         }
         config = plan.experiments[name]
-        unique = list({m.run.id: m for role in TRAINED for m in runs[role]}.values())
+        unique = list({m.run.id: m for arm in ARMS for m in runs[arm]}.values())
         stores = [run_id for run_id in wanted.get(STORE, ()) if run_id in {run.id for run in plan.runs}]
         records = {run_id: history(RunDir(root, run_id)) for run_id in (*(m.run.id for m in unique), *stores)}
         costs = {run_id: cost(found) for run_id, found in records.items() if found}
@@ -145,7 +145,7 @@ def build(
         experiments.append(
             ExperimentTable(
                 name,
-                tuple(_row(role, runs, config, priced.get(role)) for role in TRAINED if runs[role]),
+                tuple(_row(arm, runs, config, priced.get(arm)) for arm in ARMS if runs[arm]),
                 (*_problems(unique, states or {}), *_of_stores(stores, states or {})),
                 (*said, *of_prices, *took(costs.values()), *_uncounted(records)),
                 cost(costs.values()),
@@ -167,7 +167,7 @@ _LEGEND = (
 )
 
 
-def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment, price: Price | None) -> Row:
+def _row(role: Arm, runs: Mapping[Arm, Sequence[Measured]], config: Experiment, price: Price | None) -> Row:
     ours = runs[role]
     top1 = [m.top1 for m in ours if m.top1 is not None]
     params, mean = _params(ours), _mean(top1)
@@ -175,7 +175,7 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
     if params is None and role != "teacher":  # baseline and distilled are one model
         params = _params((*runs["baseline"], *runs["distilled"]))
     teacher_params, teacher_mean = _params(teacher), _mean([m.top1 for m in teacher if m.top1 is not None])
-    own = list(gains(runs).values()) if role == "distilled" else []
+    own = [] if role in ("teacher", "baseline") else list(gains(runs, role).values())
     return Row(
         configuration=_configuration(role, config),
         role=role,
@@ -188,7 +188,7 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
         gain=_mean(own),
         gain_ci95=interval95(own),
         retention=100 * mean / teacher_mean if mean is not None and teacher_mean else None,
-        reference=getattr(config.reference, role),
+        reference=getattr(config.reference, role, None),
         runs=tuple(m.run.id for m in ours),
         note=1 if any(unlike(role, runs)) else None,
         size_bytes=price.size_bytes if price else None,
@@ -196,11 +196,11 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
     )
 
 
-def _configuration(role: Role, config: Experiment) -> str:
+def _configuration(role: Arm, config: Experiment) -> str:
     model = (config.teacher if role == "teacher" else config.student).model.split(".")[0]
     distill = config.distill
     how = f" (α {distill.alpha:g}, T {distill.temperature:g})" if role == "distilled" else ""
-    return f"{role}: {model}{how}"
+    return f"{NAMED.get(role, role)}: {model}{how}"
 
 
 def _params(runs: Iterable[Measured]) -> int | None:

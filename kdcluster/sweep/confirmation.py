@@ -16,11 +16,13 @@ from kdcluster.results import render, table
 from kdcluster.results.measured import measure
 from kdcluster.results.notes import NO_DISTILLATION, differences
 from kdcluster.results.spread import compared, interval95
+from kdcluster.run import NAMED, Arm
 from kdcluster.runs import RunDir
 from kdcluster.sweep.points import FRESH, Point, Space
 from kdcluster.wording import count
 
 OWN = "the file's own settings"
+TUNED = "tuned baseline"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Verdict:
     """Whether a winner holds up, with the figures in words."""
 
     holds: bool
-    """It is better than no distillation, and than the file's own settings."""
+    """It is better than the baseline, the tuned one where there is one, and than the file's own settings."""
     words: tuple[str, ...]
 
 
@@ -55,17 +57,20 @@ def arms(made: Plan) -> list[Point]:
     """The students of a confirmation, each with its arm and seed."""
     own, winner = made.wanted.values()
     named = {"baseline": own["baseline"], OWN: own["distilled"], "winner": winner["distilled"]}
-    if winner["baseline"] != own["baseline"]:  # another learning rate, say
-        named["winner's baseline"] = winner["baseline"]
+    named |= {TUNED: winner.get("tuned", ()), NAMED["control"]: own["control"]}
+    both: tuple[Arm, ...] = ("baseline", "control")
+    for arm in both:
+        if winner[arm] != own[arm]:  # another learning rate, say
+            named[f"winner's {NAMED.get(arm, arm)}"] = winner[arm]
     found = {run.id: [arm for arm, ids in named.items() if run.id in ids] for run in made.runs}
     return [Point({"arm": " and ".join(found[run.id]), "seed": run.seed}, (run,)) for run in made.runs if found[run.id]]
 
 
-def begun(searched: Space, best: Point, root: Path) -> Plan | None:
-    """The confirmation of a point with as many seeds as have begun; None: there is none."""
+def begun(searched: Space, best: Point, root: Path, tuned: Point | None = None) -> Plan | None:
+    """The confirmation of a point with as many seeds as have begun; None: there is none. `tuned`: of the baseline."""
     made, seeds = None, 1
     while True:
-        more = searched.confirmation(best, seeds)
+        more = searched.confirmation(best, seeds, tuned)
         newest = [one for one in arms(more) if one.values["seed"] == FRESH + seeds - 1]
         if not any((root / one.ids[0]).exists() for one in newest):
             return made
@@ -85,7 +90,9 @@ def _verdict(made: Plan, root: Path) -> Verdict:
     measured = {one.ids[0]: measure(one.runs[0], RunDir(root, one.ids[0]), "best") for one in arms(made)}
     ours = [measured[run_id] for run_id in winner["distilled"]]
     holds, words = True, []
-    for other, ids in ((NO_DISTILLATION, winner["baseline"]), (OWN, own["distilled"])):
+    tuned = winner.get("tuned")
+    baseline = (f"the {TUNED}", tuned) if tuned else (NO_DISTILLATION, winner["baseline"])
+    for other, ids in (baseline, (OWN, own["distilled"])):
         if ids == winner["distilled"]:
             holds = False
             words.append(f"the winner is {other}")

@@ -16,7 +16,7 @@ from kdcluster.errors import ConfigError
 from kdcluster.experiment import configfile, space
 from kdcluster.experiment.config import Sweep
 from kdcluster.experiment.configfile import LoadedExperiment
-from kdcluster.plan import Plan, Run, plan, trial, trial_stores
+from kdcluster.plan import Plan, Role, Run, plan, trial, trial_stores
 from kdcluster.run import FIRST
 from kdcluster.runs import RunDir, run_dirs
 
@@ -67,11 +67,13 @@ class Space:
         loaded: the experiment.
         overrides: `KEY=VALUE` that hold for every point.
         allow_teacher: keys that change the teacher may be searched.
+        role: of the students that are tried: distilled, or baseline, which only some of the keys concern.
     """
 
     loaded: LoadedExperiment
     overrides: tuple[str, ...] = ()
     allow_teacher: bool = False
+    role: Role = "distilled"
 
     @property
     def sweep(self) -> Sweep:
@@ -83,6 +85,21 @@ class Space:
         """What is searched, by key."""
         default = {"distill.alpha": {"uniform": [0.05, 0.95]}, "distill.temperature": {"loguniform": [1, 16]}}
         return self.sweep.space or default
+
+    def of_baseline(self) -> Space | None:
+        """The same search of the baseline over the keys that concern it, so that it had the same chance; None: none
+        does."""
+        baseline = replace(self, role="baseline")
+        block = {key: domain for key, domain in self.domains.items() if baseline._moves(key, domain)}
+        if not block:
+            return None
+        sweep = self.sweep.model_copy(update={"space": block})
+        config = self.loaded.config.model_copy(update={"sweep": sweep})
+        return replace(baseline, loaded=replace(self.loaded, config=config))
+
+    def _moves(self, key: str, domain: Any) -> bool:
+        """Whether a key makes other runs."""
+        return len({self.point({key: value}).ids for value in space.corners(domain)}) > 1
 
     @property
     def is_adaptive(self) -> bool:
@@ -117,7 +134,8 @@ class Space:
         settings = Point(values, ()).settings
         there = configfile.load(str(self.loaded.path), [*self.overrides, *settings])
         seeds = range(self.sweep.seeds)
-        return Point(values, tuple(trial(replace(there, name=self.loaded.name), seeds, self.sweep.val_fraction)))
+        there = replace(there, name=self.loaded.name)
+        return Point(values, tuple(trial(there, seeds, self.sweep.val_fraction, self.role)))
 
     def recorded(self, root: Path) -> list[Point]:
         """The points that were tried before with today's file, in the order of their first start."""
@@ -188,12 +206,23 @@ class Space:
         others += [run for one in (self.loaded, *there) for run in trial_stores(one, self.sweep.val_fraction)]
         return own.joined(run for run in others if run.id in known or not self.is_adaptive)
 
-    def confirmation(self, best: Point, count: int) -> Plan:
-        """The winner, the file's own settings, and the baseline on all images, with seeds that no trial had."""
+    def confirmation(self, best: Point, count: int, tuned: Point | None = None) -> Plan:
+        """The winner, the file's own settings, and the baseline on all images, with seeds that no trial had.
+
+        `tuned`: the baseline's own winner, which is another arm then.
+        """
         fresh = f"seeds=[{', '.join(str(FRESH + number) for number in range(count))}]"
         own = configfile.load(str(self.loaded.path), [*self.overrides, fresh])
         winner = configfile.load(str(self.loaded.path), [*self.overrides, *best.settings, fresh])
-        return plan([own, replace(winner, name=f"{self.loaded.name}-best")])
+        made = plan([own, replace(winner, name=f"{self.loaded.name}-best")])
+        if tuned is None:
+            return made
+        there = configfile.load(str(self.loaded.path), [*self.overrides, *tuned.settings, fresh])
+        other = plan([there])
+        ids = other.wanted[there.name]["baseline"]
+        *_, name = made.wanted
+        wanted = {**made.wanted, name: {**made.wanted[name], "tuned": ids}}
+        return replace(made.joined(map(other.__getitem__, ids)), wanted=wanted)
 
 
 def of_others(root: Path, experiment: str) -> Path:

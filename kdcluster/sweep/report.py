@@ -3,108 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kdcluster.columns import as_csv, as_json, escaped, fitted, in_ascii, markdown
 from kdcluster.differing import label, short
-from kdcluster.launch.status import statuses_of
 from kdcluster.results import fragment, latex
-from kdcluster.results.events import PREFIXES, Follower
-from kdcluster.results.index import Index
 from kdcluster.results.render import Format
 from kdcluster.results.render import render as rendered
-from kdcluster.runs import RunDir
-from kdcluster.states import State
 from kdcluster.sweep.confirmation import Confirmed
-from kdcluster.sweep.points import Point, Space, best_of, counted
-from kdcluster.sweep.trial import values_of
+from kdcluster.sweep.points import Space, counted
+from kdcluster.sweep.scored import Tried
 from kdcluster.wording import wrapped
 
 SCHEMA = "kdcluster.sweep/1"
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What came of a point: the mean over its seeds of the best evaluation's metric; None where a run has none."""
-
-    point: Point
-    states: tuple[State, ...]
-    value: float | None
-    sd: float | None
-    """Sample standard deviation (n - 1) over its seeds; None below 2."""
-    images: int | None = None
-    """On how many an accuracy was measured; None: it is no accuracy, or the run is of an earlier version."""
-    epochs: int = 0
-    """Of the run that is furthest, or tenths where its length is in steps."""
-    reason: str = ""
-    """Why a run of it failed."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all its runs came to their end."""
-        return set(self.states) == {State.DONE}
-
-    @property
-    def se(self) -> float | None:
-        """Binomial standard error of an accuracy on so many images, in percentage points; None where there is none."""
-        if self.value is None or self.images is None:
-            return None
-        return math.sqrt(self.value * (100 - self.value) / self.images)
-
-    @property
-    def shown(self) -> str:
-        """The value with its ±: the standard deviation over several seeds, else the standard error."""
-        spread = self.se if self.sd is None else self.sd
-        return "" if self.value is None else f"{self.value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
-
-    @property
-    def state(self) -> str:
-        """Of its runs, in one word where they agree."""
-        return ", ".join(dict.fromkeys(self.states))
-
-
-def tried(chosen: Sequence[Point], metric: str, root: Path, index: Index | None = None) -> list[Tried]:
-    """All points, the best first; one that was stopped early or failed comes last. `index`: of their event files."""
-    best, tags = best_of(metric), PREFIXES if index else (metric,)
-    known = statuses_of(RunDir(root, run_id) for point in chosen for run_id in point.ids)
-    found, well = [], (State.DONE, State.STOPPED)
-    for point in chosen:
-        run_dirs = [RunDir(root, run_id) for run_id in point.ids]
-        measured = [values_of(Follower(run_dir.events, tags, index), metric) for run_dir in run_dirs]
-        values = [best(values) for values in measured if values]
-        whole = len(values) == len(run_dirs)
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        found.append(
-            Tried(
-                point,
-                tuple(known[run_dir].state for run_dir in run_dirs),
-                statistics.fmean(values) if whole else None,
-                spread,
-                _images(run_dirs, metric),
-                max(map(len, measured)),
-                next((known[one].reason for one in run_dirs if known[one].state not in well), ""),
-            )
-        )
-    sign = 1 if best is min else -1
-
-    def order(one: Tried) -> tuple[bool, bool, float]:
-        return one.value is None, not one.is_done, sign * (one.value or 0.0)
-
-    return sorted(found, key=order)
-
-
-def _images(run_dirs: Sequence[RunDir], metric: str) -> int | None:
-    """On how many images an accuracy was measured: the same ones by every seed."""
-    if metric.endswith("loss"):
-        return None
-    newest = (run_dir.newest() for run_dir in run_dirs)
-    known = (one.read("trainer").get("images", {}).get(metric.split("/")[0]) for one in newest if one)
-    return next(filter(None, known), None)
 
 
 def table(
@@ -155,6 +67,13 @@ def _cells(found: Sequence[Tried], metric: str) -> list[list[str]]:
     return [[*_keys(found), metric, counted(one.point for one in found), "state", "runs"], *rows]
 
 
+def _short_names(found: Sequence[Tried], metric: str) -> list[list[str]]:
+    """The same for paper: keys by their ends, and without the runs."""
+    keys = _keys(found)
+    head, *body = (row[:-1] for row in _cells(found, metric))
+    return [[*(label(key, keys, {}) for key in keys), *head[len(keys) :]], *body]
+
+
 def _keys(found: Sequence[Tried]) -> list[str]:
     """Of all points: earlier ones may have been of a smaller space."""
     return list(dict.fromkeys(key for one in found for key in one.point.values))
@@ -183,10 +102,8 @@ def notes(searched: Space, found: Sequence[Tried]) -> list[str]:
     if searched.loaded.config.data.val_fraction == 0:
         share = f"{100 * sweep.val_fraction:g} %"  # none of them is among those that keep their labels
         of_teacher = " and was trained on these, too" if searched.loaded.config.data.labelled is None else ""
-        said.append(
-            f"{sweep.metric} is measured on {share} of the training images, which the trials hold out; "
-            f"their teacher is the experiment's own{of_teacher}"
-        )
+        teacher = f"; their teacher is the experiment's own{of_teacher}" if searched.role == "distilled" else ""
+        said.append(f"{sweep.metric} is measured on {share} of the training images, which the trials hold out{teacher}")
     return said
 
 
@@ -202,44 +119,37 @@ def _spread(found: Sequence[Tried]) -> str:
     return f"± is the binomial standard error of an accuracy {on}: {chance}" if known else ""
 
 
-def best(found: Sequence[Tried]) -> Tried | None:
-    """The best of those that came to an end; None: none did."""
-    return next((one for one in found if one.is_done and one.value is not None), None)
-
-
 def render(
     searched: Space,
     found: Sequence[Tried],
     style: Format,
     after: Confirmed | None = None,
     *,
+    of_baseline: Sequence[Tried] = (),
     ascii: bool = False,
     width: int | None = None,
 ) -> str:
     """The trials in a format of the results table, for people with the confirmation; ends with a line break.
 
-    `ascii` and `width` are as in results/render.py.
+    `of_baseline`: its own trials, where it was searched, too. `ascii` and `width` are as in results/render.py.
     """
-    metric = searched.sweep.metric
+    metric, every = searched.sweep.metric, [*found, *of_baseline]
     if style == "json":
-        return as_json({**document(searched, found), "confirmation": after and after.document})
+        return as_json({**document(searched, every), "confirmation": after and after.document})
     if style == "jsonl":
-        return "".join(json.dumps(row) + "\n" for row in document(searched, found)["trials"])
+        return "".join(json.dumps(row) + "\n" for row in document(searched, every)["trials"])
     if style == "csv":
-        return _csv(found, metric)
+        return _csv(every, metric)
     spell = in_ascii if ascii and style != "html" else str
     words: Sequence[str] = ()
     if after:
         words = after.verdict.words if after.verdict else ("not every run of the confirmation is done",)
     confirmed = rendered(after.table, style, ascii=ascii, width=width) if after else ""
+    parts = [one for one in (found, of_baseline) if one]
     if style == "latex":  # without the runs, whose ids have no room on paper
-        keys = _keys(found)
-        head, *body = (row[:-1] for row in _cells(found, metric))
-        cells = [[*(label(key, keys, {}) for key in keys), *head[len(keys) :]], *body]
+        cells = [(_short_names(one, metric), _right(one)) for one in parts]
         caption = f"Trials of the hyperparameter search, the best {metric} first."
-        told = latex.float_of(
-            f"sweep of {searched.loaded.name}", caption, [(cells, _right(found))], [*notes(searched, found), *words]
-        )
+        told = latex.float_of(f"sweep of {searched.loaded.name}", caption, cells, [*notes(searched, found), *words])
         return "\n\n".join(filter(None, (latex.PREAMBLE, told, confirmed.rstrip("\n")))) + "\n"
 
     def below(texts: Sequence[str]) -> list[str]:
@@ -248,10 +158,14 @@ def render(
         each = (wrapped(spell(text), width, "  ") if style == "table" else [f"- {escaped(text)}"] for text in texts)
         return [line for one in each for line in one]
 
-    if style == "table":
-        lines = table(found, metric, width=width, spell=spell)
-    else:
-        lines = (fragment.table if style == "html" else markdown)(_cells(found, metric), _right(found))
+    lines: list[str] = []
+    for one in parts:
+        if one[0].point.runs[0].role == "baseline":
+            lines += ["", *below(["the baseline with the same chance:"])]
+        if style == "table":
+            lines += table(one, metric, width=width, spell=spell)
+        else:
+            lines += (fragment.table if style == "html" else markdown)(_cells(one, metric), _right(one))
     lines += ["", *below(notes(searched, found))]
     if after:
         lines += ["", confirmed, *below(words)]
@@ -260,9 +174,10 @@ def render(
 
 
 def _csv(found: Sequence[Tried], metric: str) -> str:
-    told: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs"]]
+    told: list[list[Any]] = [[*_keys(found), metric, "sd", "se", "images", "epochs", "state", "reason", "runs", "role"]]
     for one in found:
         more = [one.value, one.sd, one.se, one.images, one.epochs, one.state, one.reason, " ".join(one.point.ids)]
+        more.append(one.point.runs[0].role)
         told.append([*_values(one, found), *more])
     return as_csv(told)
 
@@ -281,6 +196,7 @@ def document(searched: Space, found: Sequence[Tried]) -> dict[str, Any]:
             "state": one.state,
             "reason": one.reason,
             "runs": list(one.point.ids),
+            "role": one.point.runs[0].role,
         }
         for one in found
     ]

@@ -12,7 +12,8 @@ from kdcluster.columns import has_cursor
 from kdcluster.states import ENDED, State
 from kdcluster.sweep.forecast import span
 from kdcluster.sweep.points import Point
-from kdcluster.sweep.report import Tried, rows, tried
+from kdcluster.sweep.report import rows
+from kdcluster.sweep.scored import Tried, tried
 from kdcluster.wording import count, one_line, wrapped
 
 if TYPE_CHECKING:

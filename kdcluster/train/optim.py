@@ -9,7 +9,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from kdcluster.course import Course
-from kdcluster.experiment.config import Train
+from kdcluster.experiment.training import Train
 
 
 def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from kdcluster import imagefolder
 from kdcluster.errors import ConfigError, KdclusterError
-from kdcluster.experiment.config import Data
+from kdcluster.experiment.images import Data
 from kdcluster.train import decode
 from kdcluster.train.pixels import Pixels, Unreadable
 

@@ -16,8 +16,10 @@ from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, PLUGIN_NAME, SE
 from tensorboard.plugins.text.summary_v2 import text_pb
 from torch.utils.tensorboard import SummaryWriter
 
-from kdcluster.experiment.config import Data, Distill, Model, Train
+from kdcluster.experiment.config import Distill, Model
 from kdcluster.experiment.identity import hashed
+from kdcluster.experiment.images import Data
+from kdcluster.experiment.training import Train
 from kdcluster.plan import Run
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.wording import block_of

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdcluster import parts
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.config import Augment
+from kdcluster.experiment.images import Augment
 from kdcluster.run import Run
 
 CROP_ROW, CROP_COLUMN, FLIP, ORDER, HELD_OUT = range(5)

@@ -197,6 +197,33 @@ def test_what_the_readme_has_a_newcomer_type(tmp_path: Path, nothing_left: list[
     assert desk.ended_attempts()[stopped] == ["stopped", "done"]
 
 
+def test_both_arms_are_searched_in_one_ray_and_confirmed_against_each_other(
+    tmp_path: Path, nothing_left: list[Desk]
+) -> None:
+    sweep = {"space": {"train.lr": {"grid": [0.03, 1e-5]}, "distill.alpha": {"uniform": [0.4, 0.6]}}, "trials": 2}
+    changes = {"teacher.train": {"epochs": 1, "lr": 1e-2}, "train.epochs": 2, "control": "label_smoothing"}
+    desk = Desk(tmp_path, {**changes, "sweep": sweep})
+    nothing_left.append(desk)
+    out, err = desk.run("sweep", "tiny.yaml", "--both", "--confirm", "2")
+    assert out.count("the baseline with the same chance:") == 1
+    assert [re.findall(r"train\.lr=(\S+)", line)[0] for line in err.splitlines() if line.startswith("best of 2")] == [
+        "0.03",
+        "0.03",
+    ]
+    table = out[out.index("tiny-best: best test/top1") :]
+    found = [line.partition(":")[0] for line in table.splitlines() if re.match(r"[a-z, ]+: vit_tiny", line)]
+    assert found == ["teacher", "baseline", "baseline, tuned", "label smoothing", "distilled"]
+    assert "distilled - the tuned baseline is" in " ".join(table.split())
+    assert "the tuned baseline: " in err
+    before = desk.ended_attempts()
+    again, _ = desk.run("sweep", "tiny.yaml", "--both", "--confirm", "2")
+    assert again == out
+    assert desk.ended_attempts() == before
+    shown, said = desk.run("results", "tiny.yaml", "--sweep")
+    assert table.rstrip() in shown
+    assert "kdcluster sweep tiny.yaml --both" in said or "recommended: " in said
+
+
 def _listening(pids: list[int]) -> set[str]:
     """The IPv4 addresses on which processes listen, as far as they are not a rank's."""
     inodes = {}

@@ -71,7 +71,16 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rm": (*RUNS, "--checkpoints", "--yes"),
     "sweep": (
         *("--set", "--gpus", "--procs", *WHERE, *PLACE, "--trials", "--gpus-per-trial"),
-        *("--ray-address", "--dashboard", "--allow-teacher", "--confirm", "--write-best", "--dry-run", "--notify"),
+        *(
+            "--ray-address",
+            "--dashboard",
+            "--allow-teacher",
+            "--both",
+            "--confirm",
+            "--write-best",
+            "--dry-run",
+            "--notify",
+        ),
     ),
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),

@@ -20,7 +20,7 @@ from kdcluster.plan import Plan, Run
 from kdcluster.runs import RunDir
 from kdcluster.sweep.confirmation import arms, begun, confirmed
 from kdcluster.sweep.points import FRESH, Point, Space
-from kdcluster.sweep.report import tried
+from kdcluster.sweep.scored import tried
 from kdcluster.sweep.screen import Screen, screen
 from tests.fabricated import done, evaluated, put
 from tests.tiny import write_experiment
@@ -198,3 +198,46 @@ def test_what_is_there_of_it_is_found_again_and_shown_with_the_trials(
         assert result.stderr.splitlines()[-1].startswith("recommended: kdcluster submit tiny.yaml --set distill.alpha=")
     found = json.loads(results("--json").stdout)["confirmation"]
     assert (found["holds"], len(found["words"]), found["table"]["schema"]) == (True, 3, "kdcluster.results/1")
+
+
+LR = {"space": {"distill.alpha": {"uniform": [0.1, 0.9]}, "train.lr": {"loguniform": [1e-4, 1e-1]}}, "trials": 1}
+
+
+def test_the_tuned_baseline_is_a_row_and_what_the_winner_is_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    searched, root = space(tmp_path, LR, **{"teacher.train": {"lr": 0.01}}), tmp_path / "runs"
+    of_baseline = searched.of_baseline()
+    assert of_baseline is not None
+    (best,), (tuned,) = searched.drawn(1), of_baseline.drawn(1)
+    for one in (best, tuned):
+        finish(root, one.runs[0], 70.0).note_trial("tiny", one.values)
+    made = searched.confirmation(best, 2, tuned)
+    finish(root, made.runs[0], 90.0)
+    tops = {"winner": [60.0, 61.0], "winner's baseline": [50.0, 51.1], "tuned baseline": [58.0, 61.5]}
+    for one in arms(made):
+        finish(root, one.runs[0], tops.get(one.values["arm"], [55.0, 55.0])[one.values["seed"] - FRESH])
+    assert begun(searched, best, root, tuned) == made
+    after = confirmed(made, root)
+    first = "on 2 fresh seeds, the winner is not shown to be better than the tuned baseline: 60.50 % against 59.75 %"
+    assert after.verdict is not None
+    assert after.verdict.words[0].startswith(first)
+    assert not after.verdict.holds
+    rows = after.table.experiments[-1].rows
+    assert [row.configuration.partition(":")[0] for row in rows] == [
+        "teacher",
+        "baseline",
+        "baseline, tuned",
+        "distilled",
+    ]
+    assert rows[2].gain == pytest.approx(9.2)
+    notes = after.table.experiments[-1].notes
+    assert any(note.startswith("distilled - the tuned baseline is +0.75 points over 2 seeds") for note in notes)
+    assert not any("of the gain includes" in note for note in notes)
+    result = CliRunner().invoke(main, ["results", "tiny.yaml", "--sweep"])
+    assert "the baseline with the same chance:" in result.stdout
+    assert first in " ".join(result.stdout.split())
+    assert "kdcluster sweep tiny.yaml --both" in result.stderr
+    document = json.loads(CliRunner().invoke(main, ["results", "tiny.yaml", "--sweep", "--json"]).stdout)
+    assert [trial["role"] for trial in document["trials"]] == ["distilled", "baseline"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcluster.course import TENTHS, Course, evaluation_count
-from kdcluster.experiment.config import Train
+from kdcluster.experiment.training import Train
 
 lengths = st.integers(1, 10_000)
 per_epoch = st.integers(1, 500)

@@ -387,7 +387,7 @@ def test_the_screen_of_progress_takes_no_orders(tmp_path: Path, columns: int) ->
 
 def test_the_screen_of_a_sweep_takes_no_markup(folder: Path) -> None:
     from kdcluster.sweep.points import Point
-    from kdcluster.sweep.report import Tried
+    from kdcluster.sweep.scored import Tried
 
     point = Point({f"[b]{ORDERS}": f"[red]{EVIL}"}, ())
     text = drawn(screen([Tried(point, (State.FAILED,), None, None)], 1, "val/top1", width=80, height=20))

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster.experiment.config import Model, Train
+from kdcluster.experiment.config import Model
+from kdcluster.experiment.training import Train
 from kdcluster.train import models, optim
 from tests import tiny
 

@@ -34,6 +34,7 @@ MOVES = {
     "teacher": OF_THE_TEACHER,
     "student": STUDENTS,
     "distill": ("distilled",),
+    "control": ("baseline",),  # of which there are more
     "distill.logits": (STORE,),  # which is planned no more, and no id moves
     "train": plan.ROLES,
     "seeds": STUDENTS,

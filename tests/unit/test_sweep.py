@@ -37,7 +37,7 @@ from kdcluster.results import events
 from kdcluster.results.render import FORMATS
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
-from kdcluster.sweep import allocation, cluster, flow, job, report, room, trial, tuning, winner
+from kdcluster.sweep import allocation, cluster, flow, job, report, room, scored, trial, tuning, winner
 from kdcluster.sweep.adaptive import Adaptive
 from kdcluster.sweep.flow import Stop, Sweeping, trial_room
 from kdcluster.sweep.points import Point, Source, Space, counted
@@ -179,6 +179,24 @@ def test_the_confirmation_uses_seeds_that_no_trial_had_and_the_whole_training_se
     assert len({run.id for run in made.runs}) == 1 + 1 + 2 + 2 + 2
 
 
+def test_the_baseline_is_searched_over_the_keys_that_concern_it(tmp_path: Path) -> None:
+    block = {"distill.alpha": {"uniform": [0.1, 0.9]}, "train.lr": {"loguniform": [1e-4, 1e-1]}}
+    searched = space(tmp_path, {"space": block, "trials": 3}, **{"teacher.train": {"lr": 0.01}})
+    baseline = searched.of_baseline()
+    assert baseline is not None
+    assert list(baseline.domains) == ["train.lr"]
+    made = baseline.drawn(3)
+    assert [(one.runs[0].role, one.runs[0].data.val_fraction) for one in made] == [("baseline", 0.1)] * 3
+    assert len({one.ids for one in made}) == 3
+
+    root = tmp_path / "runs"
+    for one in (*searched.drawn(2), *made[:1]):
+        put(root, one.runs[0], "done").note_trial("tiny", one.values)
+    assert [one.ids for one in searched.recorded(root)] == [one.ids for one in searched.drawn(2)]
+    assert [one.ids for one in baseline.recorded(root)] == [made[0].ids]
+    assert space(tmp_path, {"trials": 1}).of_baseline() is None
+
+
 def test_points_of_an_earlier_sweep_are_found_while_the_file_makes_the_same_runs(tmp_path: Path) -> None:
     searched = space(tmp_path, {"trials": 3})
     root = tmp_path / "runs"
@@ -276,18 +294,18 @@ def test_what_failed_or_was_stopped_is_told_to_optuna_as_that(tmp_path: Path) ->
 
 
 @pytest.fixture
-def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Space, list[report.Tried]]:
+def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Space, list[scored.Tried]]:
     """Four points: one that was best after its first epoch but stopped, one that failed, two that are done."""
     searched = space(tmp_path, {"trials": 4})
     made, root = points(searched), tmp_path / "runs"
     for point, state in zip(made, ("done", "stopped", "done", "failed"), strict=True):
         put(root, point.runs[0], state)
     values = dict(zip((point.ids[0] for point in made), ([50.0, 60.0], [99.0], [70.0, 65.0], []), strict=True))
-    monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
-    return searched, report.tried(made, searched.sweep.metric, root)
+    monkeypatch.setattr(scored, "values_of", lambda events, metric: values[events.folder.parent.name])
+    return searched, scored.tried(made, searched.sweep.metric, root)
 
 
-def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space, list[report.Tried]]) -> None:
+def test_the_best_comes_first_and_what_was_stopped_is_not_it(tried: tuple[Space, list[scored.Tried]]) -> None:
     searched, found = tried
     assert [(one.state, one.value, one.epochs) for one in found] == [
         ("done", 70.0, 2),
@@ -324,8 +342,8 @@ def test_a_trial_on_few_images_carries_its_standard_error(
     for run in point.runs:
         put(tmp_path / "runs", run, "done").attempt(1).write("trainer", {"images": {"test": 1000, "val": 400}})
     values = {run.id: [56.0 + 2 * number] for number, run in enumerate(point.runs)}
-    monkeypatch.setattr(report, "values_of", lambda events, metric: values[events.folder.parent.name])
-    found = report.tried([point], metric, tmp_path / "runs")
+    monkeypatch.setattr(scored, "values_of", lambda events, metric: values[events.folder.parent.name])
+    found = scored.tried([point], metric, tmp_path / "runs")
     for style in ("table", "md"):
         text = report.render(searched, found, style)
         assert f" {value} " in text
@@ -343,7 +361,7 @@ def test_a_trial_on_few_images_carries_its_standard_error(
     ],
 )
 def test_the_table_of_trials_fits_the_terminal(
-    tried: tuple[Space, list[report.Tried]], width: int | None, shown: slice | None, heading: str
+    tried: tuple[Space, list[scored.Tried]], width: int | None, shown: slice | None, heading: str
 ) -> None:
     """Ids give way to the digits that name a run, too, then keys to their ends, then the ids."""
     searched, found = tried
@@ -356,13 +374,13 @@ def test_the_table_of_trials_fits_the_terminal(
         assert all(len(line) <= width or " " not in line.strip() for line in lines)
 
 
-def test_the_trials_for_documents_and_scripts(tried: tuple[Space, list[report.Tried]]) -> None:
+def test_the_trials_for_documents_and_scripts(tried: tuple[Space, list[scored.Tried]]) -> None:
     searched, found = tried
     document = json.loads(report.render(searched, found, "json"))
     assert (document["schema"], document["selected"], len(document["trials"])) == ("kdcluster.sweep/1", True, 4)
     assert document["trials"][3]["metric_mean"] is None
     lines = report.render(searched, found, "csv").splitlines()
-    assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,se,images,epochs,state,reason,runs"
+    assert lines[0] == "distill.alpha,distill.temperature,val/top1,sd,se,images,epochs,state,reason,runs,role"
     assert len(lines) == 5
     assert [json.loads(line) for line in report.render(searched, found, "jsonl").splitlines()] == document["trials"]
     page = report.render(searched, found, "html", ascii=True)
@@ -376,13 +394,13 @@ def test_the_trials_for_documents_and_scripts(tried: tuple[Space, list[report.Tr
     assert report.render(searched, found, "md").splitlines()[1] == "| ---: | ---: | ---: | ---: | :--- | :--- |"
 
 
-def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, list[report.Tried]]) -> None:
+def test_points_of_a_smaller_space_stand_in_the_same_table(tried: tuple[Space, list[scored.Tried]]) -> None:
     searched, found = tried
     found[1].point.values.pop("distill.temperature")
     for style in FORMATS:
         assert report.render(searched, found, style)
     rows = list(csv.reader(report.render(searched, found, "csv").splitlines()))
-    assert {len(row) for row in rows} == {10}
+    assert {len(row) for row in rows} == {11}
     assert rows[2][1] == ""
 
 
@@ -431,7 +449,7 @@ def test_the_best_is_written_as_an_experiment_with_its_comments(tmp_path: Path) 
 
 @pytest.mark.parametrize("dumb", [False, True])
 def test_without_a_cursor_each_change_is_one_line(
-    tried: tuple[Space, list[report.Tried]],
+    tried: tuple[Space, list[scored.Tried]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -480,7 +498,7 @@ def test_where_to_look_is_said_once_when_nothing_begins(
     assert capsys.readouterr().err == "no trial has begun after 0 s; Ray's logs: there\n"
 
 
-def test_on_a_terminal_what_runs_comes_first(tried: tuple[Space, list[report.Tried]]) -> None:
+def test_on_a_terminal_what_runs_comes_first(tried: tuple[Space, list[scored.Tried]]) -> None:
     from rich.console import Console
 
     from kdcluster.sweep.screen import screen

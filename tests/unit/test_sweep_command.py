@@ -109,6 +109,27 @@ def test_a_dry_run_counts_the_teachers_of_a_space_that_has_several(folder: Path)
     assert lines[-2].startswith("3 trials, 4 teachers (4 to be trained), 9 runs to confirm")
 
 
+BOTH = {"space": {"distill.alpha": {"uniform": [0.1, 0.9]}, "train.lr": {"choice": [0.01, 0.02]}}, "trials": 2}
+
+
+def test_a_dry_run_of_both_shows_what_the_baseline_gets(folder: Path) -> None:
+    searched = space(folder, BOTH, **{"teacher.train": {"lr": 0.01}})
+    baseline = searched.of_baseline()
+    assert baseline is not None
+    lines = run("sweep", "tiny.yaml", "--both", "--dry-run").stdout.splitlines()
+    assert lines[2] == "the baseline with the same chance:"
+    assert [line.split()[1:3] for line in lines[3:5]] == [[*one.settings, *one.ids] for one in baseline.drawn(2)]
+    assert lines[-2].startswith("4 trials, 1 teacher (1 to be trained), ")
+
+
+def test_both_needs_a_key_that_concerns_the_baseline(folder: Path) -> None:
+    space(folder, {"trials": 2})
+    assert fails(2, "sweep", "tiny.yaml", "--both", "--dry-run") == (
+        "--both: none of distill.alpha, distill.temperature concerns the baseline; add train.lr or the like to "
+        "sweep.space\n"
+    )
+
+
 def test_a_space_with_fewer_points_than_trials_says_so(folder: Path) -> None:
     space(folder, {"space": {"distill.alpha": {"choice": [0.1, 0.5]}}, "trials": 5})
     result = run("sweep", "tiny.yaml", "--dry-run")

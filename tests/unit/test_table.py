@@ -695,3 +695,53 @@ def test_the_interval_needs_two_values():
     assert interval95([]) is None
     assert interval95([3.0]) is None
     assert interval95([1.0, 3.0]) == pytest.approx((2 - 12.7062047, 2 + 12.7062047))
+
+
+# --- other arms
+
+
+def test_label_smoothing_is_an_arm_of_its_own_and_says_what_the_teacher_adds_to_it(tmp_path):
+    plan = planned(tmp_path, "control=label_smoothing", "distill.alpha=0.3")
+    smoothed = [run for run in plan.runs if run.role == "baseline" and run.train.label_smoothing]
+    assert [run.train.label_smoothing for run in smoothed] == [0.3, 0.3, 0.3]
+    full(tmp_path, plan)
+    for run, top in zip(smoothed, (79.0, 79.0, 80.0), strict=True):
+        fabricate(tmp_path, run, [70.0, top, 78.0])
+    table = build(plan, tmp_path)
+    assert [row.configuration for row in table.experiments[0].rows] == [
+        "teacher: vit_base_patch16_224",
+        "baseline: vit_tiny_patch16_224",
+        "label smoothing: vit_tiny_patch16_224",
+        "distilled: vit_tiny_patch16_224 (α 0.3, T 4)",
+    ]
+    row = rows(table)["control"]
+    gains = [79.0 - 77.0, 79.0 - 76.25, 80.0 - 77.5]
+    assert (row.n, row.n_expected, row.top1_mean) == (3, 3, pytest.approx(238 / 3))
+    assert row.gain == pytest.approx(sum(gains) / 3)
+    assert row.gain_ci95 == pytest.approx(interval95(gains))
+    beyond = [83.5 - 79.0, 83.25 - 79.0, 83.0 - 80.0]
+    low, high = interval95(beyond)
+    assert (
+        f"distilled - label smoothing alone is {sum(beyond) / 3:+.2f} points over 3 seeds; its interval "
+        f"[{low:.1f}, {high:.1f}] lies above zero: distilled is better than label smoothing alone"
+    ) in said(table)
+    assert [row.run for row in table.experiments[0].seeds if row.role == "control"] == [run.id for run in smoothed]
+
+
+def test_a_smoothed_arm_is_the_run_of_a_file_that_says_so_itself(tmp_path):
+    plan = planned(tmp_path, "control=label_smoothing", "train.label_smoothing=0.1")
+    other = planned(tmp_path, f"train.label_smoothing={1 - 0.5 * 0.9:g}")
+    assert plan.wanted["exp1"]["control"] == other.wanted["exp1"]["baseline"]
+
+
+def test_without_a_teacher_to_distil_there_is_nothing_to_control(tmp_path):
+    plan = planned(tmp_path, "control=label_smoothing", "distill.alpha=0")
+    assert plan.wanted["exp1"]["control"] == ()
+
+
+def test_an_arm_that_failed_stays_in_the_table(tmp_path):
+    plan = planned(tmp_path, "control=label_smoothing")
+    full(tmp_path, plan)
+    table = build(plan, tmp_path)
+    assert (rows(table)["control"].n, rows(table)["control"].n_expected, table.complete) == (0, 3, False)
+    assert reasons(table) == ["not started"] * 3

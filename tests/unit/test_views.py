@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.config import Augment
+from kdcluster.experiment.images import Augment
 from kdcluster.train import feed, views
 from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 

