@@ -273,6 +273,7 @@ TRAIN: dict[str, Effect] = {
     "warmup_epochs": HASH,
     "warmup_steps": HASH,
     "weight_decay": HASH,
+    "label_loss": HASH,
     "label_smoothing": HASH,
     "grad_clip": HASH,
     "ema_decay": HASH,
@@ -283,6 +284,7 @@ TRAIN: dict[str, Effect] = {
     "micro_batch": STEP,
 }
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
+DISTILL = ("loss", "temperature", "standardise", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
 EFFECTS: dict[str, Effect] = {
     "data.name": HASH,
     "data.path": SOURCES,
@@ -302,7 +304,7 @@ EFFECTS: dict[str, Effect] = {
     **{f"teacher.train.{key}": effect for key, effect in TRAIN.items()},
     **{f"student.{key}": effect for key, effect in MODEL.items()},
     "distill.alpha": HASH,
-    "distill.temperature": HASH,
+    **{f"distill.{key}": HASH for key in DISTILL},
     "distill.logits": WAITS,
     **{f"train.{key}": effect for key, effect in TRAIN.items()},
     "seeds": HASH,
@@ -346,7 +348,7 @@ READERS = {
     "student.image_size": "model.image_size",
     "student.model_args": "model.model_args",
     "distill.alpha": "distill.alpha",
-    "distill.temperature": "distill.temperature",
+    **{f"distill.{key}": f"distill.{key}" for key in DISTILL},
     "seeds": "run.seed",
     "imports": "run.imports",
 }

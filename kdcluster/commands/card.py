@@ -161,11 +161,8 @@ class Card:
     def _recipe(self) -> Iterator[str]:
         yield from ("## Recipe", "")
         if self.run.distill and self.run.teacher:
-            distill = self.run.distill
-            yield (
-                f"Distilled from `{self.run.teacher.id}` with α {distill.alpha:g}, T {distill.temperature:g}: "
-                "loss = (1-α)·CE + α·T²·KL(teacher‖student)."
-            )
+            how, loss = self.run.distill.in_words(), self.run.distill.formula()
+            yield f"Distilled from `{self.run.teacher.id}` with {how}: {loss}."
             yield ""
         yield from markdown([["setting", "value"], *self._settings()])
         yield from ("", f"{escaped(self.made)}.", "") if self.made else ("",)

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from kdcluster.experiment import images, training
+from kdcluster.experiment import distilling, images, training
+from kdcluster.experiment.distilling import Distill
 from kdcluster.experiment.fields import Block, Contradictions, field
 from kdcluster.experiment.images import Augment, Data
 from kdcluster.experiment.space import domain_problem
@@ -69,19 +70,6 @@ class Student(Model):
     """The small model; baseline and distilled runs differ in the loss alone."""
 
 
-class Distill(Block):
-    """loss = (1 - alpha) · CE + alpha · T² · KL(teacher ‖ student)."""
-
-    alpha: float = field("Weight of the teacher's term; 0 is the baseline.", 0.5, ge=0.0, le=1.0)
-    temperature: float = field("T: softens both distributions.", 4.0, gt=0.0)
-    logits: Literal["stored", "computed"] = field(
-        "Where the teacher's logits come from: a store that is made once and shared by all students, seeds and trials "
-        "(what it lacks is computed), or its forward pass in every student's run. The numbers are the same.",
-        "stored",
-        hashed=False,
-    )
-
-
 class Resources(Block):
     """Where each training run runs; decides no number."""
 
@@ -126,7 +114,7 @@ class Sweep(Block):
 
     space: Annotated[dict[str, Annotated[Any, AfterValidator(_domain)]] | None, AfterValidator(_some_key)] = field(
         "What is searched: dotted keys of this file, each with uniform, loguniform, quniform, randint, choice or "
-        "grid. null: alpha (uniform, 0.05 to 0.95) and temperature (loguniform, 1 to 16).",
+        "grid. null: alpha (uniform, 0.05 to 0.95) and, where distill.loss has one, temperature (loguniform, 1 to 16).",
         None,
         hashed=False,
     )
@@ -220,8 +208,12 @@ class Experiment(Block):
         """What no single field can know: (dotted key, what is wrong)."""
         found = [((role, *key), what) for role in ("teacher", "student") for key, what in _model(getattr(self, role))]
         found += [(("data", key), what) for key, what in images.contradictions(self.data)]
+        found += [(("distill", key), what) for key, what in distilling.contradictions(self.distill)]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
         found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
+        if self.distill.loss == "dist" and self.train.micro_batch is not None:
+            what = "distill.loss dist relates all images of a batch to each other; leave it out, or use more processes"
+            found.append((("train", "micro_batch"), what))
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
             what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"
             found.append((("sweep", "seeds"), what))

@@ -47,7 +47,12 @@ class Train(Block):
     weight_decay: float = field(
         "Weight decay: decoupled in adamw, L2 in sgd; biases and norms are left out.", 0.01, ge=0.0
     )
-    label_smoothing: float = field("Label smoothing of the cross-entropy.", 0.0, ge=0.0, lt=1.0)
+    label_loss: Literal["ce", "bce"] = field(
+        "The label's term. ce: cross-entropy. bce: binary cross-entropy, each class a question of its own, summed over "
+        "the classes (Wightman 2021).",
+        "ce",
+    )
+    label_smoothing: float = field("Share of the label that is spread over all classes.", 0.0, ge=0.0, lt=1.0)
     grad_clip: float | None = field("Largest gradient norm; null: no clipping.", None, gt=0.0)
     ema_decay: float | None = field(
         "Exponential moving average of the weights, which is then evaluated and kept; null: none.",

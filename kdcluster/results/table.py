@@ -195,8 +195,7 @@ def _row(role: Role, runs: Mapping[Role, Sequence[Measured]], config: Experiment
 
 def _configuration(role: Role, config: Experiment) -> str:
     model = (config.teacher if role == "teacher" else config.student).model.split(".")[0]
-    distill = config.distill
-    how = f" (α {distill.alpha:g}, T {distill.temperature:g})" if role == "distilled" else ""
+    how = f" ({config.distill.in_words()})" if role == "distilled" else ""
     return f"{role}: {model}{how}"
 
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from kdcluster.plan import Run
 from kdcluster.train import feed, models, optim, speed, views
 from kdcluster.train.distributed import World
-from kdcluster.train.losses import distillation_loss
+from kdcluster.train.losses import Labels, distillation_loss
 from kdcluster.train.teacher_logits import Targets
+from kdcluster.train.teacher_terms import Whole
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,17 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     np.random.seed(value % 2**32)
 
 
+def _whole(run: Run, world: World, logits: Tensor, soft: Tensor | None) -> Whole | None:
+    """All ranks' logits, for the one loss that relates images to each other; it has no micro-batches."""
+    if soft is None or run.distill is None or run.distill.loss != "dist":
+        return None
+    assert run.train is not None
+    shares = [feed.share(run.train.batch_size, rank, world.size) for rank in range(world.size)]
+    both = torch.stack([logits.detach().float(), soft.float()], dim=1)
+    student, teacher = world.every(both, [len(share) for share in shares]).unbind(1)
+    return Whole(student, teacher, shares[world.rank])
+
+
 def train_step(training: Training, shards: list[Shard]) -> Tensor:
     """One optimizer step on this rank's shards of a batch; no host sync.
 
@@ -190,13 +202,15 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
         with nullcontext() if last or world.size == 1 else training.model.no_sync():  # type: ignore[operator]
             with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
                 logits = training.model(shard.images)
+            soft = training.targets.of(shard.images, shard.soft) if training.targets else None
             terms = distillation_loss(
                 logits,
-                shard.labels,
-                training.targets.of(shard.images, shard.soft) if training.targets else None,
-                alpha=run.distill.alpha if run.distill else 0.0,
-                temperature=run.distill.temperature if run.distill else 1.0,
+                Labels(shard.labels),
+                soft,
+                run.distill,
+                label_loss=run.train.label_loss,
                 label_smoothing=run.train.label_smoothing,
+                whole=_whole(run, world, logits, soft),
             )
             (terms.total.sum() * (scale * shard.weight)).backward()
         sums += torch.stack([term.detach().sum() for term in terms]) * shard.weight

@@ -24,7 +24,7 @@ from kdcluster.results import events
 from kdcluster.runs import RunDir
 from kdcluster.train import data, distributed, evaluate, feed, models, step, teacher_logits, tracking, trainer, worker
 from kdcluster.train.distributed import World
-from kdcluster.train.losses import distillation_loss, round_logits
+from kdcluster.train.losses import Labels, distillation_loss, round_logits
 from kdcluster.train.metrics import Lagged
 from kdcluster.train.step import Shard, Training
 from kdcluster.train.teacher_logits import Targets, load_teacher
@@ -144,8 +144,11 @@ class Unread(Lagged):
         ("distilled", {"train.grad_clip": 0.1, "train.ema_decay": 0.9, "train.label_smoothing": 0.1}),
         ("distilled", {**CNN_STUDENT, **CNN_TEACHER, "train.ema_decay": 0.9, "train.micro_batch": 4}),
         ("distilled", {"train.amp": "bf16", "train.optimizer": "sgd", "train.grad_clip": 0.1}),
+        ("distilled", {"distill": {"loss": "dkd", "standardise": True}, "train.label_loss": "bce"}),
+        ("distilled", {"distill.loss": "dist"}),
+        ("distilled", {"distill.loss": "hard"}),
     ],
-    ids=["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16"],
+    ids=["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16", "dkd and bce", "dist", "hard"],
 )
 @pytest.mark.parametrize("budget", [10**9, 0], ids=["images on the device", "on the host"])
 def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_dir, monkeypatch, role, changes, budget):
@@ -312,9 +315,9 @@ def test_gradient_clipping(tmp_path):
 def test_bf16_is_for_the_forward_passes_alone(tmp_path, monkeypatch, role):
     seen = []
 
-    def spy(logits: Tensor, labels: Tensor, soft: Tensor | None, **options: Any) -> Any:
+    def spy(logits: Tensor, labels: Labels, soft: Tensor | None, *others: Any, **options: Any) -> Any:
         seen.append((logits.dtype, None if soft is None else soft.dtype))
-        return distillation_loss(logits, labels, soft, **options)
+        return distillation_loss(logits, labels, soft, *others, **options)
 
     monkeypatch.setattr(step, "distillation_loss", spy)
     for amp, dtype in (("none", torch.float32), ("bf16", torch.bfloat16)):
