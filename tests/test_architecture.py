@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kdcluster import plan
+from kdcluster.experiment.recipes import expanded
 from kdcluster.launch.status import Status, blocked_by
 from kdcluster.launch.torchrun import Room, command, layout
 from kdcluster.results import table
@@ -268,8 +269,12 @@ TRAIN: dict[str, Effect] = {
     "steps": HASH,
     "batch_size": HASH,
     "optimizer": HASH,
+    "momentum": HASH,
+    "betas": HASH,
     "lr": HASH,
+    "layer_decay": HASH,
     "schedule": HASH,
+    "min_lr": HASH,
     "warmup_epochs": HASH,
     "warmup_steps": HASH,
     "weight_decay": HASH,
@@ -277,8 +282,10 @@ TRAIN: dict[str, Effect] = {
     "label_smoothing": HASH,
     "grad_clip": HASH,
     "ema_decay": HASH,
+    "ema_warmup": HASH,
     "amp": HASH,
     "channels_last": STEP,
+    "grad_checkpointing": STEP,
     "compile": SPEED,
     "checkpoint_every": CHECKPOINT,
     "micro_batch": STEP,
@@ -286,6 +293,7 @@ TRAIN: dict[str, Effect] = {
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
 DISTILL = ("loss", "temperature", "standardise", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
 EFFECTS: dict[str, Effect] = {
+    "recipe": expanded,
     "data.name": HASH,
     "data.path": SOURCES,
     "data.image_size": HASH,

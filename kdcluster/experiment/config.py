@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from kdcluster.experiment import distilling, images, training
+from kdcluster.experiment import distilling, images, recipes, training
 from kdcluster.experiment.distilling import Distill
 from kdcluster.experiment.fields import Block, Contradictions, field
 from kdcluster.experiment.images import Augment, Data
@@ -168,6 +168,11 @@ class Reference(Block):
 class Experiment(Block):
     """One experiment file: a teacher, a student, and how they are trained and compared."""
 
+    recipe: recipes.Name | None = field(
+        "A published recipe: its keys (kdcluster schema --recipe NAME) hold where this file has none. null: none.",
+        None,
+        hashed=False,
+    )
     data: Data = field("The images.")
     teacher: Teacher = field("The big model.")
     student: Student = field("The small model.")
@@ -195,14 +200,7 @@ class Experiment(Block):
 
     def teacher_train(self) -> Train | None:
         """The teacher's training settings: the experiment's, with the teacher's own on top; None: evaluate only."""
-        own = self.teacher.train
-        if own is None:
-            return None
-        given = {name: getattr(own, name) for name in own.model_fields_set}
-        counts_steps = (own if given.keys() & {"epochs", "steps"} else self.train).steps is not None
-        if counts_steps != (self.train.steps is not None):  # the experiment's length and warm-up are in another unit
-            given = {name: Train.model_fields[name].default for name in training.LENGTH} | given
-        return self.train.model_copy(update=given)
+        return None if self.teacher.train is None else training.merged(self.teacher.train, self.train)
 
     def contradictions(self) -> Contradictions:
         """What no single field can know: (dotted key, what is wrong)."""
@@ -212,7 +210,8 @@ class Experiment(Block):
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
         found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
         if self.distill.loss == "dist" and self.train.micro_batch is not None:
-            what = "distill.loss dist relates all images of a batch to each other; leave it out, or use more processes"
+            what = "distill.loss dist relates all images of a batch to each other; leave it out (use more "
+            what += "processes, or train.grad_checkpointing, where memory is short)"
             found.append((("train", "micro_batch"), what))
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
             what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"

@@ -373,6 +373,55 @@ def test_the_moving_average_is_what_counts(tmp_path):
     assert plain.evaluated is plain.student
 
 
+def test_a_moving_average_that_warms_up(tmp_path):
+    """timm's: the first step copies the weights, step n forgets all but 1 - n^(-2/3) of what was before."""
+    training = set_up(tmp_path, "distilled", {"train.ema_decay": 0.6, "train.ema_warmup": True})
+    average = flat(training.student)
+    for number in range(1, 6):
+        step.train_step(training, [Shard(*batch(), 1.0)])
+        decay = 0.0 if number == 1 else min(0.6, 1 - number ** (-2 / 3))
+        average = decay * average + (1 - decay) * flat(training.student)
+        torch.testing.assert_close(flat(training.evaluated), average)
+
+
+def test_its_warm_up_goes_on_where_it_was(tmp_path):
+    changes = {"train.ema_decay": 0.9, "train.ema_warmup": True}
+    whole, first = (set_up(tmp_path, "distilled", changes) for _ in range(2))
+    for _ in range(4):
+        step.train_step(whole, [Shard(*batch(), 1.0)])
+    for _ in range(2):
+        step.train_step(first, [Shard(*batch(), 1.0)])
+    second = set_up(tmp_path, "distilled", changes)
+    second.restore(first.state())
+    for _ in range(2):
+        step.train_step(second, [Shard(*batch(), 1.0)])
+    assert torch.equal(flat(whole.evaluated), flat(second.evaluated))
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_gradient_checkpointing_moves_no_bit(tmp_path, amp):
+    """With dropout: the second forward pass draws the same numbers."""
+    shapes = {**tiny.VIT["model_args"], "depth": 3, "proj_drop_rate": 0.2, "drop_path_rate": 0.3}
+    changes = {"student": {**tiny.VIT, "model_args": shapes}, "train.amp": amp}
+    found = {}
+    for on in (False, True):
+        training = set_up(tmp_path, "distilled", {**changes, "train.grad_checkpointing": on})
+        assert training.student.net.grad_checkpointing is on
+        step.seed_step(0, 3, 0)
+        found[on], _ = gradient(training, [Shard(*batch(), 1.0)])
+    assert torch.equal(found[True], found[False])
+    torch.manual_seed(0)
+
+
+def test_gradient_checkpointing_that_moves_a_number_or_is_not_there_is_refused(tmp_path):
+    with pytest.raises(KdclusterError, match="test_resnet has BatchNorm, which would count each batch twice; leave"):
+        set_up(tmp_path, "distilled", {**CNN_STUDENT, "train.grad_checkpointing": True})
+    student = {"student": {"model": "tiny_net", "image_size": 16}, "imports": [tiny.TINY_MODELS]}
+    models.import_files((tiny.TINY_MODELS,))
+    with pytest.raises(KdclusterError, match="tiny_net has no gradient checkpointing in timm; leave"):
+        set_up(tmp_path, "distilled", {**student, "train.grad_checkpointing": True})
+
+
 # --- the epoch's batches ---
 
 
