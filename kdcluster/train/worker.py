@@ -148,7 +148,7 @@ def explain(error: BaseException, run: Run) -> str:
         size = int(os.environ.get("WORLD_SIZE", 1))
         now = min(run.train.micro_batch or run.train.batch_size, -(-run.train.batch_size // size))
         whole = run.distill and run.distill.loss == "dist"
-        hint = f"--gpus {2 * size}" if whole else f"--set train.micro_batch={max(1, now // 2)}"
+        hint = "twice as many processes" if whole else f"--set train.micro_batch={max(1, now // 2)}"
         return f"out of memory with {now} images at once in a process; try {hint}"
     if in_collective(error) and "timed out" in str(error).lower():
         minutes = run.resources.collective_timeout_min
