@@ -16,6 +16,7 @@ USED: dict[Loss, tuple[str, ...]] = {
     "hard": (),
 }
 """Of the keys that are not for every loss: those that it uses."""
+NOT_FOR_ALL = tuple(dict.fromkeys(key for keys in USED.values() for key in keys))
 
 
 class Distill(Block):
@@ -78,7 +79,7 @@ class Distill(Block):
 
 def contradictions(distill: Distill) -> Iterator[tuple[str, str]]:
     """Keys of other losses: they would be written there, and do nothing."""
-    for key in dict.fromkeys(key for keys in USED.values() for key in keys):
+    for key in NOT_FOR_ALL:
         if key in distill.model_fields_set and key not in distill.used:
             users = " or ".join(loss for loss, keys in USED.items() if key in keys)
             yield key, f"is for loss {users}, and loss is {distill.loss}; leave it out"
