@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.setting import CHEAP, DEAR, Bench, in_turns, said, small
+from kdcluster.experiment.distilling import Distill
 from kdcluster.train import feed, views
-from kdcluster.train.losses import distillation_loss
+from kdcluster.train.losses import Labels, distillation_loss
 
 IMAGES = 1280
 
@@ -55,7 +56,7 @@ def parts(bench: Bench) -> dict[str, Callable[[], object]]:
     logits = torch.randn(128, 100, requires_grad=True)
 
     def loss(teacher: torch.Tensor | None) -> Callable[[], None]:
-        return lambda: distillation_loss(logits, labels, teacher, alpha=0.5, temperature=4.0).total.sum().backward()
+        return lambda: distillation_loss(logits, Labels(labels), teacher, Distill()).total.sum().backward()
 
     def augment() -> torch.Tensor:
         return views.augment(pixels, index.device, epoch=0, augment=seen.augment, view_seed=seen.view_seed)

@@ -19,6 +19,8 @@ from kdcluster.columns import fitted
 from kdcluster.commands import arguments, completion
 from kdcluster.commands.arguments import Chosen, takes
 from kdcluster.errors import ConfigError, KdclusterError, NotFound, explain_disk
+from kdcluster.experiment import recipes
+from kdcluster.experiment.recipes import RECIPES
 from kdcluster.imagefolder import looked_at_once
 from kdcluster.terminal import Warnings, leave, say, show, show_json, show_wrapped, width
 from kdcluster.wording import count, one_line, printable, wrapped
@@ -443,18 +445,25 @@ def doctor(chosen: Chosen, with_job: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--recipe", type=click.Choice(list(RECIPES)), help="The keys that `recipe: NAME` stands for, as a file.")
 @arguments.as_json
-def schema(as_json: bool) -> None:
+def schema(recipe: recipes.Name | None, as_json: bool) -> None:
     """The experiment file's fields: type, unit, default, meaning."""
-    from kdcluster.experiment.schema import fields, json_schema
+    from kdcluster.experiment.schema import fields, json_schema, recipe_file
 
+    if recipe:
+        named = {"schema": "kdcluster.recipe/1", "recipe": recipe, "source": RECIPES[recipe].source}
+        if as_json:
+            return show_json({**named, "keys": recipes.keys(recipe)})
+        for line in recipe_file(recipe):
+            show(line)
+        return None
     if as_json:
         return show_json(json_schema())
     for doc in fields():
-        kind = " ".join(filter(None, [doc.type, f"[{doc.unit}]" if doc.unit else ""]))
         default = f", default {doc.default}" if doc.default not in ("", "required") else ""
         where = "" if doc.hashed else "  (not in the id)"
-        show_wrapped("", f"{doc.key}: {kind}{', required' if doc.default == 'required' else default}{where}")
+        show_wrapped("", f"{doc.key}: {doc.kind}{', required' if doc.default == 'required' else default}{where}")
         for line in wrapped(f"    {doc.meaning}", width() or 80, "    "):
             show(line)
 

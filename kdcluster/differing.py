@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from kdcluster.experiment.distilling import NOT_FOR_ALL
 from kdcluster.plan import Run
-from kdcluster.settings import of_run
+from kdcluster.settings import Setting, of_run
 
 SIGNS = {"distill.alpha": "α", "distill.temperature": "T"}
 """Keys that have a letter of their own."""
@@ -17,15 +18,29 @@ _DIGITS = range(3, 18)
 
 def settings(run: Run) -> dict[str, Any]:
     """What decides a run's numbers, by dotted key; of a damaged config.yaml what could be read."""
-    return {key: one.value for key, one in of_run(run).items() if one.hashed}
+    return {key: one.value for key, one in _hashed(run).items()}
+
+
+def _hashed(run: Run) -> dict[str, Setting]:
+    """Without what its loss does not use."""
+    idle = {f"distill.{key}" for key in NOT_FOR_ALL if run.distill and key not in run.distill.used}
+    return {key: one for key, one in of_run(run).items() if one.hashed and key not in idle}
 
 
 def differing(runs: Iterable[Run], leave_out: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """Run id -> its values of the keys in which not all of these runs agree; None where it has no such key."""
-    found = {run.id: settings(run) for run in runs}
+    known = {run.id: _hashed(run) for run in runs}
+    found = {run_id: {key: one.value for key, one in has.items()} for run_id, has in known.items()}
     keys = dict.fromkeys(key for one in found.values() for key in one if key not in leave_out)
     varied = [key for key in keys if len({repr(one.get(key)) for one in found.values()}) > 1]
-    return {run_id: {key: one.get(key) for key in varied} for run_id, one in found.items()}
+    plain = {  # a default of distillation, beside runs that are not distilled
+        key
+        for key in varied
+        if key.startswith("distill.")
+        and key not in SIGNS
+        and all(has[key].is_default for has in known.values() if key in has)
+    }
+    return {run_id: {key: one.get(key) for key in varied if key not in plain} for run_id, one in found.items()}
 
 
 def in_words(runs: Iterable[Run], leave_out: Iterable[str] = ()) -> dict[str, str]:

@@ -10,8 +10,9 @@ from itertools import chain
 
 from kdcluster import course
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.config import Distill, Experiment, Model
+from kdcluster.experiment.config import Experiment, Model
 from kdcluster.experiment.configfile import LoadedExperiment
+from kdcluster.experiment.distilling import Distill
 from kdcluster.experiment.images import DATASETS, Data
 from kdcluster.experiment.training import Train
 from kdcluster.run import FIRST, RECIPES, STORE, Arm, TeacherRef

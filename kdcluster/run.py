@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcluster.errors import ConfigError
 from kdcluster.experiment import yamlfile
-from kdcluster.experiment.config import Distill, Model, Resources
+from kdcluster.experiment.config import Model, Resources
+from kdcluster.experiment.distilling import Distill
 from kdcluster.experiment.identity import changed, digest
 from kdcluster.experiment.images import Data
 from kdcluster.experiment.training import Train

@@ -197,6 +197,7 @@ _SYNTAX = (
     (r"but found another document", "a second document begins here; a file holds one experiment"),
 )
 """ruamel's words -> ours."""
+MANY = 20  # values of a field, more of which nobody reads in a message
 _MISSING = "required key is missing"
 _WORDS = {
     "missing": _MISSING,
@@ -225,7 +226,8 @@ def _words(problem: Any, key: Key) -> str:
         options = [name.strip("'") if name.startswith("'") else name.lower() for name in named]  # True is true
         close = difflib.get_close_matches(str(got), options, 1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"must be one of {', '.join(options)} (got {shown(got)}){hint}"
+        many = f"the {len(options)} that `kdcluster schema --json` lists" if len(options) > MANY else ", ".join(options)
+        return f"must be one of {many} (got {shown(got)}){hint}"
     if kind == "tuple_type":
         example = "[my_models.py]" if key == ("imports",) else "[0, 1, 2]"
         return f"must be a list, as in {example} (got {shown(got)})"

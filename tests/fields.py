@@ -74,11 +74,13 @@ def another(info: FieldInfo, value: Any) -> Any:
         return f"{value or '/images'}2"
     if int in kinds:
         return (value or 0) + 3
-    if float in kinds:
+    if float in kinds and tuple not in kinds:
         return (value or 0.0) + 0.25
     if dict in kinds:
         return {**(value or {}), "drop_rate": {"choice": [0.25]}}
     assert tuple in kinds, f"no other value is known for {info.annotation}"
+    if float in kinds:
+        return (*(value or ()), 0.25)
     return (*value, "/my_models.py" if "str" in str(info.annotation) else 7)
 
 
@@ -87,6 +89,8 @@ def _kinds(annotation: Any) -> Iterator[Any]:
     origin = typing.get_origin(annotation)
     if origin in (tuple, dict):
         yield origin
+        if "float" in str(annotation):
+            yield float
     elif origin is typing.Annotated:
         yield from _kinds(typing.get_args(annotation)[0])
     elif origin is not None:

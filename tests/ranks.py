@@ -23,7 +23,8 @@ from kdcluster.train.teacher_logits import Targets
 from tests import tiny
 
 CASES = ((10, None), (10, 3), (10, 1), (7, None), (7, 2), (2, None), (1, None))
-"""Global batch size, micro-batch: with remainders, and smaller than the ranks. A CNN takes the first alone."""
+"""Global batch size, micro-batch: with remainders, and smaller than the ranks. A CNN takes the first alone, and a loss
+of the whole batch those without micro-batches."""
 EVALUATED = (32, 2)
 """How many test images are evaluated: not divisible by 3, and fewer than the ranks."""
 
@@ -46,7 +47,7 @@ def measure(run_dir: RunDir, world: World, data_dir: Path, out: Path) -> tuple[d
     arrays = data.open_arrays(run, data_dir)
     images, test = (feed.to_device(arrays, split, world.device) for split in ("train", "test"))
     found: dict[str, Tensor] = {}
-    for batch_size, micro_batch in CASES[:1] if run.model.model == tiny.CNN["model"] else CASES:
+    for batch_size, micro_batch in cases(run):
         assert run.train is not None
         changed = {"batch_size": batch_size, "micro_batch": micro_batch}
         case = run.model_copy(update={"train": run.train.model_copy(update=changed)})
@@ -60,6 +61,14 @@ def measure(run_dir: RunDir, world: World, data_dir: Path, out: Path) -> tuple[d
     }
     numbers = {str(count): evaluation(training.student, run, test, count, world, out) for count in EVALUATED}
     return found, numbers
+
+
+def cases(run: Run) -> list[tuple[int, int | None]]:
+    """Those that a run takes."""
+    if run.model.model == tiny.CNN["model"]:
+        return [*CASES[:1]]
+    of_the_batch = run.distill is not None and run.distill.loss == "dist"
+    return [case for case in CASES if case[1] is None or not of_the_batch]
 
 
 def one_step(training: step.Training, run: Run, images: feed.Split) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kdcluster import plan
+from kdcluster.experiment.recipes import expanded
 from kdcluster.launch.status import Status, blocked_by
 from kdcluster.launch.torchrun import Room, command, layout
 from kdcluster.results import table
@@ -272,22 +273,31 @@ TRAIN: dict[str, Effect] = {
     "steps": HASH,
     "batch_size": HASH,
     "optimizer": HASH,
+    "momentum": HASH,
+    "betas": HASH,
     "lr": HASH,
+    "layer_decay": HASH,
     "schedule": HASH,
+    "min_lr": HASH,
     "warmup_epochs": HASH,
     "warmup_steps": HASH,
     "weight_decay": HASH,
+    "label_loss": HASH,
     "label_smoothing": HASH,
     "grad_clip": HASH,
     "ema_decay": HASH,
+    "ema_warmup": HASH,
     "amp": HASH,
     "channels_last": STEP,
+    "grad_checkpointing": STEP,
     "compile": SPEED,
     "checkpoint_every": CHECKPOINT,
     "micro_batch": STEP,
 }
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
+DISTILL = ("loss", "temperature", "standardise", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
 EFFECTS: dict[str, Effect] = {
+    "recipe": expanded,
     "data.name": HASH,
     "data.path": SOURCES,
     "data.image_size": HASH,
@@ -306,7 +316,7 @@ EFFECTS: dict[str, Effect] = {
     **{f"teacher.train.{key}": effect for key, effect in TRAIN.items()},
     **{f"student.{key}": effect for key, effect in MODEL.items()},
     "distill.alpha": HASH,
-    "distill.temperature": HASH,
+    **{f"distill.{key}": HASH for key in DISTILL},
     "distill.logits": WAITS,
     "control": ROWS,
     **{f"train.{key}": effect for key, effect in TRAIN.items()},
@@ -351,7 +361,7 @@ READERS = {
     "student.image_size": "model.image_size",
     "student.model_args": "model.model_args",
     "distill.alpha": "distill.alpha",
-    "distill.temperature": "distill.temperature",
+    **{f"distill.{key}": f"distill.{key}" for key in DISTILL},
     "seeds": "run.seed",
     "imports": "run.imports",
 }

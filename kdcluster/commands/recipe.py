@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from kdcluster.columns import escaped
+from kdcluster.experiment.distilling import Distill
 from kdcluster.experiment.training import Train
 from kdcluster.plan import Run
 from kdcluster.settings import of_run
@@ -24,7 +25,7 @@ _SAID = {
     "data.labelled",
     "data.views",
 }
-_SAID |= {"data.image_size", "data.augment.pad", "data.augment.flip", "distill.alpha", "distill.temperature"}
+_SAID |= {"data.image_size", "data.augment.pad", "data.augment.flip"} | {f"distill.{key}" for key in Distill.model_fields}
 _SAID |= {f"train.{key}" for key in ("epochs", "steps", "batch_size", "optimizer", "lr", "schedule", "weight_decay")}
 _SAID |= {"train.warmup_epochs", "train.warmup_steps", "train.amp"}
 """What has a sentence of its own; all else that decides the numbers is named where it is not the default."""
@@ -42,12 +43,11 @@ def sentences(run: Run, teacher_top1: float | None) -> Iterator[str]:
         return
     yield f"It started from {_start(run)} and was trained for {_length(run.train)}: {_steps(run.train)}."
     if run.distill and run.teacher:
-        alpha, temperature = run.distill.alpha, run.distill.temperature
         good = f", which has {teacher_top1:.2f} % top-1 on the same test set" if teacher_top1 is not None else ""
         yield (
             f"It was distilled: beside the labels it learnt from the logits of its teacher, a "
             f"{escaped(run.teacher.model.model)}{good}. "
-            f"loss = (1-α)·CE + α·T²·KL(teacher‖student), with α = {alpha:g} and T = {temperature:g}."
+            f"{run.distill.formula()}, with {run.distill.in_words()}."
         )
     yield f"Images in training: {_views(run)}."
     if others := list(_others(run)):
@@ -71,7 +71,7 @@ def _steps(train: Train) -> str:
     has_warm_up = train.warmup_steps if train.steps else train.warmup_epochs
     then = {"constant": "constant", "cosine": "cosine decay"}[train.schedule]
     rate = f"learning rate {train.lr:g} ({f'{warm_up} of warm-up, then ' if has_warm_up else ''}{then})"
-    return f"{_OPTIMIZERS[train.optimizer]}, {rate}, weight decay {train.weight_decay:g}"
+    return f"{_OPTIMIZERS.get(train.optimizer, escaped(train.optimizer))}, {rate}, weight decay {train.weight_decay:g}"
 
 
 def _views(run: Run) -> str:

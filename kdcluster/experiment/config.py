@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from kdcluster.experiment import images, training
+from kdcluster.experiment import distilling, images, recipes, training
+from kdcluster.experiment.distilling import Distill
 from kdcluster.experiment.fields import Block, Contradictions, field
 from kdcluster.experiment.images import Augment, Data
 from kdcluster.experiment.space import domain_problem
@@ -69,19 +70,6 @@ class Student(Model):
     """The small model; baseline and distilled runs differ in the loss alone."""
 
 
-class Distill(Block):
-    """loss = (1 - alpha) · CE + alpha · T² · KL(teacher ‖ student)."""
-
-    alpha: float = field("Weight of the teacher's term; 0 is the baseline.", 0.5, ge=0.0, le=1.0)
-    temperature: float = field("T: softens both distributions.", 4.0, gt=0.0)
-    logits: Literal["stored", "computed"] = field(
-        "Where the teacher's logits come from: a store that is made once and shared by all students, seeds and trials "
-        "(what it lacks is computed), or its forward pass in every student's run. The numbers are the same.",
-        "stored",
-        hashed=False,
-    )
-
-
 class Resources(Block):
     """Where each training run runs; decides no number."""
 
@@ -126,7 +114,7 @@ class Sweep(Block):
 
     space: Annotated[dict[str, Annotated[Any, AfterValidator(_domain)]] | None, AfterValidator(_some_key)] = field(
         "What is searched: dotted keys of this file, each with uniform, loguniform, quniform, randint, choice or "
-        "grid. null: alpha (uniform, 0.05 to 0.95) and temperature (loguniform, 1 to 16).",
+        "grid. null: alpha (uniform, 0.05 to 0.95) and, where distill.loss has one, temperature (loguniform, 1 to 16).",
         None,
         hashed=False,
     )
@@ -180,6 +168,11 @@ class Reference(Block):
 class Experiment(Block):
     """One experiment file: a teacher, a student, and how they are trained and compared."""
 
+    recipe: recipes.Name | None = field(
+        "A published recipe: its keys (kdcluster schema --recipe NAME) hold where this file has none. null: none.",
+        None,
+        hashed=False,
+    )
     data: Data = field("The images.")
     teacher: Teacher = field("The big model.")
     student: Student = field("The small model.")
@@ -213,24 +206,22 @@ class Experiment(Block):
 
     def teacher_train(self) -> Train | None:
         """The teacher's training settings: the experiment's, with the teacher's own on top; None: evaluate only."""
-        own = self.teacher.train
-        if own is None:
-            return None
-        given = {name: getattr(own, name) for name in own.model_fields_set}
-        counts_steps = (own if given.keys() & {"epochs", "steps"} else self.train).steps is not None
-        if counts_steps != (self.train.steps is not None):  # the experiment's length and warm-up are in another unit
-            given = {name: Train.model_fields[name].default for name in training.LENGTH} | given
-        return self.train.model_copy(update=given)
+        return None if self.teacher.train is None else training.merged(self.teacher.train, self.train)
 
     def contradictions(self) -> Contradictions:
         """What no single field can know: (dotted key, what is wrong)."""
         found = [((role, *key), what) for role in ("teacher", "student") for key, what in _model(getattr(self, role))]
         found += [(("data", key), what) for key, what in images.contradictions(self.data)]
+        found += [(("distill", key), what) for key, what in distilling.contradictions(self.distill)]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
         found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
         if self.control != "none" and self.distill.alpha == 1:
             what = "needs distill.alpha below 1: with all of the probability spread evenly there is nothing to learn"
             found.append((("control",), what))
+        if self.distill.loss == "dist" and self.train.micro_batch is not None:
+            what = "distill.loss dist relates all images of a batch to each other; leave it out (use more "
+            what += "processes, or train.grad_checkpointing, where memory is short)"
+            found.append((("train", "micro_batch"), what))
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":
             what = f"must be 1 with scheduler {self.sweep.scheduler}, which stops single runs (got {self.sweep.seeds})"
             found.append((("sweep", "seeds"), what))

@@ -15,6 +15,7 @@ from kdcluster.errors import ConfigError, NotFound
 from kdcluster.experiment import yamlfile
 from kdcluster.experiment.config import Experiment
 from kdcluster.experiment.images import DATASETS
+from kdcluster.experiment.recipes import expanded
 from kdcluster.experiment.yamlfile import Source
 from kdcluster.files import YAML, file_digest, is_experiment, shipped, write_aside
 from kdcluster.wording import Key, Problem
@@ -80,7 +81,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> LoadedExperiment:
     path = find(name)
     source = Source(path, "data:, teacher:, student:", _make_absolute)
     malformed = source.override(overrides)
-    config, problems = _validated(source.values)
+    config, problems = _validated(expanded(source.values))
     digests, (classes, images), missing = _digests(source.values)
     if malformed or problems or missing:
         raise ConfigError(*source.report([*problems, *missing]), *malformed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import typing
 from collections.abc import Iterator
 from types import NoneType, UnionType
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from kdcluster.experiment import recipes, yamlfile
 from kdcluster.experiment.config import Experiment
-from kdcluster.wording import block_of
+from kdcluster.wording import MANY, block_of
 
 
 class FieldDoc(NamedTuple):
@@ -23,6 +25,13 @@ class FieldDoc(NamedTuple):
     default: str
     hashed: bool
     meaning: str
+
+    @property
+    def kind(self) -> str:
+        """Type and unit; of many names how many there are."""
+        names = self.type.split(" | ")
+        kind = self.type if len(names) <= MANY else f"one of {len(names)} names (--json has them)"
+        return f"{kind} [{self.unit}]" if self.unit else kind
 
 
 def fields(block: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[FieldDoc]:
@@ -49,6 +58,12 @@ def json_schema() -> dict[str, Any]:
     options = document["$defs"]["Teacher"]["properties"]["train"]["anyOf"]
     options[options.index({"type": "null"})] = {"const": "none"}  # the file says none, not null
     return document
+
+
+def recipe_file(name: recipes.Name) -> list[str]:
+    """What `recipe: NAME` stands for, as the lines of an experiment file."""
+    source = textwrap.wrap(f"{name}: {recipes.RECIPES[name].source}", 98)
+    return [f"# {line}" for line in source] + yamlfile.dump(recipes.keys(name)).splitlines()
 
 
 def _shown(value: Any) -> str:

@@ -198,8 +198,7 @@ def _row(role: Arm, runs: Mapping[Arm, Sequence[Measured]], config: Experiment, 
 
 def _configuration(role: Arm, config: Experiment) -> str:
     model = (config.teacher if role == "teacher" else config.student).model.split(".")[0]
-    distill = config.distill
-    how = f" (α {distill.alpha:g}, T {distill.temperature:g})" if role == "distilled" else ""
+    how = f" ({config.distill.in_words()})" if role == "distilled" else ""
     return f"{NAMED.get(role, role)}: {model}{how}"
 
 

@@ -83,8 +83,9 @@ class Space:
     @cached_property
     def domains(self) -> dict[str, Any]:
         """What is searched, by key."""
-        default = {"distill.alpha": {"uniform": [0.05, 0.95]}, "distill.temperature": {"loguniform": [1, 16]}}
-        return self.sweep.space or default
+        default = {"alpha": {"uniform": [0.05, 0.95]}, "temperature": {"loguniform": [1, 16]}}
+        has = ("alpha", *self.loaded.config.distill.used)
+        return self.sweep.space or {f"distill.{key}": domain for key, domain in default.items() if key in has}
 
     def of_baseline(self) -> Space | None:
         """The same search of the baseline over the keys that concern it, so that it had the same chance; None: none

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -87,6 +87,16 @@ class World:
         found = [torch.empty_like(rows) for _ in range(self.size)] if self.rank == 0 else None
         dist.gather(rows, found)
         return found or []
+
+    def every(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """On every rank all ranks' first rows, as many of each as `counts` says, in the order of the ranks."""
+        if self.size == 1:
+            return rows[: counts[0]]
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: counts[self.rank]] = rows[: counts[self.rank]]
+        found = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(found, padded)
+        return torch.cat([some[:count] for some, count in zip(found, counts, strict=True)])
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -178,8 +178,7 @@ def say_start(run: Run, world: World, net: models.Classifier, steps: int, images
         return
     model = f"{run.role}: {run.model.model}, {models.parameters(net):,} parameters"
     if run.teacher and run.distill:
-        model += f"; from {run.teacher.model.model}"
-        model += f" (alpha {run.distill.alpha:g}, temperature {run.distill.temperature:g})"
+        model += f"; from {run.teacher.model.model} ({run.distill.in_words().replace('α', 'alpha')})"
     log.info(model if run.train else f"{model}, taken as it is")
     cuda = world.device.type == "cuda"
     where = torch.cuda.get_device_name(world.device) if cuda else "cpu"

@@ -22,11 +22,13 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from kdcluster.errors import KdclusterError
 from kdcluster.plan import Run
 from kdcluster.train import feed, models, optim, speed, views
-from kdcluster.train.distributed import World
-from kdcluster.train.losses import distillation_loss
+from kdcluster.train.distributed import World, has_batchnorm
+from kdcluster.train.losses import Labels, distillation_loss
 from kdcluster.train.teacher_logits import Targets
+from kdcluster.train.teacher_terms import Whole
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Training:
     schedule: Scheduler
     ema: ModelEmaV3 | None
     lr: float = 0.0
+    step: int = 0
+    """Optimizer steps that were done."""
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     """Of the gradient of each parameter in the last step, unread."""
 
@@ -69,6 +73,7 @@ class Training:
             "ema": None if self.ema is None else self.ema.module.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "logits": dict(self.targets.origin) if self.targets else {},
+            "step": self.step,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -77,6 +82,7 @@ class Training:
         if self.ema is not None:
             self.ema.module.net.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
         if self.targets is not None:
             self.targets.origin.update(state.get("logits", {}))
 
@@ -88,6 +94,8 @@ def set_up(run: Run, world: World, steps_per_epoch: int, targets: Targets | None
     student = models.build(run.model, run.num_classes, run.channels).to(world.device)
     if run.train.channels_last:
         student.in_channels_last()
+    if run.train.grad_checkpointing:
+        _checkpoint_gradients(student, run.model.model)
     student.net = world.sync_batchnorm(student.net)
     optimizer = optim.build_optimizer(student.net, run.train)
     if world.device.type == "cuda":  # gpu only
@@ -101,8 +109,26 @@ def set_up(run: Run, world: World, steps_per_epoch: int, targets: Targets | None
         targets,
         optimizer,
         optim.build_schedule(optimizer, run.train, steps_per_epoch),
-        ModelEmaV3(student, decay=run.train.ema_decay) if run.train.ema_decay else None,
+        ModelEmaV3(student, run.train.ema_decay, use_warmup=run.train.ema_warmup) if run.train.ema_decay else None,
     )
+
+
+def _checkpoint_gradients(student: models.Classifier, name: str) -> None:
+    """Have timm's model forget its activations between the ends of its blocks.
+
+    Raises:
+        KdclusterError: it cannot, or its numbers would be others.
+    """
+    set_them = getattr(student.net, "set_grad_checkpointing", None)
+    instead = "leave train.grad_checkpointing out, and set train.micro_batch where memory is short"
+    if has_batchnorm(student.net):
+        raise KdclusterError(f"{name} has BatchNorm, which would count each batch twice; {instead}")
+    try:
+        if set_them is None:
+            raise AssertionError
+        set_them(True)
+    except AssertionError:  # timm's way of saying so
+        raise KdclusterError(f"{name} has no gradient checkpointing in timm; {instead}") from None
 
 
 def settle_buckets(training: Training, images: Tensor) -> None:
@@ -175,6 +201,17 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     np.random.seed(value % 2**32)
 
 
+def _whole(run: Run, world: World, logits: Tensor, soft: Tensor | None) -> Whole | None:
+    """All ranks' logits, for the one loss that relates images to each other; it has no micro-batches."""
+    if soft is None or run.distill is None or run.distill.loss != "dist":
+        return None
+    assert run.train is not None
+    shares = [feed.share(run.train.batch_size, rank, world.size) for rank in range(world.size)]
+    both = torch.stack([logits.detach().float(), soft.float()], dim=1)
+    student, teacher = world.every(both, [len(share) for share in shares]).unbind(1)
+    return Whole(student, teacher, shares[world.rank])
+
+
 def train_step(training: Training, shards: list[Shard]) -> Tensor:
     """One optimizer step on this rank's shards of a batch; no host sync.
 
@@ -190,13 +227,15 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
         with nullcontext() if last or world.size == 1 else training.model.no_sync():  # type: ignore[operator]
             with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
                 logits = training.model(shard.images)
+            soft = training.targets.of(shard.images, shard.soft) if training.targets else None
             terms = distillation_loss(
                 logits,
-                shard.labels,
-                training.targets.of(shard.images, shard.soft) if training.targets else None,
-                alpha=run.distill.alpha if run.distill else 0.0,
-                temperature=run.distill.temperature if run.distill else 1.0,
+                Labels(shard.labels),
+                soft,
+                run.distill,
+                label_loss=run.train.label_loss,
                 label_smoothing=run.train.label_smoothing,
+                whole=_whole(run, world, logits, soft),
             )
             (terms.total.sum() * (scale * shard.weight)).backward()
         sums += torch.stack([term.detach().sum() for term in terms]) * shard.weight
@@ -207,6 +246,7 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
         nn.utils.clip_grads_with_norm_(training.student.parameters(), run.train.grad_clip, total)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
-    if training.ema is not None:
-        training.ema.update(training.student)
+    training.step += 1
+    if training.ema is not None:  # given a step, timm begins with a copy of the weights
+        training.ema.update(training.student, training.step if run.train.ema_warmup else None)
     return sums

@@ -16,7 +16,8 @@ from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, PLUGIN_NAME, SE
 from tensorboard.plugins.text.summary_v2 import text_pb
 from torch.utils.tensorboard import SummaryWriter
 
-from kdcluster.experiment.config import Distill, Model
+from kdcluster.experiment.config import Model
+from kdcluster.experiment.distilling import Distill
 from kdcluster.experiment.identity import hashed
 from kdcluster.experiment.images import Data
 from kdcluster.experiment.training import Train

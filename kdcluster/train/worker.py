@@ -147,7 +147,9 @@ def explain(error: BaseException, run: Run) -> str:
     if out_of_memory(error) and run.train is not None:
         size = int(os.environ.get("WORLD_SIZE", 1))
         now = min(run.train.micro_batch or run.train.batch_size, -(-run.train.batch_size // size))
-        return f"out of memory with {now} images at once in a process; try --set train.micro_batch={max(1, now // 2)}"
+        whole = run.distill and run.distill.loss == "dist"
+        hint = "twice as many processes" if whole else f"--set train.micro_batch={max(1, now // 2)}"
+        return f"out of memory with {now} images at once in a process; try {hint}"
     if in_collective(error) and "timed out" in str(error).lower():
         minutes = run.resources.collective_timeout_min
         return f"waited {minutes:g} minutes for another rank, which hangs (resources.collective_timeout_min)"

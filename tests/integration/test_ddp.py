@@ -33,6 +33,7 @@ pytestmark = pytest.mark.integration
 
 CPU = torch.device("cpu")
 CNN = {"student": tiny.CNN, "teacher": tiny.CNN}
+DIST = {"distill": {"loss": "dist", "dist_gamma": 5.0}, "train.micro_batch": None}
 TAGS = {"train/loss", "train/ce", "train/kd", "train/lr", "test/top1", "test/top5", "test/loss"}
 TAGS |= {"best/top1", "perf/images_per_s", "perf/data_wait_pct", "perf/checkpoint_pct"}
 VAL_TAGS = {"val/top1", "val/top5", "val/loss"}
@@ -83,12 +84,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, Run]:
-    """A distilled run of a ViT, without BatchNorm, and one of a CNN with; their teachers are trained."""
+    """A distilled run of a ViT, without BatchNorm, and one of a CNN with; their teachers are trained. And one of the
+    ViTs whose loss relates the images of a batch to each other."""
     settings = {"teacher.train": {"epochs": 1}, "train.epochs": 5, "train.micro_batch": 5, "train.label_smoothing": 0.1}
     found = {}
     for name, changes in (("vit", {}), ("cnn", CNN)):
         teacher, _, found[name] = tiny.make_plan(folder, {**settings, **changes}).only(["distilled"]).runs
         tiny.train_here(folder / "runs", teacher, folder / "data")
+    found["dist"] = tiny.make_plan(folder, {**settings, **DIST}).only(["distilled"]).runs[-1]
+    assert found["dist"].needs == found["vit"].needs
     return found
 
 
@@ -104,7 +108,7 @@ def measured(folder: Path, runs: dict[str, Run]) -> dict[int, Measured]:
         (root / "data").symlink_to(folder / "data")
         for run in runs.values():
             tiny.prepare(root / "runs", run)
-            teacher = run.needs[0]
+        for teacher in {run.needs[0] for run in runs.values()}:
             (root / "runs" / teacher).symlink_to(folder / "runs" / teacher)
         trained = RunDir(root / "runs", runs["vit"].id)
         trained.start_attempt({})
@@ -134,6 +138,16 @@ def test_the_gradient_of_a_global_batch(measured, processes, batch_size, micro_b
     key, plain = f"{batch_size}/{micro_batch}", f"{batch_size}/None"
     assert close(found[f"gradient/{key}"], whole[f"gradient/{plain}"]) < 1e-5
     torch.testing.assert_close(found[f"sums/{key}"], whole[f"sums/{plain}"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [case for case in ranks.CASES if case[1] is None])
+def test_the_gradient_of_a_loss_of_the_whole_batch(measured, processes, batch_size, micro_batch):
+    """Also where ranks have unequal shares, or none."""
+    found, whole = measured[processes].tensors["dist"], measured[1].tensors["dist"]
+    key = f"{batch_size}/{micro_batch}"
+    assert close(found[f"gradient/{key}"], whole[f"gradient/{key}"]) < 1e-5
+    torch.testing.assert_close(found[f"sums/{key}"], whole[f"sums/{key}"], rtol=1e-5, atol=1e-5)
 
 
 def test_batchnorm_is_over_each_processs_own_images(measured):

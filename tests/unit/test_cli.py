@@ -66,7 +66,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "prefetch": (*EXP, "--role", *WHERE),
     "verify": ("--set", *WHERE, "--images", "--seed", "--json"),
-    "schema": ("--json",),
+    "schema": ("--json", "--recipe"),
     "cancel": (*EXP, *RUNS, "--shared"),
     "rm": (*RUNS, "--checkpoints", "--yes"),
     "sweep": (

@@ -101,9 +101,10 @@ def test_keys_of_the_file_and_their_values(here: Path) -> None:
     assert {"train.lr=", "seeds=", "distill.alpha=", "student.model_args.", "teacher.train.lr="} <= set(keys)
     assert not {"train=", "train", "student"} & set(keys)
     assert offered("kdcluster plan --set train.opt") == ["train.optimizer="]
-    assert offered("kdcluster plan --set train.optimizer =") == ["adamw", "sgd"]  # as bash takes the word apart
-    assert offered("kdcluster plan --set train.optimizer = ad") == ["adamw"]
-    assert offered("kdcluster plan --set = train.optimizer = ad") == ["adamw"]
+    assert offered("kdcluster plan --set train.schedule =") == ["constant", "cosine"]  # as bash takes the word apart
+    assert offered("kdcluster plan --set train.schedule = cos") == ["cosine"]
+    assert offered("kdcluster plan --set = train.schedule = cos") == ["cosine"]
+    assert offered("kdcluster plan --set train.optimizer = adan") == ["adan", "adanw"]
     assert offered("kdcluster plan --set train.compile = t") == ["true"]
     assert offered("kdcluster plan --set train.grad_clip = ") == ["null"]
     assert offered("kdcluster plan --set nothing = ") == []
@@ -172,12 +173,12 @@ def test_what_zsh_and_fish_are_told(here: Path) -> None:
     assert asked("zsh", "kdcluster show teach") == [
         word for run_id in ids(here, "teacher") for word in ("plain", run_id, "_")
     ]
-    assert asked("zsh", "kdcluster plan --set=train.optimizer=ad") == ["plain", "--set=train.optimizer=adamw", "_"]
+    assert asked("zsh", "kdcluster plan --set=train.schedule=cos") == ["plain", "--set=train.schedule=cosine", "_"]
     assert asked("fish", "kdcluster plan ti") == ["plain,tiny\tTiny: α"]
     assert asked("fish", "kdcluster plan --role teacher,b") == ["plain,teacher,baseline"]
     assert asked("fish", "kdcluster results --columns top1,ga") == ["plain,top1,gain"]
     assert asked("fish", "kdcluster results --sort par") == ["plain,params"]
-    assert asked("fish", "kdcluster plan --set train.optimizer=ad") == ["plain,train.optimizer=adamw"]
+    assert asked("fish", "kdcluster plan --set train.schedule=cos") == ["plain,train.schedule=cosine"]
     assert asked("fish", "kdcluster plan ./con") == ["file,./con"]
 
 
@@ -218,7 +219,7 @@ TYPED = {
     "kdcluster submit ti\t": "kdcluster submit tiny ",
     "kdcluster show teacher-v\t": "kdcluster show TEACHER ",
     "kdcluster plan tiny --set train.opti\t": "kdcluster plan tiny --set train.optimizer=",
-    "kdcluster plan tiny --set=train.optimizer=ad\t": "kdcluster plan tiny --set=train.optimizer=adamw ",
+    "kdcluster plan tiny --set=train.schedule=cos\t": "kdcluster plan tiny --set=train.schedule=cosine ",
     "kdcluster plan tiny --role teacher,b\t": "kdcluster plan tiny --role teacher,baseline ",
     "kdcluster plan ./confi\t": "kdcluster plan ./configs/",
 }

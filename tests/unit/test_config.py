@@ -151,7 +151,7 @@ def test_a_key_by_the_name_that_others_have_for_it(tmp_path: Path) -> None:
 
 def test_keys_that_are_no_text(tmp_path: Path) -> None:
     blocks = "data, teacher, student, distill, control, train, seeds, variant, resources, imports, sweep, reference"
-    known = f"known: {blocks}"
+    known = f"known: recipe, {blocks}"
     assert refused(tmp_path, GOOD + "3: 4\n") == [f"7:1: 3: unknown key; {known}"]
     assert len(refused(tmp_path, GOOD + "? [a, b]\n: 3\n")) == 1
 

@@ -75,3 +75,17 @@ def test_what_is_not_hashed_is_left_out(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_short_values(value: Any, said: str) -> None:
     assert short(value) == said
+
+
+def test_of_a_loss_only_what_it_uses_and_what_is_not_the_default(tmp_path: Path) -> None:
+    ways = ({"loss": "hard"}, {"loss": "dkd", "dkd_beta": 2.0}, {"standardise": True})
+    runs = [make_run(tmp_path, "distilled", {"distill": way}) for way in ways]
+    assert list(in_words(runs).values()) == [
+        "loss hard",
+        "loss dkd T 4 standardise no dkd_beta 2",
+        "loss kd T 4 standardise yes",
+    ]
+    assert list(in_words([make_run(tmp_path, "baseline"), runs[0]], ("role", "teacher", "recipe")).values()) == [
+        "",
+        "α 0.5 loss hard",
+    ]

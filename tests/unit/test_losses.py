@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcluster.train.losses import UNLABELLED, distillation_loss, round_logits, soft_target_loss
+from kdcluster.experiment.distilling import Distill
+from kdcluster.train.losses import UNLABELLED, Labels, LossTerms, distillation_loss, round_logits
+from kdcluster.train.teacher_terms import soft_target_loss
 
 ALPHAS = (0.0, 1e-9, 0.5, 1.0)
 seeds = st.integers(0, 2**31 - 1)
@@ -26,6 +30,13 @@ def pair(shape: tuple[int, int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Student logits, teacher logits (B, C) and labels (B,)."""
     labels = torch.randint(shape[1], shape[:1], generator=torch.Generator().manual_seed(seed))
     return logits(shape, seed), logits(shape, seed + 1), labels
+
+
+def loss(
+    student: Tensor, labels: Tensor, teacher: Tensor | None = None, label_smoothing: float = 0.0, **options: Any
+) -> LossTerms:
+    """Of plain labels; `options`: keys of `distill`."""
+    return distillation_loss(student, Labels(labels), teacher, Distill(**options), label_smoothing=label_smoothing)
 
 
 def reference(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -68,9 +79,9 @@ def test_does_not_move_when_all_logits_of_an_image_move(shape, seed, temperature
 @quick
 def test_an_examples_loss_depends_on_that_example_alone(shape, seed):
     student, teacher, labels = pair(shape, seed)
-    whole = distillation_loss(student, labels, teacher, alpha=0.3, temperature=4.0, label_smoothing=0.1)
+    whole = loss(student, labels, teacher, alpha=0.3, temperature=4.0, label_smoothing=0.1)
     for i in range(shape[0]):
-        alone = distillation_loss(
+        alone = loss(
             student[i : i + 1], labels[i : i + 1], teacher[i : i + 1], alpha=0.3, temperature=4.0, label_smoothing=0.1
         )
         for part, together in zip(alone, whole, strict=True):
@@ -115,7 +126,7 @@ def test_t_squared_is_there_at_every_alpha(seed, temperature):
     student, teacher, labels = pair((5, 10), seed)
     expected = soft_target_loss(student, teacher, temperature)
     for alpha in ALPHAS:
-        terms = distillation_loss(student, labels, teacher, alpha=alpha, temperature=temperature)
+        terms = loss(student, labels, teacher, alpha=alpha, temperature=temperature)
         torch.testing.assert_close(terms.kd, expected)
         torch.testing.assert_close(terms.total, (1 - alpha) * terms.ce + alpha * terms.kd)
 
@@ -124,9 +135,7 @@ def test_t_squared_is_there_at_every_alpha(seed, temperature):
 @quick
 def test_total_is_continuous_in_alpha(seed):
     student, teacher, labels = pair((5, 10), seed)
-    total = {
-        a: distillation_loss(student, labels, teacher, alpha=a, temperature=4.0).total for a in (0, 1e-9, 1 - 1e-7, 1)
-    }
+    total = {a: loss(student, labels, teacher, alpha=a, temperature=4.0).total for a in (0.0, 1e-9, 1 - 1e-7, 1.0)}
     torch.testing.assert_close(total[0], F.cross_entropy(student, labels, reduction="none"))
     torch.testing.assert_close(total[0], total[1e-9])
     torch.testing.assert_close(total[1], soft_target_loss(student, teacher, 4.0))
@@ -135,7 +144,7 @@ def test_total_is_continuous_in_alpha(seed):
 
 def test_without_a_teacher_it_is_cross_entropy():
     student, _, labels = pair((6, 4), 3)
-    terms = distillation_loss(student, labels, alpha=0.7, temperature=4.0, label_smoothing=0.1)
+    terms = loss(student, labels, alpha=0.7, temperature=4.0, label_smoothing=0.1)
     expected = F.cross_entropy(student, labels, reduction="none", label_smoothing=0.1)
     assert torch.equal(terms.total, expected)
     assert torch.equal(terms.ce, expected)
@@ -144,9 +153,7 @@ def test_without_a_teacher_it_is_cross_entropy():
 
 def test_label_smoothing_moves_the_cross_entropy_alone():
     student, teacher, labels = pair((6, 4), 4)
-    plain, smooth = (
-        distillation_loss(student, labels, teacher, alpha=0.5, temperature=2.0, label_smoothing=e) for e in (0.0, 0.2)
-    )
+    plain, smooth = (loss(student, labels, teacher, alpha=0.5, temperature=2.0, label_smoothing=e) for e in (0.0, 0.2))
     q = F.log_softmax(student.double(), -1)
     expected = -(0.8 * q.gather(1, labels[:, None])[:, 0] + 0.2 * q.mean(-1))
     torch.testing.assert_close(smooth.ce.double(), expected, rtol=1e-5, atol=1e-6)
@@ -162,7 +169,7 @@ def test_finite_at_a_margin_of_100(dtype, temperature, autocast):
     student = (torch.eye(2, 10) * 100).to(dtype).requires_grad_()
     teacher = (torch.eye(2, 10).flip(0) * 100).to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        terms = distillation_loss(student, labels, teacher, alpha=0.5, temperature=temperature)
+        terms = loss(student, labels, teacher, alpha=0.5, temperature=temperature)
     assert all(term.dtype == torch.float32 and term.isfinite().all() for term in terms)
     terms.total.sum().backward()
     assert student.grad.isfinite().all()
@@ -172,17 +179,17 @@ def test_finite_at_a_margin_of_100(dtype, temperature, autocast):
 
 def test_autocast_does_not_move_a_bit():
     student, teacher, labels = pair((8, 10), 5)
-    outside = distillation_loss(student, labels, teacher, alpha=0.5, temperature=4.0)
+    outside = loss(student, labels, teacher, alpha=0.5, temperature=4.0)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = distillation_loss(student, labels, teacher, alpha=0.5, temperature=4.0)
+        inside = loss(student, labels, teacher, alpha=0.5, temperature=4.0)
     assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_computed_in_float32(dtype):
     student, teacher, labels = (x.to(dtype) if x.is_floating_point() else x for x in pair((8, 10), 9))
-    found = distillation_loss(student, labels, teacher, alpha=0.5, temperature=3.0)
-    widened = distillation_loss(student.float(), labels, teacher.float(), alpha=0.5, temperature=3.0)
+    found = loss(student, labels, teacher, alpha=0.5, temperature=3.0)
+    widened = loss(student.float(), labels, teacher.float(), alpha=0.5, temperature=3.0)
     assert all(torch.equal(a, b) for a, b in zip(found, widened, strict=True))
 
 
@@ -191,7 +198,7 @@ def test_the_teacher_gets_no_gradient_and_takes_inference_tensors():
     student.requires_grad_()
     with torch.inference_mode():
         teacher = logits((4, 10), 7)
-    distillation_loss(student, labels, round_logits(teacher), alpha=1.0, temperature=2.0).total.sum().backward()
+    loss(student, labels, round_logits(teacher), alpha=1.0, temperature=2.0).total.sum().backward()
     assert student.grad.abs().sum() > 0
 
 
@@ -226,8 +233,8 @@ def test_without_a_label_there_is_the_teachers_term_alone(shape, seed, temperatu
     known = logits(shape[:1], seed + 2) > 0
     options = {"alpha": alpha, "temperature": temperature, "label_smoothing": smoothing}
     student.requires_grad_()
-    whole = distillation_loss(student, labels, teacher, **options)
-    found = distillation_loss(student, torch.where(known, labels, UNLABELLED), teacher, **options)
+    whole = loss(student, labels, teacher, **options)
+    found = loss(student, torch.where(known, labels, UNLABELLED), teacher, **options)
     assert torch.equal(found.labelled, known.float())
     assert torch.equal(whole.labelled, torch.ones(shape[0]))
     for ours, theirs in zip(found[:3], whole[:3], strict=True):

@@ -33,7 +33,7 @@ def test_the_first_lines_say_what_is_trained_where_and_how_long(tmp_path, data_d
     tiny.train_here(tmp_path, distilled, data_dir)
     assert caplog.messages[:4] == [
         "10 classes, 64 train, 32 test, 16×16 px; vit_tiny_patch16_224 sees 16 px",
-        "distilled: vit_tiny_patch16_224, 6,666 parameters; from vit_tiny_patch16_224 (alpha 0.5, temperature 4)",
+        "distilled: vit_tiny_patch16_224, 6,666 parameters; from vit_tiny_patch16_224 (alpha 0.5, T 4)",
         "on cpu: 1 process with 1 thread; precision float32",
         "4 steps an epoch, 4 in 1 epoch; batch of 16; lr 0.01, constant",
     ]

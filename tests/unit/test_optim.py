@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+import typing
 
 import pytest
+import timm.optim
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdcluster.errors import KdclusterError
 from kdcluster.experiment.config import Model
+from kdcluster.experiment.optimizers import BETAS, MOMENTUM, Optimizer
 from kdcluster.experiment.training import Train
 from kdcluster.train import models, optim
 from tests import tiny
@@ -137,3 +143,105 @@ def test_every_group_gets_the_rate(net):
     rate = optim.set_learning_rate(schedule, 7)
     assert 0 < rate < 0.2
     assert [group["lr"] for group in optimizer.param_groups] == [rate, rate]
+
+
+def test_warmup_in_steps_of_a_length_in_epochs():
+    found = rates(Train(epochs=3, lr=0.4, warmup_steps=6), 4)
+    assert found == pytest.approx([0.4 * (step + 0.5) / 6 for step in range(6)] + [0.4] * 6)
+
+
+def test_a_warmup_in_steps_that_takes_all_of_the_epochs_is_refused():
+    with pytest.raises(KdclusterError, match=r"train.warmup_steps 12 leave none of the 12 steps \(3 epochs of 4\)"):
+        rates(Train(epochs=3, warmup_steps=12), 4)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_cosine_to_a_floor(warmup):
+    found = rates(Train(epochs=3, lr=0.2, min_lr=0.05, schedule="cosine", warmup_steps=warmup), 4)
+    count = 12 - warmup
+    cosine = [0.05 + 0.075 * (1 + math.cos(math.pi * (step + 0.5) / count)) for step in range(count)]
+    assert found[warmup:] == pytest.approx(cosine)
+
+
+# --- timm's optimizers
+
+NAMES = typing.get_args(Optimizer)
+ELSEWHERE = ("bnb*", "fused*", "adahessian", "kron*")
+"""They need another package, a second derivative, or torch.compile and random numbers."""
+
+
+def test_the_names_are_timms():
+    assert list(NAMES) == timm.optim.list_optimizers(exclude_filters=list(ELSEWHERE))
+    timms = {name: timm.optim.get_optimizer_info(name) for name in NAMES}
+    assert {name: info.num_betas for name, info in timms.items() if info.has_betas} == BETAS
+    assert {name for name, info in timms.items() if info.has_momentum} == MOMENTUM
+
+
+def small_net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return models.build(Model(**tiny.VIT), 10, 3).net
+
+
+def some_steps(net: torch.nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    images, labels = tiny.images(8)
+    x, y = torch.from_numpy(images) / 255, torch.from_numpy(labels)
+    for step in range(first, last):
+        torch.manual_seed(step)
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_optimizer_goes_on_bit_for_bit_from_what_a_checkpoint_holds(name):
+    """Its step count and its averages are all in its state, which torch reads without unpickling code."""
+    train = Train(optimizer=name, lr=1e-3, weight_decay=0.05, betas=(0.8,) * BETAS[name] if name in BETAS else None)
+    net = small_net()
+    optimizer = optim.build_optimizer(net, train)
+    some_steps(net, optimizer, 0, 3)
+    kept = io.BytesIO()
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, kept)
+    kept.seek(0)
+    state, before = torch.load(kept, weights_only=True), copy.deepcopy(net.state_dict())
+    some_steps(net, optimizer, 3, 6)
+    assert any(not torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    again = small_net()
+    again.load_state_dict(state["net"])
+    other = optim.build_optimizer(again, train)
+    other.load_state_dict(state["optimizer"])
+    some_steps(again, other, 3, 6)
+    for key, value in net.state_dict().items():
+        assert value.isfinite().all()
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (Train(optimizer="adan", betas=(0.9, 0.8, 0.7)), {"betas": (0.9, 0.8, 0.7)}),
+        (Train(optimizer="adan"), {"betas": (0.98, 0.92, 0.99)}),
+        (Train(betas=(0.9, 0.95)), {"betas": (0.9, 0.95)}),
+        (Train(optimizer="lars", momentum=0.8), {"momentum": 0.8}),
+        (Train(optimizer="sgd", momentum=0.8), {"momentum": 0.8, "nesterov": True, "fused": True}),
+        (Train(optimizer="momentum"), {"momentum": 0.9, "nesterov": False, "fused": True}),
+    ],
+)
+def test_momentum_and_betas_reach_the_optimizer(net, train, expected):
+    for group in optim.build_optimizer(net, train).param_groups:
+        assert {key: tuple(group[key]) if key == "betas" else group[key] for key in expected} == expected
+
+
+def test_layer_decay_is_by_depth_and_under_the_schedule(net):
+    """The embedding below one block: decay squared; the norm and the head: the whole rate."""
+    train = Train(lr=0.2, layer_decay=0.5, schedule="cosine", epochs=2)
+    optimizer = optim.build_optimizer(net, train)
+    schedule = optim.build_schedule(optimizer, train, 5)
+    rate = optim.set_learning_rate(schedule, 7)
+    plain = optim.build_optimizer(net, Train(lr=0.2))
+    assert rate == optim.set_learning_rate(optim.build_schedule(plain, train, 5), 7)  # what the events have
+    of = {id(p): group["lr"] / rate for group in optimizer.param_groups for p in group["params"]}
+    found = {name: of[id(p)] for name, p in net.named_parameters()}
+    assert found["head.weight"] == pytest.approx(1.0)
+    assert found["blocks.0.attn.qkv.weight"] == pytest.approx(0.5)
+    assert found["patch_embed.proj.weight"] == pytest.approx(0.25)

@@ -349,6 +349,7 @@ DEFAULTS = {
     for key, info in FIELDS.items()
     if not info.is_required()
     and key not in ("data.path", "data.image_size", "teacher.pretrained", "student.pretrained")
+    and not key.startswith(("distill.dkd_", "distill.dist_"))  # refused for the default loss
 }
 CIFAR = {"data": {"name": "cifar10"}, "teacher": {"model": "resnet18"}, "student": {"model": "resnet10t"}}
 

@@ -137,7 +137,18 @@ def test_a_crash_at_any_write_ends_in_the_same_numbers(tmp_path, run, monkeypatc
         shutil.rmtree(root)
 
 
-def test_a_run_that_is_stopped_at_any_step_goes_on_there(tmp_path, run):
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"optimizer": "lamb", "ema_warmup": True, "schedule": "cosine", "min_lr": 1e-4, "warmup_steps": 3},
+        {"optimizer": "adan", "betas": [0.9, 0.9, 0.99], "layer_decay": 0.8, "label_loss": "bce"},
+        {"grad_checkpointing": True},
+    ],
+    ids=["adamw", "lamb, EMA with warm-up", "adan, layer decay, bce", "gradient checkpointing"],
+)
+def test_a_run_that_is_stopped_at_any_step_goes_on_there(tmp_path, run, train):
+    run = tiny.make_run(tmp_path, "baseline", {**CHANGES, **{f"train.{key}": value for key, value in train.items()}})
     undisturbed = outcome(attempt(tmp_path / "whole", run, tmp_path / "data"), run)
     root = tmp_path / "stopped"
     for number in range(1, 9):

@@ -24,7 +24,7 @@ from kdcluster.results import events
 from kdcluster.runs import RunDir
 from kdcluster.train import data, distributed, evaluate, feed, models, step, teacher_logits, tracking, trainer, worker
 from kdcluster.train.distributed import World
-from kdcluster.train.losses import distillation_loss, round_logits
+from kdcluster.train.losses import Labels, distillation_loss, round_logits
 from kdcluster.train.metrics import Lagged
 from kdcluster.train.step import Shard, Training
 from kdcluster.train.teacher_logits import Targets, load_teacher
@@ -144,8 +144,11 @@ class Unread(Lagged):
         ("distilled", {"train.grad_clip": 0.1, "train.ema_decay": 0.9, "train.label_smoothing": 0.1}),
         ("distilled", {**CNN_STUDENT, **CNN_TEACHER, "train.ema_decay": 0.9, "train.micro_batch": 4}),
         ("distilled", {"train.amp": "bf16", "train.optimizer": "sgd", "train.grad_clip": 0.1}),
+        ("distilled", {"distill": {"loss": "dkd", "standardise": True}, "train.label_loss": "bce"}),
+        ("distilled", {"distill.loss": "dist"}),
+        ("distilled", {"distill.loss": "hard"}),
     ],
-    ids=["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16"],
+    ids=["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16", "dkd and bce", "dist", "hard"],
 )
 @pytest.mark.parametrize("budget", [10**9, 0], ids=["images on the device", "on the host"])
 def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_dir, monkeypatch, role, changes, budget):
@@ -312,9 +315,9 @@ def test_gradient_clipping(tmp_path):
 def test_bf16_is_for_the_forward_passes_alone(tmp_path, monkeypatch, role):
     seen = []
 
-    def spy(logits: Tensor, labels: Tensor, soft: Tensor | None, **options: Any) -> Any:
+    def spy(logits: Tensor, labels: Labels, soft: Tensor | None, *others: Any, **options: Any) -> Any:
         seen.append((logits.dtype, None if soft is None else soft.dtype))
-        return distillation_loss(logits, labels, soft, **options)
+        return distillation_loss(logits, labels, soft, *others, **options)
 
     monkeypatch.setattr(step, "distillation_loss", spy)
     for amp, dtype in (("none", torch.float32), ("bf16", torch.bfloat16)):
@@ -368,6 +371,55 @@ def test_the_moving_average_is_what_counts(tmp_path):
     torch.testing.assert_close(flat(training.evaluated), average)
     plain = set_up(tmp_path, "distilled")
     assert plain.evaluated is plain.student
+
+
+def test_a_moving_average_that_warms_up(tmp_path):
+    """timm's: the first step copies the weights, step n forgets all but 1 - n^(-2/3) of what was before."""
+    training = set_up(tmp_path, "distilled", {"train.ema_decay": 0.6, "train.ema_warmup": True})
+    average = flat(training.student)
+    for number in range(1, 6):
+        step.train_step(training, [Shard(*batch(), 1.0)])
+        decay = 0.0 if number == 1 else min(0.6, 1 - number ** (-2 / 3))
+        average = decay * average + (1 - decay) * flat(training.student)
+        torch.testing.assert_close(flat(training.evaluated), average)
+
+
+def test_its_warm_up_goes_on_where_it_was(tmp_path):
+    changes = {"train.ema_decay": 0.9, "train.ema_warmup": True}
+    whole, first = (set_up(tmp_path, "distilled", changes) for _ in range(2))
+    for _ in range(4):
+        step.train_step(whole, [Shard(*batch(), 1.0)])
+    for _ in range(2):
+        step.train_step(first, [Shard(*batch(), 1.0)])
+    second = set_up(tmp_path, "distilled", changes)
+    second.restore(first.state())
+    for _ in range(2):
+        step.train_step(second, [Shard(*batch(), 1.0)])
+    assert torch.equal(flat(whole.evaluated), flat(second.evaluated))
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_gradient_checkpointing_moves_no_bit(tmp_path, amp):
+    """With dropout: the second forward pass draws the same numbers."""
+    shapes = {**tiny.VIT["model_args"], "depth": 3, "proj_drop_rate": 0.2, "drop_path_rate": 0.3}
+    changes = {"student": {**tiny.VIT, "model_args": shapes}, "train.amp": amp}
+    found = {}
+    for on in (False, True):
+        training = set_up(tmp_path, "distilled", {**changes, "train.grad_checkpointing": on})
+        assert training.student.net.grad_checkpointing is on
+        step.seed_step(0, 3, 0)
+        found[on], _ = gradient(training, [Shard(*batch(), 1.0)])
+    assert torch.equal(found[True], found[False])
+    torch.manual_seed(0)
+
+
+def test_gradient_checkpointing_that_moves_a_number_or_is_not_there_is_refused(tmp_path):
+    with pytest.raises(KdclusterError, match="test_resnet has BatchNorm, which would count each batch twice; leave"):
+        set_up(tmp_path, "distilled", {**CNN_STUDENT, "train.grad_checkpointing": True})
+    student = {"student": {"model": "tiny_net", "image_size": 16}, "imports": [tiny.TINY_MODELS]}
+    models.import_files((tiny.TINY_MODELS,))
+    with pytest.raises(KdclusterError, match="tiny_net has no gradient checkpointing in timm; leave"):
+        set_up(tmp_path, "distilled", {**student, "train.grad_checkpointing": True})
 
 
 # --- the epoch's batches ---

@@ -229,6 +229,14 @@ def test_the_micro_batch_to_try_is_half_of_what_was_too_much(run_dir: RunDir, mo
         )
 
 
+def test_a_loss_of_the_whole_batch_has_no_micro_batch_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = make_run(tmp_path, "distilled", {"distill.loss": "dist"})
+    assert (
+        explain(MemoryError(), run) == "out of memory with 8 images at once in a process; try twice as many processes"
+    )
+
+
 def with_micro_batch(run: Run, micro_batch: int | None) -> Run:
     assert run.train is not None
     return run.model_copy(update={"train": run.train.model_copy(update={"micro_batch": micro_batch})})
