@@ -78,6 +78,8 @@ def another(info: FieldInfo, value: Any) -> Any:
         return (value or 0.0) + 0.25
     if dict in kinds:
         return {**(value or {}), "drop_rate": {"choice": [0.25]}}
+    if "tuple[float" in str(info.annotation):
+        return tuple(one / 2 for one in value or info.default)
     assert tuple in kinds, f"no other value is known for {info.annotation}"
     return (*value, "/my_models.py" if "str" in str(info.annotation) else 7)
 

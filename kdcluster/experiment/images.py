@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator
 
 from kdcluster.experiment.fields import Block, field
 
@@ -28,11 +30,44 @@ DATASETS = {
 """An `image_folder` has what its folders say, in RGB."""
 
 
+def _from_to(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise ValueError("must be two numbers above 0, the smaller one first")
+    return values
+
+
+def _share(values: tuple[float, ...]) -> tuple[float, ...]:
+    if _from_to(values)[1] > 1:
+        raise ValueError("must be at most 1, the whole image")
+    return values
+
+
+Range = Annotated[tuple[float, ...], AfterValidator(_from_to)]
+Share = Annotated[tuple[float, ...], AfterValidator(_share)]
+
+
+class Crop(Block):
+    """A box somewhere in the image, resized to the size of the model (torchvision's RandomResizedCrop)."""
+
+    scale: Share = field("Least and largest area of the box, as a share of the image's.", (0.08, 1.0), strict=False)
+    ratio: Range = field("Least and largest width of the box over its height.", (0.75, 1.333), strict=False)
+
+
 class Augment(Block):
     """Random views of the training images, made in batches on the device."""
 
     pad: int = field("Random crop after padding every side with zeros; 0 is off.", 4, unit="pixels", ge=0, le=512)
     flip: bool = field("Mirror left and right with probability one half.", True)
+    crop: Crop | None = field(
+        "Take a random box of the image to the size of each model by antialiased bicubic resampling, instead of `pad`: "
+        "teacher and student see the same box. null: off.",
+        None,
+    )
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether its views are float images at the size of each model; else they are the stored pixels, moved."""
+        return self.crop is not None
 
 
 class Data(Block):
@@ -83,6 +118,11 @@ class Data(Block):
         ge=1,
     )
     view_seed: int = field("Seed of the views; all runs of an experiment see the same views.", 0, ge=0, lt=2**31)
+
+
+def augment_contradictions(augment: Augment) -> Iterator[tuple[tuple[str, ...], str]]:
+    if augment.crop is not None and "pad" in augment.model_fields_set:
+        yield ("pad",), "a crop is taken instead of padding: leave pad out, or crop"
 
 
 def contradictions(data: Data) -> Iterator[tuple[str, str]]:

@@ -1,245 +1,247 @@
-"""The table as text: figures, alignment, ASCII, Markdown, CSV, JSON."""
+"""Resampled views: the same boxes, distributed as torchvision's, and the pixels of PIL and torchvision."""
 
-import csv
-import io
-import json
-import re
-from dataclasses import asdict, replace
+from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
 
-from kdcluster.results.render import document, render
-from kdcluster.results.seeds import SeedRow, cells
-from kdcluster.results.table import ExperimentTable, Problem, Row, Table
+from kdcluster.experiment.images import Augment, Crop, Data
+from kdcluster.train import feed, render, shown, views
+from kdcluster.train.draw import View, draw
+from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 
-
-def row(role, **values):
-    empty = dict.fromkeys(
-        ("params", "reduction", "top1_mean", "top1_sd", "gain", "gain_ci95", "retention", "reference")
-    )
-    return Row(**{"configuration": role, "role": role, "n": 3, "n_expected": 3, "runs": (), **empty, **values})
-
-
-TEACHER = row("teacher", configuration="teacher: big|net", params=85_875_556, n=1, n_expected=1, top1_mean=91.12)
-BASELINE = row("baseline", n=0)
-DISTILLED = row(
-    "distilled",
-    configuration="distilled: small (α 0.5, T 4)",
-    params=5_543_716,
-    reduction=15.4906,
-    n=2,
-    top1_mean=83.375,
-    top1_sd=0.2071,
-    gain=6.4666,
-    gain_ci95=(5.9123, 7.0311),
-    retention=91.501,
-    runs=("a", "b", "c"),
-    note=1,
-)
+N = 20_000
+CROP = Augment(crop=Crop())
+SIZES = [(8, 8, 8), (28, 28, 28), (32, 32, 32), (32, 32, 48), (48, 40, 24), (64, 64, 32), (40, 56, 64), (96, 96, 72)]
+"""H, W, S; up to 48 pixels two matrices, above torch's resize."""
+GOLDEN = [[0, 5, 27, 21], [3, 3, 29, 22], [14, 1, 16, 18], [10, 15, 22, 17]]
 
 
-def table(*rows, problems=(), notes=("[1] a note on α",), name="exp1"):
-    return Table("best", "test/top1", (ExperimentTable(name, rows, problems, notes),), ("± is the spread",))
+def photos(count: int, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
+    """uint8 (N, C, H, W): edges and smooth parts and noise."""
+    random = np.random.RandomState(seed)
+    y, x = np.mgrid[:height, :width]
+    made = []
+    for _ in range(count * channels):
+        a, b, c = random.uniform(-1, 1, 3)
+        wave = 128 + 70 * np.sin((a * y + b * x) * 0.7 + 6 * c) + 60 * ((a * y - b * x + 9 * c) > 0)
+        made.append(wave + random.normal(0, 12, wave.shape))
+    pixels = np.stack(made).clip(0, 255).astype(np.uint8)
+    return torch.from_numpy(pixels.reshape(count, channels, height, width))
 
 
-def test_figures():
-    head, _, *body = render(table(TEACHER, BASELINE, DISTILLED)).splitlines()[2:7]
-    columns = ["model configuration", "n", "best test accuracy", "gain", "params", "reduction", "retention"]
-    assert re.split(r"\s{2,}", head) == columns
-    assert [[part.strip() for part in line.split("  ") if part] for line in body] == [
-        ["teacher: big|net", "1", "91.12", "–", "85.9 M", "–", "–"],
-        ["baseline", "0/3", "–", "–", "–", "–", "–"],
-        ["distilled: small (α 0.5, T 4) [1]", "2/3", "83.38 ± 0.21", "+6.47 [5.9, 7.0]", "5.5 M", "15.5×", "91.5 %"],
-    ]
+def some(count: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, View]:
+    index = torch.arange(count)
+    return photos(count, height, width), draw(CROP, seed, 0, index, (height, width))
+
+
+def rows_of(view: View, at: Tensor) -> View:
+    assert view.box is not None
+    assert view.mirror is not None
+    return View(view.box[at], view.mirror[at])
+
+
+def each(images: Tensor, view: View):
+    assert view.box is not None
+    assert view.mirror is not None
+    return zip(images, view.box.tolist(), view.mirror.tolist(), strict=True)
+
+
+# --- what is drawn ---
+
+
+def test_golden_boxes() -> None:
+    """Moving these moves every cropped view: raise run.RECIPES."""
+    view = draw(CROP, 7, 3, torch.tensor([0, 1, 49_999, 2**40]), (32, 32))
+    assert view.box is not None
+    assert view.box.tolist() == GOLDEN
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Kolmogorov and Smirnov's, of two samples."""
+    places = torch.cat([ours, theirs]).unique()
+    below = [torch.searchsorted(one.sort().values, places, right=True).double() / len(one) for one in (ours, theirs)]
+    return float((below[0] - below[1]).abs().max())
 
 
 @pytest.mark.parametrize(
-    ("values", "shown"),
+    ("crop", "shape"),
     [
-        ({"gain": -0.001}, "+0.00"),
-        ({"gain": -1.236, "gain_ci95": (-2.04, -0.01)}, "-1.24 [-2.0, 0.0]"),
-        ({"params": 230_120}, "230.1 k"),
-        ({"reference": 77.9}, "77.90"),
+        (Crop(), (32, 32)),
+        (Crop(), (224, 224)),
+        (Crop(scale=(0.5, 0.6), ratio=(0.5, 2.0)), (30, 50)),
+        (Crop(scale=(0.8, 1.0), ratio=(1.5, 2.0)), (64, 64)),  # of ten some fit now and then, else the last resort
+        (Crop(scale=(0.9, 1.0), ratio=(0.2, 0.3)), (64, 64)),
+        (Crop(scale=(1.0, 1.0), ratio=(1.0, 1.0)), (40, 20)),
+        (Crop(scale=(0.0001, 0.0002)), (8, 8)),
     ],
+    ids=["CIFAR", "ImageNet", "oblong", "seldom fits", "never fits", "too high", "too small"],
 )
-def test_small_and_negative_figures(values, shown):
-    assert shown in render(table(row("distilled", **values)))
+def test_boxes_are_distributed_as_torchvisions(crop: Crop, shape: tuple[int, int]) -> None:
+    ours = draw(Augment(crop=crop), 1, 0, torch.arange(N), shape).box
+    assert ours is not None
+    torch.manual_seed(0)
+    image = torch.zeros(1, *shape)
+    few = N // 4
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, [*crop.scale], [*crop.ratio]) for _ in range(few)])
+    limit = 2.0 * ((N + few) / (N * few)) ** 0.5  # 1.95 is passed once in 1,000
+    for axis in range(4):
+        assert distance(ours[:, axis].double(), theirs[:, axis].double()) < limit
+    for both in (ours, theirs):
+        assert ((both[:, :2] >= 0) & (both[:, 2:] > 0) & (both[:, :2] + both[:, 2:] <= torch.tensor(shape))).all()
+    area, slant = ((one[:, 2] * one[:, 3]).double() for one in (ours, theirs))
+    assert distance(area, slant) < limit
+    assert distance((ours[:, 2] - ours[:, 3]).double(), (theirs[:, 2] - theirs[:, 3]).double()) < limit
 
 
-def test_columns_are_aligned_and_nothing_is_cut():
-    long = row("teacher", configuration="teacher: " + "x" * 200, top1_mean=9.5)
-    lines = render(table(long, DISTILLED)).splitlines()
-    head, rule, *body = lines[2:6]
-    assert len(head) == len(rule) == len(body[0]) == len(body[1]) > 200
-    for name in ("n", "top-1", "gain", "retention"):  # numbers end where their heading ends
-        end = head.index(f"  {name}  ") + 2 + len(name) if f"  {name}  " in head else len(head)
-        assert all(line[end - 1] != " " and line[end : end + 2].strip() == "" for line in body)
+def test_half_are_mirrored_as_without_a_crop_and_not_where_that_is_off() -> None:
+    index = torch.arange(N)
+    view = draw(CROP, 5, 2, index, (32, 32))
+    assert view.mirror is not None
+    assert torch.equal(view.mirror, views.counter_bits(5, 2, index, views.FLIP) < 0)
+    still = draw(Augment(crop=Crop(), flip=False), 5, 2, index, (32, 32))
+    assert still.mirror is not None
+    assert not still.mirror.any()
+    assert torch.equal(still.box, view.box)  # type: ignore[arg-type]
 
 
-def test_the_reference_column_needs_a_reference():
-    assert "published" not in render(table(TEACHER))
-    assert "published" in render(table(TEACHER, row("baseline", reference=76.91)))
+@settings(deadline=None, max_examples=30)
+@given(order=st.permutations(range(20)), count=st.integers(0, 20), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0))
+def test_a_view_is_drawn_for_each_image_alone(order, count, seed, epoch) -> None:
+    whole = draw(CROP, seed, epoch, torch.arange(20), (32, 24))
+    at = torch.tensor(order[:count], dtype=torch.int64)
+    part, same = draw(CROP, seed, epoch, at, (32, 24)), rows_of(whole, at)
+    assert torch.equal(part.box, same.box)  # type: ignore[arg-type]
+    assert torch.equal(part.mirror, same.mirror)  # type: ignore[arg-type]
 
 
-def test_problems_and_notes_stand_below():
-    problems = (
-        Problem("run-a", "failed", "RuntimeError: two\n  lines \x1b[31m", "runs/a/torchrun.log"),
-        Problem("run-bb", "done", "result.json contradicts", None),
-    )
-    text = render(table(DISTILLED, problems=problems))
-    assert (
-        "\nnot in the means (kdcluster logs RUN says more):\n  run-a  failed  RuntimeError: two lines \\x1b[31m\n"
-        in text
-    )
-    assert "\nfinished runs with contradicting or lost records:\n  run-bb  done  result.json contradicts\n" in text
-    assert text.endswith("\n\n[1] a note on α\n\n± is the spread\n")
-    assert "not in the means" not in render(table(DISTILLED))
-    assert render(replace(table(DISTILLED), notes=())).endswith("\n\n[1] a note on α\n")  # without a legend
+# --- its pixels ---
 
 
-def test_a_reason_of_several_runs_is_said_once():
-    why = "waits for 2 cores, held by run-x (pid 7)"
-    waiting = [Problem(f"run-{number}", "queued", why, None) for number in range(12)]
-    odd = [Problem(f"run-{name}", "done", "its events are lost", None) for name in "ab"]
-    odd.append(Problem("run-b", "done", "it was renamed", None))  # once it was `2 runs  done  its events are lost`
-    problems = (*waiting, Problem("run-f", "failed", "no", "x.log"), *odd)
-    text = render(table(DISTILLED, problems=problems))
-    assert f"(kdcluster logs RUN says more):\n  12 runs  queued  {why}\n  run-f    failed  no\n" in text
-    assert (
-        "  run-a  done  its events are lost\n  run-b  done  its events are lost\n  run-b  done  it was renamed\n"
-        in text
-    )
-    assert f"\n- 12 runs: queued: {why}\n- run-f: failed" in render(table(DISTILLED, problems=problems), "md")
-    assert len(json.loads(render(table(DISTILLED, problems=problems), "json"))["experiments"][0]["problems"]) == 16
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_pixels_are_torchvisions(height: int, width: int, size: int) -> None:
+    images, view = some(40, height, width)
+    got = render.render(images, view, size, feed.HOST)
+    assert got.dtype == torch.float32
+    for image, ((top, left, h, w), mirror), made in zip(
+        images, [(box, mirror) for _, box, mirror in each(images, view)], got, strict=True
+    ):
+        want = tv.resized_crop(image.float() / 255, top, left, h, w, [size, size], antialias=True, interpolation=3)
+        want = (want.flip(-1) if mirror else want).clamp(0, 1)
+        assert (made - want).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
-def test_ascii_is_ascii_and_says_the_same(form):
-    problems = (Problem("run", "failed", "café ± 1", None),)
-    text = render(table(TEACHER, DISTILLED, problems=problems, name="größe"), form, ascii=True)
-    assert text.isascii()
-    if form in ("table", "md"):
-        assert "83.38 +/- 0.21" in text
-        assert "(alpha 0.5, T 4)" in text
-        assert "15.5x" in text
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_pixels_are_pils_but_for_its_rounding_between_two_passes(height: int, width: int, size: int) -> None:
+    images, view = some(40, height, width)
+    got = render.render(images, view, size, feed.HOST) * 255
+    apart = []
+    for (image, (top, left, h, w), mirror), made in zip(each(images, view), got, strict=True):
+        box = (left, top, left + w, top + h)
+        shown = Image.fromarray(image.permute(1, 2, 0).numpy()).crop(box).resize((size, size), Image.Resampling.BICUBIC)
+        want = torch.from_numpy(np.array(shown)).permute(2, 0, 1)
+        apart.append(((want.flip(-1) if mirror else want) - made).abs())
+    assert torch.stack(apart).mean() <= 0.5
+    assert torch.stack(apart).max() <= 8
 
 
-def test_ascii_columns_are_aligned_too():
-    head, rule, *body = render(table(TEACHER, DISTILLED), ascii=True).splitlines()[2:6]
-    assert len({len(line) for line in (head, rule, *body)}) == 1
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_both_ways_give_the_same_numbers(height: int, width: int, size: int) -> None:
+    images, view = some(40, height, width)
+    ways = [way(images, view.box, view.mirror, size) for way in (render._by_matrices, render._one_by_one)]
+    assert (ways[0] - ways[1]).abs().max() <= 3e-5
 
 
-def test_markdown_escapes_and_aligns():
-    problem = Problem("run", "failed", "a|b *c* <class 'x'>", None)
-    lines = render(table(TEACHER, DISTILLED, problems=(problem,)), "md").splitlines()
-    assert lines[0] == "### exp1: best test/top1 in percent"
-    assert lines[3] == "| :--- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    assert lines[4].startswith("| teacher: big\\|net | 1 | 91.12 | – |")
-    assert "- run: failed: a\\|b \\*c\\* \\<class 'x'>" in lines
-    assert "- [1] a note on α" in lines
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_row_has_the_same_bits_in_any_batch(height, width, size, pieces, monkeypatch) -> None:
+    """Else stored and computed logits would differ."""
+    images, view = some(130, height, width)  # more than a pass of the teacher
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = render.render(images, view, size, feed.HOST)
+    if pieces:
+        monkeypatch.setattr(render, "AT_ONCE", 20 * 3 * max(height, width, size) ** 2)
+    try:
+        for count in (1, 2, 7, 64, 129):
+            at = torch.randperm(130, generator=torch.Generator().manual_seed(count))[:count]
+            torch.set_num_threads(1 + (count == 64))
+            assert torch.equal(render.render(images[at], rows_of(view, at), size, feed.HOST), whole[at])
+    finally:
+        torch.set_num_threads(threads)
 
 
-def test_csv_has_full_precision_and_empty_cells():
-    first, second = csv.DictReader(io.StringIO(render(table(BASELINE, DISTILLED), "csv")))
-    assert (first["experiment"], first["protocol"], first["metric"]) == ("exp1", "best", "test/top1")
-    assert (first["top1_mean"], first["gain"], first["gain_ci95_low"], first["params"]) == ("", "", "", "")
-    assert float(second["gain"]) == 6.4666
-    assert (float(second["gain_ci95_low"]), float(second["gain_ci95_high"])) == (5.9123, 7.0311)
-    assert second["configuration"] == "distilled: small (α 0.5, T 4)"
-    assert second["runs"] == "a b c"
+@pytest.mark.parametrize("side", [40, 60])
+def test_models_of_different_sizes_see_the_same_region(side: int) -> None:
+    """In an image whose pixels name their place the middle of each view is where the middle of its box is."""
+    ramp = (torch.arange(side) * 4).to(torch.uint8).expand(1, side, side)
+    images = torch.stack([torch.cat([ramp, ramp.transpose(1, 2), ramp])] * 30)
+    view = draw(CROP, 3, 1, torch.arange(30), (side, side))
+    assert view.box is not None
+    middle = view.box[:, :2] + (view.box[:, 2:] - 1) / 2
+    for size in (16, 31, 64):
+        seen = render.render(images, view, size, feed.HOST).mean((-1, -2)) * 255 / 4
+        assert (seen[:, 1] - middle[:, 0]).abs().max() < 0.5
+        assert (seen[:, 0] - middle[:, 1]).abs().max() < 0.5
 
 
-SEEDS = (
-    SeedRow("teacher", 0, "teacher-big-s0-0", 91.12, None, 3.0, 3723.4),
-    SeedRow("baseline", 1, "baseline-small-s1-1", 77.0, None, 0.25, 83.0),
-    SeedRow("distilled", 1, "distilled-small-s1-2", 83.5, 6.5, 0.0, 0.0),
-)
+def test_a_whole_box_at_its_own_size_is_the_image() -> None:
+    images = photos(3, 32, 32)
+    box = torch.tensor([[0, 0, 32, 32]] * 3)
+    made = render.render(images, View(box, torch.tensor([False, True, False])), 32, feed.HOST) * 255
+    assert torch.allclose(made[0], images[0].float(), atol=1e-4)
+    assert torch.allclose(made[1], images[1].flip(-1).float(), atol=1e-4)
 
 
-def test_the_runs_behind_the_means():
-    whole = table(TEACHER, DISTILLED)
-    whole = replace(whole, experiments=(replace(whole.experiments[0], seeds=SEEDS),))
-    lines = render(whole, per_seed=True).splitlines()
-    assert lines[7:11] == [
-        "run                   best test   gain  GPU-hours     time",
-        "teacher-big-s0-0          91.12      –          3  1:02:03",
-        "baseline-small-s1-1       77.00      –       0.25     1:23",
-        "distilled-small-s1-2      83.50  +6.50          0        –",
-    ]
-    assert "| distilled-small-s1-2 | 83.50 | +6.50 | 0 | – |" in render(whole, "md", per_seed=True).splitlines()
-    _, second, third = csv.DictReader(io.StringIO(render(whole, "csv", per_seed=True)))
-    assert (second["experiment"], second["protocol"], second["run"], second["seed"]) == (
-        "exp1",
-        "best",
-        SEEDS[1].run,
-        "1",
-    )
-    assert (third["role"], float(third["gain"]), second["gain"], float(second["wall_s"])) == (
-        "distilled",
-        6.5,
-        "",
-        83.0,
-    )
-    assert json.loads(render(whole, "json"))["experiments"][0]["seeds"][0] == asdict(SEEDS[0])
-    assert SEEDS[1].run not in render(whole)
-    on_cpus = [replace(seed, gpu_hours=0.0) for seed in SEEDS]
-    assert cells(on_cpus, "best")[0] == ["run", "best test", "gain", "time"]
+def test_equal_sizes_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def spy(images: Tensor, view: View, size: int, device: torch.device) -> Tensor:
+        sizes.append(size)
+        return render.render(images, view, size, device)
+
+    monkeypatch.setattr(shown, "render", spy)
+    split = feed.Split(photos(6, 32, 32), torch.arange(6), feed.HOST)
+    index = feed.Index.placed(torch.tensor([4, 1]), feed.HOST)
+    data = Data(name="cifar10", augment=CROP)
+    for asked, made in (((16, 16), [16]), ((16, 24), [16, 24]), ((24,), [24])):
+        sizes.clear()
+        pixels, labels = shown.shown(split, index, data, 2, asked)
+        assert sizes == made
+        assert {size: one.shape for size, one in pixels.items()} == {size: (2, 3, size, size) for size in made}
+        assert labels.tolist() == [4, 1]
+    plain = Data(name="cifar10")
+    pixels, _ = shown.shown(split, index, plain, 2, (16, 24))
+    assert pixels[16] is pixels[24]
+    assert pixels[16].dtype == torch.uint8
+    want = views.augment(split.images[[4, 1]], index.host, epoch=2, augment=plain.augment, view_seed=0)
+    assert torch.equal(pixels[16], want)
 
 
-def test_json_follows_its_schema():
-    problems = (Problem("run", "failed", "why", None),)
-    found = json.loads(render(table(BASELINE, DISTILLED, problems=problems), "json"))
-    assert set(found) == {"schema", "protocol", "metric", "experiments", "notes"}
-    assert (found["schema"], found["protocol"], found["metric"]) == ("kdcluster.results/1", "best", "test/top1")
-    (experiment,) = found["experiments"]
-    assert set(experiment) == {"name", "rows", "problems", "notes", "cost", "costs", "seeds"}
-    assert experiment["cost"] == {"gpu_hours": 0.0, "lost_gpu_hours": 0.0, "wall_s": 0.0}
-    assert experiment["problems"] == [{"run": "run", "state": "failed", "reason": "why", "log": None}]
-    baseline, distilled = experiment["rows"]
-    assert set(baseline) == {
-        "configuration", "role", "params", "reduction", "n", "n_expected", "top1_mean", "top1_sd", "gain",
-        "gain_ci95", "retention", "reference", "runs", "note", "size_bytes", "latency_ms",
-    }  # fmt: skip
-    assert baseline["top1_mean"] is None
-    assert (distilled["gain"], distilled["gain_ci95"], distilled["n"]) == (6.4666, [5.9123, 7.0311], 2)
-    assert document(table(DISTILLED))["experiments"][0]["rows"][0]["top1_sd"] == 0.2071
+@pytest.mark.parametrize("side", [16, 64])
+def test_no_view_waits_for_the_device(side: int) -> None:
+    with StandIn() as device:
+        index = torch.from_numpy(np.arange(8))  # of the host, whatever the guard may think of an arange
+        placed = feed.Index.placed(index, PLACE)
+        split = feed.Split(photos(8, side, side).to(PLACE), torch.arange(8).to(PLACE), PLACE)
+        device.watching = True
+        pixels, _ = shown.shown(split, placed, Data(name="cifar10", augment=CROP), 0, (24, 32))
+        assert {device.where(one) for one in pixels.values()} == {"device"}
 
 
-def test_json_refuses_what_is_no_number():
-    with pytest.raises(ValueError, match="JSON compliant"):
-        render(table(row("teacher", top1_mean=float("nan"))), "json")
-
-
-def at_width(width, **changes):
-    given = {"problems": (Problem("distilled-small-s2-0123abcd", "failed", "rank 1, " + "no way " * 20, "a/log"),)}
-    return render(table(TEACHER, BASELINE, DISTILLED, **{**given, **changes}), width=width).splitlines()
-
-
-@pytest.mark.parametrize("width", [60, 72, 80, 100, 120])
-def test_a_narrow_terminal_gets_whole_words_and_the_columns_that_matter(width):
-    lines = at_width(width)
-    assert max(map(len, lines)) <= width
-    text = re.sub(r"no room here for [^:]*: widen the terminal, or --format md ", "", " ".join(map(str.strip, lines)))
-    words = set(text.replace("─", "").split())
-    assert words <= set(" ".join(at_width(None)).split())
-    assert {"83.38", "+6.47", "[5.9,", "7.0]", "2/3", "failed"} <= words
-
-
-def test_columns_give_way_by_rank_and_are_named():
-    assert "no room here" not in " ".join(at_width(120))
-    text = " ".join(at_width(80, notes=(), problems=())).partition("no room here")[0]
-    assert ("params" in text, "reduction" in text) == (False, True)  # by which distillation is known
-    assert "no room here for params, reduction: widen" in " ".join(at_width(74, notes=(), problems=()))
-
-
-def test_the_letters_and_their_values_stand_in_one_line():
-    assert [line.split("  ")[0] for line in at_width(74)[7:9]] == ["distilled: small", ""]
-    assert at_width(74)[8] == "  (α 0.5, T 4) [1]"
-
-
-def test_headings_wrap_before_anything_is_left_out():
-    head = at_width(100)[2:4]
-    assert [line.split() for line in head] == [
-        ["best", "test"],
-        ["model", "configuration", "n", "accuracy", "gain", "params", "reduction", "retention"],
-    ]
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_gpu_makes_the_same_views_without_waiting(height: int, width: int, size: int) -> None:
+    images, view = some(40, height, width)
+    on_gpu = images.cuda()
+    with cuda_refuses_to_wait():
+        got = render.render(on_gpu, view, size, on_gpu.device)
+    assert (got.cpu() - render.render(images, view, size, feed.HOST)).abs().max() <= 5e-5

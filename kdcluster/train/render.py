@@ -1,0 +1,116 @@
+"""The pixels of a view: stored images resampled once, to the size of each model that sees them.
+
+A row of an image has the same bits in any batch, on any number of threads (CPU): a teacher's stored logits are of the
+same pixels as those that a student's run computes.
+
+Letters: B batch, C channels, H W pixels of the stored images, S pixels of the side that is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcluster.train.draw import View
+
+A = -0.5
+"""Of the cubic (Keys 1981), as in PIL and in torch's antialiased resize."""
+BY_MATRICES = 48
+"""Side of stored images up to which a CPU takes two matrices an image; above, torch's own resize of each box, whose
+work grows with what the cubic covers and not with the side. One thread, images/s: 32 -> 32 px 28,500 and 11,300,
+48 -> 48 6,900 and 5,300, 64 -> 64 2,900 and 4,000, 256 -> 224 170 and 550 (benchmarks/views.py). The numbers agree to
+3e-5; the choice is a function of size and device alone, so that a store and a student make the same one."""
+AT_ONCE = 2**25
+"""Pixels that are made together: 128 MiB for each of the three arrays in between."""
+HOST = torch.device("cpu")
+
+
+def render(images: Tensor, view: View, size: int, device: torch.device) -> Tensor:
+    """What a model of one size sees.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        view: of these images.
+        size: S.
+        device: of `images`.
+
+    Returns:
+        float32 (B, C, S, S) in [0, 1], there too.
+    """
+    assert view.box is not None
+    assert view.mirror is not None
+    if device == HOST and max(images.shape[-2:]) > BY_MATRICES:
+        return _one_by_one(images, view.box, view.mirror, size)
+    box, mirror = sent((view.box, view.mirror), device)
+    side = max(*images.shape[-2:], size)
+    pieces = max(1, AT_ONCE // (images.shape[1] * side * side))
+    parts = zip(images.split(pieces), box.split(pieces), mirror.split(pieces), strict=True)
+    return torch.cat([_by_matrices(*part, size) for part in parts])
+
+
+def sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the host on the device, in one copy that nobody waits for (whole numbers up to 2⁵³)."""
+    if device == HOST:
+        return list(tensors)
+    packed = torch.cat([one.double().flatten() for one in tensors]).pin_memory().to(device, non_blocking=True)
+    parts = packed.split([one.numel() for one in tensors])
+    return [part.view(one.shape).to(one.dtype) for part, one in zip(parts, tensors, strict=True)]
+
+
+def _by_matrices(images: Tensor, box: Tensor, mirror: Tensor, size: int) -> Tensor:
+    """rows @ image @ columns, two small matrices an image; a mirror is a column matrix whose columns are reversed."""
+    batch, channels, height, width = images.shape
+    rows = weights(box[:, 0], box[:, 2], size, height)
+    columns = weights(box[:, 1], box[:, 3], size, width, mirror)
+    narrow = torch.bmm(images.float().view(batch, channels * height, width), columns.transpose(1, 2))
+    rows = rows[:, None].expand(-1, channels, -1, -1).reshape(batch * channels, size, height)
+    made = torch.bmm(rows, narrow.view(batch * channels, height, size))
+    return made.view(batch, channels, size, size).div_(255).clamp_(0, 1)
+
+
+def weights(start: Tensor, length: Tensor, size: int, whole: int, mirror: Tensor | None = None) -> Tensor:
+    """How much of each stored pixel is in each pixel that is made, along one side: antialiased bicubic within the box.
+
+    Args:
+        start: int64 (B,), first pixel of the box.
+        length: int64 (B,), its pixels.
+        size: S.
+        whole: H or W.
+        mirror: bool (B,), which ones are reversed.
+
+    Returns:
+        float32 (B, S, whole), each row of sum 1.
+    """
+    scale = length.double()[:, None] / size
+    centre = scale * (torch.arange(size, device=start.device) + 0.5)  # (B, S), in pixels from the box's edge
+    if mirror is not None:
+        centre = torch.where(mirror[:, None], length[:, None] - centre, centre)
+    centre = centre + start[:, None]
+    pixel = torch.arange(whole, device=start.device)
+    # The distance in float32 from the nearest whole pixel: from the image's edge it would be off by 1e-5 at 256 px.
+    near = centre.floor()
+    apart = (pixel - near.long()[..., None]) + (0.5 - (centre - near)).float()[..., None]
+    weight = _cubic(apart * (1 / scale.clamp(min=1)).float()[..., None])
+    is_inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
+    weight = weight * is_inside[:, None]
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    x = x.abs()
+    near = ((A + 2) * x - (A + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * A
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _one_by_one(images: Tensor, box: Tensor, mirror: Tensor, size: int) -> Tensor:
+    """The same by torch's resize of each box."""
+    made = torch.empty(len(images), images.shape[1], size, size)
+    for at, (top, left, height, width) in enumerate(box.tolist()):
+        seen = images[at : at + 1, :, top : top + height, left : left + width].float()
+        made[at : at + 1] = F.interpolate(seen, (size, size), mode="bicubic", antialias=True)
+    turned = torch.where(mirror[:, None, None, None], made.flip(-1), made)
+    return turned.div_(255).clamp_(0, 1)

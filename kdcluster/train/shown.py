@@ -1,0 +1,41 @@
+"""The images of a view, as each model takes them.
+
+Letters: B batch, C channels, H W pixels of the stored images, S pixels of a model's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from kdcluster.experiment.images import Data
+from kdcluster.train import feed, views
+from kdcluster.train.draw import draw
+from kdcluster.train.render import render
+
+
+def shown(
+    images: feed.Split, index: feed.Index, data: Data, view: int, sizes: Iterable[int]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """What a view shows of some images to models of some sizes, without waiting for the device.
+
+    Args:
+        images: the whole training set.
+        index: of B of them.
+        data: with its augmentation and the seed of the views.
+        view: which one (views.view_of).
+        sizes: S of each model; equal ones are made once.
+
+    Returns:
+        By size: uint8 (B, C, H, W) where the stored pixels are only moved, the same for all, and the models resize
+        them; else float32 (B, C, S, S) in [0, 1]. And labels (B,).
+    """
+    pixels, labels = feed.gather(images, index)
+    augment, seed = data.augment, data.view_seed
+    if not augment.is_resampled:
+        moved = views.augment(pixels, index.device, epoch=view, augment=augment, view_seed=seed)
+        return dict.fromkeys(sizes, moved), labels
+    height, width = pixels.shape[-2:]
+    drawn = draw(augment, seed, view, index.host, (height, width))
+    return {size: render(pixels, drawn, size, images.device) for size in dict.fromkeys(sizes)}, labels
