@@ -67,7 +67,7 @@ def another(info: FieldInfo, value: Any) -> Any:
     kinds = set(_kinds(info.annotation))
     literals = [kind for kind in kinds if not isinstance(kind, type)]
     if literals:
-        return sorted(option for option in literals if option != value)[0]
+        return sorted(option for option in literals if option not in (value, info.default))[0]
     if bool in kinds and str not in kinds:
         return value is False
     if str in kinds:

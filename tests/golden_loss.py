@@ -27,7 +27,7 @@ CURVES: dict[str, dict[str, Any]] = {
     },
     "loss_crop": {
         "train": {**TRAIN, "epochs": 5, "warmup_epochs": 1},
-        "data.augment": {"crop": {"scale": [0.3, 1]}},
+        "data.augment": {"crop": {"scale": [0.3, 1]}, "color": {"contrast": 0.4, "hue": 0.1}, "erase": {}},
         "teacher.image_size": 24,
     },
 }

@@ -25,7 +25,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 AUGMENT: dict[str, dict[str, Any]] = {
     "moved": {},
     "resampled": {
-        "data.augment": {"crop": {"scale": [0.2, 1]}},
+        "data.augment": {
+            "crop": {"scale": [0.2, 1]},
+            "color": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+            "policy": "trivial",
+            "erase": {},
+        },
         "teacher": {**CHANGES["teacher"], "image_size": 24},
     },
 }

@@ -282,7 +282,10 @@ TRAIN: dict[str, Effect] = {
     "checkpoint_every": CHECKPOINT,
     "micro_batch": STEP,
 }
-AUGMENT = ("crop.scale", "crop.ratio")
+AUGMENT = (
+    *("crop.scale", "crop.ratio", "color.brightness", "color.contrast", "color.saturation", "color.hue"),
+    *("policy", "rand.ops", "rand.magnitude", "erase.probability", "erase.scale", "erase.ratio"),
+)
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
 EFFECTS: dict[str, Effect] = {
     "data.name": HASH,
@@ -342,6 +345,7 @@ READERS = {
     "data.augment.pad": "augment.pad",
     "data.augment.flip": "augment.flip",
     **{f"data.augment.{key}": key for key in AUGMENT},
+    "data.augment.policy": "augment.policy",
     "data.views": "data.views",
     "data.view_seed": "data.view_seed",
     "student.model": "model.model",

@@ -9,12 +9,14 @@ Letters: B batch, C channels, H W pixels of the stored images, S pixels of the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdcluster.train.draw import View
+from kdcluster.train.operations import OPERATIONS, Operation
 
 A = -0.5
 """Of the cubic (Keys 1981), as in PIL and in torch's antialiased resize."""
@@ -28,23 +30,77 @@ AT_ONCE = 2**25
 HOST = torch.device("cpu")
 
 
-def render(images: Tensor, view: View, size: int, device: torch.device) -> Tensor:
+GREY = 0.5
+"""Of what is erased: not the mean that a model subtracts, which teacher and student have of their own, nor black, which
+is the ground of digits."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A view, on the host and on the device of its images."""
+
+    view: View
+    device: torch.device
+    box: Tensor | None
+    mirror: Tensor | None
+    groups: tuple[tuple[Operation, Tensor, Tensor], ...]
+    """In their order: an operation, the rows that get it, and how strong in each."""
+    erased: Tensor | None
+
+
+def place(view: View, device: torch.device) -> Placed:
+    """A view for `render`: its numbers go to the device in one copy that nobody waits for."""
+    groups = []
+    if view.operations is not None and view.strengths is not None:
+        for slot, strengths in zip(view.operations.unbind(1), view.strengths.unbind(1), strict=True):
+            for number in sorted({*slot.tolist()}):
+                if operation := OPERATIONS[number]:
+                    rows = (slot == number).nonzero()[:, 0]
+                    groups.append((operation, rows, strengths[rows]))
+    given = [one for one in (view.box, view.mirror, view.erased) if one is not None]
+    given += [one for _, *pair in groups for one in pair]
+    left = iter(sent(given, device))
+    box, mirror, erased = (None if one is None else next(left) for one in (view.box, view.mirror, view.erased))
+    return Placed(view, device, box, mirror, tuple((one, next(left), next(left)) for one, *_ in groups), erased)
+
+
+def render(images: Tensor, placed: Placed, size: int | None) -> Tensor:
     """What a model of one size sees.
 
     Args:
         images: uint8 (B, C, H, W).
-        view: of these images.
-        size: S.
-        device: of `images`.
+        placed: the view of these images.
+        size: S; None where the view has no box: the images are as large as they were.
 
     Returns:
-        float32 (B, C, S, S) in [0, 1], there too.
+        float32 (B, C, S, S) in [0, 1], on the device of `images`.
     """
-    assert view.box is not None
-    assert view.mirror is not None
-    if device == HOST and max(images.shape[-2:]) > BY_MATRICES:
-        return _one_by_one(images, view.box, view.mirror, size)
-    box, mirror = sent((view.box, view.mirror), device)
+    made = images.float() / 255 if size is None else _cut(images, placed, size)
+    for operation, rows, strengths in placed.groups:
+        if len(rows) == len(made):
+            made = operation(made, strengths)
+        else:
+            made.index_copy_(0, rows, operation(made.index_select(0, rows), strengths))
+    if placed.erased is not None:
+        made = torch.where(_inside(placed.erased, *made.shape[-2:]), GREY, made)
+    return made
+
+
+def _inside(box: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels are in boxes of shares, float64 (B, 4); bool (B, 1, H, W)."""
+    top, left, high, wide = box[:, :, None].unbind(1)
+    row, column = (torch.arange(side, device=box.device) for side in (height, width))
+    rows = (row >= (top * height).round()) & (row < ((top + high) * height).round())
+    columns = (column >= (left * width).round()) & (column < ((left + wide) * width).round())
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _cut(images: Tensor, placed: Placed, size: int) -> Tensor:
+    box, mirror = placed.box, placed.mirror
+    assert box is not None
+    assert mirror is not None
+    if placed.device == HOST and max(images.shape[-2:]) > BY_MATRICES:
+        return _one_by_one(images, box, mirror, size)
     side = max(*images.shape[-2:], size)
     pieces = max(1, AT_ONCE // (images.shape[1] * side * side))
     parts = zip(images.split(pieces), box.split(pieces), mirror.split(pieces), strict=True)
@@ -55,6 +111,8 @@ def sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Tensors of the host on the device, in one copy that nobody waits for (whole numbers up to 2⁵³)."""
     if device == HOST:
         return list(tensors)
+    if not tensors:
+        return []
     packed = torch.cat([one.double().flatten() for one in tensors]).pin_memory().to(device, non_blocking=True)
     parts = packed.split([one.numel() for one in tensors])
     return [part.view(one.shape).to(one.dtype) for part, one in zip(parts, tensors, strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcluster.experiment.images import Data
 from kdcluster.train import feed, views
 from kdcluster.train.draw import draw
-from kdcluster.train.render import render
+from kdcluster.train.render import place, render
 
 
 def shown(
@@ -28,14 +28,17 @@ def shown(
         sizes: S of each model; equal ones are made once.
 
     Returns:
-        By size: uint8 (B, C, H, W) where the stored pixels are only moved, the same for all, and the models resize
-        them; else float32 (B, C, S, S) in [0, 1]. And labels (B,).
+        By size: float32 (B, C, S, S) in [0, 1] with a crop. Without one the images are as they are stored, the same for
+        all, and the models resize them: uint8 (B, C, H, W) where pixels are only moved, else float32. And labels (B,).
     """
     pixels, labels = feed.gather(images, index)
     augment, seed = data.augment, data.view_seed
-    if not augment.is_resampled:
-        moved = views.augment(pixels, index.device, epoch=view, augment=augment, view_seed=seed)
-        return dict.fromkeys(sizes, moved), labels
+    if augment.crop is None:
+        pixels = views.augment(pixels, index.device, epoch=view, augment=augment, view_seed=seed)
+    if not augment.is_drawn:
+        return dict.fromkeys(sizes, pixels), labels
     height, width = pixels.shape[-2:]
-    drawn = draw(augment, seed, view, index.host, (height, width))
-    return {size: render(pixels, drawn, size, images.device) for size in dict.fromkeys(sizes)}, labels
+    placed = place(draw(augment, seed, view, index.host, (height, width)), images.device)
+    if augment.crop is None:
+        return dict.fromkeys(sizes, render(pixels, placed, None)), labels
+    return {size: render(pixels, placed, size) for size in dict.fromkeys(sizes)}, labels

@@ -28,6 +28,9 @@ from kdcluster.run import Run
 
 CROP_ROW, CROP_COLUMN, FLIP, ORDER, HELD_OUT = range(5)
 BOX_AREA, BOX_RATIO, BOX_ROW, BOX_COLUMN = range(5, 9)
+BRIGHTNESS, CONTRAST, SATURATION, HUE, COLOR_ORDER = range(9, 14)
+POLICY, MAGNITUDE, SIGN = range(14, 17)
+ERASED, ERASED_AREA, ERASED_RATIO, ERASED_ROW, ERASED_COLUMN = range(17, 22)
 """Streams: what a random number is for. Each has numbers of its own, so that one never moves another."""
 
 

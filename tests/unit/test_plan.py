@@ -172,11 +172,11 @@ def test_a_teacher_sees_the_views_of_the_file_or_its_own() -> None:
     assert moved(taken, put(taken, "teacher.augment.pad", 2)) == []
 
 
-@pytest.mark.parametrize("block", ["crop"])
-def test_a_block_that_is_off_by_default_is_on_with_nothing_in_it(block: str) -> None:
+@pytest.mark.parametrize(("block", "inside"), [("crop", {"scale": [0.08, 1]}), ("erase", {"probability": 0.25})])
+def test_a_block_that_is_off_by_default_is_on_with_nothing_in_it(block: str, inside: Any) -> None:
     on = put(BASE, f"data.augment.{block}", {})
     assert moved(BASE, on) == list(plan.ROLES)
-    assert moved(on, put(BASE, f"data.augment.{block}", {"scale": [0.08, 1]})) == []
+    assert moved(on, put(BASE, f"data.augment.{block}", inside)) == []
     assert moved(BASE, put(BASE, f"data.augment.{block}", None)) == []
 
 

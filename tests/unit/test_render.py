@@ -12,16 +12,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from kdcluster.experiment.images import Augment, Crop, Data
+from kdcluster.experiment.images import Augment, Color, Crop, Data, Erase, Rand
 from kdcluster.train import feed, render, shown, views
 from kdcluster.train.draw import View, draw
 from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 
 N = 20_000
 CROP = Augment(crop=Crop())
+COLOR = Color(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+ALL = Augment(crop=Crop(), color=COLOR, policy="trivial", erase=Erase(probability=0.5))
 SIZES = [(8, 8, 8), (28, 28, 28), (32, 32, 32), (32, 32, 48), (48, 40, 24), (64, 64, 32), (40, 56, 64), (96, 96, 72)]
 """H, W, S; up to 48 pixels two matrices, above torch's resize."""
-GOLDEN = [[0, 5, 27, 21], [3, 3, 29, 22], [14, 1, 16, 18], [10, 15, 22, 17]]
+GOLDEN = [[0, 5, 27, 21], [8, 4, 23, 19], [18, 2, 12, 10], [4, 6, 28, 26]]
 
 
 def photos(count: int, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
@@ -37,15 +39,16 @@ def photos(count: int, height: int, width: int, channels: int = 3, seed: int = 0
     return torch.from_numpy(pixels.reshape(count, channels, height, width))
 
 
-def some(count: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, View]:
-    index = torch.arange(count)
-    return photos(count, height, width), draw(CROP, seed, 0, index, (height, width))
+def some(count: int, height: int, width: int, augment: Augment = CROP) -> tuple[Tensor, View]:
+    return photos(count, height, width), draw(augment, 0, 0, torch.arange(count), (height, width))
+
+
+def on_host(images: Tensor, view: View, size: int | None) -> Tensor:
+    return render.render(images, render.place(view, feed.HOST), size)
 
 
 def rows_of(view: View, at: Tensor) -> View:
-    assert view.box is not None
-    assert view.mirror is not None
-    return View(view.box[at], view.mirror[at])
+    return View(**{name: None if one is None else one[at] for name, one in vars(view).items()})
 
 
 def each(images: Tensor, view: View):
@@ -115,11 +118,23 @@ def test_half_are_mirrored_as_without_a_crop_and_not_where_that_is_off() -> None
 @settings(deadline=None, max_examples=30)
 @given(order=st.permutations(range(20)), count=st.integers(0, 20), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0))
 def test_a_view_is_drawn_for_each_image_alone(order, count, seed, epoch) -> None:
-    whole = draw(CROP, seed, epoch, torch.arange(20), (32, 24))
-    at = torch.tensor(order[:count], dtype=torch.int64)
-    part, same = draw(CROP, seed, epoch, at, (32, 24)), rows_of(whole, at)
-    assert torch.equal(part.box, same.box)  # type: ignore[arg-type]
-    assert torch.equal(part.mirror, same.mirror)  # type: ignore[arg-type]
+    for augment in (ALL, Augment(policy="rand", rand=Rand(ops=3))):
+        whole = draw(augment, seed, epoch, torch.arange(20), (32, 24))
+        at = torch.tensor(order[:count], dtype=torch.int64)
+        part, same = vars(draw(augment, seed, epoch, at, (32, 24))), vars(rows_of(whole, at))
+        assert all(torch.equal(part[name], one) for name, one in same.items() if one is not None)
+        assert {name for name, one in same.items() if one is None} == {
+            name for name, one in part.items() if one is None
+        }
+
+
+def test_what_is_switched_on_moves_nothing_else() -> None:
+    index = torch.arange(100)
+    views_of = [draw(one, 1, 2, index, (32, 32)) for one in (CROP, ALL, ALL.model_copy(update={"policy": "none"}))]
+    assert torch.equal(views_of[0].box, views_of[1].box)  # type: ignore[arg-type]
+    assert torch.equal(views_of[1].operations[:, :4], views_of[2].operations)  # type: ignore[index, arg-type]
+    assert torch.equal(views_of[1].strengths[:, :4], views_of[2].strengths)  # type: ignore[index, arg-type]
+    assert torch.equal(views_of[1].erased, views_of[2].erased)  # type: ignore[arg-type]
 
 
 # --- its pixels ---
@@ -128,7 +143,7 @@ def test_a_view_is_drawn_for_each_image_alone(order, count, seed, epoch) -> None
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 def test_pixels_are_torchvisions(height: int, width: int, size: int) -> None:
     images, view = some(40, height, width)
-    got = render.render(images, view, size, feed.HOST)
+    got = on_host(images, view, size)
     assert got.dtype == torch.float32
     for image, ((top, left, h, w), mirror), made in zip(
         images, [(box, mirror) for _, box, mirror in each(images, view)], got, strict=True
@@ -141,7 +156,7 @@ def test_pixels_are_torchvisions(height: int, width: int, size: int) -> None:
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 def test_pixels_are_pils_but_for_its_rounding_between_two_passes(height: int, width: int, size: int) -> None:
     images, view = some(40, height, width)
-    got = render.render(images, view, size, feed.HOST) * 255
+    got = on_host(images, view, size) * 255
     apart = []
     for (image, (top, left, h, w), mirror), made in zip(each(images, view), got, strict=True):
         box = (left, top, left + w, top + h)
@@ -160,20 +175,19 @@ def test_both_ways_give_the_same_numbers(height: int, width: int, size: int) -> 
 
 
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-@pytest.mark.parametrize("pieces", [False, True])
-def test_a_row_has_the_same_bits_in_any_batch(height, width, size, pieces, monkeypatch) -> None:
+@pytest.mark.parametrize("augment", [CROP, ALL], ids=["crop", "all"])
+def test_a_row_has_the_same_bits_in_any_batch(height, width, size, augment, monkeypatch) -> None:
     """Else stored and computed logits would differ."""
-    images, view = some(130, height, width)  # more than a pass of the teacher
+    images, view = some(130, height, width, augment)  # more than a pass of the teacher
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    whole = render.render(images, view, size, feed.HOST)
-    if pieces:
-        monkeypatch.setattr(render, "AT_ONCE", 20 * 3 * max(height, width, size) ** 2)
+    whole = on_host(images, view, size)
+    monkeypatch.setattr(render, "AT_ONCE", 50 * 3 * max(height, width, size) ** 2)
     try:
         for count in (1, 2, 7, 64, 129):
             at = torch.randperm(130, generator=torch.Generator().manual_seed(count))[:count]
             torch.set_num_threads(1 + (count == 64))
-            assert torch.equal(render.render(images[at], rows_of(view, at), size, feed.HOST), whole[at])
+            assert torch.equal(on_host(images[at], rows_of(view, at), size), whole[at])
     finally:
         torch.set_num_threads(threads)
 
@@ -187,7 +201,7 @@ def test_models_of_different_sizes_see_the_same_region(side: int) -> None:
     assert view.box is not None
     middle = view.box[:, :2] + (view.box[:, 2:] - 1) / 2
     for size in (16, 31, 64):
-        seen = render.render(images, view, size, feed.HOST).mean((-1, -2)) * 255 / 4
+        seen = on_host(images, view, size).mean((-1, -2)) * 255 / 4
         assert (seen[:, 1] - middle[:, 0]).abs().max() < 0.5
         assert (seen[:, 0] - middle[:, 1]).abs().max() < 0.5
 
@@ -195,7 +209,7 @@ def test_models_of_different_sizes_see_the_same_region(side: int) -> None:
 def test_a_whole_box_at_its_own_size_is_the_image() -> None:
     images = photos(3, 32, 32)
     box = torch.tensor([[0, 0, 32, 32]] * 3)
-    made = render.render(images, View(box, torch.tensor([False, True, False])), 32, feed.HOST) * 255
+    made = on_host(images, View(box, torch.tensor([False, True, False])), 32) * 255
     assert torch.allclose(made[0], images[0].float(), atol=1e-4)
     assert torch.allclose(made[1], images[1].flip(-1).float(), atol=1e-4)
 
@@ -203,9 +217,9 @@ def test_a_whole_box_at_its_own_size_is_the_image() -> None:
 def test_equal_sizes_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def spy(images: Tensor, view: View, size: int, device: torch.device) -> Tensor:
+    def spy(images: Tensor, placed: render.Placed, size: int) -> Tensor:
         sizes.append(size)
-        return render.render(images, view, size, device)
+        return render.render(images, placed, size)
 
     monkeypatch.setattr(shown, "render", spy)
     split = feed.Split(photos(6, 32, 32), torch.arange(6), feed.HOST)
@@ -225,14 +239,19 @@ def test_equal_sizes_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(pixels[16], want)
 
 
+EVERY = [CROP, ALL, Augment(policy="rand", rand=Rand(ops=16, magnitude=20)), Augment(erase=Erase())]
+
+
 @pytest.mark.parametrize("side", [16, 64])
-def test_no_view_waits_for_the_device(side: int) -> None:
+@pytest.mark.parametrize("augment", EVERY, ids=["crop", "all", "rand", "erase"])
+def test_no_view_waits_for_the_device(side: int, augment: Augment) -> None:
+    draw(augment, 0, 0, torch.arange(1), (side, side))  # keeps its tables
     with StandIn() as device:
         index = torch.from_numpy(np.arange(8))  # of the host, whatever the guard may think of an arange
         placed = feed.Index.placed(index, PLACE)
         split = feed.Split(photos(8, side, side).to(PLACE), torch.arange(8).to(PLACE), PLACE)
         device.watching = True
-        pixels, _ = shown.shown(split, placed, Data(name="cifar10", augment=CROP), 0, (24, 32))
+        pixels, _ = shown.shown(split, placed, Data(name="cifar10", augment=augment), 0, (24, 32))
         assert {device.where(one) for one in pixels.values()} == {"device"}
 
 
@@ -240,8 +259,8 @@ def test_no_view_waits_for_the_device(side: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 def test_gpu_makes_the_same_views_without_waiting(height: int, width: int, size: int) -> None:
-    images, view = some(40, height, width)
+    images, view = some(40, height, width, ALL.model_copy(update={"policy": "none"}))  # some jump at a level
     on_gpu = images.cuda()
     with cuda_refuses_to_wait():
-        got = render.render(on_gpu, view, size, on_gpu.device)
-    assert (got.cpu() - render.render(images, view, size, feed.HOST)).abs().max() <= 5e-5
+        got = render.render(on_gpu, render.place(view, on_gpu.device), size)
+    assert (got.cpu() - on_host(images, view, size)).abs().max() <= 5e-5
