@@ -27,6 +27,8 @@ work grows with what the cubic covers and not with the side. One thread, images/
 3e-5; the choice is a function of size and device alone, so that a store and a student make the same one."""
 AT_ONCE = 2**25
 """Pixels that are made together: 128 MiB for each of the three arrays in between."""
+IN_CACHE = 2**18
+"""Numbers of the images that an operation changes together on a CPU: its intermediate results stay in the cache."""
 HOST = torch.device("cpu")
 
 
@@ -76,11 +78,10 @@ def render(images: Tensor, placed: Placed, size: int | None) -> Tensor:
         float32 (B, C, S, S) in [0, 1], on the device of `images`.
     """
     made = images.float() / 255 if size is None else _cut(images, placed, size)
+    pieces = max(1, IN_CACHE // made[0].numel()) if placed.device == HOST and len(made) else max(1, len(made))
     for operation, rows, strengths in placed.groups:
-        if len(rows) == len(made):
-            made = operation(made, strengths)
-        else:
-            made.index_copy_(0, rows, operation(made.index_select(0, rows), strengths))
+        for some, how in zip(rows.split(pieces), strengths.split(pieces), strict=True):
+            made.index_copy_(0, some, operation(made.index_select(0, some), how))
     if placed.erased is not None:
         made = torch.where(_inside(placed.erased, *made.shape[-2:]), GREY, made)
     return made
