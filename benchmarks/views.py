@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/views.py [ROUNDS]
 
 One thread; every round does all in turns. `by matrices` and `one by one` are those of train/render.py, of which it
-takes one by size and device (BY_MATRICES); PIL crops, resizes and mirrors each image and makes a float tensor of it.
+takes one by sizes and device (MULTIPLIED); PIL crops, resizes and mirrors each image and makes a float tensor of it.
 """
 
 from __future__ import annotations

@@ -20,11 +20,12 @@ from kdcluster.train.operations import OPERATIONS, Operation
 
 A = -0.5
 """Of the cubic (Keys 1981), as in PIL and in torch's antialiased resize."""
-BY_MATRICES = 48
-"""Side of stored images up to which a CPU takes two matrices an image; above, torch's own resize of each box, whose
-work grows with what the cubic covers and not with the side. One thread, images/s: 32 -> 32 px 28,500 and 11,300,
-48 -> 48 6,900 and 5,300, 64 -> 64 2,900 and 4,000, 256 -> 224 170 and 550 (benchmarks/views.py). The numbers agree to
-3e-5; the choice is a function of size and device alone, so that a store and a student make the same one."""
+MULTIPLIED = 90
+"""Most multiplications for a pixel that is made, H · W / S + H, for which a CPU takes two matrices an image; above,
+torch's own resize of each box, whose work grows with what the cubic covers alone. Images a second of CPU, by matrices
+and by boxes: 32 -> 64 px (48) 7,990 and 6,370, 64 -> 224 (82) 810 and 600, 48 -> 48 (96) 7,610 and 9,440, 256 -> 224
+(549) 180 and 550 (benchmarks/README.md). They agree to 3e-5; which one it is depends on sizes and device alone, so that
+it is the same for a store and a student."""
 AT_ONCE = 2**25
 """Pixels that are made together: 128 MiB for each of the three arrays in between."""
 IN_CACHE = 2**18
@@ -100,9 +101,10 @@ def _cut(images: Tensor, placed: Placed, size: int) -> Tensor:
     box, mirror = placed.box, placed.mirror
     assert box is not None
     assert mirror is not None
-    if placed.device == HOST and max(images.shape[-2:]) > BY_MATRICES:
+    height, width = images.shape[-2:]
+    if placed.device == HOST and height * width / size + height > MULTIPLIED:
         return _one_by_one(images, box, mirror, size)
-    side = max(*images.shape[-2:], size)
+    side = max(height, width, size)
     pieces = max(1, AT_ONCE // (images.shape[1] * side * side))
     parts = zip(images.split(pieces), box.split(pieces), mirror.split(pieces), strict=True)
     return torch.cat([_by_matrices(*part, size) for part in parts])
