@@ -30,6 +30,7 @@ bench: $(READY)  ## what benchmarks/README.md has of a step, an epoch, a sweep, 
 	PYTHONPATH=. $(BIN)/python benchmarks/trials.py 5
 	PYTHONPATH=. $(BIN)/python benchmarks/data_path.py 9
 	PYTHONPATH=. $(BIN)/python benchmarks/decoding.py 5
+	PYTHONPATH=. $(BIN)/python benchmarks/views.py 9
 	PYTHONPATH=. $(BIN)/python benchmarks/first_step.py 5
 
 bench-gpu: $(READY)  ## the step with the real models of exp1 and exp2 on one GPU

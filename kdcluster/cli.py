@@ -288,6 +288,27 @@ def prefetch(chosen: Chosen) -> None:
 
 
 @main.command()
+@click.argument("experiment", metavar="EXP", shell_complete=completion.experiments)
+@takes(arguments.overrides, arguments.runs_dir, arguments.data_dir)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE.png",
+    help="Where to.",
+)
+def views(chosen: Chosen, experiment: str, output: Path) -> None:
+    """Draw what the models will see.
+
+    A contact sheet of eight training images and six views of each, of the students, and of the teacher where it is
+    trained on others. The images must be here, as `prefetch` puts them.
+    """
+    from kdcluster.commands import views as command
+
+    command.views(chosen, experiment, output)
+
+
+@main.command()
 @takes(arguments.experiments, arguments.overrides, arguments.runs_dir, arguments.data_dir)
 @click.option("--images", type=click.IntRange(1), default=1000, show_default=True, help="How many to compute again.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which images.")

@@ -67,7 +67,7 @@ def another(info: FieldInfo, value: Any) -> Any:
     kinds = set(_kinds(info.annotation))
     literals = [kind for kind in kinds if not isinstance(kind, type)]
     if literals:
-        return sorted(option for option in literals if option != value)[0]
+        return sorted(option for option in literals if option not in (value, info.default))[0]
     if bool in kinds and str not in kinds:
         return value is False
     if str in kinds:
@@ -78,6 +78,8 @@ def another(info: FieldInfo, value: Any) -> Any:
         return (value or 0.0) + 0.25
     if dict in kinds:
         return {**(value or {}), "drop_rate": {"choice": [0.25]}}
+    if "tuple[float" in str(info.annotation):
+        return tuple(one / 2 for one in value or info.default)
     assert tuple in kinds, f"no other value is known for {info.annotation}"
     if float in kinds:
         return (*(value or ()), 0.25)

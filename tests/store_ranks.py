@@ -1,13 +1,15 @@
 """What each rank of test_store_ranks.py does: a store that is stopped again and again, and students of it.
 
-`torchrun tests/store_ranks.py FOLDER`: below it `runs` gets the store and a student that reads it, `computed` a student
-that has none, `mixed` one whose second view is missing and that is stopped and resumed in the middle of an epoch.
+`torchrun tests/store_ranks.py FOLDER DATA AUGMENT`: below FOLDER `runs` gets the store and a student that reads it,
+`computed` a student that has none, `mixed` one whose second view is missing and that is stopped and resumed in the
+middle of an epoch.
 """
 
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kdcluster.runs import RunDir
 from kdcluster.train import storing, teacher_logits
@@ -16,23 +18,40 @@ from kdcluster.train.trainer import Progress, train
 from tests import tiny
 from tests.resume_ranks import StopAt
 
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "teacher": {**tiny.CNN, "train": {"epochs": 1}},
     "train": {"epochs": 3, "batch_size": 16, "lr": 1e-2, "amp": "none", "micro_batch": 3},
 }
+AUGMENT: dict[str, dict[str, Any]] = {
+    "moved": {},
+    "resampled": {
+        "data.augment": {
+            "crop": {"scale": [0.2, 1]},
+            "color": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+            "policy": "trivial",
+            "erase": {},
+        },
+        "teacher": {**CHANGES["teacher"], "image_size": 24},
+    },
+}
+"""What is changed beside: the stored pixels are moved, or resampled to another size for each of the two."""
 STOPS = 3
 """How often the store is stopped, before it has begun."""
 ROUND = 16
 
 
+def changes(augment: str) -> dict[str, Any]:
+    return {**CHANGES, **AUGMENT[augment]}
+
+
 def main() -> None:
-    folder, data_dir = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, data_dir, augment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     for module in (teacher_logits, storing):
         module.ROWS = ROUND
     with join("cpu", 1) as world:
         own = folder / f"rank{world.rank}"
         own.mkdir()
-        store, student = (tiny.make_run(own, role, CHANGES) for role in ("teacher-logits", "distilled"))
+        store, student = (tiny.make_run(own, role, changes(augment)) for role in ("teacher-logits", "distilled"))
         assert store.teacher
 
         def attempt(root: Path, run_id: str, progress: Progress) -> None:

@@ -294,6 +294,10 @@ TRAIN: dict[str, Effect] = {
     "checkpoint_every": CHECKPOINT,
     "micro_batch": STEP,
 }
+AUGMENT = (
+    *("crop.scale", "crop.ratio", "color.brightness", "color.contrast", "color.saturation", "color.hue"),
+    *("policy", "rand.ops", "rand.magnitude", "erase.probability", "erase.scale", "erase.ratio"),
+)
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
 DISTILL = ("loss", "temperature", "standardise", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
 EFFECTS: dict[str, Effect] = {
@@ -310,6 +314,7 @@ EFFECTS: dict[str, Effect] = {
     "data.view_seed": HASH,
     "teacher.augment.pad": HASH,
     "teacher.augment.flip": HASH,
+    **{f"{block}.augment.{key}": HASH for block in ("data", "teacher") for key in AUGMENT},
     **{f"teacher.{key}": effect for key, effect in MODEL.items()},
     "teacher.seed": HASH,
     "teacher.min_top1": GATE,
@@ -354,6 +359,8 @@ READERS = {
     "data.labelled": "data.labelled",
     "data.augment.pad": "augment.pad",
     "data.augment.flip": "augment.flip",
+    **{f"data.augment.{key}": key for key in AUGMENT},
+    "data.augment.policy": "augment.policy",
     "data.views": "data.views",
     "data.view_seed": "data.view_seed",
     "student.model": "model.model",

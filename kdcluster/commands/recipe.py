@@ -25,7 +25,9 @@ _SAID = {
     "data.labelled",
     "data.views",
 }
-_SAID |= {"data.image_size", "data.augment.pad", "data.augment.flip"} | {f"distill.{key}" for key in Distill.model_fields}
+_SAID |= {"data.image_size", "data.augment.pad", "data.augment.flip"} | {
+    f"distill.{key}" for key in Distill.model_fields
+}
 _SAID |= {f"train.{key}" for key in ("epochs", "steps", "batch_size", "optimizer", "lr", "schedule", "weight_decay")}
 _SAID |= {"train.warmup_epochs", "train.warmup_steps", "train.amp"}
 """What has a sentence of its own; all else that decides the numbers is named where it is not the default."""

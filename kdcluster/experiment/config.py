@@ -213,6 +213,9 @@ class Experiment(Block):
         found = [((role, *key), what) for role in ("teacher", "student") for key, what in _model(getattr(self, role))]
         found += [(("data", key), what) for key, what in images.contradictions(self.data)]
         found += [(("distill", key), what) for key, what in distilling.contradictions(self.distill)]
+        for block, augment in (("data", self.data.augment), ("teacher", self.teacher.augment)):
+            wrong = images.augment_contradictions(augment, self.data.name) if augment else ()
+            found += [((block, "augment", *key), what) for key, what in wrong]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
         found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
         if self.control != "none" and self.distill.alpha == 1:

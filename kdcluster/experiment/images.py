@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator
 
 from kdcluster.experiment.fields import Block, field
 
@@ -34,11 +36,77 @@ DATASETS = {
 """An `image_folder` has what its folders say, in RGB."""
 
 
+def _from_to(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise ValueError("must be two numbers above 0, the smaller one first")
+    return values
+
+
+def _share(values: tuple[float, ...]) -> tuple[float, ...]:
+    if _from_to(values)[1] > 1:
+        raise ValueError("must be at most 1, the whole image")
+    return values
+
+
+Range = Annotated[tuple[float, ...], AfterValidator(_from_to)]
+Share = Annotated[tuple[float, ...], AfterValidator(_share)]
+
+
+class Crop(Block):
+    """A box somewhere in the image, resized to the size of the model (torchvision's RandomResizedCrop)."""
+
+    scale: Share = field("Least and largest area of the box, as a share of the image's.", (0.08, 1.0), strict=False)
+    ratio: Range = field("Least and largest width of the box over its height.", (0.75, 1.333), strict=False)
+
+
+class Color(Block):
+    """Four operations in a random order (torchvision's ColorJitter)."""
+
+    brightness: float = field("Factor drawn from 1 - x to 1 + x, at least 0; 0 is off.", 0.0, ge=0.0, le=10.0)
+    contrast: float = field("Likewise, away from and towards the mean grey of the image.", 0.0, ge=0.0, le=10.0)
+    saturation: float = field("Likewise, away from and towards the grey image.", 0.0, ge=0.0, le=10.0)
+    hue: float = field("Turn of the colour circle drawn from -x to x.", 0.0, unit="turns", ge=0.0, le=0.5)
+
+
+class Erase(Block):
+    """A box of the view becomes middle grey (Zhong et al. 2020; torchvision's RandomErasing)."""
+
+    probability: float = field("Share of the images that it happens to.", 0.25, gt=0.0, le=1.0)
+    scale: Share = field("Least and largest area of the box, as a share of the view's.", (0.02, 0.33), strict=False)
+    ratio: Range = field("Least and largest height of the box over its width.", (0.3, 3.3), strict=False)
+
+
+class Rand(Block):
+    """RandAugment (Cubuk et al. 2020), as torchvision has it."""
+
+    ops: int = field("Operations on each image, one after the other.", 2, ge=1, le=16)
+    magnitude: int = field("Strength of all of them, of 0 to 30.", 9, ge=0, le=30)
+
+
 class Augment(Block):
     """Random views of the training images, made in batches on the device."""
 
     pad: int = field("Random crop after padding every side with zeros; 0 is off.", 4, unit="pixels", ge=0, le=512)
     flip: bool = field("Mirror left and right with probability one half.", True)
+    crop: Crop | None = field(
+        "Take a random box of the image to the size of each model by antialiased bicubic resampling, instead of `pad`: "
+        "teacher and student see the same box. null: off.",
+        None,
+    )
+
+    color: Color = field("Random brightness, contrast, saturation and hue.", Color())
+    policy: Literal["none", "trivial", "rand"] = field(
+        "Operations from a list of fourteen, geometric ones and of colour: trivial is one of any strength on each "
+        "image (TrivialAugmentWide, Müller and Hutter 2021), rand is RandAugment.",
+        "none",
+    )
+    rand: Rand = field("How often and how strong, with policy: rand.", Rand())
+    erase: Erase | None = field("Make a random box of the view grey, behind all else; null: off.", None)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its views are float images; else they are the stored pixels, moved."""
+        return self.crop is not None or self.policy != "none" or self.erase is not None or self.color != Color()
 
 
 class Data(Block):
@@ -89,6 +157,18 @@ class Data(Block):
         ge=1,
     )
     view_seed: int = field("Seed of the views; all runs of an experiment see the same views.", 0, ge=0, lt=2**31)
+
+
+def augment_contradictions(augment: Augment, data: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong between the fields of an `augment`, and with the data set of this name."""
+    if augment.crop is not None and "pad" in augment.model_fields_set:
+        yield ("pad",), "a crop is taken instead of padding: leave pad out, or crop"
+    if augment.rand != Rand() and augment.policy != "rand":
+        yield ("rand",), f"is for policy: rand (policy is {augment.policy}); leave it out, or set policy to rand"
+    if data in DATASETS and DATASETS[data].channels == 1:
+        for key in ("saturation", "hue"):
+            if getattr(augment.color, key):
+                yield ("color", key), f"the images of {data} are grey: leave it out"
 
 
 def contradictions(data: Data) -> Iterator[tuple[str, str]]:

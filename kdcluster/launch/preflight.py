@@ -9,6 +9,7 @@ from typing import Any
 from kdcluster import inputs
 from kdcluster.errors import ConfigError
 from kdcluster.launch.child import asked
+from kdcluster.launch.finished import found_in
 from kdcluster.plan import Run
 
 
@@ -31,6 +32,17 @@ def verify(
     """
     options = ["--runs-dir", str(root), "--images", str(images), "--seed", str(seed), *(["--whole"] if whole else [])]
     found: list[dict[str, Any]] = _asked("verify", stores, data_dir, options, "stored logits")
+    return found
+
+
+def contact_sheet(runs: Iterable[Run], data_dir: Path, into: Path) -> dict[str, Any]:
+    """What `kdcluster.train.contact` says of the PNG that it has written of an experiment's views.
+
+    Raises:
+        KdclusterError: the images are not here.
+    """
+    options = ["--data-dir", str(data_dir), "--into", str(into)]
+    found: dict[str, Any] = found_in(asked("contact", runs, options, "drawing views; nothing was written"))
     return found
 
 

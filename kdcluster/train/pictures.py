@@ -49,22 +49,22 @@ def misclassified(
         return None
     worst = wrong[np.argsort(log_p[wrong, labels[wrong]], kind="stable")][:WORST]
     rows = -(-len(worst) // ACROSS)
-    page = _paper(ACROSS * (TILE + GAP) + GAP, 2 * GAP + LINE + rows * (TILE + 2 * LINE + GAP))
+    page = paper(ACROSS * (TILE + GAP) + GAP, 2 * GAP + LINE + rows * (TILE + 2 * LINE + GAP))
     draw = ImageDraw.Draw(page)
     which = f"the {len(worst)} least right of {len(wrong):,}" if len(worst) < len(wrong) else f"all {len(wrong)}"
     text = f"Wrong on {len(wrong):,} of {len(labels):,} test images; {which}, each with its label and "
-    draw.text((GAP, GAP), text, INK, _font(12))
-    draw.text((GAP + _font(12).getlength(text), GAP), "what it was taken for", WRONG, _font(12))
+    draw.text((GAP, GAP), text, INK, font(12))
+    draw.text((GAP + font(12).getlength(text), GAP), "what it was taken for", WRONG, font(12))
     for number, at in enumerate(worst.tolist()):
         x = GAP + number % ACROSS * (TILE + GAP)
         y = 2 * GAP + LINE + number // ACROSS * (TILE + 2 * LINE + GAP)
-        tile = _tile(np.asarray(images[at]))
+        tile = tile_of(np.asarray(images[at]))
         page.paste(tile, (x, y + TILE - tile.height - 3))
         sure = f"{100 * np.exp(log_p[at, guesses[at]]):.0f} %"
-        label, guess = (_name(classes, int(one)) for one in (labels[at], guesses[at]))
-        draw.text((x, y + TILE), _cut(label, TILE), INK, _font(12))
-        draw.text((x, y + TILE + LINE), _cut(guess, TILE - 6 - _font(12).getlength(sure)), WRONG, _font(12))
-        draw.text((x + TILE, y + TILE + LINE), sure, WRONG, _font(12), anchor="ra")
+        label, guess = (name_of(classes, int(one)) for one in (labels[at], guesses[at]))
+        draw.text((x, y + TILE), cut(label, TILE), INK, font(12))
+        draw.text((x, y + TILE + LINE), cut(guess, TILE - 6 - font(12).getlength(sure)), WRONG, font(12))
+        draw.text((x + TILE, y + TILE + LINE), sure, WRONG, font(12), anchor="ra")
     return page
 
 
@@ -79,15 +79,15 @@ def confusion(counts: NDArray[np.integer[Any]], classes: Sequence[str]) -> Image
     """
     c = len(counts)
     cell = 40 if c <= COUNTED else 12 if c <= NAMED else max(1, MOST // c)
-    small = _font(12 if c <= COUNTED else 10)
-    names = [_cut(_name(classes, label), 120, small) for label in range(c)] if c <= NAMED else []
+    small = font(12 if c <= COUNTED else 10)
+    names = [cut(name_of(classes, label), 120, small) for label in range(c)] if c <= NAMED else []
     edge = round(max(map(small.getlength, names), default=0)) + 2 * GAP
     left, top = edge, edge + LINE + 2 * GAP
     text = f"Label (row) and prediction (column): {np.trace(counts):,} of {counts.sum():,} test images are right (blue)"
-    page = _paper(max(left + c * cell, round(GAP + _font(12).getlength(text))) + GAP, top + c * cell + GAP)
+    page = paper(max(left + c * cell, round(GAP + font(12).getlength(text))) + GAP, top + c * cell + GAP)
     page.paste(Image.fromarray(shades(counts).repeat(cell, axis=0).repeat(cell, axis=1)), (left, top))
     draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP), text, INK, _font(12))
+    draw.text((GAP, GAP), text, INK, font(12))
     for at, name in enumerate(names):
         middle = at * cell + cell // 2
         draw.text((left - 5, top + middle), name, INK, small, anchor="rm")
@@ -113,7 +113,7 @@ def shades(counts: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
     return np.asarray(255 - depth * (255 - hue), np.uint8)
 
 
-def _tile(image: NDArray[np.uint8]) -> Image.Image:
+def tile_of(image: NDArray[np.uint8]) -> Image.Image:
     """(K, H, W) as large as its place has room for; what is smaller keeps its pixels, a whole number of times."""
     shown = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("RGB")
     if times := TILE // max(shown.size):
@@ -122,26 +122,26 @@ def _tile(image: NDArray[np.uint8]) -> Image.Image:
     return shown
 
 
-def _paper(width: int, height: int) -> Image.Image:
+def paper(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), PAPER)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own, which has the letters of Latin-1."""
     found = ImageFont.load_default(size)
     assert isinstance(found, ImageFont.FreeTypeFont)
     return found
 
 
-def _name(classes: Sequence[str], label: int) -> str:
+def name_of(classes: Sequence[str], label: int) -> str:
     """A class as the font can write it, else its number."""
     name = classes[label]
     return name if name.isprintable() and all(ord(sign) < 256 for sign in name) else f"class {label}"
 
 
-def _cut(text: str, width: float, font: ImageFont.FreeTypeFont | None = None) -> str:
+def cut(text: str, width: float, face: ImageFont.FreeTypeFont | None = None) -> str:
     """As much of a text as there is room for."""
-    font, shown = font or _font(12), text
-    while font.getlength(shown) > width:
+    face, shown = face or font(12), text
+    while face.getlength(shown) > width:
         shown = shown.rstrip("…")[:-1] + "…"
     return shown

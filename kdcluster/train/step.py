@@ -27,6 +27,7 @@ from kdcluster.plan import Run
 from kdcluster.train import feed, models, optim, speed, views
 from kdcluster.train.distributed import World, has_batchnorm
 from kdcluster.train.losses import Labels, distillation_loss
+from kdcluster.train.shown import shown
 from kdcluster.train.teacher_logits import Targets
 from kdcluster.train.teacher_terms import Whole
 
@@ -40,6 +41,8 @@ class Shard:
     weight: float
     soft: Tensor | None = None
     """The teacher's logits (b, C), float16, where they are stored."""
+    for_teacher: Tensor | None = None
+    """The images as the teacher takes them, where its logits are to be computed; None: as the student does."""
 
 
 @dataclass
@@ -174,17 +177,19 @@ def epoch_batches(
     batches = [order[at * size : (at + 1) * size] for at in range(first, len(train_index) // size)]
     indices = [batch[mine.start : mine.stop] if len(mine) else batch[:1] for batch in batches]
     soft_targets = targets.batches(indices) if targets else (None for _ in indices)
+    own = models.image_size(run.model)
+    teachers = models.image_size(run.teacher.model) if run.teacher else own
     for index, soft in zip(indices, soft_targets, strict=True):
-        pixels, labels = feed.gather(images, index)
-        seen = run.data
-        pixels = views.augment(pixels, index.device, epoch=view, augment=seen.augment, view_seed=seen.view_seed)
-        yield [_shard(pixels, labels, soft, part) for part in parts]
+        pixels, labels = shown(images, index, run.data, view, (own, teachers) if soft is None else (own,))
+        for_teacher = pixels.get(teachers) if teachers != own else None
+        yield [_shard(part, pixels[own], labels, soft, for_teacher) for part in parts]
 
 
-def _shard(pixels: Tensor, labels: Tensor, soft: Tensor | None, part: range) -> Shard:
+def _shard(part: range, pixels: Tensor, labels: Tensor, soft: Tensor | None, for_teacher: Tensor | None) -> Shard:
     """Some of a rank's images; one of them, without weight, where there are none."""
     some = slice(part.start, part.stop) if len(part) else slice(1)
-    return Shard(pixels[some], labels[some], float(len(part) > 0), None if soft is None else soft[some])
+    soft, for_teacher = (None if one is None else one[some] for one in (soft, for_teacher))
+    return Shard(pixels[some], labels[some], float(len(part) > 0), soft, for_teacher)
 
 
 def micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
@@ -227,7 +232,8 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
         with nullcontext() if last or world.size == 1 else training.model.no_sync():  # type: ignore[operator]
             with torch.autocast(world.device.type, torch.bfloat16, enabled=run.amp == "bf16"):
                 logits = training.model(shard.images)
-            soft = training.targets.of(shard.images, shard.soft) if training.targets else None
+            seen = shard.images if shard.for_teacher is None else shard.for_teacher
+            soft = training.targets.of(seen, shard.soft) if training.targets else None
             terms = distillation_loss(
                 logits,
                 Labels(shard.labels),

