@@ -282,6 +282,7 @@ TRAIN: dict[str, Effect] = {
     "checkpoint_every": CHECKPOINT,
     "micro_batch": STEP,
 }
+MIXING = ("mixup.alpha", "mixup.share", "cutmix.alpha", "cutmix.share")
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
 EFFECTS: dict[str, Effect] = {
     "data.name": HASH,
@@ -296,6 +297,7 @@ EFFECTS: dict[str, Effect] = {
     "data.view_seed": HASH,
     "teacher.augment.pad": HASH,
     "teacher.augment.flip": HASH,
+    **{f"{block}.augment.{key}": HASH for block in ("data", "teacher") for key in MIXING},
     **{f"teacher.{key}": effect for key, effect in MODEL.items()},
     "teacher.seed": HASH,
     "teacher.min_top1": GATE,
@@ -339,6 +341,7 @@ READERS = {
     "data.labelled": "data.labelled",
     "data.augment.pad": "augment.pad",
     "data.augment.flip": "augment.flip",
+    **{f"data.augment.{key}": key for key in MIXING},
     "data.views": "data.views",
     "data.view_seed": "data.view_seed",
     "student.model": "model.model",

@@ -220,6 +220,9 @@ class Experiment(Block):
         """What no single field can know: (dotted key, what is wrong)."""
         found = [((role, *key), what) for role in ("teacher", "student") for key, what in _model(getattr(self, role))]
         found += [(("data", key), what) for key, what in images.contradictions(self.data)]
+        for block, augment in (("data", self.data.augment), ("teacher", self.teacher.augment)):
+            wrong = images.augment_contradictions(augment) if augment else ()
+            found += [((block, "augment", *key), what) for key, what in wrong]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
         found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
         if self.sweep.seeds > 1 and self.sweep.scheduler != "none":

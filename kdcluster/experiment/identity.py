@@ -13,12 +13,13 @@ from pydantic.fields import FieldInfo
 
 
 def changed(block: BaseModel) -> dict[str, Any]:
-    """The hashed fields of a block whose value is not the default."""
+    """The hashed fields of a block whose value is not the default; a block that is off by default counts once it stands
+    there, also with nothing in it."""
     found: dict[str, Any] = {}
     for name, info in hashed(type(block)).items():
         value = getattr(block, name)
         if isinstance(value, BaseModel):
-            if inner := changed(value):
+            if (inner := changed(value)) or info.default is None:
                 found[name] = inner
         elif value != info.default:
             found[name] = value

@@ -28,11 +28,34 @@ DATASETS = {
 """An `image_folder` has what its folders say, in RGB."""
 
 
+class Mixup(Block):
+    """An image and its partner as a weighted mean, labels too (Zhang et al. 2018, arXiv:1710.09412)."""
+
+    alpha: float = field("λ, the image's own share, is drawn from Beta(alpha, alpha).", 0.8, gt=0.0, le=100.0)
+    share: float = field("Probability that an image is mixed in this way.", 0.5, gt=0.0, le=1.0)
+
+
+class Cutmix(Block):
+    """A box of the partner pasted into an image, labels mixed by area (Yun et al. 2019, arXiv:1905.04899)."""
+
+    alpha: float = field(
+        "λ, the image's share before the border clips the box, is Beta(alpha, alpha).", 1.0, gt=0.0, le=100.0
+    )
+    share: float = field("Probability that an image is mixed in this way.", 0.5, gt=0.0, le=1.0)
+
+
 class Augment(Block):
     """Random views of the training images, made in batches on the device."""
 
     pad: int = field("Random crop after padding every side with zeros; 0 is off.", 4, unit="pixels", ge=0, le=512)
     flip: bool = field("Mirror left and right with probability one half.", True)
+    mixup: Mixup | None = field("Blend images with a partner of the same view, and their labels; null: off.", None)
+    cutmix: Cutmix | None = field("Paste a box of a partner of the same view, and mix labels; null: off.", None)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image can be seen together with another one."""
+        return self.mixup is not None or self.cutmix is not None
 
 
 class Data(Block):
@@ -83,6 +106,13 @@ class Data(Block):
         ge=1,
     )
     view_seed: int = field("Seed of the views; all runs of an experiment see the same views.", 0, ge=0, lt=2**31)
+
+
+def augment_contradictions(augment: Augment) -> Iterator[tuple[tuple[str, ...], str]]:
+    mixup, cutmix = augment.mixup, augment.cutmix
+    if mixup and cutmix and mixup.share + cutmix.share > 1:
+        both = f"{cutmix.share:g} and mixup.share {mixup.share:g} are more than 1"
+        yield ("cutmix", "share"), f"{both}: an image is mixed in one way at most; lower one of them"
 
 
 def contradictions(data: Data) -> Iterator[tuple[str, str]]:

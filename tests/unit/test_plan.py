@@ -172,6 +172,14 @@ def test_a_teacher_sees_the_views_of_the_file_or_its_own() -> None:
     assert moved(taken, put(taken, "teacher.augment.pad", 2)) == []
 
 
+@pytest.mark.parametrize("way", ["mixup", "cutmix"])
+def test_a_block_that_is_off_by_default_is_on_with_nothing_in_it(way: str) -> None:
+    on = put(BASE, f"data.augment.{way}", {})
+    assert moved(BASE, on) == list(plan.ROLES)
+    assert moved(on, put(BASE, f"data.augment.{way}", {"share": 0.5})) == []
+    assert moved(BASE, put(BASE, f"data.augment.{way}", None)) == []
+
+
 # The store of the teacher's logits
 
 
@@ -348,6 +356,7 @@ DEFAULTS = {
     for key, info in FIELDS.items()
     if not info.is_required()
     and key not in ("data.path", "data.image_size", "teacher.pretrained", "student.pretrained")
+    and not {"mixup", "cutmix"} & set(key.split("."))  # off by default: to name such a block is to switch it on
 }
 CIFAR = {"data": {"name": "cifar10"}, "teacher": {"model": "resnet18"}, "student": {"model": "resnet10t"}}
 
