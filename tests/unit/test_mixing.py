@@ -22,6 +22,7 @@ from kdcluster.errors import ConfigError
 from kdcluster.experiment.images import Augment, Cutmix, Mixup
 from kdcluster.train import mixing, views
 from kdcluster.train.mixing import GRID, Mix
+from tests import tiny
 from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 
 N = 20_000
@@ -103,6 +104,13 @@ def test_what_is_suggested_is_taken():
                         parts.check_strata(
                             n, **{**change, key: (float if key == "val_fraction" else int)(offer.replace(",", ""))}
                         )
+
+
+def test_a_run_that_cuts_a_stratum_does_not_train(tmp_path):
+    tiny.put_images(tmp_path / "data")
+    run = tiny.make_run(tmp_path, "baseline", {"data.val_fraction": 0.12, "data.augment.cutmix": {}})
+    with pytest.raises(ConfigError, match=r"data\.val_fraction: 0\.12 of 64: .*; take 0\.1 or 0\.15"):
+        tiny.train_here(tmp_path, run, tmp_path / "data")
 
 
 # Partners
