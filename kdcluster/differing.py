@@ -11,7 +11,9 @@ from kdcluster.plan import Run
 from kdcluster.settings import Setting, of_run
 
 SIGNS = {"distill.alpha": "α", "distill.temperature": "T"}
-"""Keys that have a letter of their own."""
+SIGNS |= {f"data.augment.{way}.alpha": f"{way} α" for way in ("mixup", "cutmix")}
+SIGNS |= {f"data.augment.{way}.share": f"{way} share" for way in ("mixup", "cutmix")}
+"""Keys that have a name of their own."""
 _DIGITS = range(3, 18)
 """Significant digits with which numbers are tried until those that differ look different."""
 

@@ -226,7 +226,8 @@ def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
         groups.setdefault((arrays_folder(run, data_dir), run.data.val_fraction, run.data.labelled), []).append(run)
     found = []
     for group in groups.values():
-        seen, there = images(group[0], data_dir), eyes(group)
+        strictest = max(group, key=lambda run: run.data.augment.mixes)  # the teacher may see other views
+        seen, there = images(strictest, data_dir), eyes(group)
         name = f"{group[0].data.name}: " if len(groups) > 1 else ""
         notes = (*seen.notes, *_mirrored(group), *_unknown(there))
         found.append(Told(name + line(seen, there), notes, (*_enlarging(seen, there), *_unequal(group))))

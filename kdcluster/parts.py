@@ -12,6 +12,8 @@ def split(counts: Mapping[str, int], data: Data) -> dict[str, int]:
     """Images of each split, the training images without those that are held out."""
     held = round(counts["train"] * data.val_fraction)
     check_labelled(counts["train"], held, data.labelled)
+    if data.augment.mixes:
+        check_strata(counts["train"], data.val_fraction, data.labelled)
     return {"train": counts["train"] - held, **({"val": held} if held else {}), "test": counts["test"]}
 
 
@@ -24,6 +26,40 @@ def check_labelled(n: int, held: int, labelled: int | None) -> None:
     if labelled is not None and labelled > n - held:
         there = f"there are {n - held:,} training images" + (f" beside {held:,} that are held out" if held else "")
         raise ConfigError(f"data.labelled: {there}, not {labelled:,}; take fewer, or null for all")
+
+
+def strata(n: int) -> list[int]:
+    """Where in the fixed order of n training images one stratum ends and the next begins: 0 first, n last.
+
+    Images are mixed with partners of their own stratum alone. A split along these places (`check_strata`) therefore
+    never mixes an image that is held out into one that trains, and whatever the split, the partners are the same, so
+    that one store of the teacher's logits serves all. 1 % of the images each, 5 % below 10,000, and so many that each
+    has two.
+    """
+    count = 100 if n >= 10_000 else next((count for count in (20, 10, 5, 2) if n >= 2 * count), 1)
+    return [round(n * (part / count)) for part in range(count + 1)]  # as `held_out` rounds a fraction
+
+
+def check_strata(n: int, val_fraction: float, labelled: int | None) -> None:
+    """While images are mixed, those that are held out, and those with labels, must be whole strata.
+
+    Raises:
+        ConfigError: they are not; it names the nearest that are.
+    """
+    ends = strata(n)
+    why = f"images are mixed with others of the same {100 / (len(ends) - 1):g} %, which it would cut"
+    if (held := round(n * val_fraction)) not in ends:
+        near = [f"{ends.index(end) / (len(ends) - 1):g}" for end in _around(held, ends) if end < n]
+        raise ConfigError(f"data.val_fraction: {val_fraction:g} of {n:,}: {why}; take {' or '.join(near)}")
+    if labelled is not None and n - labelled not in ends:
+        near = [f"{n - end:,}" for end in _around(n - labelled, ends) if held <= end < n]
+        what = f"{labelled:,} of {n:,}"
+        raise ConfigError(f"data.labelled: {what}: {why}; take {' or '.join([*near, 'null for all'])}")
+
+
+def _around(place: int, ends: list[int]) -> tuple[int, int]:
+    """The last end before a place, and the first one behind it."""
+    return max(end for end in ends if end < place), min(end for end in ends if end > place)
 
 
 def with_labels(counts: Mapping[str, int], labelled: int | None) -> str:

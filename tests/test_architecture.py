@@ -298,6 +298,7 @@ AUGMENT = (
     *("crop.scale", "crop.ratio", "color.brightness", "color.contrast", "color.saturation", "color.hue"),
     *("policy", "rand.ops", "rand.magnitude", "erase.probability", "erase.scale", "erase.ratio"),
 )
+MIXING = ("mixup.alpha", "mixup.share", "cutmix.alpha", "cutmix.share")
 MODEL: dict[str, Effect] = {"model": HASH, "pretrained": HASH, "image_size": HASH, "model_args": HASH}
 DISTILL = ("loss", "temperature", "standardise", "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
 EFFECTS: dict[str, Effect] = {
@@ -315,6 +316,7 @@ EFFECTS: dict[str, Effect] = {
     "teacher.augment.pad": HASH,
     "teacher.augment.flip": HASH,
     **{f"{block}.augment.{key}": HASH for block in ("data", "teacher") for key in AUGMENT},
+    **{f"{block}.augment.{key}": HASH for block in ("data", "teacher") for key in MIXING},
     **{f"teacher.{key}": effect for key, effect in MODEL.items()},
     "teacher.seed": HASH,
     "teacher.min_top1": GATE,
@@ -361,6 +363,7 @@ READERS = {
     "data.augment.flip": "augment.flip",
     **{f"data.augment.{key}": key for key in AUGMENT},
     "data.augment.policy": "augment.policy",
+    **{f"data.augment.{key}": key for key in MIXING},
     "data.views": "data.views",
     "data.view_seed": "data.view_seed",
     "student.model": "model.model",

@@ -83,6 +83,22 @@ class Rand(Block):
     magnitude: int = field("Strength of all of them, of 0 to 30.", 9, ge=0, le=30)
 
 
+class Mixup(Block):
+    """An image and its partner as a weighted mean, labels too (Zhang et al. 2018, arXiv:1710.09412)."""
+
+    alpha: float = field("λ, the image's own share, is drawn from Beta(alpha, alpha).", 0.8, gt=0.0, le=100.0)
+    share: float = field("Probability that an image is mixed in this way.", 0.5, gt=0.0, le=1.0)
+
+
+class Cutmix(Block):
+    """A box of the partner pasted into an image, labels mixed by area (Yun et al. 2019, arXiv:1905.04899)."""
+
+    alpha: float = field(
+        "λ, the image's share before the border clips the box, is Beta(alpha, alpha).", 1.0, gt=0.0, le=100.0
+    )
+    share: float = field("Probability that an image is mixed in this way.", 0.5, gt=0.0, le=1.0)
+
+
 class Augment(Block):
     """Random views of the training images, made in batches on the device."""
 
@@ -107,6 +123,14 @@ class Augment(Block):
     def is_drawn(self) -> bool:
         """Whether its views are float images; else they are the stored pixels, moved."""
         return self.crop is not None or self.policy != "none" or self.erase is not None or self.color != Color()
+
+    mixup: Mixup | None = field("Blend images with a partner of the same view, and their labels; null: off.", None)
+    cutmix: Cutmix | None = field("Paste a box of a partner of the same view, and mix labels; null: off.", None)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image can be seen together with another one."""
+        return self.mixup is not None or self.cutmix is not None
 
 
 class Data(Block):
@@ -169,6 +193,10 @@ def augment_contradictions(augment: Augment, data: str) -> Iterator[tuple[tuple[
         for key in ("saturation", "hue"):
             if getattr(augment.color, key):
                 yield ("color", key), f"the images of {data} are grey: leave it out"
+    mixup, cutmix = augment.mixup, augment.cutmix
+    if mixup and cutmix and mixup.share + cutmix.share > 1:
+        both = f"{cutmix.share:g} and mixup.share {mixup.share:g} are more than 1"
+        yield ("cutmix", "share"), f"{both}: an image is mixed in one way at most; lower one of them"
 
 
 def contradictions(data: Data) -> Iterator[tuple[str, str]]:

@@ -172,7 +172,7 @@ def held_out(n: int, fraction: float) -> tuple[Tensor, Tensor]:
     if fraction > 0 and not 0 < size < n:
         what = f"{fraction:g} of {n} training images is {size} for validation and {n - size} for training"
         raise ConfigError(f"data.val_fraction: {what}; at least 1 each, or set it to 0")
-    order = _fixed_order(n)
+    order = fixed_order(n)
     return order[size:].sort().values, order[:size].sort().values
 
 
@@ -193,9 +193,9 @@ def labelled(n: int, count: int, fraction: float) -> Tensor:
         ConfigError: so many are not left.
     """
     parts.check_labelled(n, round(n * fraction), count)
-    return _fixed_order(n)[n - count :].sort().values
+    return fixed_order(n)[n - count :].sort().values
 
 
-def _fixed_order(n: int) -> Tensor:
+def fixed_order(n: int) -> Tensor:
     """Of the n images of a training set, int64 (n,); no setting moves it."""
     return torch.argsort(counter_bits(0, 0, torch.arange(n), HELD_OUT), stable=True)

@@ -131,7 +131,7 @@ def test_every_duplicate_is_reported_at_once(tmp_path: Path) -> None:
 
 def test_a_key_that_pydantic_uses_itself(tmp_path: Path) -> None:
     assert refused(tmp_path, GOOD.replace("cifar10", "cifar10\n  augment: {str: 1}")) == [
-        "3:13: data.augment.str: unknown key; known: pad, flip, crop, color, policy, rand, erase"
+        "3:13: data.augment.str: unknown key; known: pad, flip, crop, color, policy, rand, erase, mixup, cutmix"
     ]
 
 

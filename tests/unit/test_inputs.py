@@ -72,6 +72,33 @@ def test_more_labels_than_images_are_refused_in_a_plan(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (
+            {"val_fraction": 0.12},
+            "data.val_fraction: 0.12 of 4,000: images are mixed with others of the same 5 %, which it would cut; take "
+            "0.1 or 0.15",
+        ),
+        (
+            {"val_fraction": 0.1, "labelled": 500},
+            "data.labelled: 500 of 4,000: images are mixed with others of the same 5 %, which it would cut; take 600 "
+            "or 400 or null for all",
+        ),
+    ],
+)
+@pytest.mark.parametrize("teacher", [{}, {"augment": {"flip": False}}])  # its own views are not mixed, or as theirs
+def test_a_split_that_cuts_a_stratum_is_refused_in_a_plan_of_mixed_images(
+    folder: Path, data: dict[str, float], line: str, teacher: dict[str, Any]
+) -> None:
+    settings = {"name": "mnist5k", **data, "augment": {"mixup": {}}}
+    write_experiment(
+        folder, {"data": settings, "train": {"steps": 400}, **{f"teacher.{k}": teacher[k] for k in teacher}}
+    )
+    result = CliRunner().invoke(main, ["plan", "tiny.yaml"])
+    assert (result.exit_code, result.stderr.splitlines()) == (2, [line])
+
+
 def test_arms_of_unequal_length_are_warned_of(tmp_path: Path) -> None:
     (seen,) = told(make_plan(tmp_path, {"data": {"name": "mnist5k", "labelled": 500}}).runs, tmp_path)
     assert seen.warnings == (

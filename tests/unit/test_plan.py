@@ -173,7 +173,10 @@ def test_a_teacher_sees_the_views_of_the_file_or_its_own() -> None:
     assert moved(taken, put(taken, "teacher.augment.pad", 2)) == []
 
 
-@pytest.mark.parametrize(("block", "inside"), [("crop", {"scale": [0.08, 1]}), ("erase", {"probability": 0.25})])
+@pytest.mark.parametrize(
+    ("block", "inside"),
+    [("crop", {"scale": [0.08, 1]}), ("erase", {"probability": 0.25}), ("mixup", {"share": 0.5}), ("cutmix", {})],
+)
 def test_a_block_that_is_off_by_default_is_on_with_nothing_in_it(block: str, inside: Any) -> None:
     on = put(BASE, f"data.augment.{block}", {})
     assert moved(BASE, on) == list(plan.ROLES)
@@ -358,7 +361,7 @@ DEFAULTS = {
     if not info.is_required()
     and key not in ("data.path", "data.image_size", "teacher.pretrained", "student.pretrained")
     and not key.startswith(("distill.dkd_", "distill.dist_"))  # refused for the default loss
-    and not {"crop", "erase"} & set(key.split("."))  # off by default: to name such a block is to switch it on
+    and not {"crop", "erase", "mixup", "cutmix"} & set(key.split("."))  # off by default: to name one is to switch it on
 }
 CIFAR = {"data": {"name": "cifar10"}, "teacher": {"model": "resnet18"}, "student": {"model": "resnet10t"}}
 
