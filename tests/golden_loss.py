@@ -25,6 +25,11 @@ CURVES: dict[str, dict[str, Any]] = {
         "data.labelled": 20,
         "data.val_fraction": 0.1,
     },
+    "loss_mixed": {
+        "train": {**TRAIN, "epochs": 5, "warmup_epochs": 1},
+        "data.augment": {"crop": {"scale": [0.3, 1]}, "mixup": {}, "cutmix": {"share": 0.3}},
+        "teacher.image_size": 24,
+    },
     "loss_crop": {
         "train": {**TRAIN, "epochs": 5, "warmup_epochs": 1},
         "data.augment": {"crop": {"scale": [0.3, 1]}, "color": {"contrast": 0.4, "hue": 0.1}, "erase": {}},

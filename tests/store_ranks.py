@@ -30,11 +30,13 @@ AUGMENT: dict[str, dict[str, Any]] = {
             "color": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
             "policy": "trivial",
             "erase": {},
+            "mixup": {"share": 0.4},
+            "cutmix": {"share": 0.4},
         },
         "teacher": {**CHANGES["teacher"], "image_size": 24},
     },
 }
-"""What is changed beside: the stored pixels are moved, or resampled to another size for each of the two."""
+"""What is changed beside: the stored pixels are moved, or resampled to another size for each of the two, and mixed."""
 STOPS = 3
 """How often the store is stopped, before it has begun."""
 ROUND = 16

@@ -109,7 +109,6 @@ class Augment(Block):
         "teacher and student see the same box. null: off.",
         None,
     )
-
     color: Color = field("Random brightness, contrast, saturation and hue.", Color())
     policy: Literal["none", "trivial", "rand"] = field(
         "Operations from a list of fourteen, geometric ones and of colour: trivial is one of any strength on each "
@@ -119,13 +118,13 @@ class Augment(Block):
     rand: Rand = field("How often and how strong, with policy: rand.", Rand())
     erase: Erase | None = field("Make a random box of the view grey, behind all else; null: off.", None)
 
-    @property
-    def is_drawn(self) -> bool:
-        """Whether its views are float images; else they are the stored pixels, moved."""
-        return self.crop is not None or self.policy != "none" or self.erase is not None or self.color != Color()
-
     mixup: Mixup | None = field("Blend images with a partner of the same view, and their labels; null: off.", None)
     cutmix: Cutmix | None = field("Paste a box of a partner of the same view, and mix labels; null: off.", None)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its views are float images before they are mixed; else they are the stored pixels, moved."""
+        return self.crop is not None or self.policy != "none" or self.erase is not None or self.color != Color()
 
     @property
     def mixes(self) -> bool:

@@ -20,6 +20,14 @@ RECIPES: dict[Name, Recipe] = {
     "deit": Recipe(
         "Touvron et al. 2021, Training data-efficient image transformers & distillation through attention, table 9",
         {
+            "data.augment.crop.scale": [0.08, 1.0],
+            "data.augment.policy": "rand",
+            "data.augment.rand.magnitude": 9,
+            "data.augment.erase.probability": 0.25,
+            "data.augment.mixup.alpha": 0.8,
+            "data.augment.mixup.share": 0.5,
+            "data.augment.cutmix.alpha": 1.0,
+            "data.augment.cutmix.share": 0.5,
             "distill.alpha": 0.5,
             "distill.loss": "hard",
             "train.epochs": 300,
@@ -37,6 +45,9 @@ RECIPES: dict[Name, Recipe] = {
         "Beyer et al. 2022, Knowledge distillation: A good teacher is patient and consistent; big_vision's settings "
         "for Pets, whose weight decay is a share of the weights, not of the learning rate: 3e-4 / 3e-3",
         {
+            "data.augment.crop.scale": [0.05, 1.0],
+            "data.augment.mixup.alpha": 1.0,
+            "data.augment.mixup.share": 1.0,
             "distill.alpha": 1.0,
             "distill.loss": "kd",
             "distill.temperature": 1.0,
@@ -53,6 +64,13 @@ RECIPES: dict[Name, Recipe] = {
     "a2": Recipe(
         "Wightman, Touvron, Jégou 2021, ResNet strikes back: An improved training procedure in timm, table 2, A2",
         {
+            "data.augment.crop.scale": [0.08, 1.0],
+            "data.augment.policy": "rand",
+            "data.augment.rand.magnitude": 7,
+            "data.augment.mixup.alpha": 0.1,
+            "data.augment.mixup.share": 0.5,
+            "data.augment.cutmix.alpha": 1.0,
+            "data.augment.cutmix.share": 0.5,
             "train.epochs": 300,
             "train.batch_size": 2048,
             "train.optimizer": "lamb",
@@ -68,6 +86,7 @@ RECIPES: dict[Name, Recipe] = {
         "Layer decay as in BEiT (Bao et al. 2022) and MAE (He et al. 2022, table 9), over fewer epochs, for models "
         "that begin with pretrained weights",
         {
+            "data.augment.crop.scale": [0.5, 1.0],
             "train.epochs": 20,
             "train.batch_size": 128,
             "train.optimizer": "adamw",
@@ -89,6 +108,8 @@ INSTEAD = {
     "train.warmup_epochs": ("train.warmup_steps",),
     "train.schedule": ("train.min_lr",),
     "distill.loss": ("distill.temperature",),
+    "data.augment.pad": ("data.augment.crop.scale",),
+    "data.augment.policy": ("data.augment.rand.magnitude",),
 }
 """A key, and those of a recipe that are put aside where the file has another value there: what it stands for, or what
 goes with the recipe's own value alone."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kdcluster.processes import die_with
 from kdcluster.run import Run
 from kdcluster.train import data, feed, models, views
 from kdcluster.train.finished.model import told
+from kdcluster.train.losses import Labels
 from kdcluster.train.pictures import FRAME, GAP, INK, LINE, TILE, cut, font, name_of, paper, tile_of
 from kdcluster.train.preflight import answer_about
 from kdcluster.train.shown import shown
@@ -95,9 +96,13 @@ class Section:
         """Its images, as they are stored and in each view."""
         several = range(min(VIEWS, self.run.data.views or VIEWS))
         placed = feed.Index.placed(index, split.device)
-        seen = [shown(split, placed, self.run.data, view, [self.size])[0][self.size] for view in several]
-        columns = {"as stored": split.images[index], **{f"view {view}": one for view, one in enumerate(seen)}}
-        names = [name_of(classes, label) for label in split.labels[index].tolist()]
+        seen = [shown(split, placed, self.run.data, view, [self.size]) for view in several]
+        columns = {
+            "as stored": split.images[index],
+            **{f"view {at}": one[self.size] for at, (one, _) in enumerate(seen)},
+        }
+        names = [[name_of(classes, label) for label in split.labels[index].tolist()]]
+        names += [list(_mixed(labels, classes)) for _, labels in seen]
         settings = textwrap.wrap(f"augment: {spelt(_plain(self.run.data.augment))}", SIGNS)
         head = HEAD + LINE * len(settings)
         tiles = [[tile_of(pixels.numpy()) for pixels in _levels(images)] for images in columns.values()]
@@ -113,9 +118,18 @@ class Section:
                 y = head + row * (high + LINE + GAP)
                 page.paste(tile, (x, y))
                 draw.rectangle((x - 1, y - 1, x + tile.width, y + tile.height), outline=FRAME)
-                if not column:
-                    draw.text((x, y + high), cut(names[row], wide + GAP), INK, font(12))
+                draw.text((x, y + high), cut(names[column][row], wide), INK, font(12 if not column else 11))
         return page
+
+
+def _mixed(labels: Labels, classes: Sequence[str]) -> Iterator[str]:
+    """`70 % cat, dog` of images that are mixed, else nothing: the name stands at the beginning of the row."""
+    if labels.second is None or labels.share is None:
+        yield from ("" for _ in labels.first)
+        return
+    for first, second, share in zip(labels.first.tolist(), labels.second.tolist(), labels.share.tolist(), strict=True):
+        both = f"{100 * share:.0f} % {name_of(classes, first)}, {name_of(classes, second)}"
+        yield both if share < 1 else ""
 
 
 def _levels(images: Tensor) -> Tensor:

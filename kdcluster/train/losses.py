@@ -28,6 +28,12 @@ class Labels(NamedTuple):
     share: Tensor | None = None
     """float32 (B,): of `first`, 0 to 1."""
 
+    def of(self, some: slice) -> Labels:
+        """Those of some images."""
+        first, *mixed = (None if one is None else one[some] for one in self)
+        assert first is not None
+        return Labels(first, *mixed)
+
     @property
     def main(self) -> Tensor:
         """The label with the larger share, of equal ones the first."""

@@ -37,7 +37,7 @@ class Shard:
     """One micro-batch of one rank: images (b, C, H, W), labels (b,), and 0.0 where it only fills a gap."""
 
     images: Tensor
-    labels: Tensor
+    labels: Labels
     weight: float
     soft: Tensor | None = None
     """The teacher's logits (b, C), float16, where they are stored."""
@@ -185,11 +185,11 @@ def epoch_batches(
         yield [_shard(part, pixels[own], labels, soft, for_teacher) for part in parts]
 
 
-def _shard(part: range, pixels: Tensor, labels: Tensor, soft: Tensor | None, for_teacher: Tensor | None) -> Shard:
+def _shard(part: range, pixels: Tensor, labels: Labels, soft: Tensor | None, for_teacher: Tensor | None) -> Shard:
     """Some of a rank's images; one of them, without weight, where there are none."""
     some = slice(part.start, part.stop) if len(part) else slice(1)
     soft, for_teacher = (None if one is None else one[some] for one in (soft, for_teacher))
-    return Shard(pixels[some], labels[some], float(len(part) > 0), soft, for_teacher)
+    return Shard(pixels[some], labels.of(some), float(len(part) > 0), soft, for_teacher)
 
 
 def micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
@@ -236,7 +236,7 @@ def train_step(training: Training, shards: list[Shard]) -> Tensor:
             soft = training.targets.of(seen, shard.soft) if training.targets else None
             terms = distillation_loss(
                 logits,
-                Labels(shard.labels),
+                shard.labels,
                 soft,
                 run.distill,
                 label_loss=run.train.label_loss,

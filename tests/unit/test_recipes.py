@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def printed(name: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_id_of_a_recipe_is_that_of_its_keys(tmp_path: Path, name: str) -> None:
     named = ids(tmp_path, f"recipe: {name}\n")
-    assert named == ids(tmp_path, printed(name))
+    written = yamlfile.parse(printed(name))
+    augment = json.dumps(written.pop("data", {}).get("augment", {}))  # the file has a `data` already
+    assert named == ids(tmp_path, yamlfile.dump(written), f"data.augment={augment}")
     assert named == ids(tmp_path, "", f"recipe={name}")
     assert named != ids(tmp_path, "")
 
@@ -94,8 +97,14 @@ def test_what_goes_with_a_key_that_the_file_has_otherwise_is_put_aside(
 ) -> None:
     config = load(tmp_path, text)
     for dotted, value in expected.items():
-        block, key = dotted.split(".")
-        assert getattr(getattr(config, block), key) == value, dotted
+        assert attrgetter(dotted)(config) == value, dotted
+
+
+def test_other_views_put_aside_what_they_stand_for(tmp_path: Path) -> None:
+    padded = load(tmp_path, "recipe: deit\n", "data.augment.pad=2").data.augment
+    assert (padded.crop, padded.pad, padded.policy) == (None, 2, "rand")
+    other = load(tmp_path, "recipe: a2\n", "data.augment.policy=trivial").data.augment
+    assert (other.policy, other.rand.magnitude, other.mixup and other.mixup.alpha) == ("trivial", 9, 0.1)
 
 
 @pytest.mark.parametrize(

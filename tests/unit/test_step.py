@@ -137,7 +137,7 @@ class Unread(Lagged):
         pass
 
 
-DRAWN = {"crop": {}, "color": {"contrast": 0.4, "hue": 0.1}, "policy": "rand", "erase": {}}
+DRAWN = {"crop": {}, "color": {"contrast": 0.4, "hue": 0.1}, "policy": "rand", "erase": {}, "mixup": {}, "cutmix": {}}
 
 
 @pytest.mark.parametrize(
@@ -471,12 +471,12 @@ def test_every_image_of_a_batch_is_in_one_shard(plain_run, batch_size, ranks, mi
     for number, (whole,) in enumerate(alone):
         assert {len(steps[number]) for steps in by_rank} == {len(by_rank[0][0])}  # DDP and SyncBatchNorm count on it
         shards = [shard for steps in by_rank for shard in steps[number]]
-        assert all(1 <= len(shard.labels) <= (micro_batch or batch_size) for shard in shards)
+        assert all(1 <= len(shard.labels.first) <= (micro_batch or batch_size) for shard in shards)
         counted = [shard for shard in shards if shard.weight]
         assert {shard.weight for shard in counted} == {1.0}
         taken = torch.cat([shard.images[:, 0, 0, 0] for shard in counted])
         assert torch.equal(taken, whole.images[:, 0, 0, 0])
-        assert torch.equal(torch.cat([shard.labels for shard in counted]), taken % 10)
+        assert torch.equal(torch.cat([shard.labels.first for shard in counted]), taken % 10)
 
 
 def test_an_epoch_takes_each_image_once_in_an_order_of_its_own(plain_run):

@@ -52,6 +52,7 @@ ALL: dict[str, Any] = {
         "erase": {"probability": 0.5},
     }
 }
+MIXED: dict[str, Any] = {"mixup": {"share": 0.4}, "cutmix": {"share": 0.4}}
 LARGER = {"teacher": {**tiny.CNN, "image_size": 24, "train": {"epochs": 1}}}
 """A teacher that sees the images at another size than the student."""
 
@@ -194,6 +195,8 @@ def origin(run_dir: RunDir) -> dict[str, int]:
         {**CROP, **LARGER},
         {**ALL, **LARGER, "data.val_fraction": 0.2},
         {"data.augment": {"pad": 2, "policy": "rand"}, **LARGER},
+        {"data.augment": {"pad": 2, **MIXED}, **LARGER},
+        {"data.augment": {**ALL["data.augment"], **MIXED}, **LARGER, "data.val_fraction": 0.2, "data.labelled": 42},
     ],
     ids=[
         "ViT",
@@ -207,6 +210,8 @@ def origin(run_dir: RunDir) -> dict[str, int]:
         "two sizes",
         "all",
         "no crop",
+        "mixed",
+        "all and mixed",
     ],
 )
 def test_stored_and_computed_logits_give_a_student_of_the_same_bits(tmp_path: Path, changes: dict[str, Any]) -> None:
