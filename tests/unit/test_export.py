@@ -167,7 +167,7 @@ def test_the_card_has_the_row_the_recipe_the_teacher_the_data_and_the_limits(tmp
     assert f"| this model | {best:.2f} % |" in card
     row = next(line for line in card.splitlines() if line.startswith("| distilled: vit_tiny_patch16_224"))
     assert f"| {best:.2f} |" in row
-    assert "loss = (1-α)·CE + α·T²·KL(teacher‖student), with α = 0.5 and T = 4." in card
+    assert "loss = (1-α)·CE + α·T²·KL(teacher‖student), with α 0.5, T 4." in card
     assert "for 2 epochs with 16 images a step: AdamW, learning rate 0.01 (constant), weight decay 0.01." in card
     assert "Images in training: shifted at random by up to 2 px and mirrored at random." in card
     assert "Trained on 64 images" in card

@@ -241,7 +241,7 @@ def test_equal_sizes_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
         pixels, labels = shown.shown(split, index, data, 2, asked)
         assert sizes == made
         assert {size: one.shape for size, one in pixels.items()} == {size: (2, 3, size, size) for size in made}
-        assert labels.tolist() == [4, 1]
+        assert labels.first.tolist() == [4, 1]
     plain = Data(name="cifar10")
     pixels, _ = shown.shown(split, index, plain, 2, (16, 24))
     assert pixels[16] is pixels[24]
