@@ -123,13 +123,13 @@ class Section:
 
 
 def _mixed(labels: Labels, classes: Sequence[str]) -> Iterator[str]:
-    """`70 % cat, dog` of images that are mixed, else nothing: the name stands at the beginning of the row."""
+    """`cat: 0.70, dog: 0.30` of images that are mixed, else nothing: the name stands at the beginning of the row."""
     if labels.second is None or labels.share is None:
         yield from ("" for _ in labels.first)
         return
     for first, second, share in zip(labels.first.tolist(), labels.second.tolist(), labels.share.tolist(), strict=True):
-        both = f"{100 * share:.0f} % {name_of(classes, first)}, {name_of(classes, second)}"
-        yield both if share < 1 else ""
+        both = ((first, share), (second, 1 - share))
+        yield ", ".join(f"{name_of(classes, label)}: {part:.2f}" for label, part in both) if share < 1 else ""
 
 
 def _levels(images: Tensor) -> Tensor:

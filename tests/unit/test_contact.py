@@ -13,6 +13,7 @@ from PIL import Image
 
 from kdcluster.cli import main
 from kdcluster.train import contact, data, feed
+from kdcluster.train.losses import Labels
 from kdcluster.train.shown import shown
 from tests import tiny
 
@@ -77,6 +78,12 @@ def test_its_pixels_are_those_that_training_takes(tmp_path: Path, augment: dict[
             tile = one.permute(1, 2, 0).numpy().repeat(7, 0).repeat(7, 1)  # 112 of 16 pixels
             corner = np.argwhere((sheet[: -tile.shape[0], : -tile.shape[1]] == tile[0, 0]).all(-1))
             assert any((sheet[y : y + 112, x : x + 112] == tile).all() for y, x in corner)
+
+
+def test_mixed_images_say_of_what() -> None:
+    half = Labels(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0.25, 1.0]))
+    assert list(contact._mixed(half, ["cat", "dog"])) == ["cat: 0.25, dog: 0.75", ""]
+    assert list(contact._mixed(Labels(torch.tensor([0])), ["cat"])) == [""]
 
 
 def test_images_of_few_classes_fill_the_sheet() -> None:
