@@ -307,9 +307,8 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
     "--format",
     "style",
     type=arguments.OneOf(["table", "md", "latex", "html", "csv", "json", "jsonl"]),
-    default="table",
-    show_default=True,
-    help="What to print.",
+    default=None,
+    help="What to print.  [default: what the end of --output says, else table]",
 )
 @click.option(
     "--protocol",
@@ -547,9 +546,8 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
     "--format",
     "style",
     type=arguments.OneOf(["table", "json", "png"]),
-    default="table",
-    show_default=True,
-    help="What to print; png is the confusion matrix.",
+    default=None,
+    help="What to print; png is the confusion matrix.  [default: what the end of --output says, else table]",
 )
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
@@ -562,7 +560,7 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
     help="Where it is computed; auto is a GPU where there is one.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def evaluate(chosen: Chosen, name: str, style: str, as_json: bool, **options: Any) -> None:
+def evaluate(chosen: Chosen, name: str, style: str | None, as_json: bool, **options: Any) -> None:
     """How good a run is on other images.
 
     Top-1, top-5, each class and the confusion matrix, of its best weights. The images are read as its own were, and

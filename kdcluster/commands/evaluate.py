@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcluster.columns import as_json, fitted, in_ascii
+from kdcluster.commands import outputs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError, KdclusterError, NotFound
-from kdcluster.files import write_output
 from kdcluster.launch import finished
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir, find_run
@@ -33,13 +33,15 @@ MOST_LABELS = 60
 """So many classes can be read along a picture's sides."""
 
 
-def evaluate(chosen: Chosen, name: str, style: str, *, folder: Path, output: Path | None, device: str) -> None:
+def evaluate(chosen: Chosen, name: str, style: str | None, *, folder: Path, output: Path | None, device: str) -> None:
     """Print or write it.
 
     Raises:
-        ConfigError: a picture has no file to go to; the folder is not as it should be.
+        ConfigError: a picture has no file to go to, or the file's end says another format; the folder is not as it
+            should be.
         KdclusterError: the run has no weights that can be used.
     """
+    style = outputs.style_of(output, style, outputs.EVALUATIONS)
     if style == "png" and output is None:
         raise ConfigError("--format png makes a picture: give the file as --output FILE.png")
     run_dir = _named(chosen, name)
@@ -59,10 +61,7 @@ def evaluate(chosen: Chosen, name: str, style: str, *, folder: Path, output: Pat
     if output is None:
         assert isinstance(content, str)
         return show_text(content)
-    try:
-        write_output(output, content)
-    except OSError as error:
-        raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
+    outputs.write(output, content)
     say(f"{output}: {_summary(document)}")
 
 

@@ -35,6 +35,10 @@ from kdcluster.tabled import tabled
 from kdcluster.terminal import can_show, say, show, show_wrapped, width
 from kdcluster.wording import count, one_line, size
 
+WRITTEN = ("model.safetensors", "model.onnx", "model.pt2", "README.md")
+FILES = {*(Path(name).suffix for name in WRITTEN), ".pt", ".pth", ".bin", ".zip", ".tar", ".gz"}
+"""Ends by which somebody means a file, not a folder."""
+
 
 def export(chosen: Chosen, output: Path | None, *, best: bool, force: bool, benchmark: bool) -> None:
     """Write them and print what was written; of an experiment a folder for each run, or of the best one.
@@ -205,6 +209,8 @@ def _new(output: Path) -> Path:
         ConfigError: something is there.
     """
     target = Path(os.path.realpath(output))
+    if output.suffix.lower() in FILES:
+        raise ConfigError(f"--output {output} is to be a folder, for several files ({', '.join(WRITTEN)}); name one")
     if target == Path.cwd():
         raise ConfigError(f"--output {output} is the folder that you are in, which would be replaced; name one in it")
     try:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from kdcluster.commands import outputs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_others
 from kdcluster.errors import ConfigError, KdclusterError
-from kdcluster.files import write_output
 from kdcluster.plan import Plan
 from kdcluster.report import captions, draw, pictures
 from kdcluster.report.facts import Facts, gather
@@ -23,8 +23,14 @@ def report(chosen: Chosen, output: Path | None, *, internal: bool) -> None:
     """Write the page, and say where; `internal`: also what is not for others.
 
     Raises:
+        ConfigError: the file's end is not that of a page.
         KdclusterError: matplotlib is missing, or the file cannot be written.
     """
+    if output and output.suffix.lower() not in ("", ".html", ".htm"):
+        plotted = ", ".join(draw.FORMATS)
+        raise ConfigError(
+            f"--output {output}: a report is a page, .html; kdcluster plot draws its pictures as {plotted}"
+        )
     draw.matplotlib()
     made, found = _gathered(chosen, chosen.experiments)
     target = output or Path(f"{'-'.join(one.name for one in found)}-report.html")
@@ -64,8 +70,5 @@ def _gathered(chosen: Chosen, experiments: Iterable[str]) -> tuple[Plan, list[Fa
 
 
 def _write(target: Path, content: str | bytes) -> None:
-    try:
-        write_output(target, content)
-    except OSError as error:
-        raise KdclusterError(f"cannot write {target}: {error.strerror}; give another --output") from None
+    outputs.write(target, content)
     show(str(target))

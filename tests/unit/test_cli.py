@@ -583,6 +583,72 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
     assert said == "cannot write no/table.txt: No such file or directory; give another --output\n"
 
 
+ENDS = {
+    "a.tex": "% in the preamble",
+    "a.TXT": "demo: best",
+    "a.md": "### demo",
+    "a.html": "<table",
+    "a.htm": "<table",
+    "a.csv": "experiment,",
+    "a.json": "{",
+    "a.jsonl": '{"experiment"',
+    "a": "demo: best",
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_end_of_a_file_says_its_format(empty_folder: Path, name: str) -> None:
+    assert run("results", "demo", "--output", name).exit_code == 0
+    assert (empty_folder / name).read_text(encoding="utf-8").startswith(ENDS[name])
+
+
+WRONG_ENDS = {
+    (
+        "results",
+        "a.pdf",
+    ): "--output a.pdf: its end says no format that is written here; there are .txt, .md, .markdown, "
+    ".tex, .html, .htm, .csv, .json, .jsonl, .ndjson; kdcluster plot draws pictures",
+    (
+        "results",
+        "a.docx",
+        "--format",
+        "html",
+    ): "--output a.docx: its end says no format that is written here; there are",
+    ("results", "a.dat"): "; or say --format",
+    (
+        "results",
+        "a.tex",
+        "--format",
+        "md",
+    ): "--output a.tex --format md: .tex is the end of latex; leave one of them out",
+    ("results", "a.csv", "--json"): "--output a.csv --format json: .csv is the end of csv; leave one of them out",
+    (
+        "report",
+        "a.pdf",
+    ): "--output a.pdf: a report is a page, .html; kdcluster plot draws its pictures as .pdf, .png, .svg",
+    ("report", "a.md"): "--output a.md: a report is a page, .html",
+    ("plot", "a.tex"): "--output a.tex: its end says no format; give it one of .pdf, .png, .svg",
+    (
+        "export",
+        "a.onnx",
+    ): "--output a.onnx is to be a folder, for several files (model.safetensors, model.onnx, model.pt2",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_ENDS)
+def test_an_end_that_says_something_else_is_refused(empty_folder: Path, words: tuple[str, ...]) -> None:
+    command, name, *options = words
+    said = " ".join(fails(2, command, "demo", "--output", name, *options).split())
+    assert WRONG_ENDS[words] in said
+    assert everything(empty_folder) == []
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.inc", "a", "a.2026"])
+def test_a_format_may_stand_in_a_file_whose_end_is_nobodys(empty_folder: Path, name: str) -> None:
+    assert run("results", "demo", "--format", "csv", "--output", name).exit_code == 0
+    assert (empty_folder / name).read_text(encoding="utf-8").startswith("experiment,")
+
+
 # submit, debug, prefetch
 
 DEMO = "10 classes, 4,000 train (500 with labels, 3,500 without), 1,000 test, 28×28 px; "

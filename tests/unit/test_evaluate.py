@@ -170,6 +170,22 @@ def test_a_picture(tmp_path, counted):
         assert np.asarray(image.convert("L")).std() > 10
 
 
+def test_the_end_of_a_file_says_its_format(tmp_path, counted):
+    for name, begins in {"m.png": b"\x89PNG", "m.json": b"{", "m.txt": counted.encode()}.items():
+        assert evaluate(tmp_path, counted, "--data", tmp_path, "--output", tmp_path / name).exit_code == 0
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    for words in (
+        ["m.md"],
+        ["m.pdf"],
+        ["m.png", "--format", "json"],
+        ["m.txt", "--format", "png"],
+        ["m.csv", "--json"],
+    ):
+        said = fails(tmp_path, counted, "--data", tmp_path, "--output", *words)
+        assert "--output" in said
+        assert "kdcluster plot" not in said
+
+
 @pytest.mark.parametrize("classes", [2, 30, 100])
 def test_a_picture_of_many_classes(classes):
     each = [{"name": f"一 class {at}", "images": 1, "right": 1, "top1": 100.0} for at in range(classes)]
