@@ -10,13 +10,16 @@ from pathlib import Path
 from kdcluster.commands import outputs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_others
-from kdcluster.errors import ConfigError, KdclusterError
+from kdcluster.errors import ConfigError, KdclusterError, NotFound
 from kdcluster.plan import Plan
 from kdcluster.report import captions, draw, pictures
 from kdcluster.report.facts import Facts, gather
 from kdcluster.report.page import page
 from kdcluster.results import latex
+from kdcluster.runs import run_dirs
+from kdcluster.states import State
 from kdcluster.terminal import say, show
+from kdcluster.wording import count
 
 
 def report(chosen: Chosen, output: Path | None, *, internal: bool) -> None:
@@ -24,6 +27,7 @@ def report(chosen: Chosen, output: Path | None, *, internal: bool) -> None:
 
     Raises:
         ConfigError: the file's end is not that of a page.
+        NotFound: no run of an experiment was started here.
         KdclusterError: matplotlib is missing, or the file cannot be written.
     """
     if output and output.suffix.lower() not in ("", ".html", ".htm"):
@@ -35,10 +39,13 @@ def report(chosen: Chosen, output: Path | None, *, internal: bool) -> None:
     made, found = _gathered(chosen, chosen.experiments)
     target = output or Path(f"{'-'.join(one.name for one in found)}-report.html")
     _write(target, page(found, time.strftime("%Y-%m-%d %H:%M"), internal=internal))
+    for one in found:
+        if left := sum(problem.state != State.DONE for problem in one.results.problems):
+            what = f"{count(left, 'run')} of {one.name} {'is' if left == 1 else 'are'} not done, and in no mean"
+            say(f"{what}: kdcluster status {shlex.join(one.again)}")
     if internal:
         say("it names hosts and folders, and shows what was not committed: for yourself and your group")
     say_others(made, chosen, "report")
-    chosen.say_where_no_runs_are()
 
 
 def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: float) -> None:
@@ -46,6 +53,7 @@ def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: 
 
     Raises:
         ConfigError: the file's name says no format that there is.
+        NotFound: no run of the experiment was started here.
         KdclusterError: matplotlib is missing, there is nothing to draw yet, or the file cannot be written.
     """
     if output.suffix.lower() not in draw.FORMATS:
@@ -65,8 +73,22 @@ def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: 
 def _gathered(chosen: Chosen, experiments: Iterable[str]) -> tuple[Plan, list[Facts]]:
     names = tuple(dict.fromkeys(experiments))
     made = chosen.plan(*names)  # all that is wrong with files and options, at once
-    again = {name: shlex.split(f"{chosen.again(name)}{chosen.where}") for name in names}
-    return made, [gather(chosen.load(name), chosen.settings, chosen.root, chosen.data, again[name]) for name in names]
+    again = {name: f"{chosen.again(name)}{chosen.where}" for name in names}
+    loaded = {name: chosen.load(name) for name in names}
+    for name, one in loaded.items():
+        if not _was_begun(made, one.name, chosen.root):
+            say_others(made, chosen, "status")
+            where = "--runs-dir or KDCLUSTER_RUNS_DIR names another directory"
+            raise NotFound(f"no run of {name} was started in {chosen.root}: kdcluster submit {again[name]}; {where}")
+    return made, [
+        gather(one, chosen.settings, chosen.root, chosen.data, shlex.split(again[name])) for name, one in loaded.items()
+    ]
+
+
+def _was_begun(made: Plan, experiment: str, root: Path) -> bool:
+    """Whether there is anything of an experiment as it is set here, or of its sweep."""
+    own = {run_id for ids in made.wanted[experiment].values() for run_id in ids}
+    return any(one.id in own or one.trials_of(experiment) for one in run_dirs(root))
 
 
 def _write(target: Path, content: str | bytes) -> None:

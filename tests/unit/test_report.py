@@ -253,10 +253,34 @@ def test_a_figure_of_no_known_format_is_refused_before_anything_is_read(folder: 
     assert "--output a.gif: its end says no format; give it one of .pdf, .png, .svg" in result.stderr
 
 
+@pytest.mark.parametrize("words", [("report",), ("plot", "--output", "a.pdf")], ids=["report", "plot"])
+def test_of_what_was_never_started_there_is_nothing(folder: Path, words: tuple[str, ...]) -> None:
+    write_experiment(folder, {"seeds": [0, 1], "distill.alpha": 0.9, "train.lr": 0.5, "teacher.seed": 7}, "other")
+    for also in (False, True):
+        result = run(*words, "tiny.yaml")
+        assert (result.exit_code, result.stdout) == (5, "")
+        said = " ".join(result.stderr.split())
+        assert f"no run of tiny.yaml was started in {folder / 'runs'}: kdcluster submit tiny.yaml; --runs-dir" in said
+        if not also:
+            finished(folder / "runs", plan([configfile.load("other.yaml")]))
+    assert not [*folder.glob("*.html"), *folder.glob("*.pdf")]
+
+
+def test_runs_that_are_not_done_are_counted_on_the_terminal(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, dict(list(TOPS.items())[:4]))
+    said = " ".join(run("report", "tiny.yaml").stderr.split())
+    assert "1 run of tiny is not done, and in no mean: kdcluster status tiny.yaml" in said
+    finished(folder / "runs", made)
+    assert "not done" not in run("report", "tiny.yaml").stderr
+
+
 def test_before_a_run_has_begun_there_is_a_page_and_no_figure(folder: Path) -> None:
+    waits = plan([configfile.load("tiny.yaml")]).runs[0]
+    RunDir(folder / "runs", waits.id).prepare(waits)
     result = run("report", "tiny.yaml", "--output", "a.html")
     assert result.exit_code == 0
-    assert "there are no runs in" in result.stderr
+    assert "5 runs of tiny are not done" in result.stderr
     said = " ".join(Parsed((folder / "a.html").read_text()).text)
     assert "No gain can be told yet" in said
     assert "Not in the means: 5" in said
@@ -645,7 +669,8 @@ def test_hosts_folders_and_what_was_not_committed_are_for_oneself_alone(
         state = "done" if first else "failed"
         attempt.write("outcome", {"state": state, "reason": reason, "time": 1.1e6, "rank": 0})
     result = run("report", "tiny.yaml", "--data-dir", "/mnt/alice/some data", "--output", "a.html")
-    assert (result.exit_code, result.stderr) == (0, "")
+    said = "1 run of tiny is not done, and in no mean: kdcluster status tiny.yaml\n"
+    assert (result.exit_code, result.stderr) == (0, said)
     written = (folder / "a.html").read_text()
     assert [one for one in [*SECRETS, str(tmp_path)] if one in written] == []
     said = " ".join(" ".join(Parsed(written).text).split())
