@@ -533,8 +533,9 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("name", metavar="RUN", shell_complete=completion.runs)
-@takes(arguments.runs_dir, arguments.data_dir)
+@click.argument("name", metavar="RUN|EXP", shell_complete=completion.experiments_and_runs)
+@takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
+@click.option("--best", is_flag=True, help="Of an EXP the best of its distilled runs.")
 @click.option(
     *("--data", "folder"),
     type=click.Path(path_type=Path),
@@ -568,7 +569,7 @@ def evaluate(chosen: Chosen, name: str, style: str | None, as_json: bool, **opti
     """
     from kdcluster.commands import evaluate as command
 
-    command.evaluate(replace(chosen, names=(name,)), name, "json" if as_json else style, **options)
+    command.evaluate(replace(chosen, names=(name,)), "json" if as_json else style, **options)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from kdcluster.columns import as_json, fitted, in_ascii
 from kdcluster.commands import outputs
 from kdcluster.commands.arguments import Chosen
-from kdcluster.errors import ConfigError, KdclusterError, NotFound
+from kdcluster.commands.best import best_of, distilled, refuse_for_a_run
+from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.launch import finished
 from kdcluster.run import STORE
-from kdcluster.runs import RunDir, find_run
+from kdcluster.runs import RunDir
 from kdcluster.terminal import can_show, say, show_text, width
-from kdcluster.wording import one_line, quoted, wide, wrapped
+from kdcluster.wording import one_line, wide, wrapped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,8 +34,8 @@ MOST_LABELS = 60
 """So many classes can be read along a picture's sides."""
 
 
-def evaluate(chosen: Chosen, name: str, style: str | None, *, folder: Path, output: Path | None, device: str) -> None:
-    """Print or write it.
+def evaluate(chosen: Chosen, style: str | None, *, best: bool, folder: Path, output: Path | None, device: str) -> None:
+    """Print or write it; `best`: of an experiment, of the best of its distilled runs.
 
     Raises:
         ConfigError: a picture has no file to go to, or the file's end says another format; the folder is not as it
@@ -44,7 +45,7 @@ def evaluate(chosen: Chosen, name: str, style: str | None, *, folder: Path, outp
     style = outputs.style_of(output, style, outputs.EVALUATIONS)
     if style == "png" and output is None:
         raise ConfigError("--format png makes a picture: give the file as --output FILE.png")
-    run_dir = _named(chosen, name)
+    run_dir, selected = _named(chosen, best=best)
     run = run_dir.load()
     if run.role == STORE:
         raise ConfigError(f"{run.id} stores logits and has no model of its own; evaluate its teacher {run.needs[0]}")
@@ -57,6 +58,8 @@ def evaluate(chosen: Chosen, name: str, style: str | None, *, folder: Path, outp
     document = _document(run.id, folder, found)
     if run_dir.result() is None:
         document["notes"].append("the run is not finished: these are its best weights so far")
+    if selected:
+        document["notes"].append(f"this run is {selected}")
     content = _rendered(document, style, output)
     if output is None:
         assert isinstance(content, str)
@@ -65,13 +68,17 @@ def evaluate(chosen: Chosen, name: str, style: str | None, *, folder: Path, outp
     say(f"{output}: {_summary(document)}")
 
 
-def _named(chosen: Chosen, name: str) -> RunDir:
-    try:
-        return find_run(chosen.root, name)
-    except NotFound:
-        if chosen.named:
-            raise ConfigError(f"{name} is an experiment; name a run: kdcluster status {quoted(name)}") from None
-        raise
+def _named(chosen: Chosen, *, best: bool) -> tuple[RunDir, str]:
+    """The run that is meant, and how one of several was chosen."""
+    if not chosen.named:
+        refuse_for_a_run(chosen, best=best)
+        (run_dir,) = chosen.single
+        return run_dir, ""
+    if best:
+        return best_of(*distilled(chosen))
+    name = chosen.again(*chosen.named)
+    table = f"kdcluster results {name}{chosen.where} --per-seed"
+    raise ConfigError(f"{name} is an experiment: --best takes its best distilled run, or name a run: {table}")
 
 
 def _rendered(document: dict[str, Any], style: str, output: Path | None) -> str | bytes:

@@ -78,7 +78,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "report": (*EXP, *WHERE, "--output", "--internal"),
     "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm"),
     "export": (*EXP, *WHERE, "--best", "--output", "--force", "--benchmark"),
-    "evaluate": (*WHERE, "--data", "--format", "--output", "--device", "--json"),
+    "evaluate": (*EXP, *WHERE, "--best", "--data", "--format", "--output", "--device", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {

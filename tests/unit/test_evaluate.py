@@ -203,6 +203,20 @@ def test_a_picture_without_matplotlib(tmp_path, counted, monkeypatch):
     assert not (tmp_path / "m.png").exists()
 
 
+def test_the_best_of_an_experiment(tmp_path, data_dir):
+    made = tiny.make_plan(tmp_path, {"seeds": [0, 1, 2]})
+    trained_ones = [run for run in made.runs if run.role in ("teacher", "distilled")]
+    places = [tiny.train_here(tmp_path / "runs", run, tmp_path / "data") for run in trained_ones]
+    tops = {place.id: place.result()["best"]["test/top1"] for place in places if place.id.startswith("distilled")}
+    folder = put_as_files(tmp_path, "cifar10", tmp_path / "files")
+    found = document(tmp_path, tmp_path / "tiny.yaml", "--best", "--data", folder)
+    assert found["run"] == max(tops, key=tops.get)
+    assert found["top1"] == pytest.approx(max(tops.values()))
+    assert f"this run is the best of 3 seeds by test/top1, {max(tops.values()):.2f} %" in found["notes"][-1]
+    found = document(tmp_path, tmp_path / "tiny.yaml", "--best", "--seeds", "1", "--data", folder)
+    assert found["run"] == next(run_id for run_id in tops if "-s1-" in run_id)
+
+
 # What is wrong with a folder
 
 
@@ -312,7 +326,12 @@ def test_images_of_another_size_where_all_had_one_that_is_not_square(tmp_path):
 
 def test_what_is_no_run_with_weights(tmp_path, data_dir):
     run_dir = trained(tmp_path)
-    assert "is an experiment; name a run" in fails(tmp_path, tmp_path / "tiny.yaml", "--data", tmp_path)
+    said = fails(tmp_path, tmp_path / "tiny.yaml", "--data", tmp_path)
+    assert "tiny.yaml is an experiment: --best takes its best distilled run, or name a run: kdcluster results" in said
+    said = fails(tmp_path, tmp_path / "tiny.yaml", "--best", "--data", tmp_path, code=1)
+    assert said == "--best: no distilled run of tiny is done\n"
+    assert "--best chooses among the seeds" in fails(tmp_path, run_dir.id, "--best", "--data", tmp_path)
+    assert "a run has its settings" in fails(tmp_path, run_dir.id, "--seeds", "1", "--data", tmp_path)
     fails(tmp_path, "nothing", "--data", tmp_path, code=5)
     run_dir.weights("best").unlink()
     (tmp_path / "later").mkdir()
