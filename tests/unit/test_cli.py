@@ -190,6 +190,20 @@ def test_no_such_experiment_is_5(empty_folder: Path) -> None:
     assert fails(5, "plan", "exp1", "there/exp.yaml") == "no experiment file there/exp.yaml\n"
 
 
+@pytest.mark.parametrize("command", ["results", "report", "plot", "doctor", "tensorboard", "debug", "results --sweep"])
+def test_a_run_in_place_of_an_experiment_is_told(tmp_path: Path, empty_folder: Path, command: str) -> None:
+    words = [*command.split(), *(["--output", "a.pdf"] if command == "plot" else [])]
+    run_dir = put(empty_folder / "runs", make_run(tmp_path, "baseline"), "done")
+    assert f"'baseline' is a run ({run_dir.id}), not an experiment: kdcluster show baseline" in fails(
+        5, *words, "baseline"
+    )
+    run_dir.add_experiments(["mine"])
+    said = f"'baseline' is a run of mine ({run_dir.id}), not an experiment: kdcluster show baseline shows it; "
+    assert fails(5, *words, "baseline") == f"{said}kdcluster results mine --per-seed has it beside others\n"
+    put(empty_folder / "runs", make_run(tmp_path, "baseline", {"train.lr": 0.5}), "done")
+    assert "no experiment 'baseline', and 'baseline' begins the ids of 2 runs" in fails(5, *words, "baseline")
+
+
 def test_no_such_run_is_5(empty_folder: Path) -> None:
     assert fails(5, "logs", "teacher") == (
         f"no run 'teacher' in {empty_folder}/runs, and no experiment 'teacher', neither ./configs/teacher.yaml nor a "
