@@ -500,6 +500,13 @@ def report(chosen: Chosen, output: Path | None, internal: bool) -> None:
     show_default=True,
     help="How wide; a column has 80 in article, 84 in ACM's, 88 in IEEE's two, the text of one 121.",
 )
+@click.option(
+    "--y-min",
+    type=click.FloatRange(0, 100, max_open=True),
+    default=None,
+    metavar="PERCENT",
+    help="Lowest accuracy that curves show.  [default: all points]",
+)
 def plot(chosen: Chosen, experiment: str, **options: Any) -> None:
     """A picture of the report as a file for a paper.
 

@@ -48,25 +48,32 @@ def report(chosen: Chosen, output: Path | None, *, internal: bool) -> None:
     say_others(made, chosen, "report")
 
 
-def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: float) -> None:
+def plot(chosen: Chosen, experiment: str, output: Path, picture: str, width_mm: float, y_min: float | None) -> None:
     """Write one picture, and say where, and what a caption may say; for a .pdf as LaTeX has it.
 
     Raises:
-        ConfigError: the file's name says no format that there is.
+        ConfigError: the file's name says no format that there is; nothing is as high as `y_min`, or nothing heeds it.
         NotFound: no run of the experiment was started here.
         KdclusterError: matplotlib is missing, there is nothing to draw yet, or the file cannot be written.
     """
     if output.suffix.lower() not in draw.FORMATS:
         raise ConfigError(f"--output {output}: its end says no format; give it one of {', '.join(draw.FORMATS)}")
+    drawn = pictures.PICTURES[picture]
+    if y_min is not None and drawn.highest is None:
+        heed = ", ".join(name for name, one in pictures.PICTURES.items() if one.highest)
+        raise ConfigError(f"--y-min is of --picture {heed}; {picture} has no axis for it")
     draw.matplotlib()
     _, (found,) = _gathered(chosen, (experiment,))
-    drawn = pictures.PICTURES[picture]
     if not drawn.has(found):
         makes = {"latencies": "export --benchmark measures them", "sweep": "sweep makes its trials"}
         hint = makes.get(picture.partition("-")[0], "status shows its runs")
         raise KdclusterError(f"{experiment} has nothing for the picture {picture} yet: kdcluster {hint}")
-    _write(output, draw.to_file(drawn.draw, found, draw.paper(width_mm), output, drawn.height(found)))
+    if y_min is not None and drawn.highest and y_min >= (highest := drawn.highest(found)):
+        raise ConfigError(f"--y-min {y_min:g}: no curve is higher than {highest:.2f} %")
+    _write(output, draw.to_file(drawn.draw, found, draw.paper(width_mm, y_min), output, drawn.height(found)))
     text = captions.caption(picture, found)
+    if y_min is not None:
+        text += f" The axis begins at {y_min:g}%."
     say(f"caption: {latex.escaped(text) if output.suffix.lower() == '.pdf' else text}")
 
 

@@ -76,7 +76,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),
     "report": (*EXP, *WHERE, "--output", "--internal"),
-    "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm"),
+    "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm", "--y-min"),
     "export": (*EXP, *WHERE, "--best", "--output", "--force", "--benchmark"),
     "evaluate": (*EXP, *WHERE, "--best", "--data", "--format", "--output", "--device", "--json"),
 }

@@ -223,6 +223,35 @@ def test_every_point_of_a_curve_is_in_its_picture(folder: Path) -> None:
     assert legend.get_window_extent().y0 >= plot.get_window_extent().y1  # it lies on no line
 
 
+def test_the_lowest_accuracy_of_curves_can_be_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]), {**TOPS, ("teacher", 0): [1.0, 90.0]})
+    made: list[Any] = []
+    figure = draw.figure
+    monkeypatch.setattr(draw, "figure", lambda *given: made.append(figure(*given)) or made[-1])
+    result = run("plot", "tiny.yaml", "--output", "a.svg", "--y-min", "62.5")
+    (plot,) = made[0].axes
+    assert plot.get_ylim()[0] == 62.5
+    assert plot.get_ylim()[1] > 90
+    assert result.stderr.endswith(" The axis begins at 62.5%.\n")
+    assert run("plot", "tiny.yaml", "--output", "a.pdf", "--y-min", "62.5").stderr.endswith("at 62.5\\%.\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--y-min", "90"), "--y-min 90: no curve is higher than 90.00 %"),
+        (("--y-min", "50", "--picture", "gains"), "--y-min is of --picture curves; gains has no axis for it"),
+        (("--y-min", "100"), "100.0 is not in the range 0<=x<100"),
+    ],
+)
+def test_a_lowest_accuracy_that_shows_nothing_is_refused(folder: Path, options: tuple[str, ...], said: str) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    result = run("plot", "tiny.yaml", "--output", "a.pdf", *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not (folder / "a.pdf").exists()
+
+
 def test_a_figure_comes_with_a_caption(folder: Path) -> None:
     made = plan([configfile.load("tiny.yaml")])
     finished(folder / "runs", made, {key: tops for key, tops in TOPS.items() if key != ("distilled", 1)})
