@@ -123,13 +123,21 @@ def plan(chosen: Chosen, **options: bool) -> None:
     *(arguments.runs_dir, arguments.data_dir, arguments.place),
 )
 @click.option(
-    "--max-gpu-hours", type=click.FloatRange(0), default=None, help="In SLURM: refuse more than this in the worst case."
+    "--max-gpu-hours",
+    type=arguments.Amount("GPU-hours", 0),
+    default=None,
+    metavar="HOURS",
+    help="In SLURM: refuse more than this in the worst case.",
 )
 @click.option("--retry", is_flag=True, help="Start failed and cancelled runs again, too.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and started; write nothing.")
 @click.option("--wait", is_flag=True, help="Stay until every run has ended, and show progress.")
 @click.option(
-    "--timeout", type=click.FloatRange(0), default=None, metavar="MIN", help="With --wait: give up after MIN."
+    "--timeout",
+    type=arguments.Amount("minutes", 0),
+    default=None,
+    metavar="MIN",
+    help="With --wait: give up after MIN.",
 )
 @arguments.notify
 def submit(chosen: Chosen, **options: Any) -> None:
@@ -174,8 +182,9 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int, profile: bool)
 @click.option("--trials", type=click.IntRange(1), default=None, help="Points to try.  [default: sweep.trials]")
 @click.option(
     "--gpus-per-trial",
-    type=click.FloatRange(0, min_open=True),
+    type=arguments.Amount("GPUs", 0, min_open=True),
     default=None,
+    metavar="GPUS",
     help="GPUs of each trial, or a share of one.",
 )
 @click.option("--ray-address", default=None, metavar="HOST:PORT|auto", help="A Ray cluster that is there already.")
@@ -495,14 +504,15 @@ def report(chosen: Chosen, output: Path | None, internal: bool) -> None:
 @click.option("--picture", type=arguments.OneOf(PICTURES), default="curves", show_default=True, help="Of what.")
 @click.option(
     "--width-mm",
-    type=click.FloatRange(20, 1000),
+    type=arguments.Amount("millimetres", 20, 1000),
     default=80,
+    metavar="MM",
     show_default=True,
     help="How wide; a column has 80 in article, 84 in ACM's, 88 in IEEE's two, the text of one 121.",
 )
 @click.option(
     "--y-min",
-    type=click.FloatRange(0, 100, max_open=True),
+    type=arguments.Amount("percent", 0, 100, max_open=True),
     default=None,
     metavar="PERCENT",
     help="Lowest accuracy that curves show.  [default: all points]",

@@ -175,6 +175,20 @@ def test_wrong_usage_is_2_and_says_what_was_meant(empty_folder: Path) -> None:
     assert everything(empty_folder) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "counted"),
+    [
+        (("plot", "demo", "--output", "a.pdf", "--width-mm", "88cm"), "'88cm' is not a valid number of millimetres."),
+        (("plot", "demo", "--output", "a.pdf", "--y-min", "80%"), "'80%' is not a valid number of percent."),
+        (("submit", "demo", "--wait", "--timeout", "2h"), "'2h' is not a valid number of minutes."),
+        (("submit", "demo", "--max-gpu-hours", "all"), "'all' is not a valid number of GPU-hours."),
+        (("sweep", "demo", "--gpus-per-trial", "half"), "'half' is not a valid number of GPUs."),
+    ],
+)
+def test_what_is_no_number_is_told_what_is_counted(empty_folder: Path, words: tuple[str, ...], counted: str) -> None:
+    assert counted in fails(2, *words)
+
+
 def test_a_wrong_role(empty_folder: Path) -> None:
     said = "--role studnet: 'studnet' is no role; there are teacher, teacher-logits, baseline, distilled\n"
     assert fails(2, "plan", "exp1", "--role", "studnet") == said
