@@ -44,13 +44,8 @@ def style_of(output: Path | None, style: str | None, known: Mapping[str, str]) -
     if says or not end:
         return says or "table"
     ends = ", ".join(known)
-    hint = (
-        "; kdcluster plot draws pictures"
-        if end in PICTURES and ".png" not in known
-        else ""
-        if style
-        else "; or say --format"
-    )
+    draws = end in PICTURES and ".png" not in known
+    hint = "; kdcluster plot draws pictures" if draws else "" if end in others else "; or say --format"
     raise ConfigError(f"--output {output}: its end says no format that is written here; there are {ends}{hint}")
 
 

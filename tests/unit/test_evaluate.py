@@ -184,6 +184,7 @@ def test_the_end_of_a_file_says_its_format(tmp_path, counted):
         said = fails(tmp_path, counted, "--data", tmp_path, "--output", *words)
         assert "--output" in said
         assert "kdcluster plot" not in said
+        assert "or say --format" not in said
 
 
 @pytest.mark.parametrize("classes", [2, 30, 100])
