@@ -125,13 +125,21 @@ def plan(chosen: Chosen, **options: bool) -> None:
     *(arguments.runs_dir, arguments.data_dir, arguments.place),
 )
 @click.option(
-    "--max-gpu-hours", type=click.FloatRange(0), default=None, help="In SLURM: refuse more than this in the worst case."
+    "--max-gpu-hours",
+    type=arguments.Amount("GPU-hours", 0),
+    default=None,
+    metavar="HOURS",
+    help="In SLURM: refuse more than this in the worst case.",
 )
 @click.option("--retry", is_flag=True, help="Start failed and cancelled runs again, too.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and started; write nothing.")
 @click.option("--wait", is_flag=True, help="Stay until every run has ended, and show progress.")
 @click.option(
-    "--timeout", type=click.FloatRange(0), default=None, metavar="MIN", help="With --wait: give up after MIN."
+    "--timeout",
+    type=arguments.Amount("minutes", 0),
+    default=None,
+    metavar="MIN",
+    help="With --wait: give up after MIN.",
 )
 @arguments.notify
 def submit(chosen: Chosen, **options: Any) -> None:
@@ -176,8 +184,9 @@ def debug(chosen: Chosen, experiment: str, role: str, steps: int, profile: bool)
 @click.option("--trials", type=click.IntRange(1), default=None, help="Points to try.  [default: sweep.trials]")
 @click.option(
     "--gpus-per-trial",
-    type=click.FloatRange(0, min_open=True),
+    type=arguments.Amount("GPUs", 0, min_open=True),
     default=None,
+    metavar="GPUS",
     help="GPUs of each trial, or a share of one.",
 )
 @click.option("--ray-address", default=None, metavar="HOST:PORT|auto", help="A Ray cluster that is there already.")
@@ -331,9 +340,8 @@ def verify(chosen: Chosen, images: int, seed: int, as_json: bool) -> None:
     "--format",
     "style",
     type=arguments.OneOf(["table", "md", "latex", "html", "csv", "json", "jsonl"]),
-    default="table",
-    show_default=True,
-    help="What to print.",
+    default=None,
+    help="What to print.  [default: what the end of --output says, else table]",
 )
 @click.option(
     "--protocol",
@@ -527,10 +535,18 @@ def report(chosen: Chosen, output: Path | None, internal: bool) -> None:
 @click.option("--picture", type=arguments.OneOf(PICTURES), default="curves", show_default=True, help="Of what.")
 @click.option(
     "--width-mm",
-    type=click.FloatRange(20, 1000),
+    type=arguments.Amount("millimetres", 20, 1000),
     default=80,
+    metavar="MM",
     show_default=True,
     help="How wide; a column has 80 in article, 84 in ACM's, 88 in IEEE's two, the text of one 121.",
+)
+@click.option(
+    "--y-min",
+    type=arguments.Amount("percent", 0, 100, max_open=True),
+    default=None,
+    metavar="PERCENT",
+    help="Lowest accuracy that curves show.  [default: all points]",
 )
 def plot(chosen: Chosen, experiment: str, **options: Any) -> None:
     """A picture of the report as a file for a paper.
@@ -565,8 +581,9 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("name", metavar="RUN", shell_complete=completion.runs)
-@takes(arguments.runs_dir, arguments.data_dir)
+@click.argument("name", metavar="RUN|EXP", shell_complete=completion.experiments_and_runs)
+@takes(arguments.settings, arguments.runs_dir, arguments.data_dir)
+@click.option("--best", is_flag=True, help="Of an EXP the best of its distilled runs.")
 @click.option(
     *("--data", "folder"),
     type=click.Path(path_type=Path),
@@ -578,9 +595,8 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
     "--format",
     "style",
     type=arguments.OneOf(["table", "json", "png"]),
-    default="table",
-    show_default=True,
-    help="What to print; png is the confusion matrix.",
+    default=None,
+    help="What to print; png is the confusion matrix.  [default: what the end of --output says, else table]",
 )
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write to a file instead."
@@ -593,7 +609,7 @@ def export(chosen: Chosen, name: str, **options: Any) -> None:
     help="Where it is computed; auto is a GPU where there is one.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def evaluate(chosen: Chosen, name: str, style: str, as_json: bool, **options: Any) -> None:
+def evaluate(chosen: Chosen, name: str, style: str | None, as_json: bool, **options: Any) -> None:
     """How good a run is on other images.
 
     Top-1, top-5, each class and the confusion matrix, of its best weights. The images are read as its own were, and
@@ -601,7 +617,7 @@ def evaluate(chosen: Chosen, name: str, style: str, as_json: bool, **options: An
     """
     from kdcluster.commands import evaluate as command
 
-    command.evaluate(replace(chosen, names=(name,)), name, "json" if as_json else style, **options)
+    command.evaluate(replace(chosen, names=(name,)), "json" if as_json else style, **options)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,14 @@ class OneOf(click.Choice[str]):
         return said.removesuffix(".") + (meant(str(value), self.choices) or ".")
 
 
+class Amount(click.FloatRange):
+    """A number within bounds; what is none is told what is counted, as in `a number of minutes`."""
+
+    def __init__(self, counted: str, low: float, high: float | None = None, **is_open: bool) -> None:
+        super().__init__(low, high, **is_open)
+        self.name = f"number of {counted}"
+
+
 class _BackendName(click.ParamType[str]):
     """`auto`, or a backend that is installed here; they are looked up when a command needs them."""
 

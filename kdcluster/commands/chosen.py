@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,9 +114,31 @@ class Chosen:
 
     def load(self, name: str) -> LoadedExperiment:
         """One experiment with the command line on top of its file."""
+        return self._load(name, self.settings)
+
+    def _load(self, name: str, settings: Sequence[str]) -> LoadedExperiment:
         from kdcluster.experiment import configfile
 
-        return configfile.load(name, self.settings)
+        try:
+            return configfile.load(name, settings)
+        except NotFound as error:
+            raise self.no_experiment(name, error) from None
+
+    def no_experiment(self, name: str, error: NotFound) -> NotFound:
+        """That there is no such experiment; of a name that is a run's, what shows it."""
+        from kdcluster.runs import find_run
+
+        try:
+            run_dir = find_run(self.root, name)
+        except NotFound:
+            return error
+        except ConfigError as several:
+            return NotFound(f"no experiment {name!r}, and {several}")
+        of = run_dir.experiments()
+        shows = [f"kdcluster show {shlex.quote(name)}{self.where} shows it"]
+        shows += [f"kdcluster results {shlex.quote(one)}{self.where} --per-seed has it beside others" for one in of[:1]]
+        told = f"a run of {' and '.join(of)}" if of else "a run"
+        return NotFound(f"{name!r} is {told} ({run_dir.id}), not an experiment: {'; '.join(shows)}")
 
     @property
     def settings(self) -> list[str]:
@@ -128,7 +151,6 @@ class Chosen:
         Raises:
             ConfigError: everything that is wrong with files and options.
         """
-        from kdcluster.experiment import configfile
         from kdcluster.plan import ROLES, plan
 
         short = self._short()
@@ -138,7 +160,7 @@ class Chosen:
         problems: list[str] = []
         for name in names or self.named:
             try:
-                loaded.append(configfile.load(name, [*self.overrides, *short]))
+                loaded.append(self._load(name, [*self.overrides, *short]))
             except ConfigError as error:
                 problems += error.problems
         for text, option in short.items():

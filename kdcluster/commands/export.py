@@ -21,19 +21,23 @@ from kdcluster import __version__, records
 from kdcluster.columns import in_ascii
 from kdcluster.commands import beside, costs
 from kdcluster.commands.arguments import Chosen
+from kdcluster.commands.best import best_of, distilled, refuse_for_a_run
 from kdcluster.commands.card import Card
 from kdcluster.errors import ConfigError, KdclusterError
 from kdcluster.launch import finished
 from kdcluster.launch.status import run_status
 from kdcluster.ownership import umask
 from kdcluster.plan import Plan, Run
-from kdcluster.results.measured import selected_by
 from kdcluster.results.table import Table
 from kdcluster.run import STORE
 from kdcluster.runs import RunDir
 from kdcluster.tabled import tabled
 from kdcluster.terminal import can_show, say, show, show_wrapped, width
-from kdcluster.wording import count, one_line, size
+from kdcluster.wording import one_line, size
+
+WRITTEN = ("model.safetensors", "model.onnx", "model.pt2", "README.md")
+FILES = {*(Path(name).suffix for name in WRITTEN), ".pt", ".pth", ".bin", ".zip", ".tar", ".gz"}
+"""Ends by which somebody means a file, not a folder."""
 
 
 def export(chosen: Chosen, output: Path | None, *, best: bool, force: bool, benchmark: bool) -> None:
@@ -114,33 +118,18 @@ class _Picked:
 def _picked(chosen: Chosen, *, best: bool, force: bool) -> _Picked:
     """The runs that are meant, each with weights that can be used."""
     if not chosen.named:
-        if best:
-            raise ConfigError("--best chooses among the seeds of an experiment; a run is one of them")
-        if chosen.settings:
-            raise ConfigError("--set and --seeds are of an experiment; a run has its settings")
+        refuse_for_a_run(chosen, best=best)
         (run_dir,) = chosen.single
         run = run_dir.load()
         if run.role == STORE:
             raise ConfigError(f"{run.id} stores logits and has no model of its own; export its teacher {run.needs[0]}")
         _refuse_unfinished([run_dir], force)
         return _Picked([run])
-    made = chosen.plan()
-    ((name, wanted),) = made.wanted.items()
-    places = [RunDir(chosen.root, run_id) for run_id in wanted.get("distilled", ())]
-    if not places:
-        raise ConfigError(f"{name} has no distilled run with these settings; name a run instead")
+    made, places = distilled(chosen)
     _refuse_unfinished(places, force)
     if not best:
         return _Picked([place.load() for place in places], made, several=True)
-    results = {place: result for place in places if (result := place.result())}
-    if not results:
-        raise KdclusterError(f"--best: none of the {count(len(places), 'distilled run')} of {name} is done")
-    rule = selected_by(made[places[0].id].data)
-    place = max(results, key=lambda one: results[one]["best"][rule])  # the first of equals
-    value = results[place]["best"][rule]
-    words = f"the best of {count(len(results), 'seed')} by {rule}, {value:.2f} %"
-    if rule.startswith("test"):
-        words += ": selected on the test set, so this is the largest of them and not what to expect"
+    place, words = best_of(made, places)
     return _Picked([place.load()], made, selected=words)
 
 
@@ -205,6 +194,8 @@ def _new(output: Path) -> Path:
         ConfigError: something is there.
     """
     target = Path(os.path.realpath(output))
+    if output.suffix.lower() in FILES:
+        raise ConfigError(f"--output {output} is to be a folder, for several files ({', '.join(WRITTEN)}); name one")
     if target == Path.cwd():
         raise ConfigError(f"--output {output} is the folder that you are in, which would be replaced; name one in it")
     try:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kdcluster.commands import outputs
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.next_steps import say_others
-from kdcluster.errors import ConfigError, KdclusterError, NotFound
-from kdcluster.files import write_output
+from kdcluster.errors import ConfigError, NotFound
 from kdcluster.results import render
 from kdcluster.results.view import View, names_in
 from kdcluster.tabled import tabled
@@ -35,9 +35,9 @@ def results(
 
     Raises:
         NotFound: no experiment was named, and none has a run here.
-        ConfigError: options that do not go together.
+        ConfigError: options that do not go together; a file's end that says another format.
     """
-    style = "json" if as_json else style
+    style = outputs.style_of(output, "json" if as_json else style, outputs.TABLES)
     in_ascii = output is None and not can_show("±×αΔ–")
     view = View(names_in(columns), sort, together)
     room = None if output is not None else width()
@@ -74,8 +74,5 @@ def results(
 def _give(text: str, output: Path | None) -> None:
     if output is None:
         return show_text(text)
-    try:
-        write_output(output, text)
-    except OSError as error:
-        raise KdclusterError(f"cannot write {output}: {error.strerror}; give another --output") from None
+    outputs.write(output, text)
     say(f"written: {output}")

@@ -21,7 +21,7 @@ from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.bands import Band
 from kdcluster.commands.curves import Curves
 from kdcluster.differing import SIGNS, settings, words
-from kdcluster.errors import KdclusterError
+from kdcluster.errors import KdclusterError, NotFound
 from kdcluster.experiment import configfile
 from kdcluster.runs import RunDir, run_dirs
 from kdcluster.terminal import say, show, show_wrapped, size
@@ -50,7 +50,7 @@ def tensorboard(chosen: Chosen, port: int | None) -> None:
         NotFound: an experiment that was named is neither a file nor known to a run.
         KdclusterError: the port is taken.
     """
-    wanted = {_name(chosen.root, experiment) for experiment in chosen.experiments}
+    wanted = {_name(chosen, experiment) for experiment in chosen.experiments}
     ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
@@ -72,11 +72,14 @@ def tensorboard(chosen: Chosen, port: int | None) -> None:
         say("")  # the shell's prompt would stand behind ^C
 
 
-def _name(root: Path, experiment: str) -> str:
+def _name(chosen: Chosen, experiment: str) -> str:
     """What runs call an experiment; one whose file is gone is known by them."""
-    if any(experiment in run_dir.experiments() for run_dir in run_dirs(root)):
+    if any(experiment in run_dir.experiments() for run_dir in run_dirs(chosen.root)):
         return experiment
-    return configfile.find(experiment).stem
+    try:
+        return configfile.find(experiment).stem
+    except NotFound as error:
+        raise chosen.no_experiment(experiment, error) from None
 
 
 def _serve(folder: str, port: int | None, title: str) -> str:

@@ -48,14 +48,16 @@ class Look:
     colour: Mapping[str, str]
     size: float
     """Of its text, in points."""
+    y_min: float | None = None
+    """The lowest accuracy that is shown, in percent; None: as low as there are points. Of pictures that heed it."""
 
 
 PAGE = Look(380 / 72, 250 / 72, IN_A_PAGE, 10.5)
 
 
-def paper(width_mm: float) -> Look:
+def paper(width_mm: float, y_min: float | None = None) -> Look:
     """Of a figure for a paper."""
-    return Look(width_mm / MM, 0.66 * width_mm / MM, ON_PAPER, 8)
+    return Look(width_mm / MM, 0.66 * width_mm / MM, ON_PAPER, 8, y_min)
 
 
 def matplotlib() -> Any:

@@ -31,10 +31,12 @@ class Picture(NamedTuple):
     """Whether there is something to draw."""
     height: Callable[[Facts], float] = lambda _: 1.0
     """As `draw.figure` has it."""
+    highest: Callable[[Facts], float] | None = None
+    """The highest accuracy that is drawn, in percent, of one that heeds `Look.y_min`."""
 
 
 def curves(figure: Figure, facts: Facts, look: Look) -> None:
-    """Test accuracy over epochs or steps, all of it: means, and bands of one standard deviation."""
+    """Test accuracy over epochs or steps, all of it or from `look.y_min` on: means, bands of one standard deviation."""
     found = facts.curves
     plot = axes(figure, found.unit, "test accuracy (%)")
     for role, curve in found.of.items():
@@ -47,12 +49,18 @@ def curves(figure: Figure, facts: Facts, look: Look) -> None:
             plot.fill_between(curve.at, low, high, color=colour, alpha=0.2, lw=0)
     if (level := facts.top1("teacher")) is not None and "teacher" not in found.of:
         plot.axhline(level, color=look.colour["teacher"], ls=DASHES["teacher"], label="teacher")
-    plot.set_ylim(max(0.0, plot.get_ylim()[0]), min(101.0, plot.get_ylim()[1]))
+    lowest = max(0.0, plot.get_ylim()[0]) if look.y_min is None else look.y_min
+    plot.set_ylim(lowest, min(101.0, plot.get_ylim()[1]))
     whole_numbers(plot)
     shown = plot.get_legend_handles_labels()[0]
     if any(curve.sd for curve in found.of.values()):
         shown.append(area(look.colour["soft"], "± 1 std. dev."))
     figure.legend(handles=shown, loc="outside upper center", ncols=2)  # inside it would lie on lines
+
+
+def _highest(facts: Facts) -> float:
+    """Of the means of the curves, in percent."""
+    return max(curve.best[1] for curve in facts.curves.of.values())
 
 
 def gains(figure: Figure, facts: Facts, look: Look) -> None:
@@ -167,7 +175,7 @@ def _rows(number: int) -> float:
 
 
 PICTURES = {
-    "curves": Picture(curves, lambda facts: bool(facts.curves.of)),
+    "curves": Picture(curves, lambda facts: bool(facts.curves.of), highest=_highest),
     "gains": Picture(gains, lambda facts: bool(facts.gains), lambda facts: _rows(min(MOST_SEEDS, len(facts.gains)))),
     "sizes": Picture(sizes, lambda facts: len({size for size, _ in _sized(facts)}) > 1),
     "latencies": Picture(latencies, lambda facts: len(_timed(facts)) > 1),

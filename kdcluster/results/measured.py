@@ -6,7 +6,6 @@ have lost; without it nothing changes.
 
 from __future__ import annotations
 
-import struct
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from kdcluster.plan import Run
 from kdcluster.results import recount
 from kdcluster.results.events import Scalars, read_scalars
 from kdcluster.results.index import Counts, Index
+from kdcluster.results.single import decimal, float32
 from kdcluster.runs import RunDir
 from kdcluster.states import State
 
@@ -160,7 +160,7 @@ def _contradictions(run: Run, evaluations: Evaluations, lost: set[int], result: 
     for protocol in PROTOCOLS if result and evaluations else ():
         theirs, step = result[protocol], _chosen(run, evaluations, protocol)
         ours = evaluations[step][TOP1]
-        if theirs["step"] in lost or (theirs["step"], _float32(theirs[TOP1])) == (step, ours):
+        if theirs["step"] in lost or (theirs["step"], float32(theirs[TOP1])) == (step, ours):
             continue
         said = f"{theirs[TOP1]:.7g} at step {theirs['step']}"
         read = f"{ours:.7g} at step {step}"
@@ -171,15 +171,10 @@ def _contradictions(run: Run, evaluations: Evaluations, lost: set[int], result: 
 def _top1(
     run: Run, evaluations: Evaluations, lost: set[int], result: Mapping[str, Any], protocol: Protocol
 ) -> tuple[float | None, list[str]]:
-    """Test accuracy in percent, and what has to be said about where it comes from."""
+    """Test accuracy in percent, the same from both sources, and what has to be said about where it comes from."""
     if result and (not evaluations or result[protocol]["step"] in lost):
-        return _float32(result[protocol][TOP1]), [f"{protocol} {TOP1} is taken from result.json"]
+        return decimal(result[protocol][TOP1]), [f"{protocol} {TOP1} is taken from result.json"]
     if not evaluations or (protocol == "last" and max(lost, default=0) > max(evaluations)):
         return None, [f"there is no {protocol} {TOP1}: its evaluation is lost"]
     said = [f"best {TOP1} is that of the other evaluations"] if lost and not result else []
-    return evaluations[_chosen(run, evaluations, protocol)][TOP1], said if protocol == "best" else []
-
-
-def _float32(value: float) -> float:
-    """As an event file would have it, so that both sources give the same number."""
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    return decimal(evaluations[_chosen(run, evaluations, protocol)][TOP1]), said if protocol == "best" else []

@@ -152,7 +152,9 @@ def _plain(table: Table, spell: Callable[[str], str], width: int | None, per_see
             listed = fitted(told, width=room, wraps={2: room or 0}).rows[1:]
             if room and any(wide(line) > room for row in listed for line in row):
                 listed = [wrapped("  ".join(one), room, "  ") for one in told[1:]]
-            more = " (kdcluster logs RUN says more)" * any(p.log for p in problems)
+            hints = ["kdcluster logs RUN says more"] * any(p.log for p in problems)
+            hints += ["kdcluster status names them all"] * (len(told) - 1 < len(problems))
+            more = f" ({', '.join(hints)})" * bool(hints)
             lines += ["", f"{title}{more}:", *(f"  {line}" for row in listed for line in row)]
         shown.append("\n".join([*lines, "", *below(block.notes)]))
     return spell("\n\n".join(filter(None, [*shown, "\n".join(below(table.notes))])) + "\n")
@@ -229,12 +231,13 @@ def _by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
 
 
 def _alike(problems: Iterable[Problem]) -> list[tuple[str, Problem]]:
-    """Each problem once, with its run, or with how many of those that are not done have the same."""
+    """Each problem with its run; where many that are not done have the same one, it stands once, with how many."""
     runs: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         same = (problem.run, problem.reason) if problem.state == State.DONE else (problem.state, _why(problem))
         runs.setdefault(same, []).append(problem)
-    return [(ours[0].run if len(ours) == 1 else count(len(ours), "run"), ours[0]) for ours in runs.values()]
+    many = {same: [(count(len(ours), "run"), ours[0])] for same, ours in runs.items() if len(ours) > MOST_NAMED}
+    return [pair for same, ours in runs.items() for pair in many.get(same, [(one.run, one) for one in ours])]
 
 
 def _joined(*parts: str) -> str:
@@ -247,5 +250,7 @@ def _why(problem: Problem) -> str:
 
 _RANKS = {"size": 5, "latency": 4, "params": 3, "reduction": 2, "retention": 1}
 """Columns that give way on a narrow terminal, the highest first."""
+MOST_NAMED = 6
+"""Runs that have the same problem, two roles of three seeds: more of them are counted."""
 WRAPS_TO = 18
 """Columns to which the configuration wraps before another column gives way."""

@@ -1,6 +1,7 @@
-"""What a few seeds can say: the 95 % t interval of a mean, in pure Python.
+"""What a few seeds can say: the 95 % t interval of a mean, and what images can: Wilson's of a share; in pure Python.
 
-A percentile bootstrap would cover 74 % instead of 95 % at n = 3, the t interval covers 95 %.
+A percentile bootstrap would cover 74 % instead of 95 % at n = 3, the t interval covers 95 %. Wilson's (1927) has
+width also where all images are right.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ def interval95(values: Sequence[float]) -> tuple[float, float] | None:
     mean = statistics.fmean(values)
     half = t_quantile(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half
+
+
+def wilson95(right: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share, of so many images that are right, in percent."""
+    z2 = 1.959963984540054**2
+    middle = right + z2 / 2
+    half = math.sqrt(z2 * (right * (images - right) / images + z2 / 4))
+    return 100 * max(0.0, middle - half) / (images + z2), 100 * min(images + z2, middle + half) / (images + z2)
 
 
 def compared(interval: tuple[float, float], other: str) -> str:

@@ -22,6 +22,7 @@ from kdcluster.launch.torchrun import Layout
 from kdcluster.ownership import keep_to_oneself, refuse_foreign
 from kdcluster.plan import Run
 from kdcluster.results.events import Follower
+from kdcluster.results.single import decimal
 from kdcluster.runs import RunDir
 from kdcluster.states import INTERRUPTED, LIVE, State
 from kdcluster.sweep.points import Point, of_others
@@ -201,7 +202,7 @@ class Trainee:
 
 def values_of(events: Follower, metric: str) -> list[float]:
     """A metric of each evaluation so far."""
-    return [point.value for point in events.look().points.get(metric, [])]
+    return [decimal(point.value) for point in events.look().points.get(metric, [])]
 
 
 def note_stopped(point: Point, order: Order) -> None:

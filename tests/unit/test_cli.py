@@ -86,9 +86,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": (*EXP, "--gpus", "--procs", "--role", *WHERE, *PLACE, "--with-job", "--json"),
     "tensorboard": ("--runs-dir", "--port"),
     "report": (*EXP, *WHERE, "--output", "--internal"),
-    "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm"),
+    "plot": (*EXP, *WHERE, "--output", "--picture", "--width-mm", "--y-min"),
     "export": (*EXP, *WHERE, "--best", "--output", "--force", "--benchmark"),
-    "evaluate": (*WHERE, "--data", "--format", "--output", "--device", "--json"),
+    "evaluate": (*EXP, *WHERE, "--best", "--data", "--format", "--output", "--device", "--json"),
 }
 """CLI.md's tables, as far as the commands exist; a new command or option belongs there and here."""
 ARGUMENTS = {
@@ -186,6 +186,20 @@ def test_wrong_usage_is_2_and_says_what_was_meant(empty_folder: Path) -> None:
     assert everything(empty_folder) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "counted"),
+    [
+        (("plot", "demo", "--output", "a.pdf", "--width-mm", "88cm"), "'88cm' is not a valid number of millimetres."),
+        (("plot", "demo", "--output", "a.pdf", "--y-min", "80%"), "'80%' is not a valid number of percent."),
+        (("submit", "demo", "--wait", "--timeout", "2h"), "'2h' is not a valid number of minutes."),
+        (("submit", "demo", "--max-gpu-hours", "all"), "'all' is not a valid number of GPU-hours."),
+        (("sweep", "demo", "--gpus-per-trial", "half"), "'half' is not a valid number of GPUs."),
+    ],
+)
+def test_what_is_no_number_is_told_what_is_counted(empty_folder: Path, words: tuple[str, ...], counted: str) -> None:
+    assert counted in fails(2, *words)
+
+
 def test_a_wrong_role(empty_folder: Path) -> None:
     said = "--role studnet: 'studnet' is no role; there are teacher, teacher-logits, baseline, distilled\n"
     assert fails(2, "plan", "exp1", "--role", "studnet") == said
@@ -199,6 +213,20 @@ def test_no_such_experiment_is_5(empty_folder: Path) -> None:
     for command in ("plan", "submit", "debug", "status", "results", "prefetch"):
         assert fails(5, command, "ex1") == said
     assert fails(5, "plan", "exp1", "there/exp.yaml") == "no experiment file there/exp.yaml\n"
+
+
+@pytest.mark.parametrize("command", ["results", "report", "plot", "doctor", "tensorboard", "debug", "results --sweep"])
+def test_a_run_in_place_of_an_experiment_is_told(tmp_path: Path, empty_folder: Path, command: str) -> None:
+    words = [*command.split(), *(["--output", "a.pdf"] if command == "plot" else [])]
+    run_dir = put(empty_folder / "runs", make_run(tmp_path, "baseline"), "done")
+    assert f"'baseline' is a run ({run_dir.id}), not an experiment: kdcluster show baseline" in fails(
+        5, *words, "baseline"
+    )
+    run_dir.add_experiments(["mine"])
+    said = f"'baseline' is a run of mine ({run_dir.id}), not an experiment: kdcluster show baseline shows it; "
+    assert fails(5, *words, "baseline") == f"{said}kdcluster results mine --per-seed has it beside others\n"
+    put(empty_folder / "runs", make_run(tmp_path, "baseline", {"train.lr": 0.5}), "done")
+    assert "no experiment 'baseline', and 'baseline' begins the ids of 2 runs" in fails(5, *words, "baseline")
 
 
 def test_no_such_run_is_5(empty_folder: Path) -> None:
@@ -592,6 +620,72 @@ def test_results_of_what_was_never_started(empty_folder: Path) -> None:
     assert (empty_folder / "table.txt").stat().st_mode & 0o777 == 0o600
     said = fails(1, "results", "demo", "--output", "no/table.txt")
     assert said == "cannot write no/table.txt: No such file or directory; give another --output\n"
+
+
+ENDS = {
+    "a.tex": "% in the preamble",
+    "a.TXT": "demo: best",
+    "a.md": "### demo",
+    "a.html": "<table",
+    "a.htm": "<table",
+    "a.csv": "experiment,",
+    "a.json": "{",
+    "a.jsonl": '{"experiment"',
+    "a": "demo: best",
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_end_of_a_file_says_its_format(empty_folder: Path, name: str) -> None:
+    assert run("results", "demo", "--output", name).exit_code == 0
+    assert (empty_folder / name).read_text(encoding="utf-8").startswith(ENDS[name])
+
+
+WRONG_ENDS = {
+    (
+        "results",
+        "a.pdf",
+    ): "--output a.pdf: its end says no format that is written here; there are .txt, .md, .markdown, "
+    ".tex, .html, .htm, .csv, .json, .jsonl, .ndjson; kdcluster plot draws pictures",
+    (
+        "results",
+        "a.docx",
+        "--format",
+        "html",
+    ): "--output a.docx: its end says no format that is written here; there are",
+    ("results", "a.dat"): "; or say --format",
+    (
+        "results",
+        "a.tex",
+        "--format",
+        "md",
+    ): "--output a.tex --format md: .tex is the end of latex; leave one of them out",
+    ("results", "a.csv", "--json"): "--output a.csv --format json: .csv is the end of csv; leave one of them out",
+    (
+        "report",
+        "a.pdf",
+    ): "--output a.pdf: a report is a page, .html; kdcluster plot draws its pictures as .pdf, .png, .svg",
+    ("report", "a.md"): "--output a.md: a report is a page, .html",
+    ("plot", "a.tex"): "--output a.tex: its end says no format; give it one of .pdf, .png, .svg",
+    (
+        "export",
+        "a.onnx",
+    ): "--output a.onnx is to be a folder, for several files (model.safetensors, model.onnx, model.pt2",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_ENDS)
+def test_an_end_that_says_something_else_is_refused(empty_folder: Path, words: tuple[str, ...]) -> None:
+    command, name, *options = words
+    said = " ".join(fails(2, command, "demo", "--output", name, *options).split())
+    assert WRONG_ENDS[words] in said
+    assert everything(empty_folder) == []
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.inc", "a", "a.2026"])
+def test_a_format_may_stand_in_a_file_whose_end_is_nobodys(empty_folder: Path, name: str) -> None:
+    assert run("results", "demo", "--format", "csv", "--output", name).exit_code == 0
+    assert (empty_folder / name).read_text(encoding="utf-8").startswith("experiment,")
 
 
 # submit, debug, prefetch

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from PIL import Image
 
 from kdcluster import predictions
 from kdcluster.cli import main
 from kdcluster.commands.evaluate import picture
 from kdcluster.launch import finished
+from kdcluster.results.spread import wilson95
 from kdcluster.runs import RunDir
 from kdcluster.train import data
 from kdcluster.train.finished import other_images
@@ -142,19 +144,17 @@ def test_counts_by_hand(tmp_path, counted):
 def test_the_table(tmp_path, counted):
     result = evaluate(tmp_path, counted, "--data", tmp_path / "x")
     assert result.stdout.splitlines() == [
-        f"{counted} on {tmp_path / 'x'}: top-1 50.00 % (2 of 4), loss 1.2500",
+        f"{counted} on {tmp_path / 'x'}: top-1 50.00 % (2 of 4; 95 % interval 15.00 to 85.00, Wilson), loss 1.2500",
         "",
         "class   images  right  accuracy  taken for",
         "cat          3      1    33.3 %  owl (2)",
         "d$o_{g       1      1   100.0 %",
-        "owl          0      0         –",
         "",
-        "images by label (row) and prediction (column):",
+        "images by label (row) and prediction (column), of the 2 of 3 classes that have any:",
         "",
         "        cat  d$o_{g  owl",
         "cat       1       0    2",
         "d$o_{g    0       1    0",
-        "owl       0       0    0",
         "",
         "one",
     ]
@@ -164,19 +164,60 @@ def test_a_picture(tmp_path, counted):
     assert "give the file as --output" in fails(tmp_path, counted, "--data", tmp_path, "--format", "png")
     result = evaluate(tmp_path, counted, "--data", tmp_path, "--format", "png", "--output", tmp_path / "m.png")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "top-1 50.00 % (2 of 4)" in result.stderr
+    assert "top-1 50.00 % (2 of 4;" in result.stderr
     with Image.open(tmp_path / "m.png") as image:
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).std() > 10
 
 
+def test_the_end_of_a_file_says_its_format(tmp_path, counted):
+    for name, begins in {"m.png": b"\x89PNG", "m.json": b"{", "m.txt": counted.encode()}.items():
+        assert evaluate(tmp_path, counted, "--data", tmp_path, "--output", tmp_path / name).exit_code == 0
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    for words in (
+        ["m.md"],
+        ["m.pdf"],
+        ["m.png", "--format", "json"],
+        ["m.txt", "--format", "png"],
+        ["m.csv", "--json"],
+    ):
+        said = fails(tmp_path, counted, "--data", tmp_path, "--output", *words)
+        assert "--output" in said
+        assert "kdcluster plot" not in said
+        assert "or say --format" not in said
+
+
 @pytest.mark.parametrize("classes", [2, 30, 100])
 def test_a_picture_of_many_classes(classes):
     each = [{"name": f"一 class {at}", "images": 1, "right": 1, "top1": 100.0} for at in range(classes)]
-    known = {"top1": 100.0, "top5": 100.0, "loss": 0.0, "right": classes, "images": classes}
+    known = {"top1": 100.0, "top5": 100.0, "loss": 0.0, "right": classes, "images": classes, "top1_ci95": (90, 100)}
+    known |= {"run": "distilled-a_model_with_a_long_name-s0-01234567", "data": "somewhere/my 一 images"}
     content = picture({**known, "classes": each, "confusion": np.eye(classes, dtype=int).tolist()})
     with Image.open(io.BytesIO(content)) as image:
         assert image.width < 3000
+
+
+def test_a_picture_says_of_what_it_is_and_shows_classes_that_have_images(tmp_path, counted, monkeypatch):
+    figures = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k))
+    evaluate(tmp_path, counted, "--data", tmp_path / "my $images", "--output", tmp_path / "m.png")
+    (figure,) = figures
+    title = figure._suptitle
+    assert title.get_text().split("\n")[:2] == [counted, "on my $images"]
+    assert "95 % interval 15.00 to 85.00" in " ".join(title.get_text().split())
+    box = title.get_window_extent()
+    assert (box.x0 >= 0, box.x1 <= figure.bbox.width) == (True, True)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["cat", "d$o_{g"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["cat", "d$o_{g", "owl"]
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "low", "high"),
+    [(0, 10, 0.0, 27.75), (10, 10, 72.25, 100.0), (81, 263, 25.53, 36.62), (1, 2, 9.45, 90.55)],  # Newcombe 1998, and R
+)
+def test_the_interval_of_a_share(right, images, low, high):
+    assert wilson95(right, images) == (pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006))
 
 
 def test_a_picture_without_matplotlib(tmp_path, counted, monkeypatch):
@@ -185,6 +226,20 @@ def test_a_picture_without_matplotlib(tmp_path, counted, monkeypatch):
     said = fails(tmp_path, counted, "--data", tmp_path, "--format", "png", "--output", tmp_path / "m.png", code=1)
     assert said == "a picture needs matplotlib: pip install 'kdcluster[report]'\n"
     assert not (tmp_path / "m.png").exists()
+
+
+def test_the_best_of_an_experiment(tmp_path, data_dir):
+    made = tiny.make_plan(tmp_path, {"seeds": [0, 1, 2]})
+    trained_ones = [run for run in made.runs if run.role in ("teacher", "distilled")]
+    places = [tiny.train_here(tmp_path / "runs", run, tmp_path / "data") for run in trained_ones]
+    tops = {place.id: place.result()["best"]["test/top1"] for place in places if place.id.startswith("distilled")}
+    folder = put_as_files(tmp_path, "cifar10", tmp_path / "files")
+    found = document(tmp_path, tmp_path / "tiny.yaml", "--best", "--data", folder)
+    assert found["run"] == max(tops, key=tops.get)
+    assert found["top1"] == pytest.approx(max(tops.values()))
+    assert f"this run is the best of 3 seeds by test/top1, {max(tops.values()):.2f} %" in found["notes"][-1]
+    found = document(tmp_path, tmp_path / "tiny.yaml", "--best", "--seeds", "1", "--data", folder)
+    assert found["run"] == next(run_id for run_id in tops if "-s1-" in run_id)
 
 
 # What is wrong with a folder
@@ -296,7 +351,12 @@ def test_images_of_another_size_where_all_had_one_that_is_not_square(tmp_path):
 
 def test_what_is_no_run_with_weights(tmp_path, data_dir):
     run_dir = trained(tmp_path)
-    assert "is an experiment; name a run" in fails(tmp_path, tmp_path / "tiny.yaml", "--data", tmp_path)
+    said = fails(tmp_path, tmp_path / "tiny.yaml", "--data", tmp_path)
+    assert "tiny.yaml is an experiment: --best takes its best distilled run, or name a run: kdcluster results" in said
+    said = fails(tmp_path, tmp_path / "tiny.yaml", "--best", "--data", tmp_path, code=1)
+    assert said == "--best: no distilled run of tiny is done\n"
+    assert "--best chooses among the seeds" in fails(tmp_path, run_dir.id, "--best", "--data", tmp_path)
+    assert "a run has its settings" in fails(tmp_path, run_dir.id, "--seeds", "1", "--data", tmp_path)
     fails(tmp_path, "nothing", "--data", tmp_path, code=5)
     run_dir.weights("best").unlink()
     (tmp_path / "later").mkdir()

@@ -111,13 +111,23 @@ def test_a_reason_of_several_runs_is_said_once():
     odd.append(Problem("run-b", "done", "it was renamed", None))  # once it was `2 runs  done  its events are lost`
     problems = (*waiting, Problem("run-f", "failed", "no", "x.log"), *odd)
     text = render(table(DISTILLED, problems=problems))
-    assert f"(kdcluster logs RUN says more):\n  12 runs  queued  {why}\n  run-f    failed  no\n" in text
+    assert "(kdcluster logs RUN says more, kdcluster status names them all):\n" in text
+    assert f":\n  12 runs  queued  {why}\n  run-f    failed  no\n" in text
     assert (
         "  run-a  done  its events are lost\n  run-b  done  its events are lost\n  run-b  done  it was renamed\n"
         in text
     )
     assert f"\n- 12 runs: queued: {why}\n- run-f: failed" in render(table(DISTILLED, problems=problems), "md")
     assert len(json.loads(render(table(DISTILLED, problems=problems), "json"))["experiments"][0]["problems"]) == 16
+
+
+def test_a_few_runs_with_the_same_reason_are_named():
+    problems = [Problem(f"run-{name}", "planned", "", None) for name in "abcdef"]
+    each = "".join(f"  run-{name}  planned\n" for name in "abcdef")
+    assert f"not in the means:\n{each}" in render(table(DISTILLED, problems=tuple(problems)))
+    problems.append(Problem("run-g", "planned", "", None))
+    text = render(table(DISTILLED, problems=tuple(problems)))
+    assert "not in the means (kdcluster status names them all):\n  7 runs  planned\n" in text
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])

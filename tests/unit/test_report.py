@@ -232,6 +232,35 @@ def test_every_point_of_a_curve_is_in_its_picture(folder: Path) -> None:
     assert legend.get_window_extent().y0 >= plot.get_window_extent().y1  # it lies on no line
 
 
+def test_the_lowest_accuracy_of_curves_can_be_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]), {**TOPS, ("teacher", 0): [1.0, 90.0]})
+    made: list[Any] = []
+    figure = draw.figure
+    monkeypatch.setattr(draw, "figure", lambda *given: made.append(figure(*given)) or made[-1])
+    result = run("plot", "tiny.yaml", "--output", "a.svg", "--y-min", "62.5")
+    (plot,) = made[0].axes
+    assert plot.get_ylim()[0] == 62.5
+    assert plot.get_ylim()[1] > 90
+    assert result.stderr.endswith(" The axis begins at 62.5%.\n")
+    assert run("plot", "tiny.yaml", "--output", "a.pdf", "--y-min", "62.5").stderr.endswith("at 62.5\\%.\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--y-min", "90"), "--y-min 90: no curve is higher than 90.00 %"),
+        (("--y-min", "50", "--picture", "gains"), "--y-min is of --picture curves; gains has no axis for it"),
+        (("--y-min", "100"), "100.0 is not in the range 0<=x<100"),
+    ],
+)
+def test_a_lowest_accuracy_that_shows_nothing_is_refused(folder: Path, options: tuple[str, ...], said: str) -> None:
+    finished(folder / "runs", plan([configfile.load("tiny.yaml")]))
+    result = run("plot", "tiny.yaml", "--output", "a.pdf", *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not (folder / "a.pdf").exists()
+
+
 def test_a_figure_comes_with_a_caption(folder: Path) -> None:
     made = plan([configfile.load("tiny.yaml")])
     finished(folder / "runs", made, {key: tops for key, tops in TOPS.items() if key != ("distilled", 1)})
@@ -262,10 +291,34 @@ def test_a_figure_of_no_known_format_is_refused_before_anything_is_read(folder: 
     assert "--output a.gif: its end says no format; give it one of .pdf, .png, .svg" in result.stderr
 
 
+@pytest.mark.parametrize("words", [("report",), ("plot", "--output", "a.pdf")], ids=["report", "plot"])
+def test_of_what_was_never_started_there_is_nothing(folder: Path, words: tuple[str, ...]) -> None:
+    write_experiment(folder, {"seeds": [0, 1], "distill.alpha": 0.9, "train.lr": 0.5, "teacher.seed": 7}, "other")
+    for also in (False, True):
+        result = run(*words, "tiny.yaml")
+        assert (result.exit_code, result.stdout) == (5, "")
+        said = " ".join(result.stderr.split())
+        assert f"no run of tiny.yaml was started in {folder / 'runs'}: kdcluster submit tiny.yaml; --runs-dir" in said
+        if not also:
+            finished(folder / "runs", plan([configfile.load("other.yaml")]))
+    assert not [*folder.glob("*.html"), *folder.glob("*.pdf")]
+
+
+def test_runs_that_are_not_done_are_counted_on_the_terminal(folder: Path) -> None:
+    made = plan([configfile.load("tiny.yaml")])
+    finished(folder / "runs", made, dict(list(TOPS.items())[:4]))
+    said = " ".join(run("report", "tiny.yaml").stderr.split())
+    assert "1 run of tiny is not done, and in no mean: kdcluster status tiny.yaml" in said
+    finished(folder / "runs", made)
+    assert "not done" not in run("report", "tiny.yaml").stderr
+
+
 def test_before_a_run_has_begun_there_is_a_page_and_no_figure(folder: Path) -> None:
+    waits = plan([configfile.load("tiny.yaml")]).runs[0]
+    RunDir(folder / "runs", waits.id).prepare(waits)
     result = run("report", "tiny.yaml", "--output", "a.html")
     assert result.exit_code == 0
-    assert "there are no runs in" in result.stderr
+    assert "5 runs of tiny are not done" in result.stderr
     said = " ".join(Parsed((folder / "a.html").read_text()).text)
     assert "No gain can be told yet" in said
     assert "Not in the means: 5" in said
@@ -660,7 +713,8 @@ def test_hosts_folders_and_what_was_not_committed_are_for_oneself_alone(
         state = "done" if first else "failed"
         attempt.write("outcome", {"state": state, "reason": reason, "time": 1.1e6, "rank": 0})
     result = run("report", "tiny.yaml", "--data-dir", "/mnt/alice/some data", "--output", "a.html")
-    assert (result.exit_code, result.stderr) == (0, "")
+    said = "1 run of tiny is not done, and in no mean: kdcluster status tiny.yaml\n"
+    assert (result.exit_code, result.stderr) == (0, said)
     written = (folder / "a.html").read_text()
     assert [one for one in [*SECRETS, str(tmp_path)] if one in written] == []
     said = " ".join(" ".join(Parsed(written).text).split())

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -15,6 +16,7 @@ from kdcluster import plan as planning
 from kdcluster.experiment import configfile
 from kdcluster.results.measured import TOP1, measure
 from kdcluster.results.render import render
+from kdcluster.results.single import decimal, float32
 from kdcluster.results.spread import interval95, t_quantile
 from kdcluster.results.table import build
 from kdcluster.run import TRAINED
@@ -168,6 +170,27 @@ def test_each_seed_with_its_gain_its_cost_and_its_time(tmp_path):
     assert found["distilled", 1].run == of(plan, "distilled", 1).id
     assert (found["distilled", 1].gpu_hours, found["distilled", 1].wall_s) == (0.05, 90.0)
     assert "7 runs took 1:30, summed; 0.05 GPU-hours" in experiment.notes
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["from the events", "from result.json"])
+def test_accuracies_have_the_decimals_of_their_counts(tmp_path, lost):
+    """An event file has float32: 89.32 is 89.31999969482422 there."""
+    plan = planned(tmp_path, seeds=(0, 1))
+    directories = [fabricate(tmp_path, of(plan, "baseline", seed), [top1]) for seed, top1 in enumerate((89.32, 89.06))]
+    for directory in directories if lost else ():
+        shutil.rmtree(directory.events)
+    table = build(plan, tmp_path, trainer_code="today")
+    assert [seed.top1 for seed in table.experiments[0].seeds if seed.top1 is not None] == [89.32, 89.06]
+    assert rows(table)["baseline"].top1_mean == 89.19
+    assert not any("contradict" in problem.reason for problem in table.experiments[0].problems)
+    assert ",89.32," in render(table, "csv", per_seed=True)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 0x7F7FFFFF, *range(0x42000000, 0x42C80000, 99_991)])
+def test_a_decimal_is_the_shortest_of_its_float32(bits):
+    value = np.uint32(bits).view(np.float32)
+    assert decimal(float(value)) == float(str(value))
+    assert float32(decimal(float(value))) == value
 
 
 def test_protocol_last_takes_the_last_epoch(tmp_path):
