@@ -67,7 +67,12 @@ def shards_of(training: Training, images: Tensor, labels: Tensor) -> list[Shard]
     """A batch cut into the micro-batches that the run asks for, as `epoch_batches` cuts it."""
     pieces = step.micro_batches(len(labels), 1, training.run.train.micro_batch)
     parts = [feed.share(len(labels), piece, pieces) for piece in range(pieces)]
-    return [Shard(images[p.start : p.stop], labels[p.start : p.stop], 1.0) for p in parts]
+    return [Shard(images[p.start : p.stop], Labels(labels[p.start : p.stop]), 1.0) for p in parts]
+
+
+def one(images: Tensor, labels: Tensor) -> Shard:
+    """A whole batch as one micro-batch."""
+    return Shard(images, Labels(labels), 1.0)
 
 
 def batch(count: int = BATCH, device: Any = CPU) -> tuple[Tensor, Tensor]:
@@ -293,8 +298,8 @@ def test_micro_batches_leave_the_gradient_as_it_is(tmp_path, micro_batch):
 
 def test_a_shard_that_only_fills_a_gap_adds_nothing(tmp_path):
     images, labels = batch()
-    plain, plain_sums = gradient(set_up(tmp_path), [Shard(images, labels, 1.0)])
-    filled, filled_sums = gradient(set_up(tmp_path), [Shard(images, labels, 1.0), Shard(images[:1], labels[:1], 0.0)])
+    plain, plain_sums = gradient(set_up(tmp_path), [one(images, labels)])
+    filled, filled_sums = gradient(set_up(tmp_path), [one(images, labels), Shard(images[:1], Labels(labels[:1]), 0.0)])
     assert torch.equal(plain, filled)
     assert torch.equal(plain_sums, filled_sums)
 
@@ -307,16 +312,16 @@ def test_the_layout_in_memory_does_not_move_the_gradient(tmp_path):
         assert training.student.net.conv1[0].weight.is_contiguous(memory_format=layout)
         teacher = training.targets.forward.net.net  # as in its store, which has students of both kinds
         assert teacher.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
-        grads[channels_last], _ = gradient(training, [Shard(*batch(), 1.0)])
+        grads[channels_last], _ = gradient(training, [one(*batch())])
     assert difference(grads[True], grads[False]) < 1e-4
 
 
 def test_gradient_clipping(tmp_path):
-    free, _ = gradient(set_up(tmp_path), [Shard(*batch(), 1.0)])
+    free, _ = gradient(set_up(tmp_path), [one(*batch())])
     assert free.norm() > 0.1
-    clipped, _ = gradient(set_up(tmp_path, changes={"train.grad_clip": 0.1}), [Shard(*batch(), 1.0)])
+    clipped, _ = gradient(set_up(tmp_path, changes={"train.grad_clip": 0.1}), [one(*batch())])
     torch.testing.assert_close(clipped, free * 0.1 / free.norm(), rtol=1e-4, atol=1e-7)
-    loose, _ = gradient(set_up(tmp_path, changes={"train.grad_clip": 1e6}), [Shard(*batch(), 1.0)])
+    loose, _ = gradient(set_up(tmp_path, changes={"train.grad_clip": 1e6}), [one(*batch())])
     assert torch.equal(loose, free)
 
 
@@ -331,7 +336,7 @@ def test_bf16_is_for_the_forward_passes_alone(tmp_path, monkeypatch, role):
     monkeypatch.setattr(step, "distillation_loss", spy)
     for amp, dtype in (("none", torch.float32), ("bf16", torch.bfloat16)):
         training = set_up(tmp_path, role, {"train.amp": amp})
-        _, sums = gradient(training, [Shard(*batch(), 1.0)])
+        _, sums = gradient(training, [one(*batch())])
         assert seen.pop() == (dtype, torch.float16 if role == "distilled" else None)
         assert sums.dtype == torch.float32
         assert sums.isfinite().all()
@@ -348,7 +353,7 @@ def test_the_teacher_is_in_eval_mode_and_stays_as_it_is(tmp_path):
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     for _ in range(3):
         training.model.train()
-        step.train_step(training, [Shard(*batch(), 1.0)])
+        step.train_step(training, [one(*batch())])
     assert training.student.training
     assert not any(module.training for module in teacher.modules())
     assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
@@ -359,7 +364,7 @@ def test_the_optimizer_holds_the_students_parameters_alone(tmp_path):
     training = set_up(tmp_path, "distilled", {**CNN_TEACHER, "train.ema_decay": 0.9})
     held = [id(p) for group in training.optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in training.student.parameters())
-    trainer.train_step(training, [Shard(*batch(), 1.0)])
+    trainer.train_step(training, [one(*batch())])
     assert all(p.grad is None for p in training.student.parameters())  # nothing is carried over to the next step
 
 
@@ -374,7 +379,7 @@ def test_the_moving_average_is_what_counts(tmp_path):
     training = set_up(tmp_path, "distilled", {**CNN_STUDENT, "train.ema_decay": 0.75})
     average = flat(training.student)
     for _ in range(3):
-        step.train_step(training, [Shard(*batch(), 1.0)])
+        step.train_step(training, [one(*batch())])
         average = 0.75 * average + 0.25 * flat(training.student)
     assert training.evaluated is not training.student
     torch.testing.assert_close(flat(training.evaluated), average)
@@ -387,7 +392,7 @@ def test_a_moving_average_that_warms_up(tmp_path):
     training = set_up(tmp_path, "distilled", {"train.ema_decay": 0.6, "train.ema_warmup": True})
     average = flat(training.student)
     for number in range(1, 6):
-        step.train_step(training, [Shard(*batch(), 1.0)])
+        step.train_step(training, [one(*batch())])
         decay = 0.0 if number == 1 else min(0.6, 1 - number ** (-2 / 3))
         average = decay * average + (1 - decay) * flat(training.student)
         torch.testing.assert_close(flat(training.evaluated), average)
@@ -397,13 +402,13 @@ def test_its_warm_up_goes_on_where_it_was(tmp_path):
     changes = {"train.ema_decay": 0.9, "train.ema_warmup": True}
     whole, first = (set_up(tmp_path, "distilled", changes) for _ in range(2))
     for _ in range(4):
-        step.train_step(whole, [Shard(*batch(), 1.0)])
+        step.train_step(whole, [one(*batch())])
     for _ in range(2):
-        step.train_step(first, [Shard(*batch(), 1.0)])
+        step.train_step(first, [one(*batch())])
     second = set_up(tmp_path, "distilled", changes)
     second.restore(first.state())
     for _ in range(2):
-        step.train_step(second, [Shard(*batch(), 1.0)])
+        step.train_step(second, [one(*batch())])
     assert torch.equal(flat(whole.evaluated), flat(second.evaluated))
 
 
@@ -417,7 +422,7 @@ def test_gradient_checkpointing_moves_no_bit(tmp_path, amp):
         training = set_up(tmp_path, "distilled", {**changes, "train.grad_checkpointing": on})
         assert training.student.net.grad_checkpointing is on
         step.seed_step(0, 3, 0)
-        found[on], _ = gradient(training, [Shard(*batch(), 1.0)])
+        found[on], _ = gradient(training, [one(*batch())])
     assert torch.equal(found[True], found[False])
     torch.manual_seed(0)
 
@@ -628,7 +633,7 @@ def test_only_the_steps_shape_is_compiled(tmp_path, monkeypatch):
     assert compiled == []
     for _ in range(2):
         training.model.train()
-        step.train_step(training, [Shard(images, labels, 1.0)])
+        step.train_step(training, [one(images, labels)])
         evaluate.evaluate(training.evaluated, training.run, feed.Split(images, labels, CPU), torch.arange(7), ALONE)
     torch._dynamo.reset()
     assert compiled == [tuple(images.shape)]
