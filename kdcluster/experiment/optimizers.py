@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 # Without those that need another package (bnb…, fused…), a second derivative (adahessian), or that draw random
 # preconditioners and compile their step (kron…).
@@ -90,66 +90,6 @@ Optimizer = Literal[
     "sgdp",
     "sgdw",
 ]
-BETAS: dict[str, int] = {
-    **dict.fromkeys(
-        (
-            "adabelief",
-            "adafactor",
-            "adam",
-            "adamax",
-            "adamc",
-            "adamp",
-            "adamuon",
-            "adamw",
-            "adamwlegacy",
-            "adopt",
-            "adoptc",
-            "adoptw",
-            "cadafactor",
-            "cadamc",
-            "cadamp",
-            "cadamw",
-            "cadopt",
-            "cadoptc",
-            "cadoptw",
-            "clamb",
-            "clambw",
-            "claprop",
-            "clion",
-            "clionc",
-            "cmars",
-            "cnadamc",
-            "cnadamw",
-            "lamb",
-            "lambc",
-            "lambcd",
-            "lambcw",
-            "lambw",
-            "laprop",
-            "lapropc",
-            "lion",
-            "lionc",
-            "mars",
-            "muon",
-            "nadam",
-            "nadamc",
-            "nadamlegacy",
-            "nadamuon",
-            "nadamw",
-            "nmuon",
-            "novograd",
-            "novogradc",
-            "novogradw",
-            "radabelief",
-            "radam",
-            "radamlegacy",
-            "radamw",
-        ),
-        2,
-    ),
-    **dict.fromkeys(("adan", "adanw", "cadan", "cadanw"), 3),
-}
-"""How many betas each has that has some."""
 MOMENTUM = frozenset(
     (
         "adafactorbv",
@@ -184,3 +124,9 @@ MOMENTUM = frozenset(
     )
 )
 """Those with a momentum."""
+BETAS = {
+    name: 3 if name.removeprefix("c").startswith("adan") else 2
+    for name in get_args(Optimizer)
+    if name.endswith("muon") or name not in MOMENTUM | {"adadelta", "adagrad"}
+}
+"""How many betas each has that has some."""
