@@ -27,6 +27,7 @@ from kdcluster.inputs import arrays_folder
 from kdcluster.processes import die_with
 from kdcluster.run import STORE, Run
 from kdcluster.train import data, models
+from kdcluster.train.step import checkpoint_gradients
 
 
 def main() -> None:
@@ -94,7 +95,8 @@ def _attempt(action: Any, prefix: str, problems: list[str]) -> Any:
 
 def _fits(run: Run) -> tuple[Any, ...]:
     """What a model has to fit into."""
-    return run.train is None, run.num_classes, run.channels, run.imports
+    forgets = run.train is not None and run.train.grad_checkpointing
+    return run.train is None, forgets, run.num_classes, run.channels, run.imports
 
 
 def _build(run: Run, fetch: bool, notes: list[str], tried: set[Any]) -> dict[str, int]:
@@ -126,8 +128,11 @@ def _try(run: Run, net: models.Classifier) -> None:
 
     Raises:
         ConfigError: it fails, or gives something else than logits; says what came and what is wanted.
+        KdclusterError: it cannot do train.grad_checkpointing.
     """
     count = 2 if run.num_classes != 2 else 3  # so that (B, C) is not (C, B)
+    if run.train is not None and run.train.grad_checkpointing:
+        checkpoint_gradients(net, run.model.model)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -98,7 +98,7 @@ def set_up(run: Run, world: World, steps_per_epoch: int, targets: Targets | None
     if run.train.channels_last:
         student.in_channels_last()
     if run.train.grad_checkpointing:
-        _checkpoint_gradients(student, run.model.model)
+        checkpoint_gradients(student, run.model.model)
     student.net = world.sync_batchnorm(student.net)
     optimizer = optim.build_optimizer(student.net, run.train)
     if world.device.type == "cuda":  # gpu only
@@ -116,7 +116,7 @@ def set_up(run: Run, world: World, steps_per_epoch: int, targets: Targets | None
     )
 
 
-def _checkpoint_gradients(student: models.Classifier, name: str) -> None:
+def checkpoint_gradients(student: models.Classifier, name: str) -> None:
     """Have timm's model forget its activations between the ends of its blocks.
 
     Raises:

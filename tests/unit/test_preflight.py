@@ -108,6 +108,17 @@ def test_each_model_is_tried_once_whatever_its_weights_and_runs(tmp_path, monkey
     assert len(tried) == 2
 
 
+def test_gradient_checkpointing_is_refused_before_anything_is_queued(tmp_path):
+    """By the model that has none in timm; the teacher, which is another, is not concerned where it says so."""
+    forgets = {"train.grad_checkpointing": True}
+    (problem,) = problems(tmp_path, {"student": odd("a tuple"), **forgets}, "baseline")
+    assert "odd_net has no gradient checkpointing in timm; leave train.grad_checkpointing out" in problem
+    (problem,) = problems(tmp_path, {"teacher": {"model": "test_resnet.r160_in1k", "image_size": 32}, **forgets})
+    assert "has BatchNorm, which would count each batch twice" in problem
+    without = {"model": "test_resnet.r160_in1k", "image_size": 32, "train": {"grad_checkpointing": False}}
+    assert problems(tmp_path, {"teacher": without, **forgets}) == []
+
+
 def test_a_breakpoint_in_a_model_waits_for_the_debug_run(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import pdb\nfrom pdb import set_trace\nfrom timm.models import register_model\nfrom torch import nn\n"
