@@ -22,7 +22,7 @@ RECIPES: dict[Name, Recipe] = {
         {
             "data.augment.crop.scale": [0.08, 1.0],
             "data.augment.policy": "rand",
-            "data.augment.rand.magnitude": 9,
+            "data.augment.rand.magnitude": 27,  # of 30; timm's 9 is of 10
             "data.augment.erase.probability": 0.25,
             "data.augment.mixup.alpha": 0.8,
             "data.augment.mixup.share": 0.5,
@@ -67,7 +67,7 @@ RECIPES: dict[Name, Recipe] = {
         {
             "data.augment.crop.scale": [0.08, 1.0],
             "data.augment.policy": "rand",
-            "data.augment.rand.magnitude": 7,
+            "data.augment.rand.magnitude": 21,  # of 30; timm's 7 is of 10
             "data.augment.mixup.alpha": 0.1,
             "data.augment.mixup.share": 0.5,
             "data.augment.cutmix.alpha": 1.0,
@@ -104,7 +104,7 @@ RECIPES: dict[Name, Recipe] = {
 }
 
 INSTEAD = {
-    "train.steps": ("train.epochs", "train.warmup_epochs"),
+    "train.steps": ("train.epochs", "train.warmup_epochs", "train.warmup_steps"),
     "train.warmup_steps": ("train.warmup_epochs",),
     "train.warmup_epochs": ("train.warmup_steps",),
     "train.schedule": ("train.min_lr",),

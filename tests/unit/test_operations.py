@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pytest
 import torch
 import torchvision.transforms as theirs
 import torchvision.transforms.functional as tv
+from timm.data import auto_augment
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from kdcluster.experiment import recipes
 from kdcluster.experiment.images import Augment, Color, Crop, Erase, Rand
 from kdcluster.train import feed, operations, render
 from kdcluster.train.draw import View, draw, policy
@@ -86,6 +89,37 @@ def given(augment: Augment) -> tuple[Tensor, Tensor]:
     return view.operations, view.strengths
 
 
+GOLDEN = {
+    "color": (
+        [[2, 4, 3, 1], [1, 3, 2, 4], [3, 4, 2, 1]],
+        [[0.8005, -0.0647, 1.1097, 0.699], [1.3975, 0.8277, 1.2835, -0.0358], [0.8351, 0.002, 0.7452, 0.6509]],
+    ),
+    "trivial": ([[12], [2], [10]], [[-0.0048], [1.099], [0.891]]),
+    "rand": ([[12, 11], [2, 11], [10, 0]], [[-0.136, -0.09], [1.27, -0.09], [0.09, 0.3]]),
+    "erase": [[0.5648, 0.0159, 0.4242, 0.7608], [0.6497, 0.4222, 0.1982, 0.1429], [0.1209, 0.029, 0.3477, 0.8769]],
+}
+"""Operations and strengths, or erased boxes, of three images."""
+DRAWN = {
+    "color": Augment(color=Color(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)),
+    "trivial": Augment(policy="trivial"),
+    "rand": Augment(policy="rand"),
+    "erase": Augment(erase=Erase(probability=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_draws(name: str) -> None:
+    """Moving these moves every such view, and with it what a store's logits are of: raise run.RECIPES."""
+    view = draw(DRAWN[name], 7, 3, torch.tensor([0, 1, 49_999]), (32, 32))
+    if view.operations is None or view.strengths is None:
+        assert view.erased is not None
+        assert view.erased.numpy() == pytest.approx(numpy.array(GOLDEN[name]), abs=1e-4)
+    else:
+        numbers, strengths = GOLDEN[name]
+        assert view.operations.tolist() == numbers
+        assert view.strengths.numpy() == pytest.approx(numpy.array(strengths), abs=1e-4)
+
+
 def test_colours_are_drawn_as_torchvisions() -> None:
     numbers, strengths = given(Augment(color=Color(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1)))
     jitter = theirs.ColorJitter(0.4, 1.5, 0.2, 0.1)
@@ -148,6 +182,22 @@ def test_the_operations_of_a_policy_are_torchvisions(name: str) -> None:
         if ours_name not in NO_STRENGTH:
             unit = side if str(ours_name).startswith("translate") else 255 if ours_name == "solarize" else 1
             assert torch.allclose(ours * unit, magnitudes.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("recipe", "level"), [("deit", 9), ("a2", 7)])
+def test_the_strength_of_a_recipe_is_that_of_timms_rand_augment(recipe: recipes.Name, level: int) -> None:
+    """rand-m9 and rand-m7, of 10 there."""
+    numbers, strengths, _ = policy("rand")
+    magnitude = recipes.RECIPES[recipe].keys["data.augment.rand.magnitude"]
+    ours = {NAMED[number]: float(strength) for number, strength in zip(numbers, strengths[:, magnitude], strict=True)}
+    for name, timms in (("rotate", "Rotate"), ("shear_x", "ShearX"), ("translate_x", "TranslateXRel")):
+        assert ours[name] == pytest.approx(abs(auto_augment.LEVEL_TO_ARG[timms](level, {})[0]), rel=0.01)
+    enhanced = abs(auto_augment.LEVEL_TO_ARG["BrightnessIncreasing"](level, {})[0] - 1)
+    assert [ours[name] for name in ("brightness", "contrast", "saturation", "sharpness")] == pytest.approx(
+        [enhanced] * 4
+    )
+    (above,) = auto_augment.LEVEL_TO_ARG["SolarizeIncreasing"](level, {})
+    assert ours["solarize"] * 255 == pytest.approx(above, abs=1)
 
 
 def test_a_policy_draws_each_operation_strength_and_side_as_often() -> None:

@@ -84,6 +84,7 @@ def test_a_key_of_the_file_or_of_set_wins(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("recipe: deit\ntrain: {steps: 100}\n", {"train.steps": 100, "train.epochs": 10, "train.warmup_epochs": 0.0}),
+        ("recipe: patient\ntrain: {steps: 100}\n", {"train.steps": 100, "train.epochs": 10, "train.warmup_steps": 0}),
         ("recipe: deit\ntrain: {warmup_steps: 7}\n", {"train.warmup_steps": 7, "train.warmup_epochs": 0.0}),
         ("recipe: patient\ntrain: {warmup_epochs: 7.0}\n", {"train.warmup_steps": 0, "train.warmup_epochs": 7.0}),
         ("recipe: a2\ntrain: {schedule: constant}\n", {"train.min_lr": 0.0}),
