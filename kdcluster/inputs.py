@@ -69,8 +69,7 @@ class Images:
         shapes = {split: meta["shapes"][f"{split}_images"] for split in ("train", "test")}
         counts = parts.split({split: shape[0] for split, shape in shapes.items()}, data)
         notes = (*_size_note(meta["image_rule"]), *_stored_notes(meta))
-        height, width = shapes["train"][2:]
-        return cls(classes, counts, (height, width), notes=notes, labelled=data.labelled)
+        return cls(classes, counts, tuple(shapes["train"][2:]), notes=notes, labelled=data.labelled)
 
 
 def kept_at(sizes: set[tuple[int, int]], asked: int | None = None) -> tuple[tuple[int, int], str]:
@@ -228,6 +227,7 @@ def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
     for group in groups.values():
         strictest = max(group, key=lambda run: run.data.augment.mixes)  # the teacher may see other views
         seen, there = images(strictest, data_dir), eyes(group)
+        parts.check_steps(group, seen.counts["train"])
         name = f"{group[0].data.name}: " if len(groups) > 1 else ""
         notes = (*seen.notes, *_mirrored(group), *_unknown(there))
         found.append(Told(name + line(seen, there), notes, (*_enlarging(seen, there), *_unequal(group))))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from kdcluster.course import Course
 from kdcluster.errors import ConfigError
 from kdcluster.experiment.images import Data
+from kdcluster.run import Run
+from kdcluster.wording import count
 
 
 def split(counts: Mapping[str, int], data: Data) -> dict[str, int]:
@@ -26,6 +29,24 @@ def check_labelled(n: int, held: int, labelled: int | None) -> None:
     if labelled is not None and labelled > n - held:
         there = f"there are {n - held:,} training images" + (f" beside {held:,} that are held out" if held else "")
         raise ConfigError(f"data.labelled: {there}, not {labelled:,}; take fewer, or null for all")
+
+
+def check_steps(runs: Iterable[Run], images: int) -> None:
+    """Of training images that are not held out, those that a run trains on make a batch, and more than its warm-up.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    for run in (run for run in runs if run.train is not None):
+        train, known = run.train, run.data.labelled if run.role != "distilled" else None
+        n, size = known or images, train.batch_size
+        if size > n:
+            what = f"{size:,} is more than the {n:,} images that {run.role} trains on; take fewer"
+            raise ConfigError(f"train.batch_size: {what}")
+        if train.warmup_steps >= (steps := Course.of(train, n // size).steps):
+            length = f"{count(train.epochs, 'epoch')} of {n // size:,}"
+            what = f"{train.warmup_steps:,} leave none of the {steps:,} steps of {run.role} ({length}); take fewer"
+            raise ConfigError(f"train.warmup_steps: {what}")
 
 
 def strata(n: int) -> list[int]:

@@ -11,7 +11,6 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from kdcluster.course import Course
-from kdcluster.errors import KdclusterError
 from kdcluster.experiment.training import Train
 
 FUSED = frozenset(("adam", "adamw", "momentum", "nesterov", "sgd"))
@@ -39,17 +38,8 @@ def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: Train, steps_per_epoch: int) -> Scheduler:
-    """timm's schedule over optimizer steps: linear warm-up from 0, then constant or cosine to `min_lr`.
-
-    Raises:
-        KdclusterError: a warm-up in steps takes all of a length in epochs.
-    """
+    """timm's schedule over optimizer steps: linear warm-up from 0, then constant or cosine to `min_lr`."""
     total = Course.of(train, steps_per_epoch).steps
-    if train.warmup_steps >= total:
-        raise KdclusterError(
-            f"train.warmup_steps {train.warmup_steps} leave none of the {total} steps ({train.epochs} epochs of "
-            f"{steps_per_epoch}); make it less"
-        )
     warmup = train.warmup_steps if train.steps else train.warmup_steps or round(train.warmup_epochs * steps_per_epoch)
     warmup = min(warmup, total - 1)  # rounding up must not take the last step
     if train.schedule == "cosine":

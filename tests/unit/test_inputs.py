@@ -99,6 +99,31 @@ def test_a_split_that_cuts_a_stratum_is_refused_in_a_plan_of_mixed_images(
     assert (result.exit_code, result.stderr.splitlines()) == (2, [line])
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"teacher.train": {"batch_size": 4001}},
+            "train.batch_size: 4,001 is more than the 4,000 images that teacher trains on; take fewer",
+        ),
+        (
+            {"data": {"name": "mnist5k", "labelled": 15}, "train": {"steps": 40, "batch_size": 16}},
+            "train.batch_size: 16 is more than the 15 images that teacher trains on; take fewer",
+        ),
+        (
+            {"train": {"epochs": 2, "batch_size": 400, "warmup_steps": 20}, "teacher.train": {"epochs": 3}},
+            "train.warmup_steps: 20 leave none of the 20 steps of baseline (2 epochs of 10); take fewer",
+        ),
+    ],
+)
+def test_a_batch_or_a_warm_up_that_the_images_do_not_fill_is_refused_in_a_plan(
+    folder: Path, changes: dict[str, Any], line: str
+) -> None:
+    write_experiment(folder, {"data": {"name": "mnist5k"}, **changes})
+    result = CliRunner().invoke(main, ["plan", "tiny.yaml"])
+    assert (result.exit_code, result.stderr.splitlines()) == (2, [line])
+
+
 def test_arms_of_unequal_length_are_warned_of(tmp_path: Path) -> None:
     (seen,) = told(make_plan(tmp_path, {"data": {"name": "mnist5k", "labelled": 500}}).runs, tmp_path)
     assert seen.warnings == (
@@ -170,13 +195,13 @@ def test_what_was_learnt_is_of_one_timm_and_of_the_imports(tmp_path: Path, monke
 
 
 def test_a_folder_that_is_not_decoded_is_looked_into(tmp_path: Path) -> None:
-    block = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
-    (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
+    block, few = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}, {"train.batch_size": 4}
+    (said,) = told(make_plan(tmp_path, {"data": block, **few}).runs, tmp_path / "data")
     assert said.line == "2 classes, 6 train, 4 test, 28×28 px; vit_tiny_patch16_224 sees 16 px"
-    (said,) = told(make_plan(tmp_path, {"data": {**block, "image_size": 40}}).runs, tmp_path / "data")
+    (said,) = told(make_plan(tmp_path, {"data": {**block, "image_size": 40}, **few}).runs, tmp_path / "data")
     assert "40×40 px;" in said.line
     Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "test" / "cat" / "odd.png")
-    (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
+    (said,) = told(make_plan(tmp_path, {"data": block, **few}).runs, tmp_path / "data")
     assert "224×224 px;" in said.line
     assert said.notes == (
         "sizes differ (shorter sides of 9 to 28 px): shorter side resized to 224 px (bicubic, antialias), then "
@@ -188,7 +213,7 @@ def test_a_folder_that_is_not_decoded_is_looked_into(tmp_path: Path) -> None:
 def test_of_a_big_folder_some_images_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "SAMPLE", 4)
     block = {"name": "image_folder", "path": str(pictures(tmp_path / "pets"))}
-    (said,) = told(make_plan(tmp_path, {"data": block}).runs, tmp_path / "data")
+    (said,) = told(make_plan(tmp_path, {"data": block, "train.batch_size": 4}).runs, tmp_path / "data")
     assert "28×28 px (4 looked at);" in said.line
 
 
@@ -226,7 +251,8 @@ def test_doctor_and_prefetch_say_it_and_the_plan_knows_it_from_then_on(folder: P
     pictures(folder / "pets")
     (folder / "pets" / "train" / "cat" / "b.heic").touch()
     block = {"name": "image_folder", "path": str(folder / "pets")}
-    write_experiment(folder, {"data": block, "teacher": {"model": "test_resnet"}, "student": {"model": "test_vit"}})
+    models = {"teacher": {"model": "test_resnet"}, "student": {"model": "test_vit"}}
+    write_experiment(folder, {"data": block, **models, "train.batch_size": 4})
     sees = "test_resnet sees 160 px, test_vit 160 px"
     pixels = "2 classes, 6 train, 4 test, 28×28 px"
     warned = (

@@ -229,7 +229,7 @@ def test_a_run_of_steps_that_is_stopped_at_any_step_goes_on_there(
 def test_a_batch_larger_than_the_labelled_images_is_refused(tmp_path: Path) -> None:
     tiny.put_images(tmp_path / "data", train=N)
     run = tiny.make_run(tmp_path, "baseline", {**CHANGES, "data.labelled": 7})
-    with pytest.raises(Exception, match="batch_size 8 is more than the 7 images"):
+    with pytest.raises(Exception, match="batch_size: 8 is more than the 7 images that baseline"):
         tiny.train_here(tmp_path, run, tmp_path / "data")
 
 

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcluster.errors import KdclusterError
 from kdcluster.experiment.config import Model
 from kdcluster.experiment.optimizers import BETAS, MOMENTUM, Optimizer
 from kdcluster.experiment.training import Train
@@ -148,11 +147,6 @@ def test_every_group_gets_the_rate(net):
 def test_warmup_in_steps_of_a_length_in_epochs():
     found = rates(Train(epochs=3, lr=0.4, warmup_steps=6), 4)
     assert found == pytest.approx([0.4 * (step + 0.5) / 6 for step in range(6)] + [0.4] * 6)
-
-
-def test_a_warmup_in_steps_that_takes_all_of_the_epochs_is_refused():
-    with pytest.raises(KdclusterError, match=r"train.warmup_steps 12 leave none of the 12 steps \(3 epochs of 4\)"):
-        rates(Train(epochs=3, warmup_steps=12), 4)
 
 
 @pytest.mark.parametrize("warmup", [0, 4])

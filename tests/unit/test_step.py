@@ -554,7 +554,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_dir):
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path, data_dir):
     run = tiny.make_run(tmp_path, "baseline", {"train.batch_size": 65})
-    with pytest.raises(KdclusterError, match="batch_size 65 is more than the 64 images"):
+    with pytest.raises(KdclusterError, match="batch_size: 65 is more than the 64 images that base"):
         tiny.train_here(tmp_path, run, data_dir)
 
 
