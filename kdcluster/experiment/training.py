@@ -137,8 +137,8 @@ def contradictions(written: Train, train: Train) -> Iterator[tuple[str, str]]:
 
 
 def merged(own: Train, others: Train) -> Train:
-    """`own` as far as it is written, else the others'; what of theirs counts in another unit, or is of another
-    optimizer, is put aside."""
+    """`own` as far as it is written, else the others'; what of theirs counts in another unit, or goes with another
+    optimizer, schedule or average, is put aside."""
     given = {name: getattr(own, name) for name in own.model_fields_set}
     aside: tuple[str, ...] = ()
     counts_steps = (own if given.keys() & {"epochs", "steps"} else others).steps is not None
@@ -148,6 +148,10 @@ def merged(own: Train, others: Train) -> Train:
         aside += ("warmup_epochs", "warmup_steps")
     if given.get("optimizer", others.optimizer) != others.optimizer:
         aside += ("momentum", "betas")
+    if given.get("schedule", others.schedule) != others.schedule:
+        aside += ("min_lr",)
+    if given.get("ema_decay", others.ema_decay) is None:
+        aside += ("ema_warmup",)
     return others.model_copy(update={name: Train.model_fields[name].default for name in aside} | given)
 
 
