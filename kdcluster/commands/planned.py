@@ -18,6 +18,7 @@ from kdcluster.commands.overview import ORDER, reasons
 from kdcluster.launch.status import Status
 from kdcluster.launch.torchrun import Layout
 from kdcluster.plan import ROLES, Plan
+from kdcluster.run import NAMED
 from kdcluster.states import State
 from kdcluster.terminal import show, show_text, show_wrapped, width
 from kdcluster.wording import count, quoted, wide
@@ -41,6 +42,7 @@ def _table(made: Plan, rows: Sequence[Row], where: Mapping[str, Layout]) -> list
     is_one_place, is_one_experiment = len(set(layouts.values())) == 1, len(made.wanted) == 1
     cells = {
         "run": [[row["id"]] for row in rows],
+        "arm": [[name] if (name := _kind(made, row["id"])) != row["role"] else [] for row in rows],
         "state": [[str(row["state"])] for row in rows],
         "needs": [row["needs"] for row in rows],
         "for": [[] if is_one_experiment else row["experiments"] for row in rows],
@@ -126,11 +128,17 @@ def typed(argv: Sequence[str], before: str, width: int | None) -> list[str]:
     return [f"{line}\\" for line in lines[:-1]] + [lines[-1].rstrip()]
 
 
+def _kind(made: Plan, run_id: str) -> str:
+    """What a run is to its experiments: its role, but of one that is a control alone that."""
+    arms = {arm for wanted in made.wanted.values() for arm, ids in wanted.items() if run_id in ids}
+    return NAMED["control"] if arms == {"control"} else made[run_id].role
+
+
 def counted(made: Plan, found: Mapping[str, Status], takes: str) -> str:
     """The last line: `7 runs: 1 teacher, 3 baseline, 3 distilled; 2 done, 1 running; to start: about 4 min`."""
-    roles = Counter(run.role for run in made.runs)
+    roles = Counter(_kind(made, run.id) for run in sorted(made.runs, key=lambda run: ROLES.index(run.role)))
     states = Counter(one.state for one in found.values())
     states[State.PLANNED] = 0  # what is neither done nor named
     kinds = [f"{states[State.DONE]}\xa0done", *(f"{states[one]}\xa0{one}" for one in ORDER[:-1] if states[one])]
-    parts = (", ".join(f"{roles[role]}\xa0{role}" for role in ROLES if roles[role]), ", ".join(kinds), takes)
+    parts = (", ".join(f"{n}\xa0{role}" for role, n in roles.items()), ", ".join(kinds), takes)
     return f"{count(len(made.runs), 'run')}: {'; '.join(filter(None, parts))}"

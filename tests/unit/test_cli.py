@@ -313,6 +313,19 @@ def test_a_plan_to_read(empty_folder: Path) -> None:
     assert everything(empty_folder) == []
 
 
+def test_a_plan_tells_label_smoothing_from_the_baseline(empty_folder: Path) -> None:
+    lines = run("plan", "demo", "--seeds", "0,1", "--set", "control=label_smoothing").stdout.splitlines()
+    assert lines[0].split() == ["run", "arm", "state", "needs"]
+    assert [line.split()[1:-1] for line in lines[1:9] if line.startswith("baseline")] == [
+        [],
+        [],
+        *[["label", "smoothing"]] * 2,
+    ]
+    assert lines[-1] == (
+        "8 runs: 1 teacher, 1 teacher-logits, 2 baseline, 2 label smoothing, 2 distilled; 0 done".replace(" ", " ")
+    )
+
+
 def argv(text: str) -> list[str]:
     """A command that may stand in several lines."""
     return shlex.split(text.replace("\\\n", ""))
