@@ -37,7 +37,7 @@ def show(
     """
     root = swept.root
     made = [_first(searched, wishes, points, swept) for searched, points in spaces]
-    best, tuned = made[0][0], next((points[0] for points in made[1:]), None)
+    best, tuned = made[0][0], next((points[-1] for points in made[1:]), None)  # two that are not the same
     confirmation = swept.searched.confirmation(best, confirm, tuned) if confirm else teachers
     students = [point.runs[0] for point in arms(confirmation)] if confirm else []
     of_trials = [run for points in made for point in points for run in point.runs]

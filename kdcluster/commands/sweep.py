@@ -102,6 +102,9 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
         say(f"the space has {count(len(points), 'point')}, fewer than the {wishes} trials asked for: all are tried")
     there = for_teacher.place()
     others = of_baseline.drawn(wishes) if of_baseline else []
+    if of_baseline and len(others) < (most := wishes if searched.is_adaptive else len(points)):
+        what = f"the keys that concern the baseline have {count(len(others), 'point')}"
+        say(f"{what}, fewer than the {most} of the distilled students: all are tried")
     of_trials = [run for point in (*points, *others) for run in point.runs]
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     if wanted.dry_run:

@@ -203,6 +203,25 @@ def test_what_is_there_of_it_is_found_again_and_shown_with_the_trials(
 LR = {"space": {"distill.alpha": {"uniform": [0.1, 0.9]}, "train.lr": {"loguniform": [1e-4, 1e-1]}}, "trials": 1}
 
 
+@pytest.mark.parametrize(("plain", "holds", "sentences"), [(59.0, False, 3), (49.0, True, 2)])
+def test_a_baseline_that_was_not_tuned_counts_where_it_is_the_better_one(
+    tmp_path: Path, plain: float, holds: bool, sentences: int
+) -> None:
+    searched, root = space(tmp_path, LR, **{"teacher.train": {"lr": 0.01}}), tmp_path / "runs"
+    of_baseline = searched.of_baseline()
+    assert of_baseline is not None
+    made = searched.confirmation(searched.drawn(1)[0], 2, of_baseline.drawn(1)[0])
+    finish(root, made.runs[0], 90.0)
+    tops = {"winner": [58.0, 58.02], "winner's baseline": [plain] * 2, "tuned baseline": [50.0, 50.0]}
+    for one in arms(made):
+        finish(root, one.runs[0], tops.get(one.values["arm"], [45.0, 45.0])[one.values["seed"] - FRESH])
+    after = confirmed(made, root)
+    assert after.verdict is not None
+    assert after.verdict.holds is holds
+    assert len(after.verdict.words) == sentences + 1
+    assert any("worse than no distillation" in words for words in after.verdict.words) is not holds
+
+
 def test_the_tuned_baseline_is_a_row_and_what_the_winner_is_held_against(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
