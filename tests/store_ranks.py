@@ -23,20 +23,26 @@ CHANGES: dict[str, dict[str, Any]] = {
     "train": {"epochs": 3, "batch_size": 16, "lr": 1e-2, "amp": "none", "micro_batch": 3},
 }
 AUGMENT: dict[str, dict[str, Any]] = {
-    "moved": {},
+    "moved": {
+        "distill": {"loss": "dkd", "standardise": True, "temperature": 2.0},
+        "train": {**CHANGES["train"], "label_loss": "bce"},
+    },
     "resampled": {
         "data.augment": {
             "crop": {"scale": [0.2, 1]},
             "color": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-            "policy": "trivial",
+            "policy": "rand",
             "erase": {},
             "mixup": {"share": 0.4},
             "cutmix": {"share": 0.4},
         },
         "teacher": {**CHANGES["teacher"], "image_size": 24},
+        "distill": {"loss": "dist"},
+        "train": {**CHANGES["train"], "micro_batch": None},
     },
 }
-"""What is changed beside: the stored pixels are moved, or resampled to another size for each of the two, and mixed."""
+"""What is changed beside: the stored pixels are moved, or resampled to another size for each of the two, and mixed; the
+losses."""
 STOPS = 3
 """How often the store is stopped, before it has begun."""
 ROUND = 16

@@ -152,8 +152,18 @@ def test_the_teachers_seed_is_its_own() -> None:
     assert found["baseline"] == of(put(BASE, "seeds", [0, 1, 2]))["baseline"]
 
 
-def test_without_weight_of_the_teacher_the_distilled_runs_are_the_baseline_runs() -> None:
-    made = plan.plan([experiment(put(BASE, "distill", {"alpha": 0.0, "temperature": 9.0}))])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"temperature": 9.0},
+        {"loss": "dkd", "dkd_beta": 2.0},
+        {"loss": "dist", "dist_gamma": 1.0},
+        {"loss": "hard"},
+        {"standardise": True},
+    ],
+)
+def test_without_weight_of_the_teacher_the_distilled_runs_are_the_baseline_runs(loss: dict[str, Any]) -> None:
+    made = plan.plan([experiment(put(BASE, "distill", {"alpha": 0.0, **loss}))])
     wanted = made.wanted["exp"]
     assert wanted["distilled"] == wanted["baseline"] == tuple(ids(made)["baseline"])
     assert wanted["baseline"] == tuple(of(BASE)["baseline"])
@@ -237,12 +247,14 @@ def test_what_asks_the_same_of_one_teacher_shares_its_store(key: str) -> None:
     assert {run.store for run in of_role(made, "distilled")} == {store.id}
 
 
-def test_trials_read_the_store_of_the_experiment_whatever_they_hold_out() -> None:
-    (store,) = of_role(plan.plan([experiment(ONE_TEACHER)]), STORE)
+@pytest.mark.parametrize("augment", [{}, {"mixup": {}}])
+def test_trials_read_the_store_of_the_experiment_whatever_they_hold_out(augment: dict[str, Any]) -> None:
+    asked = put(ONE_TEACHER, "data.augment", augment)
+    (store,) = of_role(plan.plan([experiment(asked)]), STORE)
     for key, value in {**LIKE_IT, "data.view_seed": 0}.items():
-        for run in plan.trial(experiment(put(ONE_TEACHER, key, value)), [1000, 1001], 0.3):
+        for run in plan.trial(experiment(put(asked, key, value)), [1000, 1001], 0.3):
             assert (run.data.val_fraction, run.store, run.needs) == (0.3, store.id, store.needs)
-    (other,) = plan.trial(experiment(put(ONE_TEACHER, "data.view_seed", 1)), [1000], 0.3)
+    (other,) = plan.trial(experiment(put(asked, "data.view_seed", 1)), [1000], 0.3)
     assert other.store != store.id
 
 
