@@ -128,7 +128,7 @@ def _mixed(labels: Labels, classes: Sequence[str]) -> Iterator[str]:
         yield from ("" for _ in labels.first)
         return
     for first, second, share in zip(labels.first.tolist(), labels.second.tolist(), labels.share.tolist(), strict=True):
-        both = ((first, share), (second, 1 - share))
+        both = ((first, share), (second, 1 - share)) if first != second else ((first, 1.0),)
         yield ", ".join(f"{name_of(classes, label)}: {part:.2f}" for label, part in both) if share < 1 else ""
 
 
