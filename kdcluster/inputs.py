@@ -227,7 +227,7 @@ def told(runs: Iterable[Run], data_dir: Path) -> list[Told]:
     for group in groups.values():
         strictest = max(group, key=lambda run: run.data.augment.mixes)  # the teacher may see other views
         seen, there = images(strictest, data_dir), eyes(group)
-        parts.check_steps(group, seen.counts["train"])
+        parts.check_runs(group, seen.counts["train"])
         name = f"{group[0].data.name}: " if len(groups) > 1 else ""
         notes = (*seen.notes, *_mirrored(group), *_unknown(there))
         found.append(Told(name + line(seen, there), notes, (*_enlarging(seen, there), *_unequal(group))))

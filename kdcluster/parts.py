@@ -31,22 +31,30 @@ def check_labelled(n: int, held: int, labelled: int | None) -> None:
         raise ConfigError(f"data.labelled: {there}, not {labelled:,}; take fewer, or null for all")
 
 
-def check_steps(runs: Iterable[Run], images: int) -> None:
-    """Of training images that are not held out, those that a run trains on make a batch, and more than its warm-up.
+def check_runs(runs: Iterable[Run], images: int) -> None:
+    """What runs ask for goes with their images.
+
+    Args:
+        images: training images that are not held out.
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: those that a run trains on make no batch, or its warm-up takes all of its steps; or there are too
+            few classes.
     """
-    for run in (run for run in runs if run.train is not None):
-        train, known = run.train, run.data.labelled if run.role != "distilled" else None
-        n, size = known or images, train.batch_size
-        if size > n:
-            what = f"{size:,} is more than the {n:,} images that {run.role} trains on; take fewer"
-            raise ConfigError(f"train.batch_size: {what}")
-        if train.warmup_steps >= (steps := Course.of(train, n // size).steps):
-            length = f"{count(train.epochs, 'epoch')} of {n // size:,}"
-            what = f"{train.warmup_steps:,} leave none of the {steps:,} steps of {run.role} ({length}); take fewer"
-            raise ConfigError(f"train.warmup_steps: {what}")
+    for run in runs:
+        if (train := run.train) is not None:
+            n = (run.data.labelled if run.role != "distilled" else None) or images
+            if train.batch_size > n:
+                what = f"{train.batch_size:,} is more than the {n:,} images that {run.role} trains on; take fewer"
+                raise ConfigError(f"train.batch_size: {what}")
+            per_epoch = n // train.batch_size
+            if train.warmup_steps >= (steps := Course.of(train, per_epoch).steps):
+                what = f"{train.warmup_steps:,} leave none of the {steps:,} steps of {run.role}"
+                length = f"{count(train.epochs, 'epoch')} of {per_epoch:,}"
+                raise ConfigError(f"train.warmup_steps: {what} ({length}); take fewer")
+        if run.distill is not None and run.distill.standardise and run.num_classes == 2:
+            what = "the standardised logits of two classes say which is the first and nothing else"
+            raise ConfigError(f"distill.standardise: {what}; leave it out")
 
 
 def strata(n: int) -> list[int]:

@@ -224,10 +224,10 @@ def _words(problem: Any, key: Key) -> str:
     if kind == "literal_error":
         named = re.split(", | or ", limits["expected"])
         options = [name.strip("'") if name.startswith("'") else name.lower() for name in named]  # True is true
-        close = difflib.get_close_matches(str(got), options, 1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        small = {option.lower(): option for option in options}
+        close = difflib.get_close_matches(str(got).lower(), small, 1, cutoff=0.5)
         many = f"the {len(options)} that `kdcluster schema --json` lists" if len(options) > MANY else ", ".join(options)
-        return f"must be one of {many} (got {shown(got)}){hint}"
+        return f"must be one of {many} (got {shown(got)}){f'; did you mean {small[close[0]]}?' if close else ''}"
     if kind == "tuple_type":
         example = "[my_models.py]" if key == ("imports",) else "[0, 1, 2]"
         return f"must be a list, as in {example} (got {shown(got)})"

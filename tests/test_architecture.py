@@ -44,7 +44,7 @@ RANKS: dict[str, float] = {
     "experiment": 2,
     "run": 2.5,
     "course": 2.1,
-    "parts": 2.1,
+    "parts": 2.6,
     "plan": 3,
     "teacherlogits": 3.3,
     "settings": 3.1,

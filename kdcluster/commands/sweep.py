@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from kdcluster import inputs
 from kdcluster.commands import dry_run, teachers_first
 from kdcluster.commands.arguments import Chosen
 from kdcluster.commands.plan import say_inputs
@@ -108,6 +109,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
     of_trials = [run for point in (*points, *others) for run in point.runs]
     where = (for_teacher.gpus, wanted.gpus_per_trial, wanted.ray_address, wanted.dashboard)
     if wanted.dry_run:
+        inputs.told([*for_teacher.plan(experiment).runs, *of_trials], chosen.data)  # what the images allow
         swept = Sweeping(searched, chosen.root, chosen.data, *where)
         if here := there.name == "local" and wanted.ray_address is None:
             swept.check()

@@ -78,8 +78,11 @@ class Distill(Block):
 
 
 def contradictions(distill: Distill) -> Iterator[tuple[str, str]]:
-    """Keys of other losses: they would be written there, and do nothing."""
+    """Keys of other losses: they would be written there, and do nothing; and weights that leave nothing of the loss."""
     for key in NOT_FOR_ALL:
         if key in distill.model_fields_set and key not in distill.used:
             users = " or ".join(loss for loss, keys in USED.items() if key in keys)
             yield key, f"is for loss {users}, and loss is {distill.loss}; leave it out"
+    weights = [key for key in distill.used if key.startswith(f"{distill.loss}_")]
+    if weights and not any(getattr(distill, key) for key in weights):
+        yield weights[-1], f"is 0, and so is {weights[0]}: nothing is left of the teacher's term; raise one of them"

@@ -186,7 +186,7 @@ def augment_contradictions(augment: Augment, data: str) -> Iterator[tuple[tuple[
     """What is wrong between the fields of an `augment`, and with the data set of this name."""
     if augment.crop is not None and "pad" in augment.model_fields_set:
         yield ("pad",), "a crop is taken instead of padding: leave pad out, or crop"
-    if augment.rand != Rand() and augment.policy != "rand":
+    if "rand" in augment.model_fields_set and augment.policy != "rand":
         yield ("rand",), f"is for policy: rand (policy is {augment.policy}); leave it out, or set policy to rand"
     if data in DATASETS and DATASETS[data].channels == 1:
         for key in ("saturation", "hue"):

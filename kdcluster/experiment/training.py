@@ -121,11 +121,11 @@ def contradictions(written: Train, train: Train) -> Iterator[tuple[str, str]]:
     """What is wrong with a training, as far as a block has `written` it itself."""
     yield from _length(written, train)
     ours = written.model_fields_set
-    name, count = train.optimizer, len(train.betas or ())
+    name = train.optimizer
     if train.momentum is not None and name not in MOMENTUM and ours & {"momentum", "optimizer"}:
         yield "momentum", f"{name} has none{'; its betas are train.betas' if name in BETAS else ''}; leave it out"
-    if count and count != BETAS.get(name) and ours & {"betas", "optimizer"}:
-        has = f"has {BETAS[name]} (got {count})" if name in BETAS else "has none; leave them out"
+    if train.betas is not None and len(train.betas) != BETAS.get(name) and ours & {"betas", "optimizer"}:
+        has = f"has {BETAS[name]} (got {len(train.betas)})" if name in BETAS else "has none; leave them out"
         yield "betas", f"{name} {has}"
     if train.min_lr and ours & {"min_lr", "schedule", "lr"}:
         if train.schedule != "cosine":

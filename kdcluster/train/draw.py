@@ -114,12 +114,12 @@ def _boxes(crop: Crop, at: _Counter, shape: tuple[int, int]) -> Tensor:
 
 
 def _last_resort(crop: Crop, height: int, width: int) -> tuple[int, int]:
-    """Height and width of the largest box of an allowed ratio; it is cut from the centre."""
+    """Height and width of the largest box of an allowed ratio, of a pixel at least; it is cut from the centre."""
     low, high = crop.ratio
     if width / height < low:
-        return round(width / low), width
+        return max(1, round(width / low)), width
     if width / height > high:
-        return height, round(height * high)
+        return height, max(1, round(height * high))
     return height, width
 
 

@@ -11,6 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from kdcluster.course import Course
+from kdcluster.errors import KdclusterError
 from kdcluster.experiment.training import Train
 
 FUSED = frozenset(("adam", "adamw", "momentum", "nesterov", "sgd"))
@@ -21,6 +22,9 @@ def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
     """timm's optimizer of that name.
 
     timm leaves biases, norms and what the model names (position embeddings) out of the weight decay.
+
+    Raises:
+        KdclusterError: layer decay of a model that is one layer to timm.
     """
     options: dict[str, Any] = {"fused": True} if train.optimizer in FUSED else {}
     if train.betas is not None:
@@ -34,6 +38,11 @@ def build_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
         layer_decay=train.layer_decay,
         **options,
     )
+    if train.layer_decay and len({group.get("lr_scale") for group in made.param_groups}) == 1:
+        name = type(net).__name__
+        raise KdclusterError(
+            f"train.layer_decay: timm finds one layer in {name}; give it a group_matcher, or leave layer_decay out"
+        )
     return made
 
 

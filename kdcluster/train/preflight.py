@@ -26,7 +26,7 @@ from kdcluster.imagefolder import looked_at_once
 from kdcluster.inputs import arrays_folder
 from kdcluster.processes import die_with
 from kdcluster.run import STORE, Run
-from kdcluster.train import data, models
+from kdcluster.train import data, models, optim
 from kdcluster.train.step import checkpoint_gradients
 
 
@@ -95,8 +95,8 @@ def _attempt(action: Any, prefix: str, problems: list[str]) -> Any:
 
 def _fits(run: Run) -> tuple[Any, ...]:
     """What a model has to fit into."""
-    forgets = run.train is not None and run.train.grad_checkpointing
-    return run.train is None, forgets, run.num_classes, run.channels, run.imports
+    asked = run.train and (run.train.grad_checkpointing, run.train.layer_decay)
+    return asked, run.num_classes, run.channels, run.imports
 
 
 def _build(run: Run, fetch: bool, notes: list[str], tried: set[Any]) -> dict[str, int]:
@@ -128,11 +128,13 @@ def _try(run: Run, net: models.Classifier) -> None:
 
     Raises:
         ConfigError: it fails, or gives something else than logits; says what came and what is wanted.
-        KdclusterError: it cannot do train.grad_checkpointing.
+        KdclusterError: it cannot do train.grad_checkpointing, or train.layer_decay.
     """
     count = 2 if run.num_classes != 2 else 3  # so that (B, C) is not (C, B)
     if run.train is not None and run.train.grad_checkpointing:
         checkpoint_gradients(net, run.model.model)
+    if run.train is not None and run.train.layer_decay:
+        optim.build_optimizer(net.net, run.train)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -123,7 +123,7 @@ def checkpoint_gradients(student: models.Classifier, name: str) -> None:
         KdclusterError: it cannot, or its numbers would be others.
     """
     set_them = getattr(student.net, "set_grad_checkpointing", None)
-    instead = "leave train.grad_checkpointing out, and set train.micro_batch where memory is short"
+    instead = "leave train.grad_checkpointing out, and use more processes, or train.micro_batch, where memory is short"
     if has_batchnorm(student.net):
         raise KdclusterError(f"{name} has BatchNorm, which would count each batch twice; {instead}")
     try:

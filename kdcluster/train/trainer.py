@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcluster import inputs
 from kdcluster.course import Course
-from kdcluster.parts import check_steps
+from kdcluster.parts import check_runs
 from kdcluster.plan import Run
 from kdcluster.run import STORE
 from kdcluster.runs import Attempt, RunDir
@@ -89,7 +89,7 @@ def train(
         splits["val"] = (images, val_index)
     if run.train is None:
         return _evaluate_only(run_dir, run, attempt, world, splits, progress, arrays)
-    check_steps([run], len(train_index))
+    check_runs([run], len(train_index))
     images, train_index, sizes = feed.taught(run, images, train_index, _sizes(splits))
     steps_per_epoch = len(train_index) // run.train.batch_size
     course = Course.of(run.train, steps_per_epoch)

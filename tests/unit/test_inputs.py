@@ -124,6 +124,17 @@ def test_a_batch_or_a_warm_up_that_the_images_do_not_fill_is_refused_in_a_plan(
     assert (result.exit_code, result.stderr.splitlines()) == (2, [line])
 
 
+def test_standardised_logits_of_two_classes_are_refused_in_a_plan(folder: Path) -> None:
+    block = {"name": "image_folder", "path": str(pictures(folder / "pets"))}
+    write_experiment(folder, {"data": block, "train.batch_size": 4, "distill.standardise": True})
+    result = CliRunner().invoke(main, ["plan", "tiny.yaml"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "distill.standardise: the standardised logits of two classes say which is the first and nothing else; leave it "
+        "out\n"
+    )
+
+
 def test_arms_of_unequal_length_are_warned_of(tmp_path: Path) -> None:
     (seen,) = told(make_plan(tmp_path, {"data": {"name": "mnist5k", "labelled": 500}}).runs, tmp_path)
     assert seen.warnings == (

@@ -119,6 +119,16 @@ def test_gradient_checkpointing_is_refused_before_anything_is_queued(tmp_path):
     assert problems(tmp_path, {"teacher": without, **forgets}) == []
 
 
+def test_layer_decay_of_a_model_that_is_one_layer_to_timm_is_refused(tmp_path):
+    student = {"model": "tiny_net", "image_size": 16}
+    changes = {"student": student, "imports": [tiny.TINY_MODELS], "train.layer_decay": 0.7}
+    (problem,) = problems(tmp_path, changes, "baseline")
+    assert problem.endswith(
+        ": train.layer_decay: timm finds one layer in TinyNet; give it a group_matcher, or leave layer_decay out"
+    )
+    assert problems(tmp_path, {"student": tiny.VIT, "train.layer_decay": 0.7}, "baseline") == []
+
+
 def test_a_breakpoint_in_a_model_waits_for_the_debug_run(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import pdb\nfrom pdb import set_trace\nfrom timm.models import register_model\nfrom torch import nn\n"

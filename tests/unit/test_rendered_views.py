@@ -69,6 +69,13 @@ def test_golden_boxes() -> None:
     assert view.box.tolist() == GOLDEN
 
 
+@pytest.mark.parametrize("ratio", [(60, 70), (0.01, 0.011)])
+def test_a_box_of_any_ratio_has_a_pixel(ratio: tuple[float, float]) -> None:
+    view = draw(Augment(crop=Crop(scale=(0.2, 1.0), ratio=ratio)), 0, 0, torch.arange(50), (16, 16))
+    assert view.box is not None
+    assert (view.box[:, 2:] >= 1).all()
+
+
 def distance(ours: Tensor, theirs: Tensor) -> float:
     """Kolmogorov and Smirnov's, of two samples."""
     places = torch.cat([ours, theirs]).unique()

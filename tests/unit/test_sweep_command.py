@@ -130,11 +130,25 @@ def test_both_needs_a_key_that_concerns_the_baseline(folder: Path) -> None:
     )
 
 
+def test_a_baseline_with_fewer_points_than_trials_says_so(folder: Path) -> None:
+    grids = {"distill.alpha": {"grid": [0.1, 0.5]}, "train.lr": {"grid": [0.1, 0.01, 0.001]}}
+    space(folder, {"space": grids}, **{"teacher.train": {"lr": 0.01}})
+    result = run("sweep", "tiny.yaml", "--both", "--dry-run")
+    said = "the keys that concern the baseline have 3 points, fewer than the 6 of the distilled students: all are tried"
+    assert said in result.stderr
+
+
 def test_a_space_with_fewer_points_than_trials_says_so(folder: Path) -> None:
     space(folder, {"space": {"distill.alpha": {"choice": [0.1, 0.5]}}, "trials": 5})
     result = run("sweep", "tiny.yaml", "--dry-run")
     assert result.stderr == "the space has 2 points, fewer than the 5 trials asked for: all are tried\n"
     assert result.stdout.splitlines()[-2].startswith("2 trials, ")
+
+
+def test_a_dry_run_refuses_what_the_images_do_not_allow(folder: Path) -> None:
+    space(folder, {"space": {"train.batch_size": {"choice": [16, 60_000]}}, "trials": 2})
+    said = fails(2, "sweep", "tiny.yaml", "--dry-run", "--allow-teacher")
+    assert said.startswith("train.batch_size: 60,000 is more than the ")
 
 
 def test_a_dry_run_refuses_what_the_real_one_would(folder: Path) -> None:
