@@ -256,12 +256,11 @@ def diff(chosen: Chosen, a: str, b: str | None, as_json: bool) -> None:
     """The keys in which two runs, or two experiments, differ.
 
     Of a run and an experiment: the run, and the one that the experiment has of its role and seed today. --set
-    and --seeds hold for every experiment that is named; without B, A is compared with itself as they set it.
+    and --seeds hold for every experiment that is named; without B, A is compared with itself as they set it, and
+    without them with the defaults: what its file and its recipe say.
     """
     from kdcluster.commands import diff as command
 
-    if b is None and not chosen.settings:
-        raise click.UsageError("Missing argument 'B', or --set for A against itself as it is set.")
     command.diff(chosen, a, b, as_json=as_json)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from kdcluster.columns import aligned, fitted
 from kdcluster.commands.arguments import Chosen
 from kdcluster.errors import ConfigError
+from kdcluster.experiment.config import Experiment
 from kdcluster.launch.status import run_status
 from kdcluster.plan import Run, plan
 from kdcluster.run import TRAINED
@@ -53,17 +54,22 @@ class Difference(NamedTuple):
 
 
 def diff(chosen: Chosen, a_name: str, b_name: str | None, *, as_json: bool) -> None:
-    """Print what differs; without a second one, what the command line sets.
+    """Print what differs; without a second one, what the command line sets, or the file and its recipe.
 
     Raises:
-        ConfigError: it sets something, and no experiment is named.
+        ConfigError: it sets something, and no experiment is named; or there is nothing to compare with.
     """
     both = [replace(chosen, names=(a_name,)), replace(chosen, names=(b_name or a_name,))]
     if chosen.settings and not any(one.named for one in both):
         raise ConfigError("--set and --seeds are of an experiment; a run has its settings: name one of the two")
     if b_name is None:
         both[0] = replace(both[0], overrides=(), seeds=None)
-    sides = [_experiment(one) if one.named else _run_of(one.single[0]) for one in both]
+    if b_name is None and not chosen.settings:
+        if not both[0].named:
+            raise ConfigError(f"{a_name} is a run: name what it is to be compared with, another run or an experiment")
+        sides = [_experiment(both[0]), _defaults(both[0])]
+    else:
+        sides = [_experiment(one) if one.named else _run_of(one.single[0]) for one in both]
     known = [side.run for side in sides if side.run]
     if len(known) == 1:
         sides = [side if side.run else _counterpart(one, known[0]) for side, one in zip(sides, both, strict=True)]
@@ -97,6 +103,15 @@ def _experiment(one: Chosen) -> Side:
             facts[f"{role}, best test/top1"] = f"{statistics.fmean(done):.2f} % ({len(done)} of {len(ids)})"
     name = f"{loaded.name} ({loaded.path}){sets}"
     return Side(name, of_experiment(loaded), frozenset(run.id for run in made.runs), facts=facts)
+
+
+def _defaults(one: Chosen) -> Side:
+    """An experiment that names its data and models alone."""
+    loaded = one.load(one.named[0])
+    data, teacher, student = loaded.config.data, loaded.config.teacher, loaded.config.student
+    least = {"data": {"name": data.name, "path": data.path}, "teacher": {"model": teacher.model}}
+    config = Experiment.model_validate({**least, "student": {"model": student.model}})
+    return Side("the defaults", of_experiment(replace(loaded, config=config)), frozenset())
 
 
 def _run_of(run_dir: RunDir) -> Side:

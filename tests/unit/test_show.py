@@ -259,6 +259,20 @@ def test_an_experiment_against_itself_as_the_command_line_sets_it(made: Plan) ->
     assert "--seeds are of an experiment" in say("diff", made.runs[2].id, "--set", "train.epochs=7", code=2)
 
 
+def test_an_experiment_alone_is_compared_with_the_defaults(made: Plan) -> None:
+    """So that one sees what its file and its recipe say."""
+    lines = say("diff", "tiny").splitlines()
+    assert lines[:2] == ["A  tiny (configs/tiny.yaml)", "B  the defaults"]
+    default = differing("tiny")
+    assert default["train.epochs"] == (2, 10)
+    assert "train.weight_decay" not in default
+    text = Path("configs/tiny.yaml").read_text()
+    Path("configs/recipe.yaml").write_text(f"recipe: patient\n{text}")
+    found = differing("recipe")
+    assert (found["train.weight_decay"], found["train.epochs"]) == ((0.1, 0.01), (2, 10))
+    assert found["data.augment.mixup.alpha"] == (1.0, None)
+
+
 def test_how_good_a_run_is_that_is_going_on(made: Plan, root: Path) -> None:
     running = put(root, plan([load("tiny", ["seeds=[5]"])]).runs[2], "running")
     running.attempt(1).write("heartbeat", {**fabricated.BEAT, "best_top1": 96.2})
@@ -268,4 +282,4 @@ def test_how_good_a_run_is_that_is_going_on(made: Plan, root: Path) -> None:
 
 def test_what_neither_a_run_nor_an_experiment_is(made: Plan) -> None:
     assert "no experiment 'tinny', neither" in say("diff", "tiny", "tinny", code=5)
-    assert "Missing argument 'B'" in say("diff", "tiny", code=2)
+    assert f"{made.runs[0].id} is a run: name what it is" in say("diff", made.runs[0].id, code=2)
