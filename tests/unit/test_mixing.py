@@ -19,9 +19,10 @@ from torch import Tensor
 
 from kdcluster import parts
 from kdcluster.errors import ConfigError
-from kdcluster.experiment.images import Augment, Cutmix, Mixup
-from kdcluster.train import mixing, views
+from kdcluster.experiment.images import Augment, Crop, Cutmix, Data, Mixup
+from kdcluster.train import feed, mixing, views
 from kdcluster.train.mixing import GRID, Mix
+from kdcluster.train.shown import shown
 from tests import tiny
 from tests.standin import PLACE, StandIn, cuda_refuses_to_wait
 
@@ -501,3 +502,33 @@ def test_gpu_mixes_to_the_same_bits_without_waiting():
     with cuda_refuses_to_wait():
         got = mixing.blend(*on_gpu)
     assert same_bits(got.cpu(), mixing.blend(images, others, mix.share, mix.box))
+
+
+# --- what a view shows ---
+
+
+@pytest.mark.parametrize("crop", [None, Crop(scale=(0.3, 1.0))])
+@pytest.mark.parametrize("way", ["mixup", "cutmix"])
+def test_a_view_shows_each_image_mixed_with_its_partners_own_view(crop: Crop | None, way: str):
+    """At the size of each model; the labels go with it, whoever asks."""
+    random = np.random.RandomState(0)
+    pixels = torch.from_numpy(random.randint(0, 256, (80, 3, 16, 16), dtype=np.uint8))
+    images = feed.Split(pixels, torch.arange(80) % 7, feed.HOST)
+    block = {"mixup": Mixup(share=1.0)} if way == "mixup" else {"cutmix": Cutmix(share=1.0)}
+    mixed = Data(name="cifar10", augment=Augment(crop=crop, **block))
+    plain = Data(name="cifar10", augment=Augment(crop=crop))
+    index = torch.tensor([3, 40, 77, 12])
+    mix = mixing.draw(mixed.augment, index, 80, view_seed=0, epoch=5)
+    seen, labels = shown(images, feed.Index.placed(index, feed.HOST), mixed, 5, [12, 24])
+    own, others = (
+        shown(images, feed.Index.placed(some, feed.HOST), plain, 5, [12, 24])[0] for some in (index, mix.partner)
+    )
+    assert labels.second is not None
+    assert labels.share is not None
+    assert labels.first.tolist() == (index % 7).tolist()
+    assert labels.second.tolist() == (mix.partner % 7).tolist()
+    assert torch.equal(labels.share, mix.share)
+    for size in (12, 24):
+        ours, theirs = (some[size].float() / (255 if some[size].dtype == torch.uint8 else 1) for some in (own, others))
+        assert torch.equal(seen[size], mixing.blend(ours, theirs, mix.share, mix.box))
+        assert not torch.equal(seen[size], ours)
