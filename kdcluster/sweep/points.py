@@ -13,7 +13,7 @@ from typing import Any
 from kdcluster import records
 from kdcluster.course import evaluation_count
 from kdcluster.errors import ConfigError
-from kdcluster.experiment import configfile, space
+from kdcluster.experiment import configfile, distilling, space
 from kdcluster.experiment.config import Sweep
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.plan import Plan, Role, Run, plan, trial, trial_stores
@@ -100,7 +100,7 @@ class Space:
 
     def _moves(self, key: str, domain: Any) -> bool:
         """Whether a key makes other runs."""
-        return len({self.point({key: value}).ids for value in space.corners(domain)}) > 1
+        return len({self.point(values).ids for values in self._alone(key, domain)}) > 1
 
     @property
     def is_adaptive(self) -> bool:
@@ -109,7 +109,16 @@ class Space:
 
     def corners(self) -> list[Point]:
         """The points with one key at an end of its domain, or at each of its values, and the others as in the file."""
-        return [self.point({key: value}) for key, domain in self.domains.items() for value in space.corners(domain)]
+        return [self.point(values) for key, domain in self.domains.items() for values in self._alone(key, domain)]
+
+    def _alone(self, key: str, domain: Any) -> list[dict[str, Any]]:
+        """One key at the ends of its domain; one that the file's loss has not, with a searched loss that has it."""
+        name, losses = key.removeprefix("distill."), space.corners(self.domains.get("distill.loss", {"choice": []}))
+        loss = self.loaded.config.distill.loss
+        if name in distilling.NOT_FOR_ALL and name not in distilling.USED[loss]:
+            loss = next((one for one in losses if name in distilling.USED.get(one, ())), loss)
+        with_it = {} if loss == self.loaded.config.distill.loss else {"distill.loss": loss}
+        return [{**with_it, key: value} for value in space.corners(domain)]
 
     def size(self, trials: int | None = None) -> int:
         """How many points are tried: as many as asked for, of grids alone all."""
@@ -127,11 +136,15 @@ class Space:
         return list(found.values())
 
     def point(self, values: dict[str, Any]) -> Point:
-        """One point with its runs.
+        """One point with its runs; where the loss is searched, too, without the keys that this one does not use.
 
         Raises:
             ConfigError: it is no experiment.
         """
+        loss = values.get("distill.loss")
+        used = distilling.USED.get(loss, ()) if loss else distilling.NOT_FOR_ALL
+        idle = {f"distill.{key}" for key in distilling.NOT_FOR_ALL if key not in used}
+        values = {key: value for key, value in values.items() if key not in idle}
         settings = Point(values, ()).settings
         there = configfile.load(str(self.loaded.path), [*self.overrides, *settings])
         seeds = range(self.sweep.seeds)
@@ -173,10 +186,11 @@ class Space:
     def _wrong(self, key: str, domain: Any) -> list[str]:
         problems: list[str] = []
         made = []
-        for value in space.corners(domain):
-            (setting,) = Point({key: value}, ()).settings
+        for values in self._alone(key, domain):
+            *loss, setting = Point(values, ()).settings
             try:
-                made.append((setting, plan([configfile.load(str(self.loaded.path), [*self.overrides, setting])])))
+                there = configfile.load(str(self.loaded.path), [*self.overrides, *loss, setting])
+                made.append((setting, plan([there])))
             except ConfigError as error:
                 problems += [problem.removeprefix(f"--set {setting}: ") for problem in error.problems]
         teacher = plan([self.loaded]).runs[0].id

@@ -229,6 +229,26 @@ def asked(source: Source, value: Callable[[Point], float] = good) -> list[Point]
     return found
 
 
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_point_has_no_key_that_its_loss_does_not_use(tmp_path: Path, search: str) -> None:
+    domains = {
+        "distill.loss": {"choice": ["kd", "hard", "dkd"]},
+        "distill.temperature": {"uniform": [1, 8]},
+        "distill.dkd_beta": {"uniform": [1, 8]},
+    }
+    searched = space(tmp_path, {"space": domains, "trials": 12, "search": search})
+    searched.check()
+    source = Adaptive(searched, 12) if search == "optuna" else None
+    points = searched.drawn(12) if source is None else [one for _ in range(8) if (one := source.next())]
+    keys = {tuple(point.values) for point in points}
+    assert ("distill.loss",) in keys
+    assert ("distill.loss", "distill.temperature") in keys
+    assert tuple(domains) in keys
+    for point in points:
+        hard, dkd = (point.values["distill.loss"] == loss for loss in ("hard", "dkd"))
+        assert ("distill.temperature" in point.values, "distill.dkd_beta" in point.values) == (not hard, dkd)
+
+
 def test_optuna_gives_the_same_points_again_and_comes_nearer(tmp_path: Path) -> None:
     searched = space(tmp_path, {"trials": 20, "search": "optuna"})
     found = asked(Adaptive(searched, 20))
