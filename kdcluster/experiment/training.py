@@ -150,7 +150,7 @@ def merged(own: Train, others: Train) -> Train:
         aside += ("momentum", "betas")
     if given.get("schedule", others.schedule) != others.schedule:
         aside += ("min_lr",)
-    if given.get("ema_decay", others.ema_decay) is None:
+    if "ema_decay" in given and given["ema_decay"] is None:
         aside += ("ema_warmup",)
     return others.model_copy(update={name: Train.model_fields[name].default for name in aside} | given)
 

@@ -223,8 +223,9 @@ def walks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "configs").mkdir()
     data = {"name": "image_folder", "path": str(root), "image_size": 16}
     for name in ("one", "two", "three"):
-        write_experiment(tmp_path / "configs", {"data": data, "sweep": {"trials": 4}}, name=name)
-        run = make_plan(tmp_path, {"data": data, "variant": name}).runs[-1]
+        few = {"data": data, "train.batch_size": 2}
+        write_experiment(tmp_path / "configs", {**few, "sweep": {"trials": 4}}, name=name)
+        run = make_plan(tmp_path, {**few, "variant": name}).runs[-1]
         RunDir(tmp_path / "runs", run.id).prepare(run)
     found: list[str] = []
     scandir = os.scandir

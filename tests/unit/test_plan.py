@@ -373,6 +373,7 @@ DEFAULTS = {
     if not info.is_required()
     and key not in ("data.path", "data.image_size", "teacher.pretrained", "student.pretrained")
     and not key.startswith(("distill.dkd_", "distill.dist_"))  # refused for the default loss
+    and "augment.rand." not in key  # and these for the default policy
     and not {"crop", "erase", "mixup", "cutmix"} & set(key.split("."))  # off by default: to name one is to switch it on
 }
 CIFAR = {"data": {"name": "cifar10"}, "teacher": {"model": "resnet18"}, "student": {"model": "resnet10t"}}

@@ -125,3 +125,22 @@ def test_what_is_wrong_beside_a_recipe_is_said_where_it_stands(tmp_path: Path, t
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert [line.removeprefix(f"{tmp_path}/exp.yaml:") for line in caught.value.problems] == [problem]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "expected"),
+    [
+        ("{schedule: cosine, min_lr: 1e-5}", "{schedule: constant}", {"min_lr": 0.0}),
+        ("{schedule: cosine, min_lr: 1e-5}", "{epochs: 3}", {"min_lr": 1e-5}),
+        ("{ema_decay: 0.99, ema_warmup: true}", "{ema_decay: null}", {"ema_warmup": False, "ema_decay": None}),
+        ("{ema_decay: 0.99, ema_warmup: true}", "{ema_decay: 0.9}", {"ema_warmup": True, "ema_decay": 0.9}),
+    ],
+)
+def test_a_teacher_puts_aside_what_goes_with_another_schedule_or_average(
+    tmp_path: Path, theirs: str, own: str, expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "exp.yaml"
+    path.write_text(GOOD.replace("resnet18}", f"resnet18, train: {own}}}") + f"train: {theirs}\n", encoding="utf-8")
+    train = configfile.load(str(path)).config.teacher_train()
+    assert train is not None
+    assert {key: getattr(train, key) for key in expected} == expected
