@@ -9,6 +9,9 @@ command goes on after whatever stopped it; without names all arms run, those tha
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -17,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcluster.experiment import yamlfile
+from kdcluster.results.spread import interval95
+
+KDCLUSTER = [sys.executable, "-m", "kdcluster.cli"]
+ROLE = {"label smoothing": "smoothed"}
 
 EACH = 1500
 """Training images of a class."""
@@ -29,7 +36,7 @@ BASE: dict[str, Any] = {
         "pretrained": "weights.safetensors",
         "image_size": 64,
         "augment": {"pad": 4, "flip": True},
-        "train": {"epochs": 5, "lr": 1e-3, "weight_decay": 0.01},
+        "train": {"epochs": 8, "lr": 2e-3, "weight_decay": 0.01},
     },
     "student": {
         "model": "vit_tiny_patch16_224",
@@ -62,9 +69,9 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "hard": {"distill": {"alpha": 0.5, "loss": "hard"}},
     "mixup": {"data.augment": {"pad": 4, "flip": True, **MIXUP}},
     "crop": {"data.augment": {"flip": True, **CROP}},
-    "twice": {"train.epochs": 40},
-    "four_times": {"train.epochs": 80},
-    "tuned": {"sweep": {"space": SPACE, "trials": 8, "scheduler": "asha"}},
+    "10_epochs": {"train.epochs": 10},
+    "40_epochs": {"train.epochs": 40, "data.views": 20},
+    "tuned": {"sweep": {"space": SPACE, "trials": 6, "scheduler": "asha"}},
 }
 """Name -> what it changes; `tuned` is swept with --both."""
 
@@ -97,6 +104,51 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return found
 
 
+def seeds_of(folder: Path, arm: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """Of an arm, role (the control is `smoothed`) -> seed -> its run, accuracy in percent and seconds."""
+    command = [*KDCLUSTER, "results", f"{arm}.yaml", "--json"]
+    (one,) = json.loads(subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE).stdout)["experiments"]
+    role = {
+        run: ROLE.get(row["configuration"].partition(":")[0], row["role"]) for row in one["rows"] for run in row["runs"]
+    }
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for each in one["seeds"]:
+        found.setdefault(role.get(each["run"], each["role"]), {})[each["seed"]] = each
+    return found
+
+
+def differences(some: Mapping[int, Any], others: Mapping[int, Any]) -> str:
+    """Mean and 95 % interval of what one has more than the other, seed by seed."""
+    values = [some[seed]["top1"] - others[seed]["top1"] for seed in some]
+    low, high = interval95(values) or (math.nan, math.nan)
+    return f"{statistics.fmean(values):+.2f} [{low:.2f}, {high:.2f}]"
+
+
+def brings(folder: Path, arms: list[str]) -> str:
+    """The table of the arms that are done, in Markdown, and the runs behind it: the ends of their ids, and percent."""
+    title = "| arm | alone | distilled | gain | over kd | seconds a student |\n|---|---:|---:|---:|---:|---:|\n"
+    lines, behind = [], []
+    plain = seeds_of(folder, "kd")
+    for arm in arms:
+        roles = seeds_of(folder, arm)
+        for role in [name for name in ("smoothed", "distilled") if name in roles]:
+            theirs, alone = roles[role], roles["baseline"]
+            cells = [arm if role == "distilled" else "label smoothing alone"]
+            cells += [_spread(alone), _spread(theirs), differences(theirs, alone)]
+            cells += ["" if (arm, role) == ("kd", "distilled") else differences(theirs, plain["distilled"])]
+            cells += [f"{statistics.median(each['wall_s'] for each in theirs.values()):.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        for role, runs in roles.items():
+            each = [f"{'-'.join(one['run'].split('-')[-2:])} {one['top1']:.2f}" for one in runs.values()]
+            behind.append(f"{arm}, {role}: {', '.join(each)}")
+    return title + "\n".join([*lines, "", *behind])
+
+
+def _spread(runs: Mapping[int, Any]) -> str:
+    values = [each["top1"] for each in runs.values()]
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("folder", "images", "weights"):
@@ -105,14 +157,12 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     prepare(given.folder, given.images, given.weights)
-    kdcluster = [sys.executable, "-m", "kdcluster.cli"]
     for arm in given.arms:
-        how = ["sweep", "--both"] if arm == "tuned" else ["submit", "--wait"]
-        done = subprocess.run([*kdcluster, how[0], f"{arm}.yaml", *how[1:], "--backend", "local"], cwd=given.folder)
+        how = ["sweep", "--both", "--confirm", "5"] if arm == "tuned" else ["submit", "--wait"]
+        done = subprocess.run([*KDCLUSTER, how[0], f"{arm}.yaml", *how[1:], "--backend", "local"], cwd=given.folder)
         if done.returncode:
             sys.exit(done.returncode)
-    files = [f"{arm}.yaml" for arm in given.arms if arm != "tuned"]
-    subprocess.run([*kdcluster, "results", *files, "--together"], cwd=given.folder, check=True)
+    print(brings(given.folder, [arm for arm in given.arms if arm != "tuned"]))
 
 
 if __name__ == "__main__":
