@@ -218,7 +218,9 @@ class Experiment(Block):
             found += [((block, "augment", *key), what) for key, what in wrong]
         found += [(("resources", key), what) for key, what in _resources(self.resources)]
         found += [(("train", key), what) for key, what in training.contradictions(self.train, self.train)]
-        found += [(("control",), what) for what in _control(self)]
+        if self.control != "none" and round((1 - self.distill.alpha) * (1 - self.train.label_smoothing), 12) == 0:
+            what = "needs distill.alpha below 1: with all of the probability spread evenly there is nothing to learn"
+            found.append((("control",), what))
         if self.distill.loss == "dist" and self.train.micro_batch is not None:
             what = "distill.loss dist relates all images of a batch to each other; leave it out (use more "
             what += "processes, or train.grad_checkpointing, where memory is short)"
@@ -243,14 +245,6 @@ class Experiment(Block):
         else:
             found += [(("teacher", "train", key), what) for key, what in training.contradictions(own, merged)]
         return found
-
-
-def _control(config: Experiment) -> Iterator[str]:
-    """What is wrong with the share of the probability that the control spreads evenly."""
-    if config.control != "none" and config.distill.alpha == 0:
-        yield "needs distill.alpha above 0: it is the share of the probability that is spread evenly"
-    elif config.control != "none" and round((1 - config.distill.alpha) * (1 - config.train.label_smoothing), 12) == 0:
-        yield "needs distill.alpha below 1: with all of the probability spread evenly there is nothing to learn"
 
 
 def _model(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:
