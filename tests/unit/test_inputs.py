@@ -250,7 +250,7 @@ def test_plan_and_dry_run_say_it(folder: Path) -> None:
 
 def test_a_plan_needs_no_torch_for_it(folder: Path) -> None:
     block = {"name": "image_folder", "path": str(pictures(folder / "pets"))}
-    write_experiment(folder, {"data": block, "student": {"model": "test_vit"}})
+    write_experiment(folder, {"data": block, "student": {"model": "test_vit"}, "train.batch_size": 4})
     code = "import sys; from kdcluster.cli import main; main(['plan', 'tiny.yaml'], standalone_mode=False);"
     code += "print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
