@@ -195,8 +195,8 @@ class Space:
                 problems += [problem.removeprefix(f"--set {setting}: ") for problem in error.problems]
         teacher = plan([self.loaded]).runs[0].id
         if others := [setting for setting, there in made if there.runs[0].id != teacher and not self.allow_teacher]:
-            hint = "--allow-teacher does that, --dry-run says how many"
-            problems.append(f"{others[0]} makes another teacher, and each has to be trained; {hint}")
+            hint = "--allow-teacher trains each, and --dry-run says how many"
+            problems.append(f"{others[0]} makes another teacher; {self._one_teacher(key)}{hint}")
         students = [{run.hash for run in there.runs} for _, there in made]
         if (
             not problems
@@ -208,6 +208,18 @@ class Space:
         if not problems and key == "seeds":
             problems.append("makes no other student: sweep.seeds says how many each point has")
         return problems
+
+    def _one_teacher(self, key: str) -> str:
+        """What leaves the teacher as it is while a key is searched, if anything does."""
+        block, _, name = key.partition(".")
+        if block == "train":
+            own = {f"teacher.train.{name}": getattr(self.loaded.config.train, name)}
+        elif key.startswith("data.augment"):
+            own = {"teacher.augment": self.loaded.config.data.augment.model_dump(exclude_defaults=True)}
+        else:
+            return ""
+        (setting,) = Point(own, ()).settings
+        return f"--set '{setting}' keeps one, "
 
     def teachers(self, points: Sequence[Point]) -> Plan:
         """The teachers of the experiment and of these points, and the stores of their logits, as a plan.

@@ -108,7 +108,7 @@ def test_settings_are_yaml_that_set_takes(tmp_path: Path) -> None:
             r":5: sweep\.space\.distill\.alhpa: unknown key; did you mean",
         ),
         ({"distill.alpha": {"uniform": [0, 2]}}, r":5: sweep\.space\.distill\.alpha: .*\(got 2\)"),
-        ({"train.lr": {"loguniform": [1e-4, 1e-2]}}, "train.lr=0.0001 makes another teacher, .* --allow-teacher"),
+        ({"train.lr": {"loguniform": [1e-4, 1e-2]}}, "train.lr=0.0001 makes another teacher; .* --allow-teacher"),
         ({"teacher.seed": {"grid": [1, 2]}}, "teacher.seed=1 makes another teacher"),
         ({"seeds": {"choice": [[0], [1]]}}, r"sweep\.space\.seeds: makes no other student"),
         ({"resources.threads": {"randint": [1, 2]}}, "resources.threads: makes no other student"),
@@ -119,6 +119,27 @@ def test_what_cannot_be_searched_is_said_before_anything_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         space(tmp_path, {"space": domains}).check()
+
+
+@pytest.mark.parametrize(
+    "domains",
+    [
+        {"train.lr": {"loguniform": [1e-4, 1e-2]}},
+        {"train.label_smoothing": {"uniform": [0.0, 0.3]}},
+        {"train.grad_clip": {"uniform": [0.5, 2.0]}},
+        {"data.augment.pad": {"randint": [0, 4]}},
+        {"data.augment.color.hue": {"uniform": [0.0, 0.1]}},
+    ],
+)
+def test_what_is_told_to_keep_one_teacher_does(tmp_path: Path, domains: dict[str, Any]) -> None:
+    searched = space(tmp_path, {"space": domains})
+    with pytest.raises(ConfigError, match="makes another teacher; --set '(.*)' keeps one, --allow-teacher") as refused:
+        searched.check()
+    setting = str(refused.value).partition("--set '")[2].partition("'")[0]
+    kept = Space(configfile.load(str(tmp_path / "tiny.yaml"), [setting]), (setting,))
+    kept.check()
+    needed = {need for point in points(kept) for run in point.runs for need in run.needs}
+    assert needed == {plan([searched.loaded]).runs[0].id}
 
 
 def test_teachers_may_be_searched_if_that_is_allowed_and_are_counted(tmp_path: Path) -> None:
