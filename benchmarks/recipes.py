@@ -36,7 +36,7 @@ BASE: dict[str, Any] = {
         "pretrained": "weights.safetensors",
         "image_size": 64,
         "augment": {"pad": 4, "flip": True},
-        "train": {"epochs": 8, "lr": 2e-3, "weight_decay": 0.01},
+        "train": {"epochs": 8, "lr": 2e-3, "weight_decay": 0.01, "label_smoothing": 0.0},
     },
     "student": {
         "model": "vit_tiny_patch16_224",
