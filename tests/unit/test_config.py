@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdcluster.cli import main
 from kdcluster.errors import ConfigError, NotFound
-from kdcluster.experiment import configfile, yamlfile
+from kdcluster.experiment import configfile, schema, yamlfile
 from kdcluster.experiment.config import Experiment
 from kdcluster.experiment.configfile import LoadedExperiment
 from kdcluster.experiment.identity import changed
@@ -380,6 +380,18 @@ def test_the_set_that_counts_is_the_one_that_is_named(tmp_path: Path) -> None:
         "--set train={epochs: -1, lr: 0}: train.lr: must be greater than 0 (got 0)",
         "--set train.epochs=0: train.epochs: must be at least 1 (got 0)",
     ]
+
+
+def test_every_key_that_is_a_list_has_an_example_that_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models.py").touch()
+    keys = [one.key for one in schema.fields() if one.type.startswith("list")]
+    assert {"seeds", "imports", "train.betas", "data.augment.crop.scale", "data.augment.erase.ratio"} <= {*keys}
+    for key in keys:
+        (said,) = refused(tmp_path, GOOD, f"{key}=0.5")
+        assert said.startswith(f"--set {key}=0.5: {key}: must be a list, as in [")
+        example = said.partition("as in ")[2].partition(" (")[0]
+        load(tmp_path, GOOD, f"{key}={example}")
 
 
 def test_set_errors_come_after_those_of_the_file(tmp_path: Path) -> None:
