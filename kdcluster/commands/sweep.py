@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -147,7 +148,7 @@ def sweep(chosen: Chosen, experiment: str, wanted: Wanted) -> bool:
             teachers_first.train(needed, made.runs, chosen, there, again)
             _confirm(swept, made, chosen, best, again)
         else:
-            say(f"not confirmed, so nothing is recommended; next: {again} --confirm {CONFIRM}")
+            say(f"not confirmed, so nothing is recommended; next: {_confirming(again, CONFIRM)}")
         if unwritten:
             leave(f"{unwritten}\nnext: {again}", 1)
     return True
@@ -191,6 +192,11 @@ def _again(chosen: Chosen, wanted: Wanted) -> str:
     given = {"--gpus-per-trial": wanted.gpus_per_trial, "--ray-address": there}
     words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
     return " ".join(["kdcluster sweep", chosen.submit_again(), *map(shlex.quote, wanted.words + words)]) + chosen.where
+
+
+def _confirming(again: str, seeds: int) -> str:
+    """The command that goes on, with another number of seeds."""
+    return f"{re.sub(r' --confirm [0-9]+', '', again)} --confirm {seeds}"
 
 
 def _report(searched: Space, points: list[Point], root: Path, interrupted: str) -> Point | None:
@@ -253,7 +259,7 @@ def recommended(chosen: Chosen, best: Point, after: Confirmed, again: str) -> st
     if after.verdict is None:
         return f"next: {again}"
     if not after.verdict.holds:
-        return f"nothing is recommended; more seeds may tell: {again} --confirm {2 * after.seeds}"
+        return f"nothing is recommended; more seeds may tell: {_confirming(again, 2 * after.seeds)}"
     # The nodes were the whole sweep's; inside a job everything is local, and results has no such option.
     default = os.environ.get("KDCLUSTER_BACKEND", "auto")
     here = replace(chosen, nodes=None, backend=default if is_inside_job() or not chosen.backend else chosen.backend)

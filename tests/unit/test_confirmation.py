@@ -99,14 +99,15 @@ def test_a_winner_holds_up_against_the_baseline_and_the_files_settings(
     assert after.verdict is not None
     assert after.verdict.words == (*words, POINTS)
     assert after.verdict.holds is holds
-    again = "kdcluster sweep tiny.yaml"
+    again = f"kdcluster sweep tiny.yaml --confirm {len(winner)} --both"
     chosen = Chosen(("tiny.yaml",), backend="slurm", nodes=2, runs_dir=root)
     said = recommended(chosen, best, after, again)
     if holds:
         settings = " ".join(f"--set {one}" for one in best.settings)
         assert said == f"recommended: kdcluster submit tiny.yaml --backend slurm {settings} --runs-dir {root}"
     else:
-        assert said == f"nothing is recommended; more seeds may tell: {again} --confirm {2 * len(winner)}"
+        more = f"kdcluster sweep tiny.yaml --both --confirm {2 * len(winner)}"
+        assert said == f"nothing is recommended; more seeds may tell: {more}"
 
 
 def test_one_seed_tells_nothing(tmp_path: Path) -> None:
