@@ -102,7 +102,7 @@ def test_a_dry_run_says_how_long_the_whole_takes_from_what_such_runs_took(
 
 def test_a_dry_run_counts_the_teachers_of_a_space_that_has_several(folder: Path) -> None:
     space(folder, {"space": {"teacher.seed": {"grid": [1, 2, 3]}}})
-    assert "--allow-teacher does that, --dry-run says how many" in fails(2, "sweep", "tiny.yaml", "--dry-run")
+    assert "--allow-teacher trains each, and --dry-run says how many" in fails(2, "sweep", "tiny.yaml", "--dry-run")
     lines = run("sweep", "tiny.yaml", "--allow-teacher", "--dry-run").stdout.splitlines()
     assert len([line for line in lines if line.startswith("first teacher-logits-")]) == 4
     assert len([line for line in lines if line.startswith("first ")]) == 4 + 4
