@@ -199,14 +199,6 @@ _SYNTAX = (
 """ruamel's words -> ours."""
 MANY = 20  # values of a field, more of which nobody reads in a message
 _MISSING = "required key is missing"
-_LISTS = {
-    "seeds": "[0, 1, 2]",
-    "imports": "[my_models.py]",
-    "betas": "[0.9, 0.999]",
-    "scale": "[0.08, 1]",
-    "ratio": "[0.75, 1.333]",
-}
-"""Keys that are lists -> one of them."""
 _WORDS = {
     "missing": _MISSING,
     "bool_type": "must be true or false",
@@ -237,7 +229,8 @@ def _words(problem: Any, key: Key) -> str:
         many = f"the {len(options)} that `kdcluster schema --json` lists" if len(options) > MANY else ", ".join(options)
         return f"must be one of {many} (got {shown(got)}){f'; did you mean {small[close[0]]}?' if close else ''}"
     if kind == "tuple_type":
-        return f"must be a list, as in {_LISTS[str(key[-1])]} (got {shown(got)})"
+        example = {"seeds": "[0, 1, 2]", "imports": "[my_models.py]"}.get(str(key[-1]), "[0.5, 0.9]")
+        return f"must be a list, as in {example} (got {shown(got)})"
     words = _WORDS[kind].format(**limits) if kind in _WORDS else problem["msg"].removeprefix("Value error, ")
     if key == ("teacher", "train") and kind == "model_type":
         words += ", or none to take its weights as they are"

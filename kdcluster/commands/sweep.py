@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from kdcluster import inputs
 from kdcluster.commands import dry_run, teachers_first
@@ -24,6 +24,7 @@ from kdcluster.launch.preflight import preflight
 from kdcluster.launch.slurm.ask import is_here, is_inside_job
 from kdcluster.launch.slurm.backend import Slurm, waited_for
 from kdcluster.launch.status import run_status
+from kdcluster.plan import Plan, Run
 from kdcluster.results import render
 from kdcluster.run import FIRST
 from kdcluster.runs import RunDir
@@ -35,9 +36,6 @@ from kdcluster.sweep.flow import Sweeping, trial_room
 from kdcluster.sweep.points import Point, Space
 from kdcluster.terminal import can_show, leave, say, show_text, width
 from kdcluster.wording import count
-
-if TYPE_CHECKING:
-    from kdcluster.plan import Plan, Run
 
 CONFIRM = 3
 """Seeds of the confirmation, unless told otherwise."""
