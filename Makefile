@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-SHARED := --dist loadfile  # each file in one process
+SHARED := -n 2 --dist loadfile  # two processes, each file in one of them
 
 .PHONY: demo test test-unit test-integration test-gpu test-wheel bench bench-gpu drill-slurm lint format docs-images golden clean
 
@@ -13,10 +13,10 @@ demo: $(READY)  ## train teacher, baselines and distilled students on real image
 test: test-unit test-integration  ## everything that needs no GPU
 
 test-unit: $(READY)
-	$(BIN)/pytest -n 2 $(SHARED) -m "not gpu and not integration"
+	$(BIN)/pytest $(SHARED) -m "not gpu and not integration"
 
 test-integration: $(READY)  ## real torchrun processes
-	$(BIN)/pytest -n 3 $(SHARED) -m "integration and not gpu" --durations=25  # half of it waits for a SLURM
+	$(BIN)/pytest $(SHARED) -m "integration and not gpu" --durations=25
 
 test-gpu: $(READY)  ## what only a GPU can show
 	$(BIN)/pytest -m gpu
