@@ -71,7 +71,7 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "crop": {"data.augment": {"flip": True, **CROP}},
     "10_epochs": {"train.epochs": 10},
     "40_epochs": {"train.epochs": 40, "data.views": 20},
-    "tuned": {"sweep": {"space": SPACE, "trials": 12}},
+    "tuned": {"sweep": {"space": SPACE, "trials": 6, "scheduler": "asha"}},
 }
 """Name -> what it changes; `tuned` is swept with --both."""
 

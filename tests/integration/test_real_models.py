@@ -55,7 +55,7 @@ def test_exp1s_models_distil_for_two_steps(folder: Path):
     places = ["--runs-dir", str(folder / "runs"), "--data-dir", str(folder / "data")]
     command = [sys.executable, "-m", "kdcluster.cli", "debug", "exp1", "--steps", "2", *sets, *places]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # spinning hurts on a busy machine
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "stopped after 2 steps, as asked" in done.stderr
     assert "is not trained yet: debugging with its start weights" in done.stderr

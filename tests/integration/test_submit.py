@@ -27,7 +27,7 @@ from tests.tiny import TINY_MODELS, put_images, write_experiment
 
 pytestmark = pytest.mark.integration
 
-WITHIN_S = 180.0
+WITHIN_S = 600.0  # a hang, not a busy machine
 """For what takes seconds on an idle machine."""
 
 MOODY = '''
