@@ -102,10 +102,11 @@ class Desk:
         put_images(folder / "data")
         self.env = {**cluster, "KDCLUSTER_CLUSTER": "dev", "SLOW": str(folder / "SLOW")}
         self.env.pop("KDCLUSTER_BACKEND", None)
+        self.python = Path(sys.executable)
 
     def run(self, *words: str, expect: int = 0) -> tuple[str, str]:
         """(stdout, stderr) of a kdcluster command."""
-        argv = [sys.executable, "-m", "kdcluster.cli", *words]
+        argv = [str(self.python), "-m", "kdcluster.cli", *words]
         done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=WITHIN_S)
         assert done.returncode == expect, done.stderr
         return done.stdout, done.stderr

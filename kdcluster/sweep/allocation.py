@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 START_S = 180.0
 """How long nodes may take to have their Ray up."""
 END_S = 20.0
+RAY = "import sys; sys.modules['grpc'] = None; from ray.scripts.scripts import main; main()"
+"""Ray's own command, which then takes its server for remote clients as not installed: nobody asks that one, its port is
+the same for all, and it dies, with the whole Ray, where the path of this Python has a blank."""
 
 
 def main(kdcluster: Callable[..., object]) -> None:
@@ -148,7 +151,7 @@ def _node(address: str, name: str, first_host: str) -> int:
         if is_first
         else [f"--address={address}"]
     )
-    argv = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *where, "--block", "--disable-usage-stats"]
+    argv = [sys.executable, "-Pc", RAY, "start", *where, "--block", "--disable-usage-stats"]
     argv += [f"--num-cpus={cores}", f"--num-gpus={len(shown)}", "--dashboard-agent-listen-port=0"]
     argv += ["--min-worker-port=0", "--max-worker-port=0"]
     env = dict(os.environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def test_a_sweep_uses_both_nodes_and_goes_on_without_one(desk: Callable[..., Des
         sweep={"space": space},
         **{"train.epochs": 8},
     )
+    (here.folder / "my venv").symlink_to(sys.prefix)  # Ray takes no blank in it by itself
+    here.python = here.folder / "my venv" / "bin" / "python"
     slow = Path(here.env["SLOW"])
     slow.touch()
     words = ("sweep", "tiny.yaml", "--backend", "slurm", "--nodes", "2", "--gpus", "2", "--confirm", "1")
